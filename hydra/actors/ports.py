@@ -1,0 +1,84 @@
+"""The world outside the actors, as interfaces: whoever starts the actors hands in something that keeps them.
+
+`Compute` is satisfied by the kernel room (torch) and by the simulator's pocket model; `Library` by the store room and
+by a simulated shelf. No file here knows which.
+"""
+
+from typing import Protocol
+
+import attrs
+
+from hydra.protocol.batch import Outcome, Run
+from hydra.protocol.ids import RouteId
+from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
+from hydra.protocol.model_spec import ModelSpec, TensorRange
+
+
+@attrs.frozen(kw_only=True)
+class SliceFacts:
+    """What loading a slice came to."""
+
+    weight_bytes: int  # in memory, in the route's dtype
+    read_bytes: int  # from the sources; 0 for layers that were already here
+    kv_blocks_max: int
+    load_s: float
+
+
+class Progress(Protocol):
+    """Told by the loader, from its own thread."""
+
+    def __call__(self, bytes_done: int, bytes_total: int) -> None: ...
+
+
+class Ticket(Protocol):
+    """A launched run, still under way on a device with queues of its own."""
+
+
+class Compute(Protocol):
+    """One device's worth of layers, pools and arithmetic.
+
+    `load`, `activate`, `drop` run on a loader thread; `launch` and `collect` on the stage's own thread(s), in order:
+    tickets are collected in the order they were launched. On the CPU `launch` does all the work. A slice is a dict of
+    layers, so that `load` of a new range frees and reads only the difference, while another route keeps stepping.
+    Raises RefusalError (bad_model, does_not_fit, unsupported) from `load`; anything else is a fault of the process.
+    """
+
+    def offer(self) -> DeviceOffer: ...
+
+    def held(self) -> tuple[Held, ...]: ...
+
+    def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
+        """Frees the route's pool, then holds exactly the ordered layers. Nothing half-loaded stays after a refusal."""
+
+    def activate(self, route: RouteId, kv_blocks: int) -> None:
+        """Makes the KV pool of `kv_blocks` blocks and warms up, so that the first step is no slower than the others."""
+
+    def drop(self, route: RouteId) -> None:
+        """Frees pool and weights of a route; unknown routes are fine."""
+
+    def free_pool(self, route: RouteId) -> None:
+        """Frees the KV pool and keeps the weights as inventory."""
+
+    def launch(self, run: Run) -> Ticket: ...
+
+    def collect(self, ticket: Ticket) -> Outcome: ...
+
+
+@attrs.frozen(kw_only=True)
+class Described:
+    """A model as the coordinator sees it: read from headers, nothing loaded."""
+
+    model_path: str
+    default_id: str
+    spec: ModelSpec
+    tensors: tuple[TensorRange, ...]  # of the whole model
+
+
+class Library(Protocol):
+    """Model directories, described. Called in a thread of its own."""
+
+    def describe(self, model_path: str) -> Described:
+        """Raises RefusalError: model_not_found, bad_model, unsupported."""
+
+    def slice_ranges(self, described: Described, first_layer: int, end_layer: int) -> tuple[TensorRange, ...]:
+        """The tensors of one slice: embedding with layer 0, norm and head with the last, tied or not."""

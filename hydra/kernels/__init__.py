@@ -1,0 +1,1 @@
+"""The hands: what is computed. Speaks tensors; knows no socket, no actor and no word."""

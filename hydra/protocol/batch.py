@@ -1,0 +1,158 @@
+"""A micro-batch: what the stages of a route are asked to compute, in int32 columns.
+
+The Broker composes it once and it travels through the stages whole. Row columns have one entry per row; `tokens` and
+`blocks` are the rows' runs laid end to end. A row is opened once, in full; afterwards it gets deltas only (new tokens,
+new KV blocks). Nothing here knows frames, sockets or tensors: `codec_data` turns a batch into bytes, `kernels` into
+tensors.
+"""
+
+from typing import TypeAlias
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from hydra.protocol.blob import Blob
+from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
+from hydra.protocol.sampling import SamplingParams
+
+Int32Column: TypeAlias = npt.NDArray[np.int32]
+
+ROWS_MAX = 4096  # per micro-batch; a header that says more is a lie
+TOKENS_MAX = 1 << 20
+
+
+def int32(values: object) -> Int32Column:
+    """Any sequence of integers as a contiguous column."""
+    return np.ascontiguousarray(values, dtype=np.int32)
+
+
+EMPTY: Int32Column = int32([])
+EMPTY.setflags(write=False)
+
+
+def _column() -> Int32Column:
+    return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), default=EMPTY)
+
+
+@attrs.frozen(kw_only=True)
+class RowOpening:
+    """A row's first sentence to the first and the last stage.
+
+    `prompt_tokens` is the length of the client's prompt within the history: penalties and min_tokens count from there,
+    also after a replay. `history` is empty unless the parameters need it (see SamplingParams.needs_history).
+    """
+
+    row: RowId
+    attempt: Attempt
+    params: SamplingParams
+    prompt_tokens: int
+    cached_tokens: int = 0  # of the history, already in shared KV blocks
+    history: Int32Column = _column()
+
+
+@attrs.frozen(kw_only=True)
+class Batch:
+    """One step of one route. Row i computes `length[i]` tokens from `position[i]` on; `sample[i]` asks for the next.
+
+    `blocks` are the KV blocks newly given to the rows, `new_blocks[i]` of them to row i. `closed` rows are forgotten
+    before anything runs, so their blocks may appear again in this very batch: the data lane is first in, first out.
+    """
+
+    row: Int32Column = _column()
+    attempt: Int32Column = _column()
+    position: Int32Column = _column()
+    length: Int32Column = _column()
+    sample: Int32Column = _column()
+    new_blocks: Int32Column = _column()
+    tokens: Int32Column = _column()
+    blocks: Int32Column = _column()
+    closed: Int32Column = _column()
+    opened: tuple[RowOpening, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.row)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """A batch on its way to one stage; `hidden` is absent on the way to the first.
+
+    `hidden` has shape [n_tokens, hidden width] in the route's dtype.
+    """
+
+    route: RouteId
+    epoch: Epoch
+    step: StepId
+    batch: Batch
+    hidden: Blob | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Logprobs:
+    """Log-probabilities of the sampled rows that asked for them, in the batch's order of sampled rows.
+
+    `chosen[i]` is that of the chosen token (NaN where not asked); `top_ids[i]`, `top[i]` the best alternatives, best
+    first, padded with -1 / NaN to the widest row. float32 and int32.
+    """
+
+    chosen: npt.NDArray[np.float32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
+    top_ids: npt.NDArray[np.int32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))  # [n, k]
+    top: npt.NDArray[np.float32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))  # [n, k]
+
+
+@attrs.frozen(kw_only=True)
+class StepResult:
+    """What the last stage says to the Broker: the sampled rows of one step, and nothing of the logits."""
+
+    route: RouteId
+    epoch: Epoch
+    step: StepId
+    row: Int32Column = _column()
+    attempt: Int32Column = _column()
+    position: Int32Column = _column()  # of the sampled token itself: last computed position + 1
+    token: Int32Column = _column()
+    logprobs: Logprobs | None = None
+
+
+@attrs.define
+class OpenRow:
+    """A row as a stage knows it between steps. StageLine writes it, the kernels read it.
+
+    `blocks` is the row's KV block table so far, in order. `params`, `prompt_tokens` are known to the first and the
+    last stage; `history` (ids of prompt and answer so far) only where the parameters need it.
+    """
+
+    row: RowId
+    attempt: Attempt
+    params: SamplingParams | None = None
+    prompt_tokens: int = 0
+    position: int = 0  # tokens whose KV is in the pool, or will be once the step in hand has run
+    blocks: list[int] = attrs.field(factory=list)
+    history: list[int] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """An accepted step, ready to compute: the batch with each row's state beside it (`rows[i]` belongs to row i)."""
+
+    route: RouteId
+    epoch: Epoch
+    step: StepId
+    batch: Batch
+    rows: tuple[OpenRow, ...]
+    hidden: Blob | None
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What a stage made of a Run: hidden states for the next stage, or (last stage) one token per sampled row."""
+
+    hidden: Blob | None = None
+    token: Int32Column = _column()
+    logprobs: Logprobs | None = None

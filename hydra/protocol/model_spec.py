@@ -1,0 +1,92 @@
+"""What a model is, in numbers: everything the planner and the kernels must agree on, and nothing else.
+
+The coordinator reads a spec once from a model directory's config and safetensors headers; it travels to the workers
+inside LoadSlice. This file knows no file format and no tensor; sizes are bytes as stored unless a dtype is asked for.
+"""
+
+from typing import Literal
+
+import attrs
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@attrs.frozen(kw_only=True)
+class ModelSpec:
+    """A decoder-only transformer: widths, head counts, and how many parameters each part holds.
+
+    `layer_params[i]` counts the parameters of layer i; `embedding_params`, `head_params` and `norm_params` those of
+    the ends. With `tied` the head reuses the embedding matrix and `head_params` is 0 in the files, yet a worker that
+    holds only the head still needs `embedding_params` of memory.
+    """
+
+    architecture: str  # as in config.json, e.g. "LlamaForCausalLM"
+    fingerprint: str  # hex; equal fingerprints mean equal weights and config
+    n_layers: int
+    hidden: int
+    intermediate: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int
+    norm_eps: float
+    rope_theta: float
+    tied: bool
+    attention_bias: bool
+    mlp_bias: bool
+    stored_dtype: Dtype
+    layer_params: tuple[int, ...]
+    embedding_params: int
+    head_params: int
+    norm_params: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+
+    def kv_token_bytes(self, n_layers: int, dtype: Dtype) -> int:
+        """Bytes of keys and values that one token leaves in `n_layers` layers."""
+        return 2 * n_layers * self.n_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+
+    def slice_params(self, first_layer: int, end_layer: int) -> int:
+        """Parameters of layers [first_layer, end_layer) with the embedding and the head where they belong."""
+        params = sum(self.layer_params[first_layer:end_layer])
+        if first_layer == 0:
+            params += self.embedding_params
+        if end_layer == self.n_layers:
+            params += self.norm_params + self.head_params
+            if self.tied and first_layer != 0:
+                params += self.embedding_params
+        return params
+
+    def slice_bytes(self, first_layer: int, end_layer: int, dtype: Dtype) -> int:
+        """Memory of that slice's weights once converted to `dtype`."""
+        return self.slice_params(first_layer, end_layer) * DTYPE_BYTES[dtype]
+
+
+@attrs.frozen(kw_only=True)
+class TensorRange:
+    """One tensor's bytes in a described model: where they lie, and what they must turn out to be."""
+
+    name: str
+    file: str  # relative to the model directory, one path component
+    offset: int  # of the first byte, from the start of the file
+    length: int  # bytes
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+
+@attrs.frozen(kw_only=True)
+class ModelCard:
+    """What a frontend must know of a loaded model to speak for it."""
+
+    model_id: str
+    model_path: str
+    architecture: str
+    state: Literal["loading", "ready", "degraded", "failed"]
+    created_s: int  # seconds since 1970, for the OpenAI model object
+    max_model_len: int
+    vocab: int
+    eos_ids: tuple[int, ...]
+    dtype: Dtype
+    total_layers: int

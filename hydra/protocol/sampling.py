@@ -1,0 +1,38 @@
+"""How the next token is chosen: parameters that travel with a row to the last stage.
+
+Drawing is a pure function of (logits, parameters, seed, choice, position): no generator state lives anywhere, so a
+replay draws the same token. Ranges are checked where a request enters (the HTTP room) and again when decoded.
+"""
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class SamplingParams:
+    """One row's sampling. The defaults are plain sampling at temperature 1; `temperature == 0` is greedy.
+
+    Masks apply in this order: logit_bias and penalties, then min_tokens' ban of stop ids, then temperature,
+    then top_k, top_p, min_p. `seed` is any 64-bit unsigned integer; `choice` separates the n answers of one request.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    choice: int = 0
+    logprobs: int | None = None  # None: not asked for; 0..20: so many alternatives beside the chosen token
+    min_tokens: int = 0  # stop_ids are banned before so many tokens were generated
+    stop_ids: tuple[int, ...] = ()
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the last stage must know the ids so far (penalties count them)."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+
+GREEDY = SamplingParams(temperature=0.0)

@@ -1,0 +1,128 @@
+"""What every transport keeps. Two implementations: memory (simulation) and ZeroMQ; one contract suite runs on both.
+
+Command lane: a star. The coordinator's hub knows its peers by the id they connected with; a spoke knows only the hub.
+Broadcast lane: beacons from the hub, may be lost. Data lane: one-way links that carry steps, one fresh link per
+(epoch, next hop). A wire moves frames; it does not know messages, machines or retries.
+
+Order holds per connection. Frames may be lost when a connection breaks and never arrive in part. Every queue is
+bounded: a full one raises instead of waiting, and what is dropped is counted.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+from hydra.protocol.blob import Buffer
+from hydra.protocol.ids import PeerId
+
+Frames = Sequence[Buffer]
+
+
+class WireError(Exception):
+    """A fault of the world on a wire."""
+
+
+class PeerGone(WireError):
+    """The hub has no connection to that peer."""
+
+
+class WireFull(WireError):
+    """The bounded queue towards that peer is full; nothing was sent."""
+
+
+class WireClosed(WireError):
+    """This end was closed."""
+
+
+@attrs.frozen
+class Delivery:
+    """One message as it came in. `peer` is the connection's own id, not what the message claims."""
+
+    peer: PeerId
+    frames: tuple[Buffer, ...]
+
+
+class Hub(Protocol):
+    """The coordinator's end of the command lane, plus the broadcast."""
+
+    def send_nowait(self, peer: PeerId, frames: Frames) -> None:
+        """Raises PeerGone, WireFull or WireClosed; never waits."""
+
+    async def receive(self) -> list[Delivery]:
+        """Everything that has arrived, at least one. Raises WireClosed."""
+
+    def broadcast_nowait(self, frames: Frames) -> None:
+        """To every spoke that listens; may be lost; never raises for slow ones."""
+
+    def close(self) -> None: ...
+
+
+class Spoke(Protocol):
+    """Everybody else's end of the command lane, plus the broadcast it hears (both arrive through `receive`)."""
+
+    peer: PeerId
+
+    def send_nowait(self, frames: Frames) -> None:
+        """Raises WireFull or WireClosed. Without a connection frames wait, up to the bound."""
+
+    async def receive(self) -> list[Delivery]:
+        """Deliveries from the hub (peer COORDINATOR); broadcasts among them. Raises WireClosed."""
+
+    def close(self) -> None: ...
+
+
+class StepSource(Protocol):
+    """The receiving end of the data lane inside Trio: the Broker's results, or a simulated stage's inbox."""
+
+    addr: str
+
+    async def receive(self) -> list[tuple[Buffer, ...]]:
+        """Everything that has arrived, at least one. Raises WireClosed."""
+
+    def close(self) -> None: ...
+
+
+class StepLink(Protocol):
+    """The sending end of the data lane inside Trio: one per (epoch, next hop), bounded by the route's credits."""
+
+    def send_nowait(self, frames: Frames) -> None:
+        """Raises WireFull or WireClosed; never waits."""
+
+    def close(self) -> None:
+        """Drops what was not sent yet."""
+
+
+class BlockingSource(Protocol):
+    """The receiving end of the data lane for a compute thread. Not thread-safe except `wake`."""
+
+    addr: str
+
+    def receive(self, timeout_s: float) -> tuple[Buffer, ...] | None:
+        """The next message, or None after a wake or the timeout."""
+
+    def wake(self) -> None:
+        """From any thread: makes a waiting `receive` return None soon."""
+
+    def close(self) -> None: ...
+
+
+class BlockingLink(Protocol):
+    """The sending end of the data lane for a compute thread."""
+
+    def try_send(self, frames: Frames) -> bool:
+        """False when the queue is full or nobody is connected; never waits. Large frames are not copied."""
+
+    def close(self) -> None: ...
+
+
+class DataLane(Protocol):
+    """Opens the ends of the data lane: Trio's ends in the coordinator, blocking ones in a worker's compute thread."""
+
+    def step_source(self, addr: str, bound: int) -> StepSource: ...
+
+    def step_link(self, addr: str, bound: int) -> StepLink: ...
+
+    def blocking_source(self, addr: str, bound: int) -> BlockingSource: ...
+
+    def blocking_link(self, addr: str, bound: int) -> BlockingLink: ...
