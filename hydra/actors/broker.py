@@ -1,0 +1,428 @@
+"""Who is computed when. The Broker takes generations in, keeps every route busy, and hands tokens back.
+
+It holds one Engine per route that is up, and a bounded queue of generations that wait for room or for a route. It
+decides eos, stop ids and max_tokens; stop strings and leaving clients are the Session's. When a route goes down it
+tells every session that had a row there to open again, and says which of them were in flight when a stage died.
+It does not know which nodes exist, what a layer is, or where a token is shown.
+"""
+
+from collections import deque
+
+import attrs
+import numpy as np
+
+from hydra.actors.engine import Drawn, Engine, Row, RowKey
+from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
+from hydra.actors.kv_ledger import KvLedger
+from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
+from hydra.protocol.batch import Logprobs, Step, StepResult, int32
+from hydra.protocol.ids import (
+    PLANNER,
+    ActorName,
+    Address,
+    AskId,
+    Epoch,
+    PeerId,
+    RouteId,
+    RowId,
+    SessionId,
+)
+from hydra.protocol.messages import (
+    Close,
+    Open,
+    OpenRefused,
+    ReadyAsked,
+    ReadyTold,
+    Reopen,
+    RouteBroken,
+    Tokens,
+)
+from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampling import GREEDY
+
+STEP_LEASE_S = 2.0
+UNMEASURED_LEASE_S = 30.0  # before the first step of an epoch came back: nobody knows how fast this model is
+OVERDUE_AGAIN_S = 0.5
+READY_FOR_S = 30.0  # a token so recent proves that the route works
+PROBE_DEADLINE_S = 10.0
+PROBE_PEER = PeerId("(probe)")
+SESSIONS = ActorName("sessions")
+REGISTRY_NAME = ActorName("registry")
+
+
+@attrs.frozen
+class OpenLink:
+    """Effect: a fresh data link to the first stage of this epoch; the route's former one is closed."""
+
+    route: RouteId
+    epoch: Epoch
+    addr: str
+    credits: int
+
+
+@attrs.frozen
+class CloseLink:
+    """Effect: drop the route's link with everything queued in it."""
+
+    route: RouteId
+
+
+@attrs.frozen
+class SendStep:
+    """Effect: onto the route's link. The link's bound is the route's credits, so it never fills."""
+
+    step: Step
+
+
+@attrs.frozen
+class StepBack:
+    """Event: the last stage of a route answered."""
+
+    result: StepResult
+
+
+@attrs.frozen
+class LinkFull:
+    """Event: the first stage takes nothing."""
+
+    route: RouteId
+    epoch: Epoch
+
+
+@attrs.define(eq=False)
+class Waiting:
+    """A generation that has no row yet."""
+
+    key: RowKey
+    open: Open
+    arrival: int
+
+
+@attrs.define(eq=False)
+class _Model:
+    """One model's queue and, while it is up, its engine."""
+
+    model_id: str
+    max_model_len: int
+    waiting: deque[Waiting] = attrs.field(factory=deque)
+    engine: Engine | None = None
+    up: RouteUp | None = None
+
+
+@attrs.define
+class Limits:
+    """The engine section of the configuration, as far as the Broker needs it."""
+
+    batch_tokens: int = 0
+    running_max: int = 256
+    waiting_max: int = 1024
+    prefix_cache: bool = True
+
+
+@attrs.define(eq=False)
+class Broker:
+    """Serves generations on the routes that are up."""
+
+    limits: Limits = attrs.field(factory=Limits)
+    stale_dropped: int = attrs.field(default=0, init=False)
+    tokens_told: int = attrs.field(default=0, init=False)
+    _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
+    _known: dict[RowKey, tuple[str, Open]] = attrs.field(factory=dict, init=False)
+    _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
+    _next_arrival: int = attrs.field(default=0, init=False)
+    _next_row: int = attrs.field(default=1, init=False)
+    _probes: dict[SessionId, list[tuple[Address, AskId]]] = attrs.field(factory=dict, init=False)
+    _next_probe: int = attrs.field(default=1, init=False)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        match event:
+            case StepBack(result=result):
+                return self._step_back(result, now_s)
+            case Received(sender=sender, message=Open() as opening):
+                return self._open(RowKey(sender.peer, opening.session), opening, now_s)
+            case Received(sender=sender, message=Close(session=session, attempt=attempt)):
+                return self._close(RowKey(sender.peer, session), attempt, now_s)
+            case Received(sender=sender, message=ReadyAsked(ask=ask)):
+                return self._ready(sender, ask, now_s)
+            case RouteUp() as up:
+                return self._route_up(up, now_s)
+            case RouteDown() as down:
+                return self._route_down(down)
+            case ModelKnown(model_id=model_id, max_model_len=length):
+                self._models.setdefault(model_id, _Model(model_id, length)).max_model_len = length
+                return []
+            case ModelGone() as gone:
+                return self._model_gone(gone)
+            case FrontendLost(peer=peer):
+                return self._frontend_lost(peer, now_s)
+            case LinkFull(route=route, epoch=epoch):
+                return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why="the first stage takes nothing"))]
+            case TimerFired(key=("overdue", route)):
+                return self._overdue(route, now_s)
+            case TimerFired(key=("probe", session)):
+                return self._probe_told(session, False, "no token came through in time", now_s)
+            case _:
+                raise AssertionError(f"a broker cannot be told {event!r}")
+
+    def statistics(self, model_id: str) -> tuple[int, int, int, int]:
+        """(blocks total, blocks free, running, waiting) of a model."""
+        model = self._models.get(model_id)
+        if model is None:
+            return (0, 0, 0, 0)
+        if model.engine is None:
+            return (0, 0, 0, len(model.waiting))
+        ledger = model.engine.ledger
+        return (ledger.blocks_total, ledger.blocks_free, len(model.engine.rows), len(model.waiting))
+
+    # ------------------------------------------------------------ opening and closing
+
+    def _open(self, key: RowKey, opening: Open, now_s: float) -> list[Effect]:
+        refused = self._refusal(opening)
+        if refused is not None:
+            return self._end(key, opening, refused)
+        known = self._known.get(key)
+        if known is not None and opening.attempt <= known[1].attempt:
+            return []  # said twice
+        if known is not None:
+            self._forget_row(key)
+        model = self._models[opening.model_id]
+        self._next_arrival += 1
+        arrival = self._arrivals.setdefault(key, self._next_arrival)
+        self._known[key] = (opening.model_id, opening)
+        waiting = Waiting(key, opening, arrival)
+        place = next((i for i, other in enumerate(model.waiting) if _before(waiting, other)), len(model.waiting))
+        model.waiting.insert(place, waiting)
+        return self._pump(model, now_s)
+
+    def _refusal(self, opening: Open) -> Refusal | None:
+        model = self._models.get(opening.model_id)
+        if model is None:
+            return Refusal(code="model_not_found", message=f"no model {opening.model_id!r} is loaded", param="model")
+        if len(opening.history) == 0 or opening.prompt_tokens > len(opening.history):
+            return Refusal(code="invalid_value", message="a generation needs at least one prompt token")
+        if opening.prompt_tokens + opening.max_tokens > model.max_model_len:
+            limit = f"{opening.prompt_tokens} prompt tokens and {opening.max_tokens} to generate"
+            message = f"{limit} exceed this model's context of {model.max_model_len}"
+            return Refusal(code="context_length_exceeded", message=message, param="max_tokens")
+        if opening.attempt == 0 and len(model.waiting) >= self.limits.waiting_max:
+            message = f"{len(model.waiting)} requests are waiting already"
+            return Refusal(code="queue_full", message=message, retry_after_s=1.0)
+        return None
+
+    def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
+        self._known.pop(key, None)
+        self._arrivals.pop(key, None)
+        if key.peer == PROBE_PEER:
+            return self._probe_told(key.session, False, refusal.message, 0.0)
+        message = OpenRefused(session=opening.session, attempt=opening.attempt, refusal=refusal)
+        return [Send(Address(key.peer, SESSIONS), message)]
+
+    def _close(self, key: RowKey, attempt: int, now_s: float) -> list[Effect]:
+        known = self._known.get(key)
+        if known is None or attempt < known[1].attempt:
+            return []
+        self._forget(key)
+        return self._pump(self._models[known[0]], now_s)
+
+    def _forget(self, key: RowKey) -> None:
+        """Everything about this generation: row, place in the queue, seniority."""
+        self._forget_row(key)
+        self._known.pop(key, None)
+        self._arrivals.pop(key, None)
+
+    def _forget_row(self, key: RowKey) -> None:
+        model = self._models.get(self._known[key][0]) if key in self._known else None
+        if model is None:
+            return
+        model.waiting = deque(waiting for waiting in model.waiting if waiting.key != key)
+        if model.engine is not None:
+            for row in [row for row in model.engine.rows.values() if row.key == key]:
+                model.engine.remove(row)
+
+    def _frontend_lost(self, peer: PeerId, now_s: float) -> list[Effect]:
+        for key in [key for key in self._known if key.peer == peer]:
+            self._forget(key)
+        return [effect for model in self._models.values() for effect in self._pump(model, now_s)]
+
+    # ------------------------------------------------------------ routes
+
+    def _route_up(self, up: RouteUp, now_s: float) -> list[Effect]:
+        model = self._models.setdefault(up.model_id, _Model(up.model_id, up.max_model_len))
+        assert model.engine is None, "a route came up twice without going down"
+        model.max_model_len, model.up = up.max_model_len, up
+        model.engine = Engine(
+            route=up.route,
+            epoch=up.epoch,
+            n_stages=len(up.nodes),
+            credits=up.credits,
+            ledger=KvLedger(up.kv_blocks, up.block_size, self.limits.prefix_cache),
+            batch_tokens=self.limits.batch_tokens,
+        )
+        return [OpenLink(up.route, up.epoch, up.first_addr, up.credits), *self._pump(model, now_s)]
+
+    def _route_down(self, down: RouteDown) -> list[Effect]:
+        model = self._models.get(down.model_id)
+        if model is None or model.engine is None or model.engine.route != down.route:
+            return []
+        engine, model.engine, model.up = model.engine, None, None
+        in_flight = engine.rows_in_flight() if down.death else set()
+        effects: list[Effect] = [CloseLink(down.route), CancelTimer(("overdue", down.route))]
+        for row in sorted(engine.rows.values(), key=lambda row: row.arrival):
+            effects += self._reopen(row, "epoch", death=row.key in in_flight)
+        return effects
+
+    def _reopen(self, row: Row, why: str, *, death: bool = False) -> list[Effect]:
+        if row.key.peer == PROBE_PEER:
+            self._forget(row.key)
+            return self._probe_told(row.key.session, False, "the route is being rebuilt", 0.0)
+        message = Reopen(
+            session=row.key.session,
+            attempt=row.open.attempt,
+            why="preempted" if why == "preempted" else "epoch",
+            death=death,
+        )
+        return [Send(Address(row.key.peer, SESSIONS), message)]
+
+    def _model_gone(self, gone: ModelGone) -> list[Effect]:
+        model = self._models.get(gone.model_id)
+        if model is None:
+            return []
+        effects: list[Effect] = []
+        if model.engine is not None and gone.forget:
+            effects += self._route_down(RouteDown(model_id=gone.model_id, route=model.engine.route, death=False))
+        for key, (model_id, opening) in list(self._known.items()):
+            if model_id == gone.model_id:
+                effects += self._end(key, opening, gone.refusal)
+        model.waiting.clear()
+        if gone.forget:
+            del self._models[gone.model_id]
+        return effects
+
+    # ------------------------------------------------------------ steps
+
+    def _pump(self, model: _Model, now_s: float) -> list[Effect]:
+        """Admits whoever fits and sends as many micro-batches as the route may have in flight."""
+        engine = model.engine
+        if engine is None:
+            return []
+        self._admit(model, engine)
+        effects: list[Effect] = []
+        while (composed := engine.compose(now_s)) is not None:
+            step, batch = composed
+            effects.append(SendStep(Step(route=engine.route, epoch=engine.epoch, step=step, batch=batch)))
+        for row in engine.preempted:
+            effects += self._reopen(row, "preempted")
+        engine.preempted.clear()
+        at_s = engine.overdue_s(STEP_LEASE_S, UNMEASURED_LEASE_S)
+        key = ("overdue", engine.route)
+        effects.append(CancelTimer(key) if at_s is None else SetTimer(key, at_s))
+        return effects
+
+    def _admit(self, model: _Model, engine: Engine) -> None:
+        while model.waiting and len(engine.rows) < self.limits.running_max:
+            waiting = model.waiting[0]
+            if engine.rows and not engine.has_room(len(waiting.open.history)):
+                return
+            model.waiting.popleft()
+            engine.add(
+                Row(
+                    row=RowId(self._next_row),
+                    key=waiting.key,
+                    open=waiting.open,
+                    arrival=waiting.arrival,
+                    history=waiting.open.history.tolist(),
+                    generated=len(waiting.open.history) - waiting.open.prompt_tokens,
+                )
+            )
+            self._next_row += 1
+
+    def _step_back(self, result: StepResult, now_s: float) -> list[Effect]:
+        model = next((m for m in self._models.values() if m.engine and m.engine.route == result.route), None)
+        if model is None or model.engine is None or model.engine.epoch != result.epoch:
+            self.stale_dropped += 1
+            return []
+        engine = model.engine
+        drawn = engine.take(result, now_s)
+        if drawn is None:
+            why = f"result of step {result.step} out of turn"
+            return [Send(PLANNER, RouteBroken(route=result.route, epoch=result.epoch, why=why))]
+        effects: list[Effect] = []
+        for peer in dict.fromkeys(token.row.key.peer for token in drawn):
+            effects += self._tell(peer, [token for token in drawn if token.row.key.peer == peer], result.logprobs)
+        self.tokens_told += len(drawn)
+        for token in drawn:
+            if token.finish:
+                self._forget(token.row.key)
+        return [*effects, *self._pump(model, now_s)]
+
+    def _tell(self, peer: PeerId, drawn: list[Drawn], logprobs: Logprobs | None) -> list[Effect]:
+        if peer == PROBE_PEER:
+            return [effect for token in drawn for effect in self._probe_told(token.row.key.session, True, "", 0.0)]
+        if logprobs is not None:
+            index = np.array([token.index for token in drawn])
+            logprobs = Logprobs(
+                chosen=logprobs.chosen[index], top_ids=logprobs.top_ids[index], top=logprobs.top[index]
+            )
+        tokens = Tokens(
+            session=int32([token.row.key.session for token in drawn]),
+            attempt=int32([token.row.open.attempt for token in drawn]),
+            position=int32([token.position for token in drawn]),
+            token=int32([token.token for token in drawn]),
+            finish=int32([token.finish for token in drawn]),
+            cached=int32([min(token.row.cached, token.row.open.prompt_tokens) for token in drawn]),
+            logprobs=logprobs,
+        )
+        return [Send(Address(peer, SESSIONS), tokens)]
+
+    def _overdue(self, route: RouteId, now_s: float) -> list[Effect]:
+        model = next((m for m in self._models.values() if m.engine and m.engine.route == route), None)
+        if model is None or model.engine is None or model.up is None or not model.engine.flights:
+            return []
+        late = StepOverdue(
+            route=route, epoch=model.engine.epoch, step=model.engine.flights[0].step, nodes=model.up.nodes
+        )
+        return [Tell(REGISTRY_NAME, late), SetTimer(("overdue", route), now_s + OVERDUE_AGAIN_S)]
+
+    # ------------------------------------------------------------ readiness
+
+    def _ready(self, sender: Address, ask: AskId, now_s: float) -> list[Effect]:
+        """Ready means proven: a token came through lately, or a probe token does now."""
+        up = next((model for model in self._models.values() if model.engine is not None), None)
+        if up is None or up.engine is None:
+            why = "no model is loaded" if not self._models else "no route is up"
+            return [Send(sender, ReadyTold(ask=ask, ready=False, why=why, retry_after_s=2.0))]
+        last_s = up.engine.last_token_s
+        if last_s is not None and now_s - last_s <= READY_FOR_S:
+            return [Send(sender, ReadyTold(ask=ask, ready=True))]
+        if self._probes:
+            next(iter(self._probes.values())).append((sender, ask))
+            return []
+        session = SessionId(self._next_probe)
+        self._next_probe += 1
+        self._probes[session] = [(sender, ask)]
+        probe = Open(
+            session=session,
+            attempt=0,  # type: ignore[arg-type]
+            model_id=up.model_id,
+            history=[0],
+            prompt_tokens=1,
+            max_tokens=1,
+            params=GREEDY,
+            stop_ids=(),
+        )
+        timer = SetTimer(("probe", session), now_s + PROBE_DEADLINE_S)
+        return [timer, *self._open(RowKey(PROBE_PEER, session), probe, now_s)]
+
+    def _probe_told(self, session: SessionId, ready: bool, why: str, now_s: float) -> list[Effect]:
+        asked = self._probes.pop(session, [])
+        self._forget(RowKey(PROBE_PEER, session))
+        told: list[Effect] = [
+            Send(sender, ReadyTold(ask=ask, ready=ready, why=why, retry_after_s=None if ready else 2.0))
+            for sender, ask in asked
+        ]
+        return [*told, CancelTimer(("probe", session))]
+
+
+def _before(one: Waiting, other: Waiting) -> bool:
+    """Replays before new work, and among equals the one that came first."""
+    return (one.open.attempt == 0, one.arrival) < (other.open.attempt == 0, other.arrival)

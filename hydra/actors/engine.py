@@ -1,0 +1,330 @@
+"""One route at work: rows, micro-batches and their KV blocks, for one epoch. The Broker owns it; it sends nothing.
+
+Continuous batching with several micro-batches in flight. Rows that decode travel in even cohorts, one per stage, so
+that every stage always has one in hand; prompts are prefilled in chunks beside them. A decoding row is in at most one
+micro-batch. Chunks of one prompt may follow each other through the stages without waiting: the lane keeps their order.
+
+A row suspected of killing workers (`solitary`) is computed alone until it has shown that it does not.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import attrs
+
+from hydra.actors.kv_ledger import KvLedger
+from hydra.actors.session import DEATHS_MAX, SOLITARY_TOKENS
+from hydra.protocol.batch import Batch, RowOpening, StepResult, int32
+from hydra.protocol.ids import Attempt, Epoch, PeerId, RouteId, RowId, SessionId, StepId
+from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
+
+COHORT_ROWS_MAX = 64  # decoding rows in one micro-batch; more only lengthens everybody's step
+CHUNK_TOKENS_MIN = 64
+BATCH_TOKENS_AUTO = 512
+
+
+@attrs.frozen
+class RowKey:
+    """Whose row it is: the frontend and its session."""
+
+    peer: PeerId
+    session: SessionId
+
+
+@attrs.define(eq=False)
+class Row:
+    """A session while it is open on this route."""
+
+    row: RowId
+    key: RowKey
+    open: Open
+    arrival: int  # order of first opening: the older keeps its blocks when they run out
+    history: Sequence[int]
+    position: int = 0  # tokens composed into steps so far
+    last_id: int = -1
+    generated: int = 0  # over all attempts
+    generated_here: int = 0  # in this attempt
+    cached: int = 0
+    waits_for_token: bool = False
+    announced: bool = False
+    in_flight: int = 0
+
+    @property
+    def prefilling(self) -> bool:
+        return self.position < len(self.history)
+
+    @property
+    def solitary(self) -> bool:
+        return self.open.deaths >= DEATHS_MAX and self.generated_here < SOLITARY_TOKENS
+
+
+@attrs.frozen
+class Drawn:
+    """A token for a session, on its way to its frontend; `index` is its place among the step's results."""
+
+    row: Row
+    position: int
+    token: int
+    finish: int
+    index: int
+
+
+@attrs.frozen
+class Flight:
+    """A micro-batch that is under way."""
+
+    step: StepId
+    rows: tuple[Row, ...]
+    tokens: int
+    sent_s: float
+
+
+@attrs.define(eq=False)
+class Engine:
+    """Everything the Broker knows of one (route, epoch)."""
+
+    route: RouteId
+    epoch: Epoch
+    n_stages: int
+    credits: int
+    ledger: KvLedger
+    batch_tokens: int  # 0: automatic
+    rows: dict[RowId, Row] = attrs.field(factory=dict, init=False)
+    flights: deque[Flight] = attrs.field(factory=deque, init=False)
+    preempted: list[Row] = attrs.field(factory=list, init=False)
+    last_token_s: float | None = attrs.field(default=None, init=False)
+    _step: int = attrs.field(default=0, init=False)
+    _prefill: deque[Row] = attrs.field(factory=deque, init=False)
+    _decode: deque[Row] = attrs.field(factory=deque, init=False)
+    _closed: list[RowId] = attrs.field(factory=list, init=False)
+    _token_s: float = attrs.field(default=0.0, init=False)  # measured seconds per prefilled token
+    _step_s: float = attrs.field(default=0.0, init=False)  # measured seconds of a decode step, door to door
+
+    # ------------------------------------------------------------ rows come and go
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether a history of so many tokens, and its first answer, find blocks now."""
+        return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free
+
+    def add(self, row: Row) -> None:
+        row.cached = self.ledger.open(row.row, row.history)
+        row.position = row.cached
+        self.rows[row.row] = row
+        self._prefill.append(row)
+
+    def remove(self, row: Row) -> None:
+        """The row is done, left or preempted: its blocks are free at once, the stages forget it with the next step."""
+        if self.rows.pop(row.row, None) is None:
+            return
+        self.ledger.close(row.row)
+        if row.announced:
+            self._closed.append(row.row)
+        for waiting in (self._prefill, self._decode):
+            if row in waiting:
+                waiting.remove(row)
+
+    def rows_in_flight(self) -> set[RowKey]:
+        return {row.key for flight in self.flights for row in flight.rows if row.row in self.rows}
+
+    # ------------------------------------------------------------ what goes out
+
+    def compose(self, now_s: float) -> tuple[StepId, Batch] | None:
+        """The next micro-batch, or None when nothing can go now. Rows that lost their blocks are in `preempted`."""
+        if len(self.flights) >= self._flights_max():
+            return None
+        parts = _Parts()
+        alone = self._suspect()
+        if alone is not None and any(row is not alone for flight in self.flights for row in flight.rows):
+            return None  # the others come home first
+        self._add_decode(parts, 1 if alone is not None else self._cohort_size(), only=alone)
+        self._add_prefill(parts, only=alone)
+        if not parts.rows and not (self._closed and not self.flights):
+            return None
+        self._step += 1
+        batch = parts.batch(self._closed)
+        self._closed = []
+        flight = Flight(StepId(self._step), tuple(parts.rows), batch.n_tokens, now_s)
+        for row in parts.rows:
+            row.in_flight += 1
+        self.flights.append(flight)
+        return flight.step, batch
+
+    def _flights_max(self) -> int:
+        decoding = sum(1 for row in self.rows.values() if not row.prefilling)
+        crowded = decoding > self.n_stages * COHORT_ROWS_MAX
+        return min(self.credits, self.n_stages + 1 if crowded or self._prefill else self.n_stages)
+
+    def _cohort_size(self) -> int:
+        decoding = sum(1 for row in self.rows.values() if not row.prefilling)
+        return max(1, min(COHORT_ROWS_MAX, -(-decoding // self.n_stages)))
+
+    def _suspect(self) -> Row | None:
+        suspects = [row for row in self.rows.values() if row.solitary]
+        return min(suspects, key=lambda row: row.arrival, default=None)
+
+    def _add_decode(self, parts: "_Parts", most: int, *, only: Row | None) -> None:
+        for row in list(self._decode):
+            if len(parts.rows) >= most:
+                break
+            if row.row not in self.rows or (only is not None and row is not only):
+                continue
+            blocks = self._blocks(row, row.position + 1, parts)
+            if blocks is None:
+                continue
+            self._decode.remove(row)
+            parts.add(row, (row.last_id,), sample=True, blocks=blocks)
+            row.position += 1
+            row.waits_for_token = True
+
+    def _add_prefill(self, parts: "_Parts", *, only: Row | None) -> None:
+        budget = (self.batch_tokens or BATCH_TOKENS_AUTO) - parts.n_tokens
+        for row in list(self._prefill):
+            if row.row not in self.rows or (only is not None and row is not only):
+                continue
+            if budget <= 0 or row.row in parts.seen:
+                break
+            left = len(row.history) - row.position
+            share = left if self.batch_tokens else max(CHUNK_TOKENS_MIN, -(-left // (2 * self.n_stages)))
+            length = min(budget, left, share)
+            blocks = self._blocks(row, row.position + length, parts)
+            if blocks is None:
+                break
+            last = row.position + length == len(row.history)
+            chunk = tuple(row.history[row.position : row.position + length])
+            parts.add(row, chunk, sample=last, blocks=blocks)
+            row.position += length
+            budget -= length
+            if last:
+                self._prefill.remove(row)
+                self.ledger.name_prompt(row.row, row.history)
+                row.waits_for_token = True
+
+    def _blocks(self, row: Row, tokens: int, parts: "_Parts") -> list[int] | None:
+        """New blocks for `tokens` tokens; takes them from younger rows when there are none. None: the row must wait."""
+        while (blocks := self.ledger.grow(row.row, tokens)) is None:
+            younger = [other for other in self.rows.values() if other.arrival > row.arrival]
+            younger = [other for other in younger if other.row not in parts.seen]
+            if not younger:
+                return None
+            victim = max(younger, key=lambda other: other.arrival)
+            self.remove(victim)
+            self.preempted.append(victim)
+        first = () if row.announced else self.ledger.table(row.row)[: row.cached // self.ledger.block_size]
+        return [*first, *blocks]
+
+    # ------------------------------------------------------------ what comes back
+
+    def take(self, result: StepResult, now_s: float) -> list[Drawn] | None:
+        """Settles the oldest flight. None when the result is not the one that must come next: the epoch is broken."""
+        if not self.flights or self.flights[0].step != result.step:
+            return None
+        flight = self.flights.popleft()
+        self._measure(flight, now_s)
+        for row in flight.rows:
+            row.in_flight -= 1
+        drawn: list[Drawn] = []
+        columns = (result.row, result.attempt, result.position, result.token)
+        for index, (number, attempt, position, token) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        ):
+            row = self.rows.get(RowId(number))
+            if row is None or row.open.attempt != Attempt(attempt) or not row.waits_for_token:
+                continue  # closed or preempted meanwhile
+            assert position == row.position, f"row {number} drew position {position}, awaited {row.position}"
+            drawn.append(self._draw(row, position, token, index))
+        if drawn:
+            self.last_token_s = now_s
+        return drawn
+
+    def _draw(self, row: Row, position: int, token: int, index: int) -> Drawn:
+        row.waits_for_token = False
+        row.last_id = token
+        row.generated += 1
+        row.generated_here += 1
+        finish = FINISH_NONE
+        if token in row.open.stop_ids:
+            finish = FINISH_STOP
+        elif row.generated >= row.open.max_tokens:
+            finish = FINISH_LENGTH
+        if finish != FINISH_NONE:
+            self.remove(row)
+        else:
+            self._decode.append(row)
+        return Drawn(row, position, token, finish, index)
+
+    # ------------------------------------------------------------ time
+
+    def overdue_s(self, lease_s: float, unmeasured_s: float) -> float | None:
+        """When the oldest flight should be back at the latest; None when nothing is under way.
+
+        8 times the predicted time, at least `lease_s`; before anything was measured, `unmeasured_s`.
+        """
+        if not self.flights:
+            return None
+        if self._step_s == 0.0:
+            return self.flights[0].sent_s + unmeasured_s
+        tokens = sum(flight.tokens for flight in self.flights)
+        predicted_s = self._step_s * len(self.flights) + self._token_s * tokens
+        return self.flights[0].sent_s + max(lease_s, 8.0 * predicted_s)
+
+    def _measure(self, flight: Flight, now_s: float) -> None:
+        took_s = now_s - flight.sent_s
+        if flight.tokens <= len(flight.rows):
+            self._step_s = took_s if self._step_s == 0.0 else 0.8 * self._step_s + 0.2 * took_s
+        else:
+            token_s = took_s / flight.tokens
+            self._token_s = max(token_s, 0.8 * self._token_s + 0.2 * token_s)
+            self._step_s = self._step_s or took_s
+
+
+@attrs.define
+class _Parts:
+    """A micro-batch while it is being put together."""
+
+    rows: list[Row] = attrs.field(factory=list)
+    seen: set[RowId] = attrs.field(factory=set)
+    n_tokens: int = 0
+    _columns: list[tuple[int, int, int, int, int, int]] = attrs.field(factory=list)
+    _tokens: list[int] = attrs.field(factory=list)
+    _blocks: list[int] = attrs.field(factory=list)
+    _opened: list[RowOpening] = attrs.field(factory=list)
+
+    def add(self, row: Row, tokens: Sequence[int], *, sample: bool, blocks: list[int]) -> None:
+        if not row.announced:
+            row.announced = True
+            self._opened.append(opening_of(row))
+        self._columns.append((row.row, row.open.attempt, row.position, len(tokens), int(sample), len(blocks)))
+        self._tokens.extend(tokens)
+        self._blocks.extend(blocks)
+        self.rows.append(row)
+        self.seen.add(row.row)
+        self.n_tokens += len(tokens)
+
+    def batch(self, closed: list[RowId]) -> Batch:
+        columns = zip(*self._columns, strict=True) if self._columns else [()] * 6
+        row, attempt, position, length, sample, new_blocks = (int32(list(column)) for column in columns)
+        return Batch(
+            row=row,
+            attempt=attempt,
+            position=position,
+            length=length,
+            sample=sample,
+            new_blocks=new_blocks,
+            tokens=int32(self._tokens),
+            blocks=int32(self._blocks),
+            closed=int32(closed),
+            opened=tuple(self._opened),
+        )
+
+
+def opening_of(row: Row) -> RowOpening:
+    """What the stages are told of a row, once. The history travels only where the parameters look at it."""
+    history = int32(row.history) if row.open.params.needs_history else int32([])
+    return RowOpening(
+        row=row.row,
+        attempt=row.open.attempt,
+        params=row.open.params,
+        prompt_tokens=row.open.prompt_tokens,
+        cached_tokens=row.cached,
+        history=history,
+    )

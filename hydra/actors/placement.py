@@ -1,0 +1,111 @@
+"""A route as the planner holds it, and the arithmetic around it: dtype, seats, and the size of the KV pool."""
+
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from hydra.actors.facts import NodeJoined
+from hydra.actors.split import Seat, Share
+from hydra.protocol.ids import Epoch, NodeId, RouteId
+from hydra.protocol.messages import SliceLoaded
+from hydra.protocol.model_spec import Dtype, ModelSpec
+from hydra.protocol.refusal import refuse
+
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+
+
+@attrs.define(eq=False)
+class Placed:
+    """One stage of a route: its share, the node in the life that was planned for, and how far it has come."""
+
+    share: Share
+    node: NodeJoined
+    loaded: SliceLoaded | None = None
+    ready: bool = False
+    bytes_done: int = 0
+
+
+@attrs.define(eq=False)
+class Route:
+    """One epoch of one model over its stages."""
+
+    route: RouteId
+    epoch: Epoch
+    dtype: Dtype
+    stages: list[Placed]
+    kv_blocks: int = 0
+    max_model_len: int = 0
+
+    def nodes(self) -> tuple[NodeId, ...]:
+        return tuple(placed.share.node for placed in self.stages)
+
+
+def route_dtype(spec: ModelSpec, wanted: str, nodes: list[NodeJoined]) -> Dtype:
+    """`auto`: the stored dtype if every device runs it natively, else float16, else float32. Raises RefusalError."""
+    if not nodes:
+        raise refuse("no_workers", "no worker has joined; start one with `python -m hydra worker`", retry_after_s=2.0)
+    common = [dtype for dtype in DTYPES if all(dtype in node.offer.dtypes for node in nodes)]
+    if wanted == "auto":
+        for dtype in (spec.stored_dtype, "float16", "float32"):
+            if dtype in common:
+                return dtype
+        raise refuse("unsupported", f"no dtype runs on every device: {_offers(nodes)}", param="dtype")
+    for dtype in DTYPES:
+        if dtype == wanted:
+            if dtype in common:
+                return dtype
+            raise refuse("unsupported", f"{wanted} does not run on every device: {_offers(nodes)}", param="dtype")
+    raise refuse("invalid_value", f"dtype must be auto, {', '.join(DTYPES)}, not {wanted!r}", param="dtype")
+
+
+def _offers(nodes: list[NodeJoined]) -> str:
+    return ", ".join(f"{node.node} offers {'/'.join(node.offer.dtypes)}" for node in nodes)
+
+
+def seats_for(
+    spec: ModelSpec, dtype: Dtype, nodes: Mapping[NodeId, NodeJoined], others: Iterable[Route]
+) -> list[Seat]:
+    """The nodes with the memory they have left beside other models' routes, in join order."""
+    taken: dict[NodeId, int] = {}
+    for route in others:
+        for placed in route.stages:
+            used = placed.share.weight_bytes + placed.share.kv_memory_bytes
+            taken[placed.share.node] = taken.get(placed.share.node, 0) + used
+    seats: list[Seat] = []
+    for name, node in nodes.items():
+        held = frozenset(
+            layer
+            for inventory in node.held
+            if inventory.fingerprint == spec.fingerprint and inventory.dtype == dtype
+            for layer in inventory.layers
+        )
+        room = node.offer.memory_total_bytes - taken.get(name, 0)
+        if room > 0:
+            seats.append(Seat(node=name, memory_bytes=room, held=held))
+    return seats
+
+
+def pool_size(
+    spec: ModelSpec, route: Route, context_tokens: int, block_size: int, running_max: int
+) -> tuple[int, int]:
+    """(KV blocks, max_model_len) of a route: the least any stage can hold, and no more than could ever be used.
+
+    Raises RefusalError does_not_fit when one sequence of the needed length finds no room.
+    """
+    limit = min(context_tokens or spec.max_positions, spec.max_positions)
+    useful = running_max * -(-limit // block_size)
+    blocks = min(useful, *(placed.loaded.kv_blocks_max for placed in route.stages if placed.loaded))
+    needed = min(context_tokens or min(2048, spec.max_positions), spec.max_positions)
+    if blocks * block_size < needed:
+        short = min(
+            (placed for placed in route.stages if placed.loaded),
+            key=lambda placed: placed.loaded.kv_blocks_max if placed.loaded else 0,
+        )
+        raise refuse(
+            "does_not_fit",
+            f"{short.share.node} has room for {blocks} KV blocks of {block_size} tokens; "
+            f"one sequence of {needed} tokens needs {-(-needed // block_size)}",
+        )
+    return blocks, min(limit, blocks * block_size)
+
+

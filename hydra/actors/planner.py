@@ -1,0 +1,564 @@
+"""Who holds which layers. The Planner turns nodes and wishes into routes, and every change of a route into an epoch.
+
+A plan is a value; nothing is patched in place. Each epoch runs through the same four steps, whatever caused it:
+
+    LoadSlice to every stage --all SliceLoaded--> Activate --all Ready--> RouteUp to the Broker
+         ^                                                                       |
+         +---- a stage is lost, joins anew, reports a break; a rebalance --------+  (RouteDown first)
+
+On a loss it plans again over the survivors at once if that fits; else it waits for a node until the recovery
+deadline. A node that joins a cluster with a working route is a spare until the next plan. It knows a model as a
+ModelSpec and a list of byte ranges, and memory as numbers; it reads no file (the Library port does).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import attrs
+
+from hydra.actors.facts import (
+    FrontendJoined,
+    FrontendLost,
+    ModelGone,
+    ModelKnown,
+    NodeJoined,
+    NodeLost,
+    NodeSuspect,
+    RouteDown,
+    RouteUp,
+    StepVanished,
+    TermRaised,
+)
+from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.placement import Placed, Route, pool_size, route_dtype, seats_for
+from hydra.actors.split import Terms, split_vram
+from hydra.protocol.ids import ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
+from hydra.protocol.messages import (
+    Activate,
+    DropSlice,
+    Fenced,
+    LoadFailed,
+    LoadModel,
+    LoadProgress,
+    LoadSlice,
+    ModelsChanged,
+    ModelTold,
+    Ready,
+    Rebalance,
+    RouteBroken,
+    SliceLoaded,
+    UnloadModel,
+)
+from hydra.protocol.model_spec import Described, ModelCard, TensorRange
+from hydra.protocol.refusal import Refusal, RefusalError
+
+BROKER_NAME = ActorName("broker")
+STAGE = ActorName("stage")
+ASKS = ActorName("asks")
+EXTRA_CREDITS = 2  # beyond one micro-batch per stage
+EPOCH_BREAKS_MAX = 8  # epochs in a row that never served a token's worth of time; then the model has failed
+STEADY_S = 5.0
+
+
+# ---------------------------------------------------------------- effects and events of the planner
+
+
+@attrs.frozen
+class Describe:
+    """Effect: read this model directory in a thread; answer WasDescribed or NotDescribed."""
+
+    model_path: str
+
+
+@attrs.frozen
+class WasDescribed:
+    described: Described
+
+
+@attrs.frozen
+class NotDescribed:
+    model_path: str
+    refusal: Refusal
+
+
+@attrs.frozen
+class Wish:
+    """A model that should be there: what the state directory remembers."""
+
+    model_path: str
+    model_id: str | None = None
+    dtype: str | None = None
+
+
+@attrs.frozen
+class SaveState:
+    """Effect: write term, wishes and the last placement's nodes to the state directory, before anything else is sent."""
+
+    term: int
+    wishes: tuple[Wish, ...]
+    nodes: tuple[NodeId, ...]
+
+
+@attrs.frozen
+class Begin:
+    """Event: the coordinator is up. `expected` workers are waited for, at most `patience_s`."""
+
+    wishes: tuple[Wish, ...]
+    expected: int
+    nodes: tuple[NodeId, ...]
+    patience_s: float
+
+
+@attrs.frozen(kw_only=True)
+class Policy:
+    """The configuration, as far as plans depend on it."""
+
+    reserve_bytes: int
+    kv_fraction: float = 0.9
+    max_model_len: int = 0
+    block_size: int = 16
+    running_max: int = 256
+    recovery_deadline_s: float = 120.0
+    dtype: str = "auto"
+
+
+Phase = Literal["describing", "waiting", "loading", "activating", "ready", "failed"]
+
+
+@attrs.define(eq=False)
+class _Model:
+    """One wish and how far it has come."""
+
+    wish: Wish
+    model_id: str
+    asks: list[tuple[Address, AskId]] = attrs.field(factory=list)
+    described: Described | None = None
+    total_layers: int | None = None
+    phase: Phase = "describing"
+    route: Route | None = None
+    created_s: int = 0
+    why: str = ""
+    breaks: int = 0
+    up_since_s: float = 0.0
+
+
+@attrs.define(eq=False)
+class Planner:
+    """Plans models over nodes."""
+
+    term: int
+    policy: Policy
+    ranges: Callable[[Described, int, int], tuple[TensorRange, ...]]
+    results_addr: str
+    wall_s: int = 0
+    number: int = attrs.field(default=0, init=False)
+    _nodes: dict[NodeId, NodeJoined] = attrs.field(factory=dict, init=False)
+    _suspects: set[NodeId] = attrs.field(factory=set, init=False)
+    _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
+    _frontends: list[PeerId] = attrs.field(factory=list, init=False)
+    _expected: int = attrs.field(default=0, init=False)
+    _awaited: tuple[NodeId, ...] = attrs.field(default=(), init=False)
+    _patient: bool = attrs.field(default=False, init=False)
+    _next_route: int = attrs.field(default=1, init=False)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        match event:
+            case Received(sender=sender, message=message):
+                return self._receive(sender, message, now_s)
+            case NodeJoined() as joined:
+                return self._joined(joined, now_s)
+            case NodeLost(node=node):
+                return self._lost(node, now_s)
+            case NodeSuspect(node=node, suspect=suspect):
+                (self._suspects.add if suspect else self._suspects.discard)(node)
+                return []
+            case StepVanished(route=route, epoch=epoch, why=why):
+                return self._broken(route, epoch, why, now_s)
+            case FrontendJoined(peer=peer):
+                self._frontends.append(peer)
+                return [Send(Address(peer, ASKS), ModelsChanged(models=self.cards()))]
+            case FrontendLost(peer=peer):
+                self._frontends = [other for other in self._frontends if other != peer]
+                return []
+            case TermRaised(term=term):
+                self.term = term
+                return [self._save()]
+            case Begin() as begin:
+                return self._begin(begin, now_s)
+            case WasDescribed(described=described):
+                return self._described(described, now_s)
+            case NotDescribed(model_path=path, refusal=refusal):
+                return self._not_described(path, refusal)
+            case TimerFired(key="patience"):
+                return self._settle(now_s)
+            case TimerFired(key=("recovery", model_id)):
+                return self._give_up(model_id)
+            case _:
+                raise AssertionError(f"a planner cannot be told {event!r}")
+
+    def _receive(self, sender: Address, message: object, now_s: float) -> list[Effect]:
+        match message:
+            case SliceLoaded() as loaded:
+                return self._slice_loaded(sender.peer, loaded, now_s)
+            case Ready(route=route, epoch=epoch):
+                return self._stage_ready(sender.peer, route, epoch, now_s)
+            case LoadFailed(route=route, epoch=epoch, refusal=refusal):
+                return self._load_failed(sender.peer, route, epoch, refusal)
+            case RouteBroken(route=route, epoch=epoch, why=why):
+                return self._broken(route, epoch, why, now_s)
+            case LoadProgress(route=route, epoch=epoch, bytes_done=done):
+                found = self._placed(sender.peer, route, epoch)
+                if found is not None:
+                    found[1].bytes_done = done
+                return []
+            case Fenced():
+                return []  # kept for the log: the stage's thread has let go of the former epoch
+            case LoadModel() as ask:
+                return self._load(sender, ask)
+            case UnloadModel(ask=ask_id, model_id=model_id):
+                return self._unload(sender, ask_id, model_id)
+            case Rebalance(ask=ask_id):
+                return self._rebalance(sender, ask_id, now_s)
+            case _:
+                raise AssertionError(f"a planner cannot be told {message!r}")
+
+    # ------------------------------------------------------------ what others may read
+
+    def cards(self) -> tuple[ModelCard, ...]:
+        """The models as frontends see them; only those whose files were understood."""
+        states: dict[Phase, Literal["loading", "ready", "degraded", "failed"]] = {
+            "ready": "ready",
+            "failed": "failed",
+            "waiting": "degraded",
+        }
+        return tuple(
+            ModelCard(
+                model_id=model.model_id,
+                model_path=model.described.model_path,
+                architecture=model.described.spec.architecture,
+                state=states.get(model.phase, "loading"),
+                created_s=model.created_s,
+                max_model_len=self._context(model),
+                vocab=model.described.spec.vocab,
+                eos_ids=model.described.spec.eos_ids,
+                dtype=model.route.dtype if model.route else model.described.spec.stored_dtype,
+                total_layers=model.described.spec.n_layers,
+            )
+            for model in self._models.values()
+            if model.described is not None
+        )
+
+    def models(self) -> tuple[tuple[str, Phase, Route | None], ...]:
+        """(model id, phase, route) of every model, for the status page."""
+        return tuple((model.model_id, model.phase, model.route) for model in self._models.values())
+
+    def _context(self, model: _Model) -> int:
+        if model.route is not None and model.route.max_model_len:
+            return model.route.max_model_len
+        assert model.described is not None
+        return min(self.policy.max_model_len or model.described.spec.max_positions, model.described.spec.max_positions)
+
+    # ------------------------------------------------------------ wishes
+
+    def _begin(self, begin: Begin, now_s: float) -> list[Effect]:
+        self._expected, self._awaited, self._patient = begin.expected, begin.nodes, True
+        effects: list[Effect] = [self._save(), SetTimer("patience", now_s + begin.patience_s)]
+        for wish in begin.wishes:
+            effects += self._want(wish, None)
+        return effects
+
+    def _want(self, wish: Wish, asker: tuple[Address, AskId] | None) -> list[Effect]:
+        model_id = wish.model_id or wish.model_path.rstrip("/").rsplit("/", 1)[-1]
+        model = _Model(wish, model_id, created_s=self.wall_s)
+        if asker is not None:
+            model.asks.append(asker)
+        self._models[model_id] = model
+        return [Describe(wish.model_path)]
+
+    def _load(self, sender: Address, ask: LoadModel) -> list[Effect]:
+        wish = Wish(ask.model_path, ask.model_id, ask.dtype)
+        model_id = wish.model_id or wish.model_path.rstrip("/").rsplit("/", 1)[-1]
+        if model_id in self._models and self._models[model_id].phase != "failed":
+            message = f"a model {model_id!r} is there already; unload it first, or give another model_id"
+            return self._told(sender, ask.ask, refusal=Refusal(code="invalid_value", message=message, param="model_id"))
+        told = [] if ask.wait else self._told(sender, ask.ask, model_id=model_id, state="loading")
+        effects = self._want(wish, (sender, ask.ask) if ask.wait else None)
+        self._models[model_id].total_layers = ask.total_layers
+        return [*told, *effects]
+
+    def _described(self, described: Described, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for model in list(self._models.values()):
+            if model.phase != "describing" or model.wish.model_path != described.model_path:
+                continue
+            layers = described.spec.n_layers
+            if model.total_layers not in (None, layers):
+                message = f"total_layers is {model.total_layers}, but the model's config says {layers}"
+                refusal = Refusal(code="invalid_value", message=message, param="total_layers")
+                effects += self._fail(model, refusal)
+                continue
+            model.described, model.phase = described, "waiting"
+            effects.append(Tell(BROKER_NAME, ModelKnown(model_id=model.model_id, max_model_len=self._context(model))))
+            effects += [self._save(), *self._announce(), *self._plan(model, now_s)]
+        return effects
+
+    def _not_described(self, path: str, refusal: Refusal) -> list[Effect]:
+        wanted = [m for m in self._models.values() if m.phase == "describing" and m.wish.model_path == path]
+        return [effect for model in wanted for effect in self._fail(model, refusal)]
+
+    def _fail(self, model: _Model, refusal: Refusal) -> list[Effect]:
+        """The wish cannot be granted: whoever asked is told, and nothing of the model stays."""
+        model.phase, model.why = "failed", refusal.message
+        effects: list[Effect] = [Tell(BROKER_NAME, ModelGone(model_id=model.model_id, refusal=refusal, forget=True))]
+        effects += self._drop(model)
+        effects += self._answer(model, refusal=refusal)
+        del self._models[model.model_id]
+        return [*effects, self._save(), *self._announce()]
+
+    def _unload(self, sender: Address, ask: AskId, model_id: str) -> list[Effect]:
+        model = self._models.get(model_id)
+        if model is None:
+            message = f"no model {model_id!r} is loaded"
+            refusal = Refusal(code="model_not_found", message=message, param="model_id")
+            return self._told(sender, ask, refusal=refusal)
+        gone = Refusal(code="model_not_found", message=f"the model {model_id!r} was unloaded")
+        return [*self._fail(model, gone), *self._told(sender, ask, model_id=model_id, state="unloaded")]
+
+    def _rebalance(self, sender: Address, ask: AskId, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for model in self._models.values():
+            if model.phase in ("ready", "waiting"):
+                effects += self._plan(model, now_s)
+        state: Literal["rebalancing", "unchanged"] = "rebalancing" if effects else "unchanged"
+        return [*effects, *self._told(sender, ask, state=state)]
+
+    # ------------------------------------------------------------ nodes
+
+    def _joined(self, joined: NodeJoined, now_s: float) -> list[Effect]:
+        self._nodes[joined.node] = joined
+        self._suspects.discard(joined.node)
+        if self._patient:
+            back = self._awaited and all(node in self._nodes for node in self._awaited)
+            if back or (not self._awaited and len(self._nodes) >= max(1, self._expected)):
+                return self._settle(now_s)
+            return []
+        waiting = [m for m in self._models.values() if m.phase == "waiting"]
+        return [effect for model in waiting for effect in self._plan(model, now_s)]
+
+    def _settle(self, now_s: float) -> list[Effect]:
+        """Everybody who was awaited is here, or has had the time to be."""
+        self._patient = False
+        waiting = [m for m in self._models.values() if m.phase == "waiting"]
+        return [CancelTimer("patience"), *(effect for model in waiting for effect in self._plan(model, now_s))]
+
+    def _lost(self, node: NodeId, now_s: float) -> list[Effect]:
+        self._nodes.pop(node, None)
+        self._suspects.discard(node)
+        effects: list[Effect] = []
+        for model in list(self._models.values()):
+            if model.route is not None and node in model.route.nodes():
+                effects += self._down(model, death=True)
+                effects += self._plan(model, now_s)
+        return effects
+
+    def _broken(self, route: RouteId, epoch: Epoch, why: str, now_s: float) -> list[Effect]:
+        for model in list(self._models.values()):
+            if model.route is not None and model.route.route == route and model.route.epoch == epoch:
+                model.why = why
+                model.breaks = 0 if now_s - model.up_since_s > STEADY_S and model.phase == "ready" else model.breaks + 1
+                if model.breaks > EPOCH_BREAKS_MAX:
+                    message = f"{model.breaks} epochs in a row broke; the last one because: {why}"
+                    return self._fail(model, Refusal(code="internal_error", message=message))
+                return [*self._down(model, death=False), *self._plan(model, now_s)]
+        return []
+
+    # ------------------------------------------------------------ epochs
+
+    def _plan(self, model: _Model, now_s: float) -> list[Effect]:
+        """A new epoch over the nodes present now, or a wait for better times."""
+        if self._patient or model.described is None:
+            return []
+        described = model.described
+        nodes = {name: node for name, node in self._nodes.items() if name not in self._suspects}
+        try:
+            dtype = route_dtype(described.spec, model.wish.dtype or self.policy.dtype, list(nodes.values()))
+            terms = Terms(
+                dtype=dtype,
+                reserve_bytes=self.policy.reserve_bytes,
+                kv_fraction=self.policy.kv_fraction,
+                context_tokens=self.policy.max_model_len,
+            )
+            taken = {m.model_id: m.route for m in self._models.values() if m is not model and m.route is not None}
+            shares = split_vram(described.spec, seats_for(described.spec, dtype, nodes, taken.values()), terms)
+        except RefusalError as why:
+            return self._wait(model, why.refusal, now_s)
+        effects = self._down(model, death=False)
+        self.number += 1
+        old = model.route
+        route = Route(
+            route=old.route if old else RouteId(self._next_route),
+            epoch=Epoch(self.term, self.number),
+            dtype=dtype,
+            stages=[Placed(share, self._nodes[share.node]) for share in shares],
+        )
+        self._next_route += 0 if old else 1
+        model.route, model.phase = route, "loading"
+        effects += [CancelTimer(("recovery", model.model_id)), self._save()]
+        dropped = [name for name in (old.nodes() if old else ()) if name not in route.nodes() and name in self._nodes]
+        drop = DropSlice(route=route.route, epoch=route.epoch)
+        effects += [Send(Address(self._nodes[name].peer, STAGE), drop) for name in dropped]
+        effects += [self._order(described, route, placed) for placed in route.stages]
+        return [*effects, *self._announce()]
+
+    def _order(self, described: Described, route: Route, placed: Placed) -> Send:
+        share = placed.share
+        order = LoadSlice(
+            route=route.route,
+            epoch=route.epoch,
+            spec=described.spec,
+            dtype=route.dtype,
+            first_layer=share.first_layer,
+            end_layer=share.end_layer,
+            tensors=self.ranges(described, share.first_layer, share.end_layer),
+            sources=(described.model_path,),
+            block_size=self.policy.block_size,
+            kv_memory_bytes=share.kv_memory_bytes,
+        )
+        return Send(Address(placed.node.peer, STAGE), order)
+
+    def _slice_loaded(self, peer: PeerId, loaded: SliceLoaded, now_s: float) -> list[Effect]:
+        found = self._placed(peer, loaded.route, loaded.epoch)
+        if found is None:
+            return []
+        model, placed = found
+        placed.loaded = loaded
+        route = model.route
+        assert route is not None and model.described is not None
+        if model.phase != "loading" or any(stage.loaded is None for stage in route.stages):
+            return []
+        model.phase = "activating"
+        try:
+            route.kv_blocks, route.max_model_len = pool_size(
+                model.described.spec, route, self.policy.max_model_len, self.policy.block_size, self.policy.running_max
+            )
+        except RefusalError as why:
+            return self._wait(model, why.refusal, now_s)
+        return [
+            Send(Address(stage.node.peer, STAGE), self._activation(route, index))
+            for index, stage in enumerate(route.stages)
+        ]
+
+    def _activation(self, route: Route, index: int) -> Activate:
+        last = index == len(route.stages) - 1
+        return Activate(
+            route=route.route,
+            epoch=route.epoch,
+            kv_blocks=route.kv_blocks,
+            next_addr=self.results_addr if last else route.stages[index + 1].node.pipeline_addr,
+            credits=len(route.stages) + EXTRA_CREDITS,
+            stage_index=index,
+            n_stages=len(route.stages),
+        )
+
+    def _stage_ready(self, peer: PeerId, route_id: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
+        found = self._placed(peer, route_id, epoch)
+        if found is None:
+            return []
+        model, placed = found
+        placed.ready = True
+        route = model.route
+        assert route is not None and model.described is not None
+        if model.phase != "activating" or not all(stage.ready for stage in route.stages):
+            return []
+        model.phase, model.up_since_s, model.why = "ready", now_s, ""
+        up = RouteUp(
+            model_id=model.model_id,
+            route=route.route,
+            epoch=route.epoch,
+            nodes=route.nodes(),
+            first_addr=route.stages[0].node.pipeline_addr,
+            kv_blocks=route.kv_blocks,
+            block_size=self.policy.block_size,
+            max_model_len=route.max_model_len,
+            credits=len(route.stages) + EXTRA_CREDITS,
+            vocab=model.described.spec.vocab,
+        )
+        return [Tell(BROKER_NAME, up), *self._announce(), *self._answer(model, state="ready")]
+
+    def _load_failed(self, peer: PeerId, route: RouteId, epoch: Epoch, refusal: Refusal) -> list[Effect]:
+        found = self._placed(peer, route, epoch)
+        return self._fail(found[0], refusal) if found is not None else []
+
+    def _down(self, model: _Model, *, death: bool) -> list[Effect]:
+        if model.route is None or model.phase != "ready":
+            return []
+        model.phase = "waiting"
+        return [Tell(BROKER_NAME, RouteDown(model_id=model.model_id, route=model.route.route, death=death))]
+
+    def _wait(self, model: _Model, refusal: Refusal, now_s: float) -> list[Effect]:
+        """It does not fit now. A first load is refused; a model that served waits for a node until the deadline."""
+        effects = self._down(model, death=False)
+        if model.asks and refusal.code != "no_workers":
+            return [*effects, *self._fail(model, refusal)]
+        first_wait = model.phase != "waiting" or not model.why
+        model.phase, model.why = "waiting", refusal.message
+        if first_wait:
+            effects.append(SetTimer(("recovery", model.model_id), now_s + self.policy.recovery_deadline_s))
+        return [*effects, *self._announce()]
+
+    def _give_up(self, model_id: str) -> list[Effect]:
+        """The recovery deadline passed. Whoever waits is told; the model stays wanted."""
+        model = self._models.get(model_id)
+        if model is None or model.phase != "waiting":
+            return []
+        message = f"no plan fits within the recovery deadline: {model.why}"
+        refusal = Refusal(code="recovery_deadline", message=message, retry_after_s=10.0)
+        gone = ModelGone(model_id=model_id, refusal=refusal, forget=False)
+        return [Tell(BROKER_NAME, gone), *self._answer(model, refusal=refusal)]
+
+    def _drop(self, model: _Model) -> list[Effect]:
+        if model.route is None:
+            return []
+        self.number += 1
+        drop = DropSlice(route=model.route.route, epoch=Epoch(self.term, self.number))
+        return [
+            Send(Address(stage.node.peer, STAGE), drop)
+            for stage in model.route.stages
+            if self._nodes.get(stage.share.node) is stage.node
+        ]
+
+    # ------------------------------------------------------------ small helpers
+
+    def _placed(self, peer: PeerId, route: RouteId, epoch: Epoch) -> tuple[_Model, Placed] | None:
+        for model in self._models.values():
+            if model.route is not None and model.route.route == route and model.route.epoch == epoch:
+                for placed in model.route.stages:
+                    if placed.node.peer == peer:
+                        return model, placed
+        return None
+
+    def _save(self) -> SaveState:
+        nodes = dict.fromkeys(name for m in self._models.values() if m.route for name in m.route.nodes())
+        wishes = tuple(m.wish for m in self._models.values() if m.phase != "failed")
+        return SaveState(self.term, wishes, tuple(nodes))
+
+    def _announce(self) -> list[Effect]:
+        return [Send(Address(peer, ASKS), ModelsChanged(models=self.cards())) for peer in self._frontends]
+
+    def _answer(
+        self, model: _Model, *, state: Literal["ready"] | None = None, refusal: Refusal | None = None
+    ) -> list[Effect]:
+        asks, model.asks = model.asks, []
+        told = [ModelTold(ask=ask, model_id=model.model_id, state=state, refusal=refusal) for _, ask in asks]
+        return [Send(sender, message) for (sender, _), message in zip(asks, told, strict=True)]
+
+    def _told(
+        self,
+        to: Address,
+        ask: AskId,
+        *,
+        model_id: str | None = None,
+        state: Literal["loading", "unloaded", "rebalancing", "unchanged"] | None = None,
+        refusal: Refusal | None = None,
+    ) -> list[Effect]:
+        return [Send(to, ModelTold(ask=ask, model_id=model_id, state=state, refusal=refusal))]
