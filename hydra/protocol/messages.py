@@ -266,7 +266,7 @@ class RouteBroken:
     why: str
 
 
-# ---------------------------------------------------------------- models and questions (frontend or tool <-> coordinator)
+# ---------------------------------------------------------------- models and questions (anyone <-> desk)
 
 
 @attrs.frozen(kw_only=True)

@@ -35,6 +35,18 @@ class WireClosed(WireError):
     """This end was closed."""
 
 
+class AddressTaken(WireError):
+    """Somebody else is bound to that address."""
+
+
+class MessageTooBig(WireError):
+    """Our own message is beyond the limits of its lane; nothing was sent."""
+
+
+class TheyBrokeTheRules(WireError):
+    """What arrived is not a sentence of the protocol. Nothing of it was used."""
+
+
 @attrs.frozen
 class Delivery:
     """One message as it came in. `peer` is the connection's own id, not what the message claims."""
@@ -44,7 +56,10 @@ class Delivery:
 
 
 class Hub(Protocol):
-    """The coordinator's end of the command lane, plus the broadcast."""
+    """The coordinator's end of the command lane, plus the broadcast. The addresses are those really bound."""
+
+    command_addr: str
+    broadcast_addr: str
 
     def send_nowait(self, peer: PeerId, frames: Frames) -> None:
         """Raises PeerGone, WireFull or WireClosed; never waits."""
@@ -126,3 +141,12 @@ class DataLane(Protocol):
     def blocking_source(self, addr: str, bound: int) -> BlockingSource: ...
 
     def blocking_link(self, addr: str, bound: int) -> BlockingLink: ...
+
+
+class Wires(DataLane, Protocol):
+    """All a process needs to open its ends of all lanes. `bound` is in messages, per connection."""
+
+    def hub(self, command_addr: str, broadcast_addr: str, bound: int = 1000) -> Hub:
+        """Raises AddressTaken."""
+
+    def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> Spoke: ...

@@ -1,0 +1,265 @@
+"""The command lane's wire form: one msgpack frame [to, sender, class name, fields] per message.
+
+Strict in one direction: exact scalar types, no unknown key, closed unions, bounded sizes; whatever is wrong with bytes
+from outside becomes one TheyBrokeTheRules. The messages do not know this file, and this file knows no socket. Columns
+travel as little-endian bytes and are decoded without a copy (read-only).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, get_args, get_origin
+
+import attrs
+import cattrs
+import msgpack  # type: ignore[import-untyped]
+import numpy as np
+
+from hydra.protocol.batch import Logprobs, RowOpening
+from hydra.protocol.blob import Buffer
+from hydra.protocol.ids import ActorName, Epoch
+from hydra.protocol.messages import Message, Open, Tokens
+from hydra.protocol.model_spec import TensorRange
+from hydra.protocol.sampling import SamplingParams
+from hydra.protocol.wire import Frames, MessageTooBig, TheyBrokeTheRules
+
+CONTROL_BYTES_MAX = 4 << 20
+STRING_BYTES_MAX = 1 << 20
+ARRAY_ITEMS_MAX = 1 << 17
+MAP_ITEMS_MAX = 256
+NAME_LENGTH_MAX = 64  # of an actor
+
+INT32 = np.dtype("<i4")
+FLOAT32 = np.dtype("<f4")
+
+T = TypeVar("T")
+Hook = Callable[[Any, Any], Any]
+
+
+@attrs.frozen
+class Envelope:
+    """A message, the actor it is for and the actor that says it; both inside the peers the connection names."""
+
+    to: ActorName
+    sender: ActorName
+    message: Message
+
+
+# ---------------------------------------------------------------- values
+
+
+def _exactly(kind: type) -> Hook:
+    """cattrs would turn "3" into 3 and 2.9 into 2. Between machines a near miss is a miss."""
+
+    def check(value: Any, _: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+        return value
+
+    return check
+
+
+def _tuple_hook(kind: Any) -> Hook:
+    """Lists become tuples; a string, bytes or a map is no list."""
+    args = get_args(kind)
+    if len(args) == 2 and args[1] is Ellipsis:
+        item, item_hook = args[0], converter.get_structure_hook(args[0])
+
+        def many(value: Any, _: Any) -> tuple[Any, ...]:
+            if type(value) is not list:
+                raise TypeError(f"expected a list, got {type(value).__name__}")
+            return tuple([item_hook(entry, item) for entry in value])
+
+        return many
+    hooks = [(arg, converter.get_structure_hook(arg)) for arg in args]
+
+    def each(value: Any, _: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) != len(hooks):
+            raise TypeError(f"expected a list of {len(hooks)}")
+        return tuple([hook(entry, arg) for entry, (arg, hook) in zip(value, hooks, strict=True)])
+
+    return each
+
+
+def column_of(data: Any, dtype: np.dtype[Any]) -> Any:
+    """Bytes as a read-only column, without a copy."""
+    if type(data) is not bytes or len(data) % dtype.itemsize:
+        raise TypeError(f"{type(data).__name__} is no column of {dtype}")
+    return np.frombuffer(data, dtype)
+
+
+def _pack_column(column: np.ndarray[Any, Any]) -> bytes:
+    if column.dtype != INT32:
+        raise TypeError(f"expected a column of int32, got {column.dtype}")
+    return column.tobytes()
+
+
+def _pack_logprobs(logprobs: Logprobs) -> list[Any]:
+    chosen, top = (np.ascontiguousarray(part, FLOAT32).tobytes() for part in (logprobs.chosen, logprobs.top))
+    width = logprobs.top.shape[1] if logprobs.top.ndim == 2 else 0
+    return [width, chosen, np.ascontiguousarray(logprobs.top_ids, INT32).tobytes(), top]
+
+
+def _unpack_logprobs(value: Any, _: Any) -> Logprobs:
+    width, chosen, top_ids, top = value
+    if type(width) is not int or type(value) is not list:
+        raise TypeError("logprobs are a list that begins with a width")
+    n_rows = len(chosen) // FLOAT32.itemsize
+    return Logprobs(
+        chosen=column_of(chosen, FLOAT32),
+        top_ids=column_of(top_ids, INT32).reshape(n_rows, width),
+        top=column_of(top, FLOAT32).reshape(n_rows, width),
+    )
+
+
+# ---------------------------------------------------------------- rules beyond types
+
+
+def _rule_tokens(said: Tokens) -> bool:
+    n_rows = len(said.session)
+    columns = (said.attempt, said.position, said.token, said.finish, said.cached)
+    logprobs_fit = said.logprobs is None or len(said.logprobs.chosen) == n_rows
+    return all(len(column) == n_rows for column in columns) and logprobs_fit
+
+
+def _rule_sampling(params: SamplingParams) -> bool:
+    floats = (params.temperature, params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
+    return (
+        all(math.isfinite(value) for value in floats)
+        and params.temperature >= 0.0
+        and params.repetition_penalty > 0.0
+        and 0.0 < params.top_p <= 1.0
+        and 0.0 <= params.min_p <= 1.0
+        and params.top_k >= 0
+        and 0 <= params.seed < 1 << 64
+        and 0 <= params.choice < 1 << 31
+        and params.min_tokens >= 0
+        and (params.logprobs is None or 0 <= params.logprobs <= 20)
+        and all(token >= 0 and math.isfinite(bias) for token, bias in params.logit_bias)
+    )
+
+
+def _rule_open(said: Open) -> bool:
+    return 0 <= said.prompt_tokens <= len(said.history) and said.max_tokens >= 0 and said.deaths >= 0
+
+
+def _rule_opening(opening: RowOpening) -> bool:
+    return opening.prompt_tokens >= 0 and opening.cached_tokens >= 0
+
+
+def _rule_range(tensor: TensorRange) -> bool:
+    one_component = tensor.file not in ("", ".", "..") and not set("/\\\0") & set(tensor.file)
+    return one_component and tensor.offset >= 0 and tensor.length >= 0 and all(side >= 0 for side in tensor.shape)
+
+
+def _rule_epoch(epoch: Epoch) -> bool:
+    return epoch.term >= 0 and epoch.number >= 0
+
+
+RULES: dict[type, Callable[[Any], bool]] = {
+    Tokens: _rule_tokens,
+    SamplingParams: _rule_sampling,
+    Open: _rule_open,
+    RowOpening: _rule_opening,
+    TensorRange: _rule_range,
+    Epoch: _rule_epoch,
+}
+
+
+def _ruled_hook(kind: type) -> Hook:
+    """The plain hook of a class, and its rule after it."""
+    plain: Hook = cattrs.gen.make_dict_structure_fn(
+        kind, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False
+    )
+    rule = RULES[kind]
+
+    def checked(value: Any, as_kind: Any) -> Any:
+        made = plain(value, as_kind)
+        if not rule(made):
+            raise ValueError(f"a {kind.__name__} outside its limits")
+        return made
+
+    return checked
+
+
+# ---------------------------------------------------------------- the converter
+
+
+def _is_column(kind: Any) -> bool:
+    return get_origin(kind) is np.ndarray
+
+
+def _is_tuple(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is tuple
+
+
+def _make_converter() -> cattrs.Converter:
+    made = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+    for kind in (int, str, float, bool, bytes):
+        made.register_structure_hook(kind, _exactly(kind))
+    made.register_unstructure_hook(float, float)  # an int in a float's place is said as a float
+    made.register_structure_hook_factory(_is_tuple, _tuple_hook)
+    made.register_structure_hook_factory(lambda kind: kind in RULES, _ruled_hook)
+    made.register_structure_hook_func(_is_column, lambda value, _: column_of(value, INT32))
+    made.register_unstructure_hook_func(_is_column, _pack_column)
+    made.register_structure_hook(Logprobs, _unpack_logprobs)
+    made.register_unstructure_hook(Logprobs, _pack_logprobs)
+    return made
+
+
+converter = _make_converter()
+_KINDS: tuple[type, ...] = get_args(Message)
+_WRITE = {kind: (kind.__name__, converter.get_unstructure_hook(kind)) for kind in _KINDS}
+_READ = {kind.__name__: (kind, converter.get_structure_hook(kind)) for kind in _KINDS}
+
+
+def _plain_number(value: object) -> object:
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, np.floating):
+        return float(value)
+    raise TypeError(f"no message carries a {type(value).__name__}")
+
+
+def pack(value: object) -> bytes:
+    """msgpack of plain values. Unpaired surrogates become "?": a client's odd string is no reason to fall over."""
+    return cast(bytes, msgpack.packb(value, default=_plain_number, unicode_errors="replace"))
+
+
+def unpack(frame: Buffer) -> Any:
+    """Plain values of a bounded frame. Raises whatever msgpack raises: callers wrap it."""
+    return msgpack.unpackb(
+        frame,
+        max_str_len=STRING_BYTES_MAX,
+        max_array_len=ARRAY_ITEMS_MAX,
+        max_map_len=MAP_ITEMS_MAX,
+        max_bin_len=CONTROL_BYTES_MAX,
+        max_ext_len=0,
+    )
+
+
+def encode(to: ActorName, sender: ActorName, message: Message) -> list[bytes]:
+    """A message as frames. Raises MessageTooBig; a TypeError here is a bug of ours."""
+    name, write = _WRITE[type(message)]
+    frame = pack((to, sender, name, write(message)))
+    if len(frame) > CONTROL_BYTES_MAX:
+        raise MessageTooBig(f"a {name} of {len(frame)} bytes; the command lane carries {CONTROL_BYTES_MAX}")
+    return [frame]
+
+
+def decode(frames: Frames) -> Envelope:
+    """Frames as a message. Raises TheyBrokeTheRules and nothing else."""
+    try:
+        (frame,) = frames
+        if len(frame) > CONTROL_BYTES_MAX:
+            raise ValueError(f"{len(frame)} bytes are too many")
+        to, sender, name, fields = unpack(frame)
+        for actor in (to, sender):
+            if type(actor) is not str or not 0 < len(actor) <= NAME_LENGTH_MAX:
+                raise TypeError("an actor is named by a short string")
+        kind, read = _READ[name]
+        if type(fields) is not dict:
+            raise TypeError("fields are a map")
+        return Envelope(to, sender, read(fields, kind))
+    except Exception as why:
+        raise TheyBrokeTheRules(f"no sentence of the command lane: {why!r:.200}") from why
