@@ -11,7 +11,7 @@ import attrs
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
-from hydra.protocol.model_spec import ModelSpec, TensorRange
+from hydra.protocol.model_spec import Described, TensorRange
 
 
 @attrs.frozen(kw_only=True)
@@ -62,16 +62,6 @@ class Compute(Protocol):
     def launch(self, run: Run) -> Ticket: ...
 
     def collect(self, ticket: Ticket) -> Outcome: ...
-
-
-@attrs.frozen(kw_only=True)
-class Described:
-    """A model as the coordinator sees it: read from headers, nothing loaded."""
-
-    model_path: str
-    default_id: str
-    spec: ModelSpec
-    tensors: tuple[TensorRange, ...]  # of the whole model
 
 
 class Library(Protocol):

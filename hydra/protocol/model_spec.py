@@ -77,6 +77,16 @@ class TensorRange:
 
 
 @attrs.frozen(kw_only=True)
+class Described:
+    """A model as the coordinator sees it: read from headers, nothing loaded."""
+
+    model_path: str
+    default_id: str
+    spec: ModelSpec
+    tensors: tuple[TensorRange, ...]  # of the whole model
+
+
+@attrs.frozen(kw_only=True)
 class ModelCard:
     """What a frontend must know of a loaded model to speak for it."""
 
