@@ -21,6 +21,7 @@ from hydra.protocol.ids import (
     ActorName,
     Address,
     AskId,
+    Attempt,
     Epoch,
     PeerId,
     RouteId,
@@ -149,7 +150,8 @@ class Broker:
             case RouteDown() as down:
                 return self._route_down(down)
             case ModelKnown(model_id=model_id, max_model_len=length):
-                self._models.setdefault(model_id, _Model(model_id, length)).max_model_len = length
+                known = self._models.setdefault(model_id, _Model(model_id, length))
+                known.max_model_len = length or known.max_model_len
                 return []
             case ModelGone() as gone:
                 return self._model_gone(gone)
@@ -157,10 +159,10 @@ class Broker:
                 return self._frontend_lost(peer, now_s)
             case LinkFull(route=route, epoch=epoch):
                 return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why="the first stage takes nothing"))]
-            case TimerFired(key=("overdue", route)):
-                return self._overdue(route, now_s)
-            case TimerFired(key=("probe", session)):
-                return self._probe_told(session, False, "no token came through in time", now_s)
+            case TimerFired(key=("overdue", int(route))):
+                return self._overdue(RouteId(route), now_s)
+            case TimerFired(key=("probe", int(session))):
+                return self._probe_told(SessionId(session), False, "no token came through in time", now_s)
             case _:
                 raise AssertionError(f"a broker cannot be told {event!r}")
 
@@ -200,7 +202,7 @@ class Broker:
             return Refusal(code="model_not_found", message=f"no model {opening.model_id!r} is loaded", param="model")
         if len(opening.history) == 0 or opening.prompt_tokens > len(opening.history):
             return Refusal(code="invalid_value", message="a generation needs at least one prompt token")
-        if opening.prompt_tokens + opening.max_tokens > model.max_model_len:
+        if model.max_model_len and opening.prompt_tokens + opening.max_tokens > model.max_model_len:
             limit = f"{opening.prompt_tokens} prompt tokens and {opening.max_tokens} to generate"
             message = f"{limit} exceed this model's context of {model.max_model_len}"
             return Refusal(code="context_length_exceeded", message=message, param="max_tokens")
@@ -258,7 +260,13 @@ class Broker:
             ledger=KvLedger(up.kv_blocks, up.block_size, self.limits.prefix_cache),
             batch_tokens=self.limits.batch_tokens,
         )
-        return [OpenLink(up.route, up.epoch, up.first_addr, up.credits), *self._pump(model, now_s)]
+        too_long: list[Effect] = []
+        for waiting in list(model.waiting):
+            refused = self._refusal(waiting.open)
+            if refused is not None:
+                model.waiting.remove(waiting)
+                too_long += self._end(waiting.key, waiting.open, refused)
+        return [OpenLink(up.route, up.epoch, up.first_addr, up.credits), *too_long, *self._pump(model, now_s)]
 
     def _route_down(self, down: RouteDown) -> list[Effect]:
         model = self._models.get(down.model_id)
@@ -360,9 +368,7 @@ class Broker:
             return [effect for token in drawn for effect in self._probe_told(token.row.key.session, True, "", 0.0)]
         if logprobs is not None:
             index = np.array([token.index for token in drawn])
-            logprobs = Logprobs(
-                chosen=logprobs.chosen[index], top_ids=logprobs.top_ids[index], top=logprobs.top[index]
-            )
+            logprobs = Logprobs(chosen=logprobs.chosen[index], top_ids=logprobs.top_ids[index], top=logprobs.top[index])
         tokens = Tokens(
             session=int32([token.row.key.session for token in drawn]),
             attempt=int32([token.row.open.attempt for token in drawn]),
@@ -402,9 +408,9 @@ class Broker:
         self._probes[session] = [(sender, ask)]
         probe = Open(
             session=session,
-            attempt=0,  # type: ignore[arg-type]
+            attempt=Attempt(0),
             model_id=up.model_id,
-            history=[0],
+            history=int32([0]),
             prompt_tokens=1,
             max_tokens=1,
             params=GREEDY,

@@ -15,7 +15,18 @@ import attrs
 import structlog
 import trio
 
-from hydra.actors.machine import CancelTimer, Effect, Event, Machine, Received, Send, SetTimer, Tell, TimerFired, TimerKey
+from hydra.actors.machine import (
+    CancelTimer,
+    Effect,
+    Event,
+    Machine,
+    Received,
+    Send,
+    SetTimer,
+    Tell,
+    TimerFired,
+    TimerKey,
+)
 from hydra.protocol.ids import ActorName, Address, PeerId
 from hydra.protocol.messages import Message
 
@@ -53,6 +64,9 @@ class House:
     def add(self, name: ActorName, machine: Machine, perform: Perform) -> None:
         assert name not in self._cells, f"two actors called {name}"
         self._cells[name] = Cell(name, machine, perform)
+
+    def has(self, name: ActorName) -> bool:
+        return name in self._cells
 
     def post(self, to: ActorName, event: Event) -> None:
         """Handle `event` now, or right after the one in hand. Unknown actors are somebody's mistake: logged, dropped."""

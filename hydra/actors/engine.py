@@ -220,8 +220,8 @@ class Engine:
             return None
         flight = self.flights.popleft()
         self._measure(flight, now_s)
-        for row in flight.rows:
-            row.in_flight -= 1
+        for flown in flight.rows:
+            flown.in_flight -= 1
         drawn: list[Drawn] = []
         columns = (result.row, result.attempt, result.position, result.token)
         for index, (number, attempt, position, token) in enumerate(

@@ -102,5 +102,7 @@ class Member:
         self.generation = None
         left: list[Effect] = []
         if was_inside:
-            left = [Tell(sibling, Left(why="new term" if why == "new term" else "expelled")) for sibling in self.siblings]
+            left = [
+                Tell(sibling, Left(why="new term" if why == "new term" else "expelled")) for sibling in self.siblings
+            ]
         return [*left, *self._greet(now_s)]

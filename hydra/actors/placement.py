@@ -63,9 +63,12 @@ def _offers(nodes: list[NodeJoined]) -> str:
 
 
 def seats_for(
-    spec: ModelSpec, dtype: Dtype, nodes: Mapping[NodeId, NodeJoined], others: Iterable[Route]
+    spec: ModelSpec, dtype: Dtype, nodes: Mapping[NodeId, NodeJoined], held: Route | None, others: Iterable[Route]
 ) -> list[Seat]:
-    """The nodes with the memory they have left beside other models' routes, in join order."""
+    """The nodes with the memory they have left beside other models' routes, in join order.
+
+    What a node holds is what its hello said, and what it has loaded since for the `held` route.
+    """
     taken: dict[NodeId, int] = {}
     for route in others:
         for placed in route.stages:
@@ -73,21 +76,21 @@ def seats_for(
             taken[placed.share.node] = taken.get(placed.share.node, 0) + used
     seats: list[Seat] = []
     for name, node in nodes.items():
-        held = frozenset(
-            layer
-            for inventory in node.held
-            if inventory.fingerprint == spec.fingerprint and inventory.dtype == dtype
-            for layer in inventory.layers
-        )
         room = node.offer.memory_total_bytes - taken.get(name, 0)
         if room > 0:
-            seats.append(Seat(node=name, memory_bytes=room, held=held))
+            seats.append(Seat(node=name, memory_bytes=room, held=_held_layers(spec, dtype, node, held)))
     return seats
 
 
-def pool_size(
-    spec: ModelSpec, route: Route, context_tokens: int, block_size: int, running_max: int
-) -> tuple[int, int]:
+def _held_layers(spec: ModelSpec, dtype: Dtype, node: NodeJoined, route: Route | None) -> frozenset[int]:
+    for placed in route.stages if route is not None and route.dtype == dtype else ():
+        if placed.node is node and placed.loaded is not None:
+            return frozenset(range(placed.share.first_layer, placed.share.end_layer))
+    same = [held for held in node.held if held.fingerprint == spec.fingerprint and held.dtype == dtype]
+    return frozenset(layer for held in same for layer in held.layers)
+
+
+def pool_size(spec: ModelSpec, route: Route, context_tokens: int, block_size: int, running_max: int) -> tuple[int, int]:
     """(KV blocks, max_model_len) of a route: the least any stage can hold, and no more than could ever be used.
 
     Raises RefusalError does_not_fit when one sequence of the needed length finds no room.
@@ -107,5 +110,3 @@ def pool_size(
             f"one sequence of {needed} tokens needs {-(-needed // block_size)}",
         )
     return blocks, min(limit, blocks * block_size)
-
-

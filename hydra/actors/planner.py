@@ -72,6 +72,7 @@ class Describe:
 
 @attrs.frozen
 class WasDescribed:
+    model_path: str  # as asked for
     described: Described
 
 
@@ -139,6 +140,7 @@ class _Model:
     created_s: int = 0
     why: str = ""
     breaks: int = 0
+    recovering: bool = False  # the recovery deadline runs
     up_since_s: float = 0.0
 
 
@@ -185,13 +187,13 @@ class Planner:
                 return [self._save()]
             case Begin() as begin:
                 return self._begin(begin, now_s)
-            case WasDescribed(described=described):
-                return self._described(described, now_s)
+            case WasDescribed(model_path=path, described=described):
+                return self._described(path, described, now_s)
             case NotDescribed(model_path=path, refusal=refusal):
                 return self._not_described(path, refusal)
             case TimerFired(key="patience"):
                 return self._settle(now_s)
-            case TimerFired(key=("recovery", model_id)):
+            case TimerFired(key=("recovery", str(model_id))):
                 return self._give_up(model_id)
             case _:
                 raise AssertionError(f"a planner cannot be told {event!r}")
@@ -273,7 +275,8 @@ class Planner:
         if asker is not None:
             model.asks.append(asker)
         self._models[model_id] = model
-        return [Describe(wish.model_path)]
+        known = ModelKnown(model_id=model_id, max_model_len=0)  # so that sessions of a former life may wait already
+        return [Tell(BROKER_NAME, known), Describe(wish.model_path)]
 
     def _load(self, sender: Address, ask: LoadModel) -> list[Effect]:
         wish = Wish(ask.model_path, ask.model_id, ask.dtype)
@@ -286,10 +289,10 @@ class Planner:
         self._models[model_id].total_layers = ask.total_layers
         return [*told, *effects]
 
-    def _described(self, described: Described, now_s: float) -> list[Effect]:
+    def _described(self, path: str, described: Described, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         for model in list(self._models.values()):
-            if model.phase != "describing" or model.wish.model_path != described.model_path:
+            if model.phase != "describing" or model.wish.model_path != path:
                 continue
             layers = described.spec.n_layers
             if model.total_layers not in (None, layers):
@@ -389,7 +392,8 @@ class Planner:
                 context_tokens=self.policy.max_model_len,
             )
             taken = {m.model_id: m.route for m in self._models.values() if m is not model and m.route is not None}
-            shares = split_vram(described.spec, seats_for(described.spec, dtype, nodes, taken.values()), terms)
+            seats = seats_for(described.spec, dtype, nodes, held=model.route, others=list(taken.values()))
+            shares = split_vram(described.spec, seats, terms)
         except RefusalError as why:
             return self._wait(model, why.refusal, now_s)
         effects = self._down(model, death=False)
@@ -402,7 +406,7 @@ class Planner:
             stages=[Placed(share, self._nodes[share.node]) for share in shares],
         )
         self._next_route += 0 if old else 1
-        model.route, model.phase = route, "loading"
+        model.route, model.phase, model.recovering = route, "loading", False
         effects += [CancelTimer(("recovery", model.model_id)), self._save()]
         dropped = [name for name in (old.nodes() if old else ()) if name not in route.nodes() and name in self._nodes]
         drop = DropSlice(route=route.route, epoch=route.epoch)
@@ -500,9 +504,9 @@ class Planner:
         effects = self._down(model, death=False)
         if model.asks and refusal.code != "no_workers":
             return [*effects, *self._fail(model, refusal)]
-        first_wait = model.phase != "waiting" or not model.why
         model.phase, model.why = "waiting", refusal.message
-        if first_wait:
+        if not model.recovering:
+            model.recovering = True
             effects.append(SetTimer(("recovery", model.model_id), now_s + self.policy.recovery_deadline_s))
         return [*effects, *self._announce()]
 
@@ -511,6 +515,7 @@ class Planner:
         model = self._models.get(model_id)
         if model is None or model.phase != "waiting":
             return []
+        model.recovering = False
         message = f"no plan fits within the recovery deadline: {model.why}"
         refusal = Refusal(code="recovery_deadline", message=message, retry_after_s=10.0)
         gone = ModelGone(model_id=model_id, refusal=refusal, forget=False)

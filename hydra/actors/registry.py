@@ -223,9 +223,7 @@ class Registry:
         self.stale_dropped += member.stale_dropped
         self.lost_nodes.append((node, why))
         del self.lost_nodes[:-100]
-        effects: list[Effect] = [
-            Send(Address(member.peer, MEMBER), Expelled(generation=member.generation, why=why))
-        ]
+        effects: list[Effect] = [Send(Address(member.peer, MEMBER), Expelled(generation=member.generation, why=why))]
         if member.hello.role == "worker":
             effects.append(Tell(PLANNER_NAME, NodeLost(node=node, generation=member.generation, why=why)))
         elif member.hello.role == "frontend":

@@ -145,9 +145,7 @@ class Session:
         if drawn.finish != FINISH_NONE:
             finish = "stop" if drawn.finish == FINISH_STOP else "length"
             assert drawn.finish in (FINISH_STOP, FINISH_LENGTH)
-        emit = Emit(
-            token=drawn.token, finish=finish, cached=drawn.cached, logprob=drawn.logprob, top=drawn.top
-        )
+        emit = Emit(token=drawn.token, finish=finish, cached=drawn.cached, logprob=drawn.logprob, top=drawn.top)
         return self._end([emit]) if finish else [emit]
 
     def _replay(self, now_s: float, *, why: str, death: bool) -> list[Effect]:

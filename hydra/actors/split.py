@@ -116,7 +116,7 @@ def _orders(seats: list[Seat]) -> list[tuple[Seat, ...]]:
     """Join order first, so that it wins among equals."""
     if not any(seat.held for seat in seats):
         return [tuple(seats)]
-    by_held = sorted(seats, key=lambda seat: (min(seat.held, default=1 << 30)))
+    by_held = sorted(seats, key=lambda seat: min(seat.held, default=1 << 30))
     if len(seats) > PERMUTED_NODES_MAX:
         return [tuple(seats), tuple(by_held)]
     return list(permutations(seats))

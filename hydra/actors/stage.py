@@ -158,6 +158,11 @@ class Stage:
             case _:
                 raise AssertionError(f"a stage cannot be told {event!r}")
 
+    def wants(self, route: RouteId, epoch: Epoch) -> bool:
+        """Whether this epoch is still the one to load for (the loader asks before it begins)."""
+        held = self._slices.get(route)
+        return held is not None and held.epoch == epoch
+
     def _current(self, route: RouteId, epoch: Epoch, phase: Phase) -> _Slice | None:
         held = self._slices.get(route)
         return held if held is not None and held.epoch == epoch and held.phase == phase else None
@@ -220,9 +225,7 @@ class Stage:
         held.phase = "ready"
         plan = held.plan
         last = plan.stage_index == plan.n_stages - 1
-        fence = Fence(
-            route=route, epoch=epoch, open=True, last=last, next_addr=plan.next_addr, credits=plan.credits
-        )
+        fence = Fence(route=route, epoch=epoch, open=True, last=last, next_addr=plan.next_addr, credits=plan.credits)
         return [Publish(fence), Send(PLANNER, Ready(route=route, epoch=epoch))]
 
     def _drop(self, route: RouteId, epoch: Epoch) -> list[Effect]:

@@ -100,9 +100,7 @@ class StageLine:
         if isinstance(rows, Drop):
             return rows
         state.last_step = step.step
-        return Run(
-            route=step.route, epoch=step.epoch, step=step.step, batch=step.batch, rows=rows, hidden=step.hidden
-        )
+        return Run(route=step.route, epoch=step.epoch, step=step.step, batch=step.batch, rows=rows, hidden=step.hidden)
 
     def may_send(self, run: Run) -> Fence | None:
         """The second look at the fence: the epoch may have ended while the step was computed. None: do not send."""

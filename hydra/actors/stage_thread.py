@@ -20,10 +20,9 @@ from hydra.actors.stage_line import Drop, FenceBoard, StageLine
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Outcome, Run, Step, StepResult
 from hydra.protocol.blob import Buffer
-from hydra.protocol.codec import TheyBrokeTheRules
 from hydra.protocol.ids import Epoch, RouteId, StepId
 from hydra.protocol.messages import StageProgress
-from hydra.protocol.wire import BlockingLink, BlockingSource, DataLane
+from hydra.protocol.wire import BlockingLink, BlockingSource, DataLane, TheyBrokeTheRules
 
 IDLE_WAIT_S = 0.2  # how long one receive waits; a wake ends it at once
 SEND_DEADLINE_S = 5.0  # a next hop that takes nothing for so long is broken

@@ -1,0 +1,171 @@
+"""The coordinator's family: registry, planner, broker and desk in one house, with the sockets between them.
+
+Everything from outside is handed in: wires, the library that reads model directories, where state is kept. The same
+function runs in a process of its own and inside the simulator.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import attrs
+import structlog
+import trio
+
+from hydra.actors.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, SendStep, StepBack
+from hydra.actors.cell import House
+from hydra.actors.desk import Desk
+from hydra.actors.machine import Effect
+from hydra.actors.planner import Begin, Describe, NotDescribed, Planner, Policy, SaveState, WasDescribed, Wish
+from hydra.actors.ports import Library
+from hydra.actors.post import Post
+from hydra.actors.registry import Broadcast, Opened, Registry
+from hydra.protocol import codec, codec_data
+from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, Epoch, NodeId, RouteId
+from hydra.protocol.model_spec import Described
+from hydra.protocol.refusal import RefusalError
+from hydra.protocol.wire import DataLane, Hub, StepLink, StepSource, TheyBrokeTheRules, WireFull
+
+log = structlog.get_logger()
+MEMBER = ActorName("member")
+
+
+@attrs.frozen(kw_only=True)
+class SavedState:
+    """What outlives a coordinator: the term, the models that should be there, and who computed them last."""
+
+    term: int = 0
+    wishes: tuple[Wish, ...] = ()
+    nodes: tuple[NodeId, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class CoordinatorParts:
+    """The world, as the coordinator needs it."""
+
+    hub: Hub
+    lane: DataLane
+    results: StepSource
+    library: Library
+    describe: Callable[[str], Awaitable[Described]]  # the library's, off the loop; raises RefusalError
+    saved: SavedState
+    save: Callable[[SavedState], None]  # durable when it returns
+    policy: Policy
+    limits: Limits
+    expected_workers: int
+    patience_s: float
+    heartbeat_s: float = 0.5
+    beats_missed_max: int = 3
+    join_token: str = ""
+    pid: int = 0
+    wall_s: int = 0
+
+
+@attrs.define(eq=False)
+class Coordinator:
+    """Builds the house and performs the effects that only a coordinator knows."""
+
+    parts: CoordinatorParts
+    house: House = attrs.field(init=False)
+    registry: Registry = attrs.field(init=False)
+    planner: Planner = attrs.field(init=False)
+    broker: Broker = attrs.field(init=False)
+    _post: Post = attrs.field(init=False)
+    _links: dict[RouteId, tuple[Epoch, StepLink]] = attrs.field(factory=dict, init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        parts = self.parts
+        term = parts.saved.term + 1
+        self.registry = Registry(
+            term=term,
+            results_addr=parts.results.addr,
+            heartbeat_s=parts.heartbeat_s,
+            beats_missed_max=parts.beats_missed_max,
+            join_token=parts.join_token,
+        )
+        self.planner = Planner(
+            term=term,
+            policy=parts.policy,
+            ranges=parts.library.slice_ranges,
+            results_addr=parts.results.addr,
+            wall_s=parts.wall_s,
+        )
+        self.broker = Broker(limits=parts.limits)
+        self._post = Post(parts.hub.send_nowait, parts.hub.receive)
+        desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense)
+        self.house = House(COORDINATOR, self._post.carry)
+        self.house.add(REGISTRY.actor, self.registry, self._perform)
+        self.house.add(PLANNER.actor, self.planner, self._perform)
+        self.house.add(BROKER.actor, self.broker, self._perform)
+        self.house.add(DESK.actor, desk, self._perform)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        saved = self.parts.saved
+        try:
+            async with trio.open_nursery() as self._nursery:
+                begin = Begin(saved.wishes, self.parts.expected_workers, saved.nodes, self.parts.patience_s)
+                self.house.post(PLANNER.actor, begin)
+                self.house.post(REGISTRY.actor, Opened())
+                self._nursery.start_soon(self.house.keep_timers)
+                self._nursery.start_soon(self._post.pump, self.house)
+                self._nursery.start_soon(self._take_results)
+                task_status.started()
+        finally:
+            for _, link in self._links.values():
+                link.close()
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Broadcast(beacon=beacon):
+                self.parts.hub.broadcast_nowait(codec.encode(MEMBER, REGISTRY.actor, beacon))
+            case SendStep():
+                self._send_step(effect)
+            case OpenLink(route=route, epoch=epoch, addr=addr, credits=credits):
+                self._close_link(route)
+                self._links[route] = (epoch, self.parts.lane.step_link(addr, credits))
+            case CloseLink(route=route):
+                self._close_link(route)
+            case SaveState(term=term, wishes=wishes, nodes=nodes):
+                self.parts.save(SavedState(term=term, wishes=wishes, nodes=nodes))
+            case Describe(model_path=path):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._describe, path)
+            case _:
+                raise AssertionError(f"a coordinator cannot do {effect!r}")
+
+    def _send_step(self, effect: SendStep) -> None:
+        step = effect.step
+        epoch, link = self._links[step.route]
+        assert epoch == step.epoch, "a step of an epoch whose link is not open"
+        try:
+            link.send_nowait(codec_data.encode_step(step))
+        except WireFull:
+            self.house.post(BROKER.actor, LinkFull(step.route, step.epoch))
+
+    def _close_link(self, route: RouteId) -> None:
+        _, link = self._links.pop(route, (None, None))
+        if link is not None:
+            link.close()
+
+    async def _describe(self, path: str) -> None:
+        try:
+            described = await self.parts.describe(path)
+        except RefusalError as why:
+            self.house.post(PLANNER.actor, NotDescribed(path, why.refusal))
+        else:
+            self.house.post(PLANNER.actor, WasDescribed(path, described))
+
+    async def _take_results(self) -> None:
+        while True:
+            for frames in await self.parts.results.receive():
+                try:
+                    result = codec_data.decode_result(frames)
+                except TheyBrokeTheRules as why:
+                    log.warning("nonsense on the results lane", why=str(why))
+                    continue
+                self.house.post(BROKER.actor, StepBack(result))
+
+
+async def run_coordinator(parts: CoordinatorParts) -> None:
+    """The whole life of a coordinator process, until cancelled."""
+    await Coordinator(parts).run()

@@ -1,0 +1,151 @@
+"""The desk answers questions about the whole cluster: what /api/cluster/status and /metrics show.
+
+It reads the three machines of the coordinator, and decides nothing.
+"""
+
+from collections.abc import Callable
+
+import attrs
+
+from hydra.actors.broker import Broker
+from hydra.actors.machine import Effect, Event, Received, Send
+from hydra.actors.placement import Placed, Route
+from hydra.actors.planner import Planner
+from hydra.actors.registry import Member, Registry
+from hydra.protocol.ids import AskId
+from hydra.protocol.messages import (
+    ModelStatus,
+    NodeStatus,
+    ProcessStatus,
+    Sample,
+    StageStatus,
+    StatusAsked,
+    StatusTold,
+)
+
+
+@attrs.define(eq=False)
+class Desk:
+    registry: Registry
+    planner: Planner
+    broker: Broker
+    pid: int
+    nonsense: Callable[[], int]  # messages dropped at the door
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        match event:
+            case Received(sender=sender, message=StatusAsked(ask=ask)):
+                return [Send(sender, self.status(ask, now_s))]
+            case _:
+                raise AssertionError(f"a desk cannot be told {event!r}")
+
+    def status(self, ask: AskId, now_s: float) -> StatusTold:
+        members = self.registry.members()
+        processes = [ProcessStatus(role="coordinator", pid=self.pid)]
+        processes += [ProcessStatus(role=m.hello.role, pid=m.hello.pid) for m in members if m.hello.role != "worker"]
+        return StatusTold(
+            ask=ask,
+            epoch=self.registry.changes + self.planner.number,
+            ready=any(phase == "ready" for _, phase, _ in self.planner.models()),
+            nodes=tuple(self._node(member, now_s) for member in members if member.hello.role == "worker"),
+            processes=tuple(processes),
+            models=self._models(),
+            samples=self._samples(),
+        )
+
+    def _node(self, member: Member, now_s: float) -> NodeStatus:
+        hello = member.hello
+        assert hello.device is not None and hello.pipeline_addr is not None
+        stages: list[StageStatus] = []
+        dtype = ""
+        for model_id, _, route in self.planner.models():
+            for placed in route.stages if route is not None else ():
+                if route is not None and placed.node.generation == member.generation:
+                    dtype = route.dtype
+                    stages.append(_stage(model_id, route, placed))
+        return NodeStatus(
+            node_id=hello.node_id,
+            generation=member.generation,
+            host=hello.host,
+            pid=hello.pid,
+            state=member.state,
+            device=hello.device.device,
+            dtype=dtype,
+            memory_total_bytes=hello.device.memory_total_bytes,
+            memory_free_bytes=member.memory_free_bytes,
+            last_seen_s=max(0.0, now_s - member.last_seen_s),
+            pipeline_addr=hello.pipeline_addr,
+            stages=tuple(stages),
+        )
+
+    def _models(self) -> tuple[ModelStatus, ...]:
+        told: list[ModelStatus] = []
+        phases = {model_id: (phase, route) for model_id, phase, route in self.planner.models()}
+        for card in self.planner.cards():
+            phase, route = phases[card.model_id]
+            blocks, free, running, waiting = self.broker.statistics(card.model_id)
+            told.append(
+                ModelStatus(
+                    model_id=card.model_id,
+                    model_path=card.model_path,
+                    architecture=card.architecture,
+                    total_layers=card.total_layers,
+                    state=phase,
+                    epoch=str(route.epoch) if route is not None else "",
+                    max_model_len=card.max_model_len,
+                    kv_blocks_total=blocks,
+                    kv_blocks_free=free,
+                    running=running,
+                    waiting=waiting,
+                )
+            )
+        return tuple(told)
+
+    def _samples(self) -> tuple[Sample, ...]:
+        stale = "Steps and results of another epoch that were refused."
+        return (
+            Sample(
+                name="hydra_stale_dropped_total",
+                kind="counter",
+                help=stale,
+                value=self.registry.total_stale_dropped(),
+                labels=(("reason", "stage"),),
+            ),
+            Sample(
+                name="hydra_stale_dropped_total",
+                kind="counter",
+                help=stale,
+                value=self.broker.stale_dropped,
+                labels=(("reason", "result"),),
+            ),
+            Sample(
+                name="hydra_generated_tokens_total",
+                kind="counter",
+                help="Tokens handed to frontends.",
+                value=self.broker.tokens_told,
+            ),
+            Sample(
+                name="hydra_replans_total",
+                kind="counter",
+                help="Epochs begun since this coordinator started.",
+                value=self.planner.number,
+            ),
+            Sample(
+                name="hydra_nonsense_total",
+                kind="counter",
+                help="Messages refused at the coordinator's door.",
+                value=self.nonsense(),
+            ),
+            Sample(
+                name="hydra_nodes",
+                kind="gauge",
+                help="Workers that hold a generation.",
+                value=sum(1 for member in self.registry.members() if member.hello.role == "worker"),
+            ),
+        )
+
+
+def _stage(model_id: str, route: Route, placed: Placed) -> StageStatus:
+    state = "ready" if placed.ready else "loaded" if placed.loaded is not None else "loading"
+    share = placed.share
+    return StageStatus(model_id=model_id, first_layer=share.first_layer, end_layer=share.end_layer, state=state)

@@ -1,0 +1,104 @@
+"""Between a house and its wire: messages out as frames, frames in as messages for the right actor.
+
+Who may be told what from outside is a table here, so that nonsense from a socket is dropped and counted at the door
+and never reaches a machine, where it would be a bug.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import attrs
+import structlog
+
+from hydra.actors.cell import House
+from hydra.protocol import codec
+from hydra.protocol.ids import ActorName, Address, PeerId
+from hydra.protocol.messages import (
+    Activate,
+    Beacon,
+    ChildExited,
+    Close,
+    DropSlice,
+    Expelled,
+    Fenced,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    HelloRefused,
+    KillWorker,
+    LoadFailed,
+    LoadModel,
+    LoadProgress,
+    LoadSlice,
+    Message,
+    ModelsChanged,
+    ModelTold,
+    Open,
+    OpenRefused,
+    Ready,
+    ReadyAsked,
+    ReadyTold,
+    Rebalance,
+    Reopen,
+    RouteBroken,
+    SayHello,
+    SliceLoaded,
+    SpawnWorker,
+    StatusAsked,
+    StatusTold,
+    Tokens,
+    UnloadModel,
+    Welcome,
+)
+from hydra.protocol.wire import Delivery, Frames, PeerGone, TheyBrokeTheRules, WireFull
+
+ACCEPTS: Mapping[str, frozenset[type]] = {
+    "registry": frozenset({Hello, Heartbeat, Goodbye, ChildExited}),
+    "planner": frozenset(
+        {SliceLoaded, Ready, LoadFailed, RouteBroken, LoadProgress, Fenced, LoadModel, UnloadModel, Rebalance}
+    ),
+    "broker": frozenset({Open, Close, ReadyAsked}),
+    "desk": frozenset({StatusAsked}),
+    "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon}),
+    "stage": frozenset({LoadSlice, Activate, DropSlice}),
+    "sessions": frozenset({Tokens, OpenRefused, Reopen}),
+    "asks": frozenset({ModelTold, ModelsChanged, StatusTold, ReadyTold}),
+    "parent": frozenset({KillWorker, SpawnWorker}),
+}
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Post:
+    """One process's post office. `dispatch(peer, frames)` puts frames on the wire and may raise WireFull, PeerGone."""
+
+    dispatch: Callable[[PeerId, Frames], None]
+    receive: Callable[[], Awaitable[list[Delivery]]]
+    undelivered: int = 0  # the wire would not take it: its peer is gone or far behind
+    nonsense: int = 0
+
+    def carry(self, to: Address, sender: ActorName, message: Message) -> None:
+        try:
+            self.dispatch(to.peer, codec.encode(to.actor, sender, message))
+        except (PeerGone, WireFull) as why:
+            self.undelivered += 1
+            log.debug("undelivered", to=to.peer, says=type(message).__name__, why=str(why))
+
+    async def pump(self, house: House) -> None:
+        """Brings mail in for as long as the house stands."""
+        while True:
+            for delivery in await self.receive():
+                self._deliver(house, delivery)
+
+    def _deliver(self, house: House, delivery: Delivery) -> None:
+        try:
+            envelope = codec.decode(delivery.frames)
+        except TheyBrokeTheRules as why:
+            self.nonsense += 1
+            log.warning("nonsense on the command lane", peer=delivery.peer, why=str(why))
+            return
+        if type(envelope.message) not in ACCEPTS.get(envelope.to, ()) or not house.has(envelope.to):
+            self.nonsense += 1
+            log.warning("mail for the wrong door", peer=delivery.peer, says=type(envelope.message).__name__)
+            return
+        house.receive(envelope.to, Address(delivery.peer, envelope.sender), envelope.message)

@@ -1,0 +1,198 @@
+"""A worker's family: its membership, its stage, the loader, and the thread that computes.
+
+The event loop supervises; the hot path never touches it. Loads, activations and drops run one after another on a
+loader thread of their own, while other routes keep stepping on the compute thread.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import attrs
+import structlog
+import trio
+
+from hydra.actors.cell import House
+from hydra.actors.machine import Effect
+from hydra.actors.member import Member, Start, TurnedAway
+from hydra.actors.ports import Compute
+from hydra.actors.post import Post
+from hydra.actors.stage import (
+    Activated,
+    LoadMoved,
+    Publish,
+    RunActivate,
+    RunDrop,
+    RunLoad,
+    SliceIn,
+    SliceRefused,
+    Stage,
+)
+from hydra.actors.stage_line import FenceBoard, StageLine
+from hydra.actors.stage_thread import StageThread
+from hydra.protocol.ids import ActorName, Generation, NodeId
+from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello, LoadSlice, StageProgress
+from hydra.protocol.refusal import RefusalError
+from hydra.protocol.wire import BlockingSource, DataLane, Spoke
+
+log = structlog.get_logger()
+
+MEMBER = ActorName("member")
+STAGE = ActorName("stage")
+CHORES_MAX = 64  # loads and drops that wait for the loader; a planner orders far fewer
+PROGRESS_EVERY_BYTES = 64 << 20
+
+T = TypeVar("T")
+Aside = Callable[..., Awaitable[Any]]  # runs a blocking function off the loop: a thread, or virtual time
+
+
+@attrs.frozen(kw_only=True)
+class WorkerParts:
+    """The world, as a worker needs it."""
+
+    node_id: NodeId
+    spoke: Spoke
+    pipeline_addr: str  # as others reach it
+    compute: Compute
+    aside: Aside
+    host: str
+    pid: int
+    auth: str = ""
+
+
+@attrs.define(eq=False)
+class Worker:
+    """Builds the house and performs the effects that only a worker knows.
+
+    `wake` is called after each new fence; whoever computes sets it, and posts its words with `hear`.
+    """
+
+    parts: WorkerParts
+    line: StageLine = attrs.field(factory=lambda: StageLine(FenceBoard()), init=False)
+    house: House = attrs.field(init=False)
+    stage: Stage = attrs.field(factory=Stage, init=False)
+    member: Member = attrs.field(init=False)
+    wake: Callable[[], None] = attrs.field(default=lambda: None, init=False)
+    progress: Callable[[], tuple[StageProgress, ...]] = attrs.field(default=lambda: (), init=False)
+    _chores: trio.MemorySendChannel[Effect] = attrs.field(init=False)
+    _orders: trio.MemoryReceiveChannel[Effect] = attrs.field(init=False)
+    _post: Post = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        spoke = self.parts.spoke
+        self._chores, self._orders = trio.open_memory_channel(CHORES_MAX)
+        self._post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive)
+        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(STAGE,))
+        self.house = House(spoke.peer, self._post.carry)
+        self.house.add(MEMBER, self.member, self._perform)
+        self.house.add(STAGE, self.stage, self._perform)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Membership, stage and loader, until cancelled. The computing is somebody else's task."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.house.keep_timers)
+            nursery.start_soon(self._post.pump, self.house)
+            nursery.start_soon(self._do_chores)
+            self.house.post(MEMBER, Start())
+            task_status.started()
+
+    def hear(self, event: object) -> None:
+        """A word from the compute thread, brought into the loop."""
+        self.house.post(STAGE, event)
+
+    def _hello(self, term: int) -> Hello:
+        return Hello(
+            node_id=self.parts.node_id,
+            role="worker",
+            version=PROTOCOL_VERSION,
+            capabilities=(),
+            auth=self.parts.auth,
+            host=self.parts.host,
+            pid=self.parts.pid,
+            term_seen=term,
+            device=self.parts.compute.offer(),
+            pipeline_addr=self.parts.pipeline_addr,
+            held=self.parts.compute.held(),
+        )
+
+    def _heartbeat(self, generation: Generation) -> Heartbeat:
+        return Heartbeat(
+            generation=generation,
+            memory_free_bytes=self.parts.compute.offer().memory_free_bytes,
+            stale_dropped=self.line.stale_dropped,
+            progress=self.progress(),
+        )
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Publish(fence=fence):
+                self.line.board.publish(fence)
+                self.wake()
+            case RunLoad() | RunActivate() | RunDrop():
+                self._chores.send_nowait(effect)
+            case TurnedAway(refusal=refusal):
+                log.warning("turned away", code=refusal.code, why=refusal.message)
+            case _:
+                raise AssertionError(f"a worker cannot do {effect!r}")
+
+    async def _do_chores(self) -> None:
+        async for chore in self._orders:
+            match chore:
+                case RunLoad(order=order):
+                    await self._load(order)
+                case RunActivate(route=route, epoch=epoch, kv_blocks=kv_blocks):
+                    if self.stage.wants(route, epoch):
+                        await self.parts.aside(self.parts.compute.activate, route, kv_blocks)
+                        self.house.post(STAGE, Activated(route, epoch))
+                case RunDrop(route=route, weights=True):
+                    await self.parts.aside(self.parts.compute.drop, route)
+                case RunDrop(route=route):
+                    await self.parts.aside(self.parts.compute.free_pool, route)
+
+    async def _load(self, order: LoadSlice) -> None:
+        if not self.stage.wants(order.route, order.epoch):
+            return
+        token = trio.lowlevel.current_trio_token()
+        told_bytes = 0
+
+        def progress(bytes_done: int, bytes_total: int) -> None:
+            nonlocal told_bytes
+            if bytes_done - told_bytes >= PROGRESS_EVERY_BYTES:
+                told_bytes = bytes_done
+                moved = LoadMoved(order.route, order.epoch, bytes_done, bytes_total)
+                token.run_sync_soon(self.house.post, STAGE, moved)
+
+        try:
+            facts = await self.parts.aside(self.parts.compute.load, order, progress)
+        except RefusalError as why:
+            self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
+        else:
+            self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
+
+
+async def run_worker(parts: WorkerParts, source: BlockingSource, lane: DataLane, *, overlapped: bool = False) -> None:
+    """The whole life of a worker process, until cancelled: the family above, and the compute thread beside it."""
+    worker = Worker(parts)
+    token = trio.lowlevel.current_trio_token()
+    thread = StageThread(
+        source=source,
+        lane=lane,
+        line=worker.line,
+        compute=parts.compute,
+        report=lambda event: token.run_sync_soon(worker.hear, event),
+        overlapped=overlapped,
+    )
+    worker.wake, worker.progress = thread.wake, thread.progress
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_compute, thread)
+        try:
+            await worker.run()
+        finally:
+            thread.stop()
+
+
+async def _compute(thread: StageThread) -> None:
+    """Supervises the compute thread: whatever it raises ends the process. A stuck one is abandoned, not waited for."""
+    try:
+        await trio.to_thread.run_sync(thread.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+    finally:
+        thread.stop()
