@@ -108,8 +108,8 @@ def _no_weights(directory: Path) -> RefusalError:
         return refuse("bad_model", f"{directory} has neither {SINGLE} nor {INDEX}.")
     return refuse(
         "unsupported",
-        f"{directory} holds pickled weights ({shown(pickled[0])}), which can run code when read. Convert them to safetensors: "
-        "load the model with transformers where you trust it, then save_pretrained().",
+        f"{directory} holds pickled weights ({shown(pickled[0])}), which can run code when read. "
+        "Convert them to safetensors: load the model with transformers where you trust it, then save_pretrained().",
     )
 
 
