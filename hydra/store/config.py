@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.store.directory import read_json_file
+from hydra.store.directory import read_json_file, shown
 
 ARCHITECTURE = "LlamaForCausalLM"
 CONFIG = "config.json"
@@ -123,7 +123,7 @@ def _int(config: dict[str, Any], key: str, limit: int, default: int | None = Non
     if value is None:
         value = default
     if type(value) is not int or not 1 <= value <= limit:
-        raise _bad(f"{key} must be an integer from 1 to {limit}, not {_short(value)}")
+        raise _bad(f"{key} must be an integer from 1 to {limit}, not {shown(value)}")
     return value
 
 
@@ -132,7 +132,7 @@ def _float(config: dict[str, Any], key: str, limit: float, default: float) -> fl
     if value is None:
         value = default
     if type(value) not in (int, float) or not 0 < value <= limit:
-        raise _bad(f"{key} must be a number above 0 and at most {limit:g}, not {_short(value)}")
+        raise _bad(f"{key} must be a number above 0 and at most {limit:g}, not {shown(value)}")
     return float(value)
 
 
@@ -141,7 +141,7 @@ def _bool(config: dict[str, Any], key: str) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise _bad(f"{key} must be true or false, not {_short(value)}")
+        raise _bad(f"{key} must be true or false, not {shown(value)}")
     return value
 
 
@@ -154,13 +154,8 @@ def _ids(config: dict[str, Any], key: str, vocab: int) -> tuple[int, ...]:
     value = config.get(key, [])
     ids = value if isinstance(value, list) else [value]
     if len(ids) > EOS_MAX or not all(type(item) is int and 0 <= item < vocab for item in ids):
-        raise _bad(f"{key} must name tokens from 0 to {vocab - 1}, not {_short(value)}")
+        raise _bad(f"{key} must name tokens from 0 to {vocab - 1}, not {shown(value)}")
     return tuple(dict.fromkeys(ids))
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 120 else text[:120] + "…"
 
 
 def _bad(what: str) -> RefusalError:
@@ -168,4 +163,4 @@ def _bad(what: str) -> RefusalError:
 
 
 def _unsupported(what: str, value: Any, known: str) -> RefusalError:
-    return refuse("unsupported", f"{CONFIG}: {what} is {_short(value)}; only {known} is supported.")
+    return refuse("unsupported", f"{CONFIG}: {what} is {shown(value)}; only {known} is supported.")

@@ -23,7 +23,7 @@ VOCAB = 256 + len(SPECIALS)
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 64, 176, 8, 4, 2
 SEED = 20240229
 STD = 0.25  # of every matrix: large enough that the answer depends on what was said, and where
-HEAD_STD = 0.5
+HEAD_STD = 0.7
 EOS_SHARE = 0.6  # how loud the end is among the printable bytes: answers end by themselves, but not at once
 PRINTABLE = range(0x20, 0x7F)
 
@@ -99,7 +99,7 @@ def _config() -> dict[str, Any]:
 
 
 def _weights() -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """All tensors in a fixed order. Head rows of unprintable bytes are zero: nearly always some random row beats them."""
+    """All tensors in a fixed order. Head rows of unprintable bytes are zero: some random row nearly always wins."""
     bits = np.random.PCG64(SEED)  # its raw bits are the same in every numpy; its distributions need not be
 
     def matrix(rows: int, columns: int, std: float = STD) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ Refuses to know what any file means.
 
 import json
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from hydra.protocol.refusal import refuse
 
 JSON_MAX_BYTES = 4 * 2**20
 NAME_MAX_BYTES = 255
+
+_brief = reprlib.Repr()  # neither long nor deep, whatever it is given
+_brief.maxstring = 120
+
+
+def shown(value: Any) -> str:
+    """A foreign value as a refusal may quote it: short, and safe to encode."""
+    return "nothing" if value is None else _brief.repr(value)
 
 
 def open_directory(model_path: str) -> Path:
@@ -45,7 +54,9 @@ def locate(directory: Path, name: str) -> Path | None:
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, up to Python 3.12
         raise refuse("bad_model", f"{name} in {directory} cannot be reached: {error}.") from error
     if not any(real.is_relative_to(place) for place in _allowed_places(root)):
-        raise refuse("bad_model", f"{name} in {directory} is a link to {real}, outside the model directory.")
+        raise refuse(
+            "bad_model", f"{name} in {directory} is a link to {shown(str(real))}, outside the model directory."
+        )
     if not real.is_file():
         raise refuse("bad_model", f"{name} in {directory} is not a regular file.")
     return real
@@ -90,7 +101,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {key[:200]!r} appears twice")
+            raise ValueError(f"the key {shown(key)} appears twice")
         result[key] = value
     return result
 

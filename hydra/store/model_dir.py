@@ -15,7 +15,7 @@ import attrs
 from hydra.protocol.model_spec import Described, Dtype, ModelSpec, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.config import ARCHITECTURE, LlamaConfig, read_config
-from hydra.store.directory import is_plain_name, locate, open_directory, read_json_file
+from hydra.store.directory import is_plain_name, locate, open_directory, read_json_file, shown
 from hydra.store.ranges import EMBEDDING, HEAD, LAYER_PREFIX, NORM, layer_of
 from hydra.store.safetensors_header import WEIGHT_DTYPES, Header, read_header
 
@@ -89,7 +89,7 @@ def _open_shards(directory: Path, wanted: set[str]) -> tuple[dict[str, _Shard], 
     shards: dict[str, _Shard] = {}
     for name, file in placed.items():
         if not isinstance(file, str) or not is_plain_name(file):
-            raise refuse("bad_model", f"{INDEX} puts {name!r} into {file!r:.200}, which is not a plain file name.")
+            raise refuse("bad_model", f"{INDEX} puts {shown(name)} into {shown(file)}, which is not a plain file name.")
         if name not in wanted or file in shards:
             continue
         path = locate(directory, file)
@@ -100,13 +100,16 @@ def _open_shards(directory: Path, wanted: set[str]) -> tuple[dict[str, _Shard], 
 
 
 def _no_weights(directory: Path) -> RefusalError:
-    pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    try:
+        pickled = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    except OSError as error:
+        return refuse("bad_model", f"{directory} cannot be listed: {error}.")
     if not pickled:
         return refuse("bad_model", f"{directory} has neither {SINGLE} nor {INDEX}.")
     return refuse(
         "unsupported",
-        f"{directory} holds pickled weights ({pickled[0]}), which can run code when read. Convert them to safetensors: "
-        "load the model with transformers where you trust it, then save_pretrained().",
+        f"{directory} holds pickled weights ({shown(pickled[0])}), which can run code when read. "
+        "Convert them to safetensors: load the model with transformers where you trust it, then save_pretrained().",
     )
 
 
@@ -115,7 +118,7 @@ def _check_nothing_unaccounted(config: LlamaConfig, expected: set[str], stored: 
     for name in sorted(stored - expected):
         layer = layer_of(name)
         if layer is not None and layer < config.n_layers and not name.endswith(".rotary_emb.inv_freq"):
-            raise refuse("bad_model", f"The weights hold {name!r}, which config.json does not account for.")
+            raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for.")
 
 
 def _tensor(name: str, shape: Shape, placed: dict[str, str], shards: dict[str, _Shard]) -> TensorRange:

@@ -4,6 +4,7 @@ Promises: every tensor it returns lies inside the file, overlaps no other, leave
 shape and dtype demand. Refuses to know tensor data, models, and which tensors anybody wants.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import attrs
 
 from hydra.protocol.model_spec import Dtype
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.store.directory import parse_object
+from hydra.store.directory import parse_object, shown
 
 HEADER_MAX_BYTES = 8 * 2**20
 TENSORS_MAX = 100_000
@@ -52,7 +53,7 @@ def read_header(path: Path, file: str) -> Header:
     try:
         with path.open("rb") as stream:
             prefix = stream.read(LENGTH_BYTES)
-            file_bytes = path.stat().st_size
+            file_bytes = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(prefix, "little")
             if len(prefix) < LENGTH_BYTES:
                 raise _bad(file, f"is cut short: it has {len(prefix)} bytes")
@@ -77,20 +78,20 @@ def read_header(path: Path, file: str) -> Header:
 
 def _entry(file: str, name: str, value: Any, start: int) -> StoredTensor:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise _bad(file, f"does not give dtype, shape and data_offsets, and nothing else, for {name!r}")
+        raise _bad(file, f"does not give dtype, shape and data_offsets, and nothing else, for {shown(name)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise _bad(file, f"gives {name!r} the unknown dtype {str(dtype)[:40]!r}")
+        raise _bad(file, f"gives {shown(name)} the unknown dtype {shown(dtype)}")
     if not _sizes(shape) or len(shape) > DIMS_MAX:
-        raise _bad(file, f"gives {name!r} no valid shape")
+        raise _bad(file, f"gives {shown(name)} no valid shape")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _bad(file, f"gives {name!r} no valid data_offsets")
+        raise _bad(file, f"gives {shown(name)} no valid data_offsets")
     length = offsets[1] - offsets[0]
     needed = _ITEM_BYTES[dtype]
     for dim in shape:
         needed *= dim
     if needed != length:
-        raise _bad(file, f"gives {name!r} {length} bytes where its shape {shape} in {dtype} needs {needed}")
+        raise _bad(file, f"gives {shown(name)} {length} bytes where its shape {shape} in {dtype} needs {needed}")
     return StoredTensor(name=name, dtype=dtype, shape=tuple(shape), offset=start + offsets[0], length=length)
 
 
@@ -101,16 +102,17 @@ def _sizes(value: Any) -> bool:
 
 def _check_layout(file: str, tensors: dict[str, StoredTensor], start: int, file_bytes: int) -> None:
     """The data is tiled by the tensors from the end of the header to the end of the file."""
-    reached = start
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.length)):
+    for tensor in tensors.values():
         end = tensor.offset + tensor.length
         if end > file_bytes:
-            raise _bad(file, f"puts {tensor.name!r} up to byte {end}, but has only {file_bytes}; was a copy cut short?")
+            raise _bad(file, f"puts {shown(tensor.name)} up to byte {end}, but ends at {file_bytes}; was it cut short?")
+    reached = start
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.length)):
         if tensor.offset < reached:
-            raise _bad(file, f"lets {tensor.name!r} overlap the tensor before it")
+            raise _bad(file, f"lets {shown(tensor.name)} overlap the tensor before it")
         if tensor.offset > reached:
-            raise _bad(file, f"leaves a gap before {tensor.name!r}")
-        reached = end
+            raise _bad(file, f"leaves a gap before {shown(tensor.name)}")
+        reached = tensor.offset + tensor.length
     if reached != file_bytes:
         raise _bad(file, f"has {file_bytes - reached} bytes behind its last tensor")
 
