@@ -69,7 +69,7 @@ class House:
         return name in self._cells
 
     def post(self, to: ActorName, event: Event) -> None:
-        """Handle `event` now, or right after the one in hand. Unknown actors are somebody's mistake: logged, dropped."""
+        """Handle `event` now, or right after the one in hand. Mail for an unknown actor is logged and dropped."""
         assert len(self._mail) < MAILBOX_MAX, "the mailbox is full: two actors feed each other"
         self._mail.append((to, event))
         if self._draining:

@@ -93,7 +93,7 @@ class Wish:
 
 @attrs.frozen
 class SaveState:
-    """Effect: write term, wishes and the last placement's nodes to the state directory, before anything else is sent."""
+    """Effect: write term, wishes and the last placement's nodes to the state directory before anything is sent."""
 
     term: int
     wishes: tuple[Wish, ...]

@@ -155,8 +155,10 @@ class Session:
             self.deaths += 1
             self._replays += 1
         if self.deaths > DEATHS_MAX or self._replays > self.max_replays:
-            deaths = f"was being computed at the last {self.deaths} losses of a worker"
-            message = f"this request {deaths} ({self._replays} replays; the last one because of: {why}); it is not tried again"
+            message = (
+                f"this request was being computed at {self.deaths} losses of a worker ({self._replays} replays; "
+                f"the last one because of: {why}); it is not tried again"
+            )
             return self._end([Fail(Refusal(code="replay_limit", message=message))])
         return self._open(now_s)
 
