@@ -1,0 +1,82 @@
+"""What a parent tells each child it starts: plain values, as one line of JSON on the command line.
+
+No secret travels here: a join token or an API key stays in the environment or the configuration file.
+"""
+
+import json
+from typing import Any, TypeVar
+
+import attrs
+import cattrs
+
+
+@attrs.frozen(kw_only=True)
+class CoordinatorSpec:
+    """Addresses to bind, the model to load, and where the term is kept."""
+
+    router_addr: str
+    broadcast_addr: str
+    results_addr: str
+    state_dir: str
+    model_path: str = ""  # empty: whatever the state directory remembers
+    model_id: str = ""
+    dtype: str = "auto"
+    expected_workers: int = 1
+    patience_s: float = 60.0
+    heartbeat_s: float = 0.5
+    beats_missed_max: int = 3
+    reserve_bytes: int = 2_000_000_000
+    kv_fraction: float = 0.9
+    max_model_len: int = 0
+    block_size: int = 16
+    batch_tokens: int = 0
+    running_max: int = 256
+    waiting_max: int = 1024
+    prefix_cache: bool = True
+    recovery_deadline_s: float = 120.0
+    high_water_mark: int = 1000
+
+
+@attrs.frozen(kw_only=True)
+class WorkerSpec:
+    """One device, and the coordinator to join."""
+
+    node_id: str
+    router_addr: str
+    broadcast_addr: str
+    pipeline_bind: str = "tcp://127.0.0.1:0"
+    advertise_host: str = ""  # empty: as bound
+    device: str = "cpu"
+    dtype: str = "auto"
+    threads: int = 0  # 0: torch's own choice
+    memory_bytes: int = 0  # 0: what the device has
+    data_bound: int = 64
+    high_water_mark: int = 1000
+
+
+@attrs.frozen(kw_only=True)
+class FrontendSpec:
+    """The listening socket, inherited, and the coordinator to join."""
+
+    node_id: str
+    router_addr: str
+    broadcast_addr: str
+    http_fd: int
+    http_url: str
+    drain_timeout_s: float = 30.0
+    max_body_bytes: int = 4_194_304
+    max_replays: int = 5
+    high_water_mark: int = 1000
+
+
+S = TypeVar("S", CoordinatorSpec, WorkerSpec, FrontendSpec)
+
+
+def to_json(spec: CoordinatorSpec | WorkerSpec | FrontendSpec) -> str:
+    return json.dumps(attrs.asdict(spec))
+
+
+def from_json(text: str, kind: type[S]) -> S:
+    """Raises when a key is missing, unknown or of another type: a parent and its children are of one version."""
+    values: dict[str, Any] = json.loads(text)
+    return cattrs.Converter(forbid_extra_keys=True).structure(values, kind)
