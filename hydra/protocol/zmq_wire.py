@@ -81,8 +81,8 @@ class _Ears:
         self._sockets = sockets
         self._selector = selectors.DefaultSelector()  # on Linux and macOS itself something to select on
         for socket in sockets:
-            self._selector.register(socket.getsockopt(zmq.FD), selectors.EVENT_READ)
-        self._fd: int = self._selector.fileno()  # type: ignore[attr-defined]
+            self._selector.register(int(socket.getsockopt(zmq.FD)), selectors.EVENT_READ)
+        self._fd: int = self._selector.fileno()
         self._waiting: trio.CancelScope | None = None
         self.closed = False
 
