@@ -122,21 +122,35 @@ class _Ears:
                 socket.close()
 
 
-def _take(socket: Socket, into: list[T], as_item: Callable[[list[bytes]], T]) -> None:
+def _receive(socket: Socket, flags: int = 0) -> tuple[Buffer, ...]:
+    """One whole message, large frames uncopied. Half the price of recv_multipart, which asks RCVMORE every time."""
+    frames: list[Buffer] = []
+    while True:
+        frame = socket.recv(flags, False)
+        frames.append(frame.buffer if len(frame) > ZERO_COPY_BYTES else frame.bytes)
+        if not frame.more:
+            return tuple(frames)
+
+
+def _take(socket: Socket, into: list[T], as_item: Callable[[tuple[Buffer, ...]], T]) -> None:
     for _ in range(RECEIVE_BATCH):
         try:
-            frames = socket.recv_multipart(zmq.NOBLOCK)
+            frames = _receive(socket, zmq.NOBLOCK)
         except zmq.Again:
             return
         into.append(as_item(frames))
 
 
-def _from_peer(frames: list[bytes]) -> Delivery:
-    return Delivery(PeerId(frames[0].decode(errors="surrogateescape")), tuple(frames[1:]))
+def _from_peer(frames: tuple[Buffer, ...]) -> Delivery:
+    return Delivery(PeerId(bytes(frames[0]).decode(errors="surrogateescape")), frames[1:])
 
 
-def _from_hub(frames: list[bytes]) -> Delivery:
-    return Delivery(COORDINATOR, tuple(frames))
+def _from_hub(frames: tuple[Buffer, ...]) -> Delivery:
+    return Delivery(COORDINATOR, frames)
+
+
+def _as_it_is(frames: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+    return frames
 
 
 class ZmqHub:
@@ -236,7 +250,7 @@ class ZmqStepSource:
 
     def _drain(self) -> list[tuple[Buffer, ...]]:
         found: list[tuple[Buffer, ...]] = []
-        _take(self._pull, found, tuple)
+        _take(self._pull, found, _as_it_is)
         return found
 
     def close(self) -> None:
@@ -282,12 +296,11 @@ class ZmqBlockingSource:
             self._timeout_ms = timeout_ms
             self._pull.setsockopt(zmq.RCVTIMEO, timeout_ms)
         try:
-            frames = self._pull.recv_multipart(copy=False)
+            frames = _receive(self._pull)
         except zmq.Again:
             return None
-        if len(frames) == 1 and not len(frames[0]):
-            return None
-        return tuple([frame.buffer if len(frame) > ZERO_COPY_BYTES else frame.bytes for frame in frames])
+        is_wake = len(frames) == 1 and not len(frames[0])
+        return None if is_wake else frames
 
     def wake(self) -> None:
         with self._waker_lock:
