@@ -1,0 +1,224 @@
+"""The command lane's wire form: every sentence comes back whole, and nonsense is one kind of error."""
+
+import contextlib
+import math
+import random
+import types
+import typing
+
+import attrs
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hydra.protocol import codec
+from hydra.protocol.batch import Logprobs, int32
+from hydra.protocol.ids import Epoch
+from hydra.protocol.messages import Beacon, Close, Message, Open, OpenRefused, SayHello, Tokens
+from hydra.protocol.model_spec import TensorRange
+from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampling import SamplingParams
+from hydra.protocol.wire import MessageTooBig, TheyBrokeTheRules
+
+KINDS = typing.get_args(Message)
+FLOATS = st.floats(0.0625, 1.0, width=32)
+COUNTS = st.integers(0, 2**31 - 1)
+
+
+def logprobs(n, k):
+    rng = np.random.default_rng(n)
+    return Logprobs(
+        chosen=rng.random(n, dtype=np.float32),
+        top_ids=int32(rng.integers(0, 9, (n, k))),
+        top=rng.random((n, k), dtype=np.float32),
+    )
+
+
+def strategy(kind):
+    """Any value of an annotated type; the few classes with rules of their own get what keeps them."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    simple = {int: COUNTS, float: FLOATS, bool: st.booleans(), str: st.text(max_size=12)}
+    if kind in simple:
+        return simple[kind]
+    if isinstance(kind, typing.NewType):
+        return strategy(kind.__supertype__)
+    if origin is typing.Literal:
+        return st.sampled_from(args)
+    if origin is np.ndarray:
+        return st.lists(COUNTS, max_size=5).map(int32)
+    if origin in (typing.Union, types.UnionType):
+        return st.one_of([st.none() if arg is type(None) else strategy(arg) for arg in args])
+    if origin is tuple:
+        return (
+            st.lists(strategy(args[0]), max_size=3).map(tuple)
+            if args[1:] == (...,)
+            else st.tuples(*[strategy(arg) for arg in args])
+        )
+    if kind is Logprobs:
+        return st.builds(logprobs, st.integers(0, 4), st.integers(0, 3))
+    fields = {field.name: strategy(field.type) for field in attrs.fields(attrs.resolve_types(kind))}
+    special = {
+        SamplingParams: {"logprobs": st.none() | st.integers(0, 20)},
+        Open: {"prompt_tokens": st.just(0)},
+        TensorRange: {"file": st.just("model.safetensors")},
+    }
+    return st.builds(kind, **(fields | special.get(kind, {})))
+
+
+def tokens(n):
+    column = st.lists(COUNTS, min_size=n, max_size=n).map(int32)
+    names = ("session", "attempt", "position", "token", "finish", "cached")
+    told = st.none() | st.builds(logprobs, st.just(n), st.integers(0, 3))
+    return st.builds(Tokens, **dict.fromkeys(names, column), logprobs=told)
+
+
+SENTENCES = {kind: strategy(kind) for kind in KINDS if kind is not Tokens} | {Tokens: st.integers(0, 8).flatmap(tokens)}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_every_sentence_comes_back_whole(kind, data):
+    message = data.draw(SENTENCES[kind])
+    there = codec.decode(codec.encode("broker", "sessions", message))
+    assert there == codec.Envelope("broker", "sessions", message)
+
+
+def sentence(name, fields, to="desk", sender="parent"):
+    return [msgpack.packb([to, sender, name, fields])]
+
+
+GOOD_CLOSE = {"session": 1, "attempt": 2}
+REFUSED = {
+    "no frame": [],
+    "two frames": sentence("Close", GOOD_CLOSE) * 2,
+    "empty": [b""],
+    "trailing bytes": [sentence("Close", GOOD_CLOSE)[0] + b"\0"],
+    "not four": [msgpack.packb([1, 2, 3])],
+    "unknown class": sentence("Shutdown", {}),
+    "unhashable class": sentence([], {}),
+    "a class outside the union": sentence("Refusal", {"code": "timeout", "message": ""}),
+    "text for a number": sentence("Close", {"session": "1", "attempt": 2}),
+    "bool for a number": sentence("Close", {"session": True, "attempt": 2}),
+    "float for a number": sentence("Close", {"session": 1.0, "attempt": 2}),
+    "null for a number": sentence("Close", {"session": None, "attempt": 2}),
+    "missing key": sentence("Close", {"session": 1}),
+    "unknown key": sentence("Close", GOOD_CLOSE | {"force": True}),
+    "fields as a list": sentence("Close", [1, 2]),
+    "fields as pairs": sentence("ModelsChanged", []),
+    "text for a tuple": sentence("ModelsChanged", {"models": "abc"}),
+    "int for a float": sentence("ReadyTold", {"ask": 1, "ready": True, "why": "", "retry_after_s": 1}),
+    "actor as a number": sentence("Close", GOOD_CLOSE, to=7),
+    "actor without a name": sentence("Close", GOOD_CLOSE, sender=""),
+    "literal outside the list": sentence("Reopen", {"session": 1, "attempt": 1, "why": "mood", "death": False}),
+    "an extension": [msgpack.packb(["desk", "parent", "SayHello", {"term": msgpack.ExtType(5, b"xx")}])],
+    "a timestamp": [msgpack.packb(["desk", "parent", "SayHello", {"term": msgpack.Timestamp(0)}])],
+    "deep nesting": [b"\x91" * 100_000],
+    "a long array": [b"\xdd\xff\xff\xff\xff"],
+    "negative epoch": sentence("Ready", {"route": 1, "epoch": {"term": -1, "number": 0}}),
+    "too many bytes": [bytes(codec.CONTROL_BYTES_MAX + 1)],
+}
+
+
+@pytest.mark.parametrize("frames", REFUSED.values(), ids=REFUSED.keys())
+def test_near_misses_are_misses(frames):
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(frames)
+
+
+def fields_of(message):
+    return msgpack.unpackb(codec.encode("desk", "parent", message)[0])[3]
+
+
+OPEN = Open(
+    session=1, attempt=1, model_id="m", history=[1, 2], prompt_tokens=2, max_tokens=5, params=SamplingParams(),
+    stop_ids=(),
+)  # fmt: skip
+EIGHT = Tokens(**dict.fromkeys(("session", "attempt", "position", "token", "finish", "cached"), range(8)))
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (OPEN, {"history": b"123"}),
+        (OPEN, {"history": [1, 2]}),
+        (OPEN, {"prompt_tokens": 3}),
+        (OPEN, {"max_tokens": -1}),
+        (EIGHT, {"token": b"\0" * 4}),
+        (EIGHT, {"logprobs": [1, b"\0" * 4, b"\0" * 4, b"\0" * 4]}),
+        (EIGHT, {"logprobs": [2, b"\0" * 32, b"\0" * 32, b"\0" * 64]}),
+        (EIGHT, {"logprobs": [True, b"\0" * 32, b"\0" * 32, b"\0" * 32]}),
+    ],
+)
+def test_columns_and_counts_are_checked(message, change):
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence(type(message).__name__, fields_of(message) | change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": math.nan},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": math.inf},
+        {"seed": -1},
+        {"logprobs": 21},
+        {"logit_bias": [[1, math.nan]]},
+        {"logit_bias": [[1, 2.0, 3.0]]},
+        {"temperature": 1},
+    ],
+)
+def test_sampling_ranges_are_checked_again(change):
+    fields = fields_of(OPEN)
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("Open", fields | {"params": fields["params"] | change}))
+
+
+def test_what_we_say_is_normalised():
+    params = SamplingParams(temperature=1, logit_bias=((5, 2),), seed=2**64 - 1)
+    said = attrs.evolve(OPEN, params=params, max_tokens=np.int64(7))
+    heard = codec.decode(codec.encode("broker", "sessions", said)).message
+    assert type(heard.params.temperature) is float and type(heard.params.logit_bias[0][1]) is float
+    assert heard.max_tokens == 7 and heard.params.seed == 2**64 - 1
+    odd = OpenRefused(session=1, attempt=1, refusal=Refusal(code="bad_model", message="\ud800"))
+    assert codec.decode(codec.encode("sessions", "broker", odd)).message.refusal.message == "?"
+
+
+def test_a_sentence_beyond_the_lane_is_not_said():
+    with pytest.raises(MessageTooBig):
+        codec.encode("broker", "sessions", attrs.evolve(OPEN, history=np.zeros(codec.CONTROL_BYTES_MAX // 4, np.int32)))
+
+
+def mutations(frame, rng, n):
+    """The same frame with bytes flipped, cut or grown."""
+    for _ in range(n):
+        mutant = bytearray(frame)
+        for _ in range(rng.randint(1, 4)):
+            mutant[rng.randrange(len(mutant))] = rng.randrange(256)
+        cut = rng.randrange(len(mutant) + 1)
+        yield bytes(rng.choice((mutant, mutant[:cut], mutant + mutant[cut:])))
+
+
+def test_mutated_sentences_never_raise_anything_else():
+    rng = random.Random(5)
+    for message in (OPEN, EIGHT, SayHello(term=3), Beacon(term=1, number=2, counter=3), Close(session=1, attempt=1)):
+        (frame,) = codec.encode("broker", "sessions", message)
+        for mutant in mutations(frame, rng, 1000):
+            with contextlib.suppress(TheyBrokeTheRules):
+                codec.decode([mutant])
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_never_raise_anything_else(noise):
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode([noise])
+
+
+def test_epochs_are_ordered():
+    assert Epoch(1, 9) < Epoch(2, 0)

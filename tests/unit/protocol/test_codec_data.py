@@ -1,0 +1,168 @@
+"""The data lane's wire form: steps and results come back whole, and every count is checked."""
+
+import contextlib
+import random
+
+import attrs
+import numpy as np
+import pytest
+
+from hydra.protocol import codec_data
+from hydra.protocol.batch import EMPTY, ROWS_MAX, Batch, Logprobs, RowOpening, Step, StepResult, int32
+from hydra.protocol.blob import Blob
+from hydra.protocol.codec_data import HEADER
+from hydra.protocol.ids import Epoch
+from hydra.protocol.sampling import SamplingParams
+from hydra.protocol.wire import TheyBrokeTheRules
+
+OPENING = RowOpening(
+    row=7, attempt=1, params=SamplingParams(seed=9, logit_bias=((3, 0.5),)), prompt_tokens=3, history=int32([5, 6, 7])
+)
+BATCH = Batch(
+    row=int32([7, 8]),
+    attempt=int32([1, 2]),
+    position=int32([0, 40]),
+    length=int32([3, 1]),
+    sample=int32([1, 1]),
+    new_blocks=int32([2, 0]),
+    tokens=int32([5, 6, 7, 9]),
+    blocks=int32([11, 12]),
+    closed=int32([4]),
+    opened=(OPENING,),
+)
+HIDDEN = Blob("bfloat16", (4, 8), bytes(range(64)))
+STEP = Step(route=3, epoch=Epoch(2, 5), step=2**40, batch=BATCH, hidden=HIDDEN)
+FIRST = attrs.evolve(STEP, hidden=None)
+RESULT = StepResult(
+    route=3, epoch=Epoch(2, 5), step=9, row=int32([7, 8]), attempt=int32([1, 2]), position=int32([3, 41]),
+    token=int32([1, 2]),
+)  # fmt: skip
+TOLD = attrs.evolve(
+    RESULT,
+    logprobs=Logprobs(
+        chosen=np.array([-0.5], np.float32), top_ids=int32([[4, 5, -1]]), top=np.array([[-1, -2, -3]], np.float32)
+    ),
+)
+ONLY_CLOSED = Step(route=1, epoch=Epoch(1, 1), step=1, batch=Batch(closed=int32([1, 2])))
+NOTHING = Step(route=1, epoch=Epoch(1, 1), step=1, batch=Batch())
+
+
+@pytest.mark.parametrize("step", [STEP, FIRST, ONLY_CLOSED, NOTHING])
+def test_a_step_comes_back_whole(step):
+    frames = codec_data.encode_step(step)
+    assert codec_data.decode_step(frames) == step
+    assert codec_data.decode_step([memoryview(frame) for frame in frames]) == step
+    assert codec_data.kind_of(frames) == "step"
+    assert codec_data.peek_header(frames) == codec_data.StepHeader("step", step.route, step.epoch, step.step)
+
+
+@pytest.mark.parametrize("result", [RESULT, TOLD, StepResult(route=1, epoch=Epoch(1, 1), step=1)])
+def test_a_result_comes_back_whole(result):
+    frames = codec_data.encode_result(result)
+    assert codec_data.decode_result(frames) == result and codec_data.kind_of(frames) == "result"
+
+
+def test_the_hidden_states_are_never_copied():
+    frames = codec_data.encode_step(STEP)
+    assert frames[3] is HIDDEN.data and codec_data.decode_step(frames).hidden.data is frames[3]
+
+
+def test_columns_that_lie_crooked_in_memory_are_straightened():
+    frames = codec_data.encode_step(FIRST)
+    crooked = memoryview(b"x" + frames[1])[1:]
+    step = codec_data.decode_step([frames[0], crooked, frames[2]])
+    assert step == FIRST and step.batch.row.flags.aligned
+
+
+def bad_batches():
+    def change(**columns):
+        return attrs.evolve(BATCH, **columns)
+
+    yield "a length too many", change(length=int32([4, 1]))
+    yield "a length of nothing", change(length=int32([4, 0]))
+    yield "a block too few", change(new_blocks=int32([1, 0]))
+    yield "a negative position", change(position=int32([0, -1]))
+    yield "a negative token", change(tokens=int32([5, 6, -7, 9]))
+    yield "more openings than rows", change(opened=(OPENING,) * 3)
+    rows = int32(np.ones(ROWS_MAX + 1))
+    names = ("row", "attempt", "position", "length", "sample", "tokens")
+    yield "too many rows", Batch(**dict.fromkeys(names, rows), new_blocks=int32(np.zeros(len(rows))))
+
+
+@pytest.mark.parametrize("batch", [pytest.param(batch, id=name) for name, batch in bad_batches()])
+def test_columns_that_disagree_are_refused(batch):
+    with pytest.raises(TheyBrokeTheRules):
+        codec_data.decode_step(codec_data.encode_step(attrs.evolve(FIRST, batch=batch)))
+
+
+def bad_frames():
+    header, columns, opened, hidden = codec_data.encode_step(STEP)
+    yield "none", []
+    yield "too few", [header, columns]
+    yield "too many", [header, columns, opened, hidden, b""]
+    yield "a short header", [header[:-1], columns, opened, hidden]
+    yield "another magic", [b"XYZ" + header[3:], columns, opened, hidden]
+    yield "another version", [header[:3] + b"\x09" + header[4:], columns, opened, hidden]
+    yield "another kind", [header[:4] + b"\x07" + header[5:], columns, opened, hidden]
+    yield "an unknown dtype", [header[:5] + b"\x09" + header[6:], columns, opened, hidden]
+    yield "no dtype", [header[:5] + b"\x00" + header[6:], columns, opened, hidden]
+    yield "short columns", [header, columns[:-4], opened, hidden]
+    yield "a torn number", [header, columns[:-1], opened, hidden]
+    yield "hidden that never came", [header, columns, opened]
+    yield "hidden too short", [header, columns, opened, hidden[:-2]]
+    yield "openings of nonsense", [header, columns, b"\xc1", hidden]
+    yield "a result", codec_data.encode_result(RESULT)
+
+
+@pytest.mark.parametrize("frames", [pytest.param(frames, id=name) for name, frames in bad_frames()])
+def test_malformed_steps_are_refused(frames):
+    with pytest.raises(TheyBrokeTheRules):
+        codec_data.decode_step(frames)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        codec_data.encode_step(FIRST),
+        [*codec_data.encode_result(RESULT)[:2], b"1234"],
+        [*codec_data.encode_result(TOLD)[:2], b"1234"],
+        [*codec_data.encode_result(RESULT), b""],
+    ],
+)
+def test_malformed_results_are_refused(frames):
+    with pytest.raises(TheyBrokeTheRules):
+        codec_data.decode_result(frames)
+
+
+def test_our_own_mistakes_are_bugs_and_not_sent():
+    with pytest.raises(TypeError):
+        codec_data.encode_step(attrs.evolve(FIRST, batch=attrs.evolve(BATCH, row=np.array([7, 8], np.int64))))
+    with pytest.raises(ValueError, match="hidden"):
+        codec_data.encode_step(attrs.evolve(STEP, batch=attrs.evolve(BATCH, tokens=EMPTY)))
+
+
+def test_mutated_frames_never_raise_anything_else():
+    rng = random.Random(11)
+    cases = [(codec_data.encode_step(STEP), codec_data.decode_step)] * 3
+    cases += [(codec_data.encode_result(TOLD), codec_data.decode_result)]
+    for frames, decode in cases:
+        for _ in range(1500):
+            mutant = [bytearray(frame) for frame in frames]
+            frame = rng.choice([part for part in mutant if part])
+            for _ in range(rng.randint(1, 3)):
+                frame[rng.randrange(len(frame))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+            if rng.random() < 0.1:
+                del frame[rng.randrange(len(frame)) :]
+            for reads in (decode, codec_data.peek_header, codec_data.kind_of):
+                with contextlib.suppress(TheyBrokeTheRules):
+                    reads(mutant)
+
+
+def test_random_bytes_never_raise_anything_else():
+    rng = random.Random(12)
+    for _ in range(2000):
+        frames = [rng.randbytes(rng.choice((0, 3, HEADER.size, 64))) for _ in range(rng.randint(0, 5))]
+        with pytest.raises(TheyBrokeTheRules):
+            codec_data.decode_step(frames)
+        with pytest.raises(TheyBrokeTheRules):
+            codec_data.decode_result(frames)
