@@ -6,22 +6,11 @@ by a simulated shelf. No file here knows which.
 
 from typing import Protocol
 
-import attrs
-
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
 from hydra.protocol.model_spec import Described, TensorRange
-
-
-@attrs.frozen(kw_only=True)
-class SliceFacts:
-    """What loading a slice came to."""
-
-    weight_bytes: int  # in memory, in the route's dtype
-    read_bytes: int  # from the sources; 0 for layers that were already here
-    kv_blocks_max: int
-    load_s: float
+from hydra.protocol.slice_facts import SliceFacts
 
 
 class Progress(Protocol):

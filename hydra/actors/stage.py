@@ -16,7 +16,6 @@ import attrs
 
 from hydra.actors.facts import Joined, Left
 from hydra.actors.machine import Effect, Event, Received, Send
-from hydra.actors.ports import SliceFacts
 from hydra.actors.stage_line import Fence
 from hydra.protocol.ids import PLANNER, Epoch, RouteId
 from hydra.protocol.messages import (
@@ -31,6 +30,7 @@ from hydra.protocol.messages import (
     SliceLoaded,
 )
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.slice_facts import SliceFacts
 
 # ---------------------------------------------------------------- effects of a stage
 

@@ -14,16 +14,16 @@ import psutil
 import torch
 from torch import Tensor
 
-from hydra.actors.ports import SliceFacts
 from hydra.kernels.kv_pool import KvPool, spans_of
 from hydra.kernels.sampling import sample
 from hydra.kernels.slice import Slice
 from hydra.kernels.weights import TORCH_DTYPES
-from hydra.protocol.batch import Outcome, Run
+from hydra.protocol.batch import OpenRow, Outcome, Run
 from hydra.protocol.blob import Blob
-from hydra.protocol.ids import RouteId
+from hydra.protocol.ids import Attempt, RouteId, RowId
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
 from hydra.protocol.model_spec import Dtype
+from hydra.protocol.slice_facts import SliceFacts
 
 BLOB_TYPES: dict[torch.dtype, Dtype] = {dtype: name for name, dtype in TORCH_DTYPES.items()}  # type: ignore[misc]
 
@@ -109,11 +109,11 @@ class Runner:
     def _inventory(self, order: LoadSlice) -> Slice | None:
         """Weights kept from a route of a former life of the coordinator."""
         for route, held in list(self._slices.items()):
-            if held.spec.fingerprint == order.spec.fingerprint and held.dtype == order.dtype:
-                if route not in self._pools:
-                    del self._slices[route]
-                    self._orders.pop(route, None)
-                    return held
+            same = held.spec.fingerprint == order.spec.fingerprint and held.dtype == order.dtype
+            if same and route not in self._pools:
+                del self._slices[route]
+                self._orders.pop(route, None)
+                return held
         return None
 
     def activate(self, route: RouteId, kv_blocks: int) -> None:
@@ -132,9 +132,6 @@ class Runner:
     @torch.inference_mode()
     def _warm_up(self, order: LoadSlice, held: Slice, pool: KvPool) -> None:
         """One prefill and one decode step in the pool's first block, which nobody owns yet."""
-        from hydra.protocol.batch import OpenRow
-        from hydra.protocol.ids import Attempt, RowId
-
         for length, position in ((2, 2), (1, 3)):
             row = OpenRow(row=RowId(0), attempt=Attempt(0), position=position, blocks=[0])
             spans = spans_of((row,), [length], pool.block_size, self._device)
@@ -199,7 +196,7 @@ class Runner:
 def to_blob(x: Tensor) -> Blob:
     """A contiguous tensor as bytes in transit, without a copy on the CPU."""
     x = x.contiguous()
-    data = memoryview(x.cpu().view(-1).view(torch.uint8).numpy())
+    data = x.cpu().view(-1).view(torch.uint8).numpy().data
     return Blob(BLOB_TYPES[x.dtype], tuple(x.shape), data)
 
 

@@ -61,7 +61,7 @@ def _apply_bias_and_penalties(logits: Tensor, row: OpenRow, params: SamplingPara
         return
     history = torch.tensor(row.history, dtype=torch.int64, device=logits.device)
     if params.repetition_penalty != 1.0:
-        seen = history.unique()
+        seen = torch.unique(history)
         values = logits[seen]
         penalty = params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)

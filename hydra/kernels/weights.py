@@ -58,7 +58,7 @@ class WeightReader:
         stored = TORCH_DTYPES[job.dtype]
         in_place = target.dtype == stored and target.device.type == "cpu" and target.is_contiguous()
         landing = target if in_place else torch.empty(job.shape, dtype=stored)
-        self._fill(descriptor, job, memoryview(landing.view(-1).view(torch.uint8).numpy()))
+        self._fill(descriptor, job, landing.view(-1).view(torch.uint8).numpy().data)
         if not in_place:
             target.copy_(landing)
         if job.name.endswith("norm.weight") and not bool(torch.isfinite(target).all()):
