@@ -4,7 +4,7 @@
 by a simulated shelf. No file here knows which.
 """
 
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
@@ -19,8 +19,7 @@ class Progress(Protocol):
     def __call__(self, bytes_done: int, bytes_total: int) -> None: ...
 
 
-class Ticket(Protocol):
-    """A launched run, still under way on a device with queues of its own."""
+Ticket: TypeAlias = Any  # a launched run, still under way on a device with queues of its own
 
 
 class Compute(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import attrs
 import structlog
+import trio
 
 from hydra.actors.cell import House
 from hydra.protocol import codec
@@ -76,6 +77,7 @@ class Post:
     receive: Callable[[], Awaitable[list[Delivery]]]
     undelivered: int = 0  # the wire would not take it: its peer is gone or far behind
     nonsense: int = 0
+    last_heard_s: float = 0.0  # on the loop's clock
 
     def carry(self, to: Address, sender: ActorName, message: Message) -> None:
         try:
@@ -88,6 +90,7 @@ class Post:
         """Brings mail in for as long as the house stands."""
         while True:
             for delivery in await self.receive():
+                self.last_heard_s = trio.current_time()
                 self._deliver(house, delivery)
 
     def _deliver(self, house: House, delivery: Delivery) -> None:

@@ -13,7 +13,7 @@ import trio
 
 from hydra.actors.cell import House
 from hydra.actors.machine import Effect
-from hydra.actors.member import Member, Start, TurnedAway
+from hydra.actors.member import Leave, Member, Start, TurnedAway
 from hydra.actors.ports import Compute
 from hydra.actors.post import Post
 from hydra.actors.stage import (
@@ -95,6 +95,14 @@ class Worker:
             self.house.post(MEMBER, Start())
             task_status.started()
 
+    def silence_s(self) -> float:
+        """How long nothing has come from the coordinator."""
+        return trio.current_time() - self._post.last_heard_s
+
+    def leave(self, why: str) -> None:
+        """Says goodbye, so that nobody has to wait for a lease."""
+        self.house.post(MEMBER, Leave(why))
+
     def hear(self, event: object) -> None:
         """A word from the compute thread, brought into the loop."""
         self.house.post(STAGE, event)
@@ -169,15 +177,14 @@ class Worker:
             self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
 
 
-async def run_worker(parts: WorkerParts, source: BlockingSource, lane: DataLane, *, overlapped: bool = False) -> None:
+async def run_worker(worker: Worker, source: BlockingSource, lane: DataLane, *, overlapped: bool = False) -> None:
     """The whole life of a worker process, until cancelled: the family above, and the compute thread beside it."""
-    worker = Worker(parts)
     token = trio.lowlevel.current_trio_token()
     thread = StageThread(
         source=source,
         lane=lane,
         line=worker.line,
-        compute=parts.compute,
+        compute=worker.parts.compute,
         report=lambda event: token.run_sync_soon(worker.hear, event),
         overlapped=overlapped,
     )

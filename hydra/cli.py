@@ -1,0 +1,280 @@
+"""The command line: words in, settings out; results on standard output, everything else on standard error."""
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx2
+
+from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, from_json
+from hydra.complaint import Complaint
+from hydra.log import set_up_logging
+from hydra.settings import Settings, load_settings
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+def refuse_foreign_hydra() -> None:
+    """Another distribution that installs the import name `hydra` breaks both. Raises Complaint (exit 4)."""
+    owners = metadata.packages_distributions().get("hydra", [])
+    if "hydra-core" in owners:
+        raise Complaint(
+            "the package hydra-core is installed in this environment",
+            "it has the same import name, `hydra`, and overwrites files of this one",
+            "use a private virtual environment (`make up` makes one), or: pip uninstall hydra-core",
+            4,
+        )
+
+
+def main() -> None:
+    """The program. Complaints become three lines and an exit code."""
+    try:
+        refuse_foreign_hydra()
+        cli(standalone_mode=False)
+    except Complaint as complaint:
+        click.echo(str(complaint), err=True)
+        sys.exit(complaint.exit_code)
+    except click.ClickException as why:
+        why.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hydra-actors", prog_name="hydra")
+def cli() -> None:
+    """One large language model over the unequal devices you own, behind the OpenAI API."""
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--config", type=click.Path(path_type=Path), help="A TOML file (default: ./config.toml if it is there).")
+@click.option("--workers", type=click.IntRange(0, 64), help="Local workers (default: one per GPU, else 2 on the CPU).")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, or a list like cuda:0,cuda:1.")
+@click.option("--dtype", help="auto, float32, bfloat16 or float16.")
+@click.option("--http", "http_addr", help="HOST:PORT of the API (default 127.0.0.1:8080).")
+@click.option("--state-dir", type=click.Path(path_type=Path), help="Where the coordinator remembers its term.")
+@click.option("--lan", is_flag=True, help="Let workers on other machines join (needs [cluster] join_token).")
+def up(
+    model: str | None,
+    config: Path | None,
+    workers: int | None,
+    device: str,
+    dtype: str | None,
+    http_addr: str | None,
+    state_dir: Path | None,
+    lan: bool,
+) -> None:
+    """Start a cluster on this machine and serve MODEL (a directory; default: a tiny built-in model)."""
+    from hydra.store.demo_model import ensure_demo_model
+    from hydra.up import UpWish, local_workers, run_up
+
+    flags = {("server", "http_addr"): http_addr, ("model", "dtype"): dtype, ("model", "path"): model}
+    settings = load_settings(config, flags)
+    set_up_logging("parent")
+    if lan and not settings.cluster.join_token:
+        raise Complaint(
+            "--lan needs a join token",
+            "off loopback every process must show one",
+            "set HYDRA_CLUSTER_JOIN_TOKEN (or [cluster] join_token) here and on every worker",
+            6,
+        )
+    cache = Path(settings.model.cache_dir).expanduser()
+    path = settings.model.path or str(ensure_demo_model(cache))
+    if not Path(path).expanduser().is_dir():
+        raise Complaint(
+            f"no model at {path}",
+            "a model is a directory with config.json and safetensors files",
+            "check the path; fetching from a hub comes with a later version",
+            7,
+        )
+    wish = UpWish(
+        model_path=str(Path(path).expanduser().absolute()),
+        workers=local_workers(workers, device),
+        state_dir=state_dir or _state_dir(settings),
+        lan=lan,
+    )
+    sys.exit(run_up(settings, wish, lambda url: click.echo(f"ready {url}")))
+
+
+def _state_dir(settings: Settings) -> Path:
+    """One per HTTP address, so that two clusters of one user do not share a memory by accident."""
+    address = settings.server.http_addr.replace(":", "_").replace("/", "_")
+    return Path(settings.model.cache_dir).expanduser().parent / "state" / address
+
+
+@cli.command()
+@click.option("--node-id", required=True, help="This worker's name; it survives restarts.")
+@click.option("--coordinator", required=True, help="tcp://HOST:5555 of the cluster to join.")
+@click.option("--broadcast", help="tcp://HOST:5557 (default: the coordinator's host, port + 2).")
+@click.option("--device", default="auto", show_default=True, help="cpu, mps or cuda:N.")
+@click.option("--dtype", default="auto", show_default=True, help="Restricts what this worker offers.")
+@click.option("--pipeline-port", type=click.IntRange(0, 65535), default=6000, show_default=True)
+@click.option("--bind", default="127.0.0.1", show_default=True, help="Where to listen for steps.")
+@click.option("--advertise", default="", help="The host under which others reach this worker (default: as bound).")
+@click.option("--memory-gb", type=click.FloatRange(min=0), default=0.0, help="Caps what it offers (default: all).")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Compute threads on the CPU.")
+def worker(
+    node_id: str,
+    coordinator: str,
+    broadcast: str | None,
+    device: str,
+    dtype: str,
+    pipeline_port: int,
+    bind: str,
+    advertise: str,
+    memory_gb: float,
+    threads: int,
+) -> None:
+    """Add this machine's device to a cluster."""
+    from hydra.up import local_workers, run_worker_parent, settle_addr
+
+    set_up_logging("parent", node_id)
+    host, _, port = coordinator.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdigit():
+        raise Complaint(f"{coordinator!r} is no address", "it is tcp://HOST:PORT", "for example tcp://10.0.0.5:5555", 2)
+    wish = local_workers(1, device)[0]
+    spec = WorkerSpec(
+        node_id=node_id,
+        router_addr=f"tcp://{host}:{port}",
+        broadcast_addr=broadcast or f"tcp://{host}:{int(port) + 2}",
+        pipeline_bind=settle_addr("pipeline_port", f"tcp://{bind}:{pipeline_port}"),
+        advertise_host=advertise or _reachable_host(bind, host, int(port)),
+        device=wish.device,
+        dtype=dtype,
+        threads=threads or wish.threads,
+        memory_bytes=int(memory_gb * 1e9) or wish.memory_bytes,
+    )
+    settings = load_settings(None, {})
+    sys.exit(run_worker_parent(spec, settings.cluster.join_token))
+
+
+def _reachable_host(bind: str, coordinator_host: str, port: int) -> str:
+    """As bound, or (bound to everything) this machine's address on the way to the coordinator."""
+    import socket
+
+    if bind not in ("*", "0.0.0.0"):
+        return bind
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((coordinator_host, port))
+        return str(probe.getsockname()[0])
+
+
+# ---------------------------------------------------------------- tools that talk to a running cluster
+
+
+def _ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    try:
+        answer = httpx2.request(method, url.rstrip("/") + path, json=body, timeout=3600.0)
+    except httpx2.TransportError as why:
+        raise Complaint(f"cannot reach {url}", str(why), "is it up? choose another with --url", 5) from why
+    content = answer.json()
+    if answer.is_success:
+        return content
+    error = content.get("error", {})
+    codes = {401: 6, 404: 7}
+    exit_code = 3 if error.get("code") == "does_not_fit" else codes.get(answer.status_code, 1)
+    raise Complaint(str(error.get("message")), f"the cluster answered {answer.status_code}", "see above", exit_code)
+
+
+def _talks(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")(command)
+    return click.option("--url", default=DEFAULT_URL, show_default=True, envvar="HYDRA_URL")(command)
+
+
+@cli.command()
+@_talks
+def status(url: str, as_json: bool) -> None:
+    """Nodes, layers and models."""
+    told = _ask("GET", url, "/api/cluster/status")
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+        return
+    click.echo(f"{'NODE':<16}{'STATE':<10}{'DEVICE':<10}{'MEMORY':>10}  LAYERS")
+    for node in told["nodes"]:
+        layers = ", ".join(f"{s['model_id']} {s['first_layer']}-{s['end_layer'] - 1}" for s in node["stages"])
+        memory = f"{node['memory_total_bytes'] / 1e9:.1f} GB"
+        click.echo(f"{node['node_id']:<16}{node['state']:<10}{node['device']:<10}{memory:>10}  {layers or '(spare)'}")
+
+
+@cli.command()
+@_talks
+def ps(url: str, as_json: bool) -> None:
+    """Models and what they are doing."""
+    models = _ask("GET", url, "/api/cluster/status")["models"]
+    if as_json:
+        click.echo(json.dumps(models, indent=2))
+        return
+    click.echo(f"{'MODEL':<28}{'STATE':<12}{'LAYERS':>7}{'KV FREE':>16}{'RUN/WAIT':>10}")
+    for model in models:
+        kv = f"{model['kv_blocks_free']}/{model['kv_blocks_total']}"
+        work = f"{model['running']}/{model['waiting']}"
+        click.echo(f"{model['model_id']:<28}{model['state']:<12}{model['total_layers']:>7}{kv:>16}{work:>10}")
+
+
+@cli.command()
+@click.argument("model_path")
+@click.option("--id", "model_id")
+@click.option("--dtype")
+@_talks
+def load(model_path: str, model_id: str | None, dtype: str | None, url: str, as_json: bool) -> None:
+    """Load another model."""
+    body = {"model_path": model_path, "model_id": model_id, "dtype": dtype}
+    told = _ask("POST", url, "/api/models/load", {key: value for key, value in body.items() if value is not None})
+    click.echo(json.dumps(told) if as_json else f"{told['model_id']} {told['state']}")
+
+
+@cli.command()
+@click.argument("model_id")
+@_talks
+def unload(model_id: str, url: str, as_json: bool) -> None:
+    """Forget a model."""
+    told = _ask("POST", url, "/api/models/unload", {"model_id": model_id})
+    click.echo(json.dumps(told) if as_json else f"{told['model_id']} {told['state']}")
+
+
+# ---------------------------------------------------------------- children, started by a parent only
+
+
+def _child(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option("--spec", required=True)(command)
+    return click.option("--lifeline", required=True)(command)
+
+
+def _fds(lifeline: str) -> tuple[int, int]:
+    read_fd, _, write_fd = lifeline.partition(",")
+    return int(read_fd), int(write_fd)
+
+
+@cli.command("_coordinator", hidden=True)
+@_child
+def coordinator_child(spec: str, lifeline: str) -> None:
+    from hydra.roles import coordinator_main
+
+    set_up_logging("coordinator")
+    coordinator_main(from_json(spec, CoordinatorSpec), _fds(lifeline))
+
+
+@cli.command("_worker", hidden=True)
+@_child
+def worker_child(spec: str, lifeline: str) -> None:
+    from hydra.roles import worker_main
+
+    worker_spec = from_json(spec, WorkerSpec)
+    set_up_logging("worker", worker_spec.node_id)
+    worker_main(worker_spec, _fds(lifeline))
+
+
+@cli.command("_frontend", hidden=True)
+@_child
+def frontend_child(spec: str, lifeline: str) -> None:
+    from hydra.roles import frontend_main
+
+    frontend_spec = from_json(spec, FrontendSpec)
+    set_up_logging("frontend", frontend_spec.node_id)
+    frontend_main(frontend_spec, _fds(lifeline))

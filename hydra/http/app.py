@@ -1,0 +1,265 @@
+"""The routes. Each is a few lines: read, check, ask the cluster, answer. Errors are OpenAI's, with all four keys."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import structlog
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from hydra.actors.client import Cluster
+from hydra.http.failures import body_of, error_body, status_of
+from hydra.http.generate import Delta, Deltas, answers_of, run_answers
+from hydra.http.openai_request import ApiRequest, parse_json, parse_request
+from hydra.http.openai_response import PING, Writer, sse
+from hydra.http.tokenizer import Words
+from hydra.protocol.messages import ModelTold, Sample, StatusTold
+from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.refusal import RefusalError, refuse
+
+PING_AFTER_S = 15.0
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Api:
+    """What the routes share: the cluster, and the words of each model."""
+
+    cluster: Cluster
+    stopping: trio.Event
+    _words: dict[str, Words] = attrs.field(factory=dict, init=False)
+
+    async def model(self, name: str) -> tuple[ModelCard, Words]:
+        """Raises RefusalError model_not_found, bad_model."""
+        card = next((card for card in self.cluster.models() if card.model_id == name), None)
+        if card is None:
+            known = ", ".join(card.model_id for card in self.cluster.models()) or "none"
+            raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
+        if card.model_path not in self._words:
+            self._words[card.model_path] = await trio.to_thread.run_sync(Words.load, Path(card.model_path))
+        return card, self._words[card.model_path]
+
+    async def generate(self, kind: Literal["chat", "text"]) -> Response:
+        parsed = parse_request(kind, parse_json(await request.get_data()))
+        if self.stopping.is_set():
+            raise refuse("shutting_down", "the server is stopping", retry_after_s=5.0)
+        card, words = await self.model(parsed.model)
+        answers = await trio.to_thread.run_sync(answers_of, parsed, words, card)
+        writer = Writer(parsed, answers, words)
+        headers = {"x-request-id": writer.id}
+        if parsed.ignored:
+            headers["x-hydra-ignored"] = ",".join(parsed.ignored)[:1000]
+        if not parsed.stream:
+            deltas: list[Delta] = []
+            async with run_answers(self.cluster, parsed, answers, words, card) as running:
+                while some := await running.next():
+                    deltas += some
+            return json_response(writer.whole(deltas), headers=headers)
+        return await self._stream(parsed, answers, words, card, writer, headers)
+
+    async def _stream(
+        self, parsed: ApiRequest, answers: Any, words: Words, card: ModelCard, writer: Writer, headers: dict[str, str]
+    ) -> Response:
+        """The status waits for the first token, so that a refusal can still be one."""
+        stack = AsyncExitStack()
+        running = await stack.enter_async_context(run_answers(self.cluster, parsed, answers, words, card))
+        try:
+            first = await running.next()
+        except BaseException:
+            await stack.aclose()
+            raise
+        response = Response(self._events(stack, running, first, writer), headers={**STREAM_HEADERS, **headers})
+        response.timeout = None  # the framework would cut every stream after a minute
+        return response
+
+    async def _events(
+        self, stack: AsyncExitStack, running: Deltas, first: list[Delta], writer: Writer
+    ) -> AsyncIterator[bytes]:
+        async with stack:
+            deltas = first
+            try:
+                while deltas:
+                    yield writer.chunks(deltas)
+                    deltas = []
+                    while not deltas:
+                        with trio.move_on_after(PING_AFTER_S) as silence:
+                            deltas = await running.next()
+                        if not silence.cancelled_caught:
+                            break
+                        yield PING
+            except RefusalError as why:
+                yield sse(body_of(why.refusal))
+                return
+            yield writer.last_chunks()
+
+
+def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    import orjson
+
+    return Response(orjson.dumps(content), status=status, headers=headers, content_type="application/json")
+
+
+def make_app(cluster: Cluster, *, max_body_bytes: int, stopping: trio.Event) -> QuartTrio:
+    """The ASGI app over a cluster. `stopping` refuses new generations and lets running ones end."""
+    app = QuartTrio("hydra")
+    app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
+    api = Api(cluster, stopping)
+    _add_openai(app, api)
+    _add_cluster(app, api)
+    _add_errors(app)
+    return app
+
+
+def _add_openai(app: QuartTrio, api: Api) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat() -> Response:
+        return await api.generate("chat")
+
+    @app.post("/v1/completions")
+    async def completions() -> Response:
+        return await api.generate("text")
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return json_response({"object": "list", "data": [_model(card) for card in api.cluster.models()]})
+
+    @app.get("/v1/models/<path:model_id>")
+    async def model(model_id: str) -> Response:
+        for card in api.cluster.models():
+            if card.model_id == model_id:
+                return json_response(_model(card))
+        raise refuse("model_not_found", f"no model {model_id!r} is loaded", param="model")
+
+
+def _add_cluster(app: QuartTrio, api: Api) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        return json_response({"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        told = await api.cluster.ready()
+        if told.ready:
+            return json_response({"ready": True})
+        raise refuse("no_workers", told.why or "not ready", retry_after_s=told.retry_after_s)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        text = prometheus((await api.cluster.status()).samples)
+        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/api/cluster/status")
+    async def status() -> Response:
+        return json_response(_status(await api.cluster.status()))
+
+    @app.post("/api/cluster/rebalance")
+    async def rebalance() -> Response:
+        return _told(await api.cluster.rebalance())
+
+    @app.post("/api/models/load")
+    async def load() -> Response:
+        body = parse_json(await request.get_data())
+        return _told(await api.cluster.load_model(**_load_wish(body)))
+
+    @app.post("/api/models/unload")
+    async def unload() -> Response:
+        body = parse_json(await request.get_data())
+        return _told(await api.cluster.unload_model(_text(body, "model_id", required=True) or ""))
+
+
+def _text(body: dict[str, Any], name: str, *, required: bool = False) -> str | None:
+    value = body.get(name)
+    if value is None and not required:
+        return None
+    if not isinstance(value, str) or not value:
+        raise refuse("invalid_value", f"{name} must be a non-empty string", param=name)
+    return value
+
+
+def _load_wish(body: dict[str, Any]) -> dict[str, Any]:
+    layers, wait = body.get("total_layers"), body.get("wait", True)
+    if layers is not None and type(layers) is not int:
+        raise refuse("invalid_value", "total_layers must be an integer", param="total_layers")
+    if type(wait) is not bool:
+        raise refuse("invalid_value", "wait must be true or false", param="wait")
+    return {
+        "model_path": _text(body, "model_path", required=True),
+        "model_id": _text(body, "model_id"),
+        "total_layers": layers,
+        "dtype": _text(body, "dtype"),
+        "wait": wait,
+    }
+
+
+def _told(told: ModelTold) -> Response:
+    if told.refusal is not None:
+        raise RefusalError(told.refusal)
+    return json_response({"model_id": told.model_id, "state": told.state}, 202 if told.state == "loading" else 200)
+
+
+def _model(card: ModelCard) -> dict[str, Any]:
+    return {
+        "id": card.model_id,
+        "object": "model",
+        "created": card.created_s,
+        "owned_by": "hydra",
+        "root": card.model_path,
+        "parent": None,
+        "max_model_len": card.max_model_len,
+    }
+
+
+def _status(told: StatusTold) -> dict[str, Any]:
+    content = attrs.asdict(told, filter=lambda field, _: field.name not in ("ask", "samples"))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
+
+
+def prometheus(samples: tuple[Sample, ...]) -> str:
+    """The text format; names and labels are ours, so nothing needs escaping."""
+    lines: list[str] = []
+    described: set[str] = set()
+    for sample in samples:
+        if sample.name not in described:
+            described.add(sample.name)
+            lines += [f"# HELP {sample.name} {sample.help}", f"# TYPE {sample.name} {sample.kind}"]
+        labels = ",".join(f'{key}="{value}"' for key, value in sample.labels)
+        lines.append(f"{sample.name}{{{labels}}} {sample.value:g}" if labels else f"{sample.name} {sample.value:g}")
+    return "\n".join(lines) + "\n"
+
+
+def _add_errors(app: QuartTrio) -> None:
+    @app.errorhandler(RefusalError)
+    async def refused(why: RefusalError) -> Response:
+        status, headers = status_of(why.refusal)
+        return json_response(body_of(why.refusal), status, headers)
+
+    @app.errorhandler(HTTPException)
+    async def http_error(why: HTTPException) -> Response:
+        kind = "invalid_request_error" if (why.code or 500) < 500 else "server_error"
+        return json_response(error_body(why.description or why.name, kind, None, why.name), why.code or 500)
+
+    @app.errorhandler(Exception)
+    async def bug(why: Exception) -> Response:
+        found = _refusal_in(why)
+        if found is not None:
+            return await refused(found)
+        log.error("a request failed", exc_info=why)
+        return json_response(error_body("internal error", "server_error", None, "internal_error"), 500)
+
+
+def _refusal_in(why: BaseException) -> RefusalError | None:
+    """Nurseries wrap what is raised in them."""
+    while isinstance(why, BaseExceptionGroup) and len(why.exceptions) == 1:
+        why = why.exceptions[0]
+    return why if isinstance(why, RefusalError) else None

@@ -1,0 +1,112 @@
+"""hypercorn on an inherited socket, set for long streams: a drain that ends, and a write deadline.
+
+hypercorn's Trio worker shields its sends, so a client that never reads would hold its handler and the shutdown for as
+long as it stays connected. Here every connection's stream gives up on a send after a deadline and closes itself.
+"""
+
+import socket
+from typing import Any
+
+import attrs
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import wrap_app
+from quart_trio import QuartTrio
+
+from hydra.actors.client import Cluster
+
+WRITE_DEADLINE_S = 30.0
+CONNECTIONS_MAX = 4096
+
+
+@attrs.frozen(kw_only=True)
+class HttpSettings:
+    """What the HTTP room needs to know of the configuration."""
+
+    fd: int
+    drain_timeout_s: float = 30.0
+    max_body_bytes: int = 4_194_304
+    write_deadline_s: float = WRITE_DEADLINE_S
+
+
+class DeadlineStream(trio.abc.HalfCloseableStream):
+    """A socket stream whose sends end: done within the deadline, or the connection is over."""
+
+    def __init__(self, stream: trio.SocketStream, deadline_s: float) -> None:
+        self._stream = stream
+        self._deadline_s = deadline_s
+        self.socket = stream.socket
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with trio.move_on_after(self._deadline_s) as scope:
+            scope.shield = True
+            await self._stream.send_all(data)
+        if scope.cancelled_caught:
+            await trio.aclose_forcefully(self._stream)
+            raise trio.BrokenResourceError(f"the client read nothing for {self._deadline_s:.0f} s")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def hypercorn_config(settings: HttpSettings) -> Config:
+    config = Config()
+    config.bind = []
+    config.keep_alive_timeout = 30.0
+    config.graceful_timeout = settings.drain_timeout_s
+    config.accesslog = None
+    config.errorlog = None
+    config.include_server_header = False
+    return config
+
+
+async def serve_app(app: QuartTrio, settings: HttpSettings, stopping: trio.Event) -> None:
+    """Until `stopping`; then no new connection, and open streams have the drain time to end."""
+    config = hypercorn_config(settings)
+    context = WorkerContext(None)
+    asgi = wrap_app(app, config.wsgi_max_body_size, None)
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=socket.dup(settings.fd))))
+    lifespan = Lifespan(asgi, config, {})
+    limit = trio.CapacityLimiter(CONNECTIONS_MAX)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lifespan.handle_lifespan)
+        await lifespan.wait_for_startup()
+
+        async def handle(stream: trio.SocketStream) -> None:
+            async with limit:
+                await TCPServer(asgi, config, context, {}, DeadlineStream(stream, settings.write_deadline_s))
+
+        async with trio.open_nursery() as connections:
+            accepting = trio.CancelScope()
+
+            async def accept() -> None:
+                with accepting:
+                    await trio.serve_listeners(handle, [listener], handler_nursery=connections)
+
+            connections.start_soon(accept)
+            await stopping.wait()
+            accepting.cancel()
+            await context.terminated.set()
+            connections.cancel_scope.deadline = trio.current_time() + settings.drain_timeout_s
+        await lifespan.wait_for_shutdown()
+        nursery.cancel_scope.cancel()
+
+
+async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio.Event) -> None:
+    """The OpenAI API over `cluster`, until `stopping`."""
+    from hydra.http.app import make_app
+
+    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, stopping=stopping)
+    await serve_app(app, settings, stopping)

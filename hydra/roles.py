@@ -1,0 +1,212 @@
+"""The introductions: each role's machines meet the sockets, files, tensors and words they were written against.
+
+One function per child process. Rooms are imported inside, so that a coordinator never imports torch and a worker
+never imports the HTTP room.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import attrs
+import structlog
+import trio
+
+from hydra.actors.lifeline import Lifeline
+from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
+from hydra.protocol.ids import NodeId, PeerId
+
+log = structlog.get_logger()
+
+ORPHAN_SILENCE_S = 2.0  # a coordinator that says nothing for so long is gone too
+LINGER_AFTER_S = 0.2  # between the last word and the closing of sockets
+
+
+def peer_id(node_id: str) -> PeerId:
+    """A name of this process on the command lane: no other life of the same node has it."""
+    return PeerId(f"{node_id}~{secrets.token_hex(6)}")
+
+
+async def _live(
+    body: Callable[[], Awaitable[None]],
+    lifeline_fds: tuple[int, int],
+    drain_timeout_s: float,
+    *,
+    on_stop: Callable[[], None],
+    prepare: Callable[[Lifeline], None] = lambda lifeline: None,
+) -> None:
+    """Runs `body` until it returns; SIGTERM and a lost parent both call `on_stop`, which must bring that about."""
+    lifeline = Lifeline(*lifeline_fds, drain_timeout_s, on_stop)
+    prepare(lifeline)
+
+    async def hear_sigterm() -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _ in signals:
+                on_stop()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lifeline.hold)
+        nursery.start_soon(hear_sigterm)
+        await body()
+        nursery.cancel_scope.cancel()
+
+
+def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> None:
+    """The coordinator child, until its parent ends it. A lost parent is outlived while a frontend drains."""
+    from hydra.actors.broker import Limits
+    from hydra.actors.coordinator import Coordinator, CoordinatorParts
+    from hydra.actors.planner import Policy, Wish
+    from hydra.protocol.zmq_wire import ZmqWires
+    from hydra.state_dir import read_state, write_state
+    from hydra.store.library import LocalLibrary
+
+    directory = Path(spec.state_dir)
+    saved = read_state(directory)
+    fresh = not saved.nodes
+    if spec.model_path and all(wish.model_path != spec.model_path for wish in saved.wishes):
+        wish = Wish(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
+        saved = attrs.evolve(saved, wishes=(wish,), nodes=())
+        fresh = True
+    library = LocalLibrary()
+
+    async def main() -> None:
+        wires = ZmqWires()
+        parts = CoordinatorParts(
+            hub=wires.hub(spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
+            lane=wires,
+            results=wires.step_source(spec.results_addr, spec.high_water_mark),
+            library=library,
+            describe=lambda path: trio.to_thread.run_sync(library.describe, path),
+            saved=saved,
+            save=lambda state: write_state(directory, state),
+            policy=Policy(
+                reserve_bytes=spec.reserve_bytes,
+                kv_fraction=spec.kv_fraction,
+                max_model_len=spec.max_model_len,
+                block_size=spec.block_size,
+                running_max=spec.running_max,
+                recovery_deadline_s=spec.recovery_deadline_s,
+                dtype=spec.dtype,
+            ),
+            limits=Limits(spec.batch_tokens, spec.running_max, spec.waiting_max, spec.prefix_cache),
+            expected_workers=spec.expected_workers,
+            patience_s=spec.patience_s if fresh else 3 * spec.beats_missed_max * spec.heartbeat_s,
+            heartbeat_s=spec.heartbeat_s,
+            beats_missed_max=spec.beats_missed_max,
+            join_token=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
+            pid=os.getpid(),
+            wall_s=int(time.time()),
+        )
+        coordinator = Coordinator(parts)
+        stopping = trio.Event()
+
+        def has_frontends() -> bool:
+            return any(member.hello.role == "frontend" for member in coordinator.registry.members())
+
+        async def body() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(coordinator.run)
+                await stopping.wait()
+                while has_frontends():
+                    await trio.sleep(0.1)  # their streams end first; the lifeline's alarm bounds the wait
+                nursery.cancel_scope.cancel()
+
+        try:
+            await _live(body, lifeline_fds, 30.0, on_stop=stopping.set)
+        finally:
+            wires.close()
+
+    trio.run(main)
+
+
+def worker_main(spec: WorkerSpec, lifeline_fds: tuple[int, int]) -> None:
+    """A worker child. A lost parent is outlived while the coordinator still speaks."""
+    from hydra.actors.worker import Worker, WorkerParts, run_worker
+    from hydra.kernels.runner import Runner
+    from hydra.protocol.model_spec import Dtype
+    from hydra.protocol.zmq_wire import ZmqWires
+
+    dtypes: tuple[Dtype, ...] | None = None if spec.dtype == "auto" else (spec.dtype,)  # type: ignore[assignment]
+    runner = Runner(spec.device, threads=spec.threads, dtypes=dtypes, memory_bytes=spec.memory_bytes)
+
+    async def main() -> None:
+        wires = ZmqWires()
+        source = wires.blocking_source(spec.pipeline_bind, spec.data_bound)
+        port = source.addr.rsplit(":", 1)[1]
+        parts = WorkerParts(
+            node_id=NodeId(spec.node_id),
+            spoke=wires.spoke(peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
+            pipeline_addr=f"tcp://{spec.advertise_host}:{port}" if spec.advertise_host else source.addr,
+            compute=runner,
+            aside=trio.to_thread.run_sync,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            auth=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
+        )
+        stopping = trio.Event()
+        held: list[Lifeline] = []
+
+        async def body() -> None:
+            worker = Worker(parts)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run_worker, worker, source, wires)
+                await stopping.wait()
+                while held[0].orphaned and worker.silence_s() < ORPHAN_SILENCE_S:
+                    await trio.sleep(0.1)  # streams may still be draining; the lifeline's alarm bounds the wait
+                worker.leave("stopped")
+                await trio.sleep(LINGER_AFTER_S)
+                nursery.cancel_scope.cancel()
+
+        await _live(body, lifeline_fds, 30.0, on_stop=stopping.set, prepare=held.append)
+
+    trio.run(main)
+    os._exit(0)  # a compute thread that is stuck in a kernel must not keep the process
+
+
+def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int]) -> None:
+    """The frontend child: the HTTP server on the inherited socket, and the sessions behind it."""
+    from hydra.actors.frontend import Frontend, FrontendParts
+    from hydra.http.serve import HttpSettings, serve_cluster
+    from hydra.protocol.zmq_wire import ZmqWires
+
+    async def main() -> None:
+        wires = ZmqWires()
+        parts = FrontendParts(
+            node_id=NodeId(spec.node_id),
+            spoke=wires.spoke(peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            auth=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
+            max_replays=spec.max_replays,
+        )
+        frontend = Frontend(parts)
+        stopping = trio.Event()
+        held: list[Lifeline] = []
+        settings = HttpSettings(
+            fd=spec.http_fd, drain_timeout_s=spec.drain_timeout_s, max_body_bytes=spec.max_body_bytes
+        )
+
+        async def prove() -> None:
+            while not (await frontend.ready()).ready:
+                await trio.sleep(0.2)
+            held[0].say_ready()
+
+        async def body() -> None:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(frontend.run)
+                nursery.start_soon(prove)
+                await serve_cluster(frontend, settings, stopping)
+                frontend.leave("stopped")
+                await trio.sleep(LINGER_AFTER_S)
+                nursery.cancel_scope.cancel()
+
+        try:
+            await _live(body, lifeline_fds, spec.drain_timeout_s, on_stop=stopping.set, prepare=held.append)
+        finally:
+            wires.close()
+
+    trio.run(main)

@@ -1,0 +1,205 @@
+"""Every setting, read once: flags over HYDRA_* environment over ./config.toml (or --config) over defaults.
+
+Unknown keys are errors with a suggestion, types are exact, durations carry a unit. A setting that this version cannot
+honour is refused by name; none is ignored.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from hydra.complaint import Complaint
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _duration(text: str) -> Any:
+    """A field that is written "30s" and read in seconds."""
+    return attrs.field(default=seconds(text), metadata={"duration": True})
+
+
+def seconds(text: str) -> float:
+    """ "500ms" -> 0.5. Raises ValueError."""
+    parts = _DURATION.fullmatch(text.strip())
+    if parts is None:
+        raise ValueError(f'{text!r} is no duration; write for example "500ms", "30s" or "2m"')
+    return float(parts[1]) * _UNIT_S[parts[2]]
+
+
+@attrs.frozen(kw_only=True)
+class Server:
+    http_addr: str = "127.0.0.1:8080"
+    metrics_addr: str = "127.0.0.1:9090"
+    frontends: int = 1
+    drain_timeout: float = _duration("30s")
+    max_body_bytes: int = 4_194_304
+
+
+@attrs.frozen(kw_only=True)
+class Cluster:
+    node_id: str = "coordinator"
+    heartbeat_interval: float = _duration("500ms")
+    unhealthy_threshold: int = 3
+    reserved_vram_gb: float = 2.0
+    memory_per_layer_gb: float = 0.5
+    policy: str = "vram"
+    join_token: str = ""
+    min_nodes: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Auth:
+    enabled: bool = False
+    api_keys: tuple[str, ...] = ()
+    rate_limit: int = 100
+    rate_window: float = _duration("1m")
+
+
+@attrs.frozen(kw_only=True)
+class Zmq:
+    router_addr: str = "tcp://127.0.0.1:5555"
+    metrics_addr: str = "tcp://127.0.0.1:5556"
+    broadcast_addr: str = "tcp://127.0.0.1:5557"
+    results_addr: str = "tcp://127.0.0.1:0"
+    high_water_mark: int = 1000
+
+
+@attrs.frozen(kw_only=True)
+class Model:
+    path: str = ""
+    id: str = ""
+    dtype: str = "auto"
+    max_model_len: int = 0
+    cache_dir: str = "~/.cache/hydra/models"
+    hf_token: str = ""
+    max_cache_gb: float = 100.0
+
+
+@attrs.frozen(kw_only=True)
+class Engine:
+    block_size: int = 16
+    kv_memory_fraction: float = 0.9
+    max_batch_tokens: int = 0
+    max_running: int = 256
+    max_waiting: int = 1024
+    prefix_cache: bool = True
+    recovery_deadline: float = _duration("120s")
+    max_replays: int = 5
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    server: Server = attrs.field(factory=Server)
+    cluster: Cluster = attrs.field(factory=Cluster)
+    auth: Auth = attrs.field(factory=Auth)
+    zmq: Zmq = attrs.field(factory=Zmq)
+    model: Model = attrs.field(factory=Model)
+    engine: Engine = attrs.field(factory=Engine)
+
+
+SECTIONS: dict[str, type] = {
+    "server": Server,
+    "cluster": Cluster,
+    "auth": Auth,
+    "zmq": Zmq,
+    "model": Model,
+    "engine": Engine,
+}
+
+# Written in the design, honoured by a later version: (section, key, the only value this version can keep).
+NOT_YET: tuple[tuple[str, str, Any], ...] = (
+    ("auth", "enabled", False),
+    ("server", "frontends", 1),
+    ("cluster", "policy", "vram"),
+)
+
+
+def load_settings(
+    config: Path | None, flags: Mapping[tuple[str, str], Any], environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """Raises Complaint (exit 2) naming the key and what would be right."""
+    path = config or Path("config.toml")
+    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    if config is not None or path.exists():
+        _merge_file(path, values)
+    _merge_environment(environ, values)
+    for (section, key), value in flags.items():
+        if value is not None:
+            values[section][key] = value
+    settings = Settings(**{name: _section(name, kind, values[name]) for name, kind in SECTIONS.items()})
+    for section, key, kept in NOT_YET:
+        if getattr(getattr(settings, section), key) != kept:
+            raise Complaint(
+                f"[{section}] {key} = {getattr(getattr(settings, section), key)!r} is not possible yet",
+                "this version does not have it, and does not pretend to",
+                f"set it to {kept!r}",
+                2,
+            )
+    return settings
+
+
+def _merge_file(path: Path, values: dict[str, dict[str, Any]]) -> None:
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as why:
+        raise Complaint(f"{path} cannot be read", str(why), "mend the file, or name another with --config", 2) from why
+    for section, keys in content.items():
+        if section not in SECTIONS or not isinstance(keys, dict):
+            raise _unknown(f"section [{section}] in {path}", section, SECTIONS)
+        values[section].update(keys)
+
+
+def _merge_environment(environ: Mapping[str, str], values: dict[str, dict[str, Any]]) -> None:
+    for name, text in environ.items():
+        section, _, key = name.removeprefix("HYDRA_").lower().partition("_")
+        if name.startswith("HYDRA_") and section in SECTIONS:
+            values[section][key] = text
+
+
+def _section(name: str, kind: type, given: Mapping[str, Any]) -> Any:
+    fields = attrs.fields_dict(kind)
+    for key in given:
+        if key not in fields:
+            raise _unknown(f"key {key!r} in [{name}]", key, fields)
+    return kind(**{key: _value(name, fields[key], value) for key, value in given.items()})
+
+
+def _unknown(what: str, word: str, known: Mapping[str, Any]) -> Complaint:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return Complaint(f"unknown {what}", "nothing reads it", f"did you mean {near[0]!r}?" if near else "remove it", 2)
+
+
+def _value(section: str, field: "attrs.Attribute[Any]", value: Any) -> Any:
+    """The value in the field's own type; text from the environment is read as that type."""
+    wanted = type(field.default)
+    try:
+        if field.metadata.get("duration"):
+            return seconds(value) if isinstance(value, str) else float(value)
+        if wanted is tuple:
+            items = value.split(",") if isinstance(value, str) else value
+            return tuple(str(item) for item in items if item)
+        if isinstance(value, str) and wanted is not str:
+            return _from_text(value, wanted)
+        if wanted is float and type(value) is int:
+            return float(value)
+        if type(value) is not wanted:
+            raise ValueError(f"expected {wanted.__name__}, got {value!r}")
+    except (ValueError, TypeError) as why:
+        raise Complaint(f"[{section}] {field.name} makes no sense", str(why), f"default: {field.default!r}", 2) from why
+    return value
+
+
+def _from_text(text: str, wanted: type) -> Any:
+    if wanted is bool:
+        known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.lower() not in known:
+            raise ValueError(f"{text!r} is neither true nor false")
+        return known[text.lower()]
+    return wanted(text)
