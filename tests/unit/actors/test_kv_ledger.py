@@ -99,7 +99,9 @@ def test_a_row_opens_once():
 # few tokens and short prompts, so that prefixes meet often
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["open", "grow", "close"]), st.integers(0, 5), st.lists(st.integers(0, 1), min_size=1, max_size=9)
+        st.sampled_from(["open", "grow", "close"]),
+        st.integers(0, 5),
+        st.lists(st.integers(0, 1), min_size=1, max_size=9),
     ),
     max_size=60,
 )

@@ -1,5 +1,6 @@
 """A generation's memory: nothing shown is lost, nothing is shown twice, and the end is always honest."""
 
+import attrs
 import pytest
 
 from hydra.actors.machine import CancelTimer, Send, SetTimer, TimerFired
@@ -13,10 +14,8 @@ PROMPT = (11, 12, 13)
 
 
 def session(**changes):
-    made = dict(
-        session=7, model_id="m", prompt=PROMPT, max_tokens=100, params=GREEDY, stop_ids=(2,), max_replays=5
-    )
-    return Session(**{**made, **changes})
+    one = Session(session=7, model_id="m", prompt=PROMPT, max_tokens=100, params=GREEDY, stop_ids=(2,), max_replays=5)
+    return attrs.evolve(one, **changes)
 
 
 def begun(**changes):

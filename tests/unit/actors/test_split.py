@@ -150,7 +150,7 @@ def test_a_seat_too_small_for_one_layer_stands_aside():
 def test_layers_stay_where_they_are_held():
     here = [
         Seat(node="a", memory_bytes=10 * GB, held=frozenset(range(4, 8))),
-        Seat(node="b", memory_bytes=10 * GB, held=frozenset(range(0, 4))),
+        Seat(node="b", memory_bytes=10 * GB, held=frozenset(range(4))),
     ]
     assert layers(split_vram(model(8), here, terms())) == [("b", 0, 4), ("a", 4, 8)]
 
@@ -159,7 +159,7 @@ def test_a_survivor_keeps_its_end_and_the_spare_fills_the_gap():
     here = [
         Seat(node="spare", memory_bytes=10 * GB),
         Seat(node="tail", memory_bytes=10 * GB, held=frozenset(range(8, 12))),
-        Seat(node="head", memory_bytes=10 * GB, held=frozenset(range(0, 4))),
+        Seat(node="head", memory_bytes=10 * GB, held=frozenset(range(4))),
     ]
     assert layers(split_vram(model(12), here, terms())) == [("head", 0, 4), ("spare", 4, 8), ("tail", 8, 12)]
 
