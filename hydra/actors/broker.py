@@ -179,12 +179,12 @@ class Broker:
     # ------------------------------------------------------------ opening and closing
 
     def _open(self, key: RowKey, opening: Open, now_s: float) -> list[Effect]:
-        refused = self._refusal(opening)
-        if refused is not None:
-            return self._end(key, opening, refused)
         known = self._known.get(key)
         if known is not None and opening.attempt <= known[1].attempt:
             return []  # said twice
+        refused = self._refusal(opening)
+        if refused is not None:
+            return self._end(key, opening, refused)
         if known is not None:
             self._forget_row(key)
         model = self._models[opening.model_id]
