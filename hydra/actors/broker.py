@@ -212,8 +212,7 @@ class Broker:
         return None
 
     def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
-        self._known.pop(key, None)
-        self._arrivals.pop(key, None)
+        self._forget(key)
         if key.peer == PROBE_PEER:
             return self._probe_told(key.session, False, refusal.message, 0.0)
         message = OpenRefused(session=opening.session, attempt=opening.attempt, refusal=refusal)
@@ -296,12 +295,12 @@ class Broker:
         if model is None:
             return []
         effects: list[Effect] = []
-        if model.engine is not None and gone.forget:
-            effects += self._route_down(RouteDown(model_id=gone.model_id, route=model.engine.route, death=False))
+        if model.engine is not None and gone.forget:  # no Reopen: whoever opens again would hear another cause
+            effects += [CloseLink(model.engine.route), CancelTimer(("overdue", model.engine.route))]
+            model.engine = model.up = None
         for key, (model_id, opening) in list(self._known.items()):
             if model_id == gone.model_id:
                 effects += self._end(key, opening, gone.refusal)
-        model.waiting.clear()
         if gone.forget:
             del self._models[gone.model_id]
         return effects
