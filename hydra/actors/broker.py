@@ -182,7 +182,7 @@ class Broker:
         known = self._known.get(key)
         if known is not None and opening.attempt <= known[1].attempt:
             return []  # said twice
-        refused = self._refusal(opening)
+        refused = self._refusal(opening) or self._crowded(opening)
         if refused is not None:
             return self._end(key, opening, refused)
         if known is not None:
@@ -206,10 +206,14 @@ class Broker:
             limit = f"{opening.prompt_tokens} prompt tokens and {opening.max_tokens} to generate"
             message = f"{limit} exceed this model's context of {model.max_model_len}"
             return Refusal(code="context_length_exceeded", message=message, param="max_tokens")
-        if opening.attempt == 0 and len(model.waiting) >= self.limits.waiting_max:
-            message = f"{len(model.waiting)} requests are waiting already"
-            return Refusal(code="queue_full", message=message, retry_after_s=1.0)
         return None
+
+    def _crowded(self, opening: Open) -> Refusal | None:
+        """Asked once, at the door: whoever waits already keeps its place."""
+        waiting = len(self._models[opening.model_id].waiting)
+        if opening.attempt > 0 or waiting < self.limits.waiting_max:
+            return None
+        return Refusal(code="queue_full", message=f"{waiting} requests are waiting already", retry_after_s=1.0)
 
     def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
         self._forget(key)
