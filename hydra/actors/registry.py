@@ -262,4 +262,4 @@ class Registry:
         sent = max((p.sent for p in said), default=StepId(0))
         if sent >= late.step:
             return "sent it on"
-        return "culprit" if accepted > sent else "waits"
+        return "culprit" if accepted >= late.step else "waits"
