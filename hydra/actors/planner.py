@@ -395,7 +395,7 @@ class Planner:
             seats = seats_for(described.spec, dtype, nodes, held=model.route, others=list(taken.values()))
             shares = split_vram(described.spec, seats, terms)
         except RefusalError as why:
-            return self._wait(model, why.refusal, now_s)
+            return [] if model.phase == "ready" else self._wait(model, why.refusal, now_s)  # what works goes on
         effects = self._down(model, death=False)
         self.number += 1
         old = model.route
