@@ -173,7 +173,7 @@ class Planner:
                 return self._lost(node, now_s)
             case NodeSuspect(node=node, suspect=suspect):
                 (self._suspects.add if suspect else self._suspects.discard)(node)
-                return []
+                return [] if suspect else self._plan_waiting(now_s)
             case StepVanished(route=route, epoch=epoch, why=why):
                 return self._broken(route, epoch, why, now_s)
             case FrontendJoined(peer=peer):
@@ -345,14 +345,16 @@ class Planner:
             if back or (not self._awaited and len(self._nodes) >= max(1, self._expected)):
                 return self._settle(now_s)
             return []
+        return self._plan_waiting(now_s)
+
+    def _plan_waiting(self, now_s: float) -> list[Effect]:
         waiting = [m for m in self._models.values() if m.phase == "waiting"]
         return [effect for model in waiting for effect in self._plan(model, now_s)]
 
     def _settle(self, now_s: float) -> list[Effect]:
         """Everybody who was awaited is here, or has had the time to be."""
         self._patient = False
-        waiting = [m for m in self._models.values() if m.phase == "waiting"]
-        return [CancelTimer("patience"), *(effect for model in waiting for effect in self._plan(model, now_s))]
+        return [CancelTimer("patience"), *self._plan_waiting(now_s)]
 
     def _lost(self, node: NodeId, now_s: float) -> list[Effect]:
         self._nodes.pop(node, None)
