@@ -493,7 +493,9 @@ class Planner:
 
     def _load_failed(self, peer: PeerId, route: RouteId, epoch: Epoch, refusal: Refusal) -> list[Effect]:
         found = self._placed(peer, route, epoch)
-        return self._fail(found[0], refusal) if found is not None else []
+        if found is None or found[0].phase not in ("loading", "activating"):
+            return []  # a loss ended this epoch already
+        return self._fail(found[0], refusal)
 
     def _down(self, model: _Model, *, death: bool) -> list[Effect]:
         if model.route is None or model.phase != "ready":
