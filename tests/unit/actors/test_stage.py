@@ -55,9 +55,7 @@ def order(epoch=E1, route=1):
 
 
 def plan(epoch=E1, route=1, index=0, of=2):
-    return Activate(
-        route=route, epoch=epoch, kv_blocks=40, next_addr="next", credits=4, stage_index=index, n_stages=of
-    )
+    return Activate(route=route, epoch=epoch, kv_blocks=40, next_addr="next", credits=4, stage_index=index, n_stages=of)
 
 
 def told(stage, event):
@@ -101,9 +99,7 @@ def test_from_an_order_to_ready():
     assert hears(stage, order()) == [closed(E1)], "first the fence; nothing is freed under a running step"
     fenced, load = told(stage, ThreadFenced(1, E1))
     assert fenced == Send(PLANNER, Fenced(route=1, epoch=E1)) and load == RunLoad(order())
-    assert said(told(stage, LoadMoved(1, E1, 5, 10))) == [
-        LoadProgress(route=1, epoch=E1, bytes_done=5, bytes_total=10)
-    ]
+    assert said(told(stage, LoadMoved(1, E1, 5, 10))) == [LoadProgress(route=1, epoch=E1, bytes_done=5, bytes_total=10)]
     assert said(told(stage, SliceIn(1, E1, FACTS))) == [
         SliceLoaded(route=1, epoch=E1, kv_blocks_max=50, weight_bytes=10, read_bytes=8, load_s=0.5)
     ]
