@@ -179,12 +179,12 @@ class Broker:
     # ------------------------------------------------------------ opening and closing
 
     def _open(self, key: RowKey, opening: Open, now_s: float) -> list[Effect]:
-        refused = self._refusal(opening)
-        if refused is not None:
-            return self._end(key, opening, refused)
         known = self._known.get(key)
         if known is not None and opening.attempt <= known[1].attempt:
             return []  # said twice
+        refused = self._refusal(opening) or self._crowded(opening)
+        if refused is not None:
+            return self._end(key, opening, refused)
         if known is not None:
             self._forget_row(key)
         model = self._models[opening.model_id]
@@ -206,14 +206,17 @@ class Broker:
             limit = f"{opening.prompt_tokens} prompt tokens and {opening.max_tokens} to generate"
             message = f"{limit} exceed this model's context of {model.max_model_len}"
             return Refusal(code="context_length_exceeded", message=message, param="max_tokens")
-        if opening.attempt == 0 and len(model.waiting) >= self.limits.waiting_max:
-            message = f"{len(model.waiting)} requests are waiting already"
-            return Refusal(code="queue_full", message=message, retry_after_s=1.0)
         return None
 
+    def _crowded(self, opening: Open) -> Refusal | None:
+        """Asked once, at the door: whoever waits already keeps its place."""
+        waiting = len(self._models[opening.model_id].waiting)
+        if opening.attempt > 0 or waiting < self.limits.waiting_max:
+            return None
+        return Refusal(code="queue_full", message=f"{waiting} requests are waiting already", retry_after_s=1.0)
+
     def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
-        self._known.pop(key, None)
-        self._arrivals.pop(key, None)
+        self._forget(key)
         if key.peer == PROBE_PEER:
             return self._probe_told(key.session, False, refusal.message, 0.0)
         message = OpenRefused(session=opening.session, attempt=opening.attempt, refusal=refusal)
@@ -296,12 +299,12 @@ class Broker:
         if model is None:
             return []
         effects: list[Effect] = []
-        if model.engine is not None and gone.forget:
-            effects += self._route_down(RouteDown(model_id=gone.model_id, route=model.engine.route, death=False))
+        if model.engine is not None and gone.forget:  # no Reopen: whoever opens again would hear another cause
+            effects += [CloseLink(model.engine.route), CancelTimer(("overdue", model.engine.route))]
+            model.engine = model.up = None
         for key, (model_id, opening) in list(self._known.items()):
             if model_id == gone.model_id:
                 effects += self._end(key, opening, gone.refusal)
-        model.waiting.clear()
         if gone.forget:
             del self._models[gone.model_id]
         return effects

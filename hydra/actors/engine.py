@@ -200,10 +200,13 @@ class Engine:
                 row.waits_for_token = True
 
     def _blocks(self, row: Row, tokens: int, parts: "_Parts") -> list[int] | None:
-        """New blocks for `tokens` tokens; takes them from younger rows when there are none. None: the row must wait."""
+        """New blocks for `tokens` tokens; takes them from younger rows when there are none. None: the row must wait.
+
+        A row that runs alone takes them from anybody: the older ones stand still until it is through.
+        """
         while (blocks := self.ledger.grow(row.row, tokens)) is None:
-            younger = [other for other in self.rows.values() if other.arrival > row.arrival]
-            younger = [other for other in younger if other.row not in parts.seen]
+            others = [other for other in self.rows.values() if other is not row and other.row not in parts.seen]
+            younger = [other for other in others if other.arrival > row.arrival or row.solitary]
             if not younger:
                 return None
             victim = max(younger, key=lambda other: other.arrival)

@@ -173,7 +173,7 @@ class Planner:
                 return self._lost(node, now_s)
             case NodeSuspect(node=node, suspect=suspect):
                 (self._suspects.add if suspect else self._suspects.discard)(node)
-                return []
+                return [] if suspect else self._plan_waiting(now_s)
             case StepVanished(route=route, epoch=epoch, why=why):
                 return self._broken(route, epoch, why, now_s)
             case FrontendJoined(peer=peer):
@@ -345,14 +345,16 @@ class Planner:
             if back or (not self._awaited and len(self._nodes) >= max(1, self._expected)):
                 return self._settle(now_s)
             return []
+        return self._plan_waiting(now_s)
+
+    def _plan_waiting(self, now_s: float) -> list[Effect]:
         waiting = [m for m in self._models.values() if m.phase == "waiting"]
         return [effect for model in waiting for effect in self._plan(model, now_s)]
 
     def _settle(self, now_s: float) -> list[Effect]:
         """Everybody who was awaited is here, or has had the time to be."""
         self._patient = False
-        waiting = [m for m in self._models.values() if m.phase == "waiting"]
-        return [CancelTimer("patience"), *(effect for model in waiting for effect in self._plan(model, now_s))]
+        return [CancelTimer("patience"), *self._plan_waiting(now_s)]
 
     def _lost(self, node: NodeId, now_s: float) -> list[Effect]:
         self._nodes.pop(node, None)
@@ -395,7 +397,7 @@ class Planner:
             seats = seats_for(described.spec, dtype, nodes, held=model.route, others=list(taken.values()))
             shares = split_vram(described.spec, seats, terms)
         except RefusalError as why:
-            return self._wait(model, why.refusal, now_s)
+            return [] if model.phase == "ready" else self._wait(model, why.refusal, now_s)  # what works goes on
         effects = self._down(model, death=False)
         self.number += 1
         old = model.route
@@ -491,7 +493,9 @@ class Planner:
 
     def _load_failed(self, peer: PeerId, route: RouteId, epoch: Epoch, refusal: Refusal) -> list[Effect]:
         found = self._placed(peer, route, epoch)
-        return self._fail(found[0], refusal) if found is not None else []
+        if found is None or found[0].phase not in ("loading", "activating"):
+            return []  # a loss ended this epoch already
+        return self._fail(found[0], refusal)
 
     def _down(self, model: _Model, *, death: bool) -> list[Effect]:
         if model.route is None or model.phase != "ready":

@@ -128,7 +128,9 @@ class Registry:
         effects = self._raise_term(peer, hello)
         former = self._members.get(hello.node_id)
         if former is not None:
-            effects += self._lose(former, "greeted again" if former.peer == peer else "replaced by a new process")
+            again = former.peer == peer  # it knows; an Expelled would make it greet once more, and so on for ever
+            why = "greeted again" if again else "replaced by a new process"
+            effects += self._lose(former, why, expel=not again)
         self._granted += 1
         self._greeted.add(peer)
         self.changes += 1
@@ -216,14 +218,16 @@ class Registry:
             return []
         return [Tell(PLANNER_NAME, NodeSuspect(node=member.hello.node_id, suspect=suspect))]
 
-    def _lose(self, member: Member, why: str) -> list[Effect]:
+    def _lose(self, member: Member, why: str, *, expel: bool = True) -> list[Effect]:
         node = member.hello.node_id
         del self._members[node]
         self.changes += 1
         self.stale_dropped += member.stale_dropped
         self.lost_nodes.append((node, why))
         del self.lost_nodes[:-100]
-        effects: list[Effect] = [Send(Address(member.peer, MEMBER), Expelled(generation=member.generation, why=why))]
+        effects: list[Effect] = []
+        if expel:
+            effects.append(Send(Address(member.peer, MEMBER), Expelled(generation=member.generation, why=why)))
         if member.hello.role == "worker":
             effects.append(Tell(PLANNER_NAME, NodeLost(node=node, generation=member.generation, why=why)))
         elif member.hello.role == "frontend":
@@ -258,4 +262,4 @@ class Registry:
         sent = max((p.sent for p in said), default=StepId(0))
         if sent >= late.step:
             return "sent it on"
-        return "culprit" if accepted > sent else "waits"
+        return "culprit" if accepted >= late.step else "waits"

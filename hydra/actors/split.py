@@ -93,9 +93,22 @@ def split_vram(spec: ModelSpec, seats: Sequence[Seat], terms: Terms) -> tuple[Sh
     if len(chosen) > spec.n_layers:
         roomiest = sorted(chosen, key=lambda seat: -seat.memory_bytes)[: spec.n_layers]
         chosen = [seat for seat in chosen if seat in roomiest]
+    refused: RefusalError | None = None
+    while chosen:
+        try:
+            return _split_over(spec, chosen, terms)
+        except RefusalError as why:
+            refused = refused or why  # the figures of all seats say most
+        chosen.remove(min(reversed(chosen), key=lambda seat: seat.memory_bytes))
+    assert refused is not None
+    raise refused
+
+
+def _split_over(spec: ModelSpec, seats: list[Seat], terms: Terms) -> tuple[Share, ...]:
+    """Over all of these seats, or RefusalError."""
     best: tuple[int, tuple[Share, ...]] | None = None
     refused: RefusalError | None = None
-    for order in _orders(chosen):
+    for order in _orders(seats):
         try:
             shares = _split_in_order(spec, order, terms)
         except RefusalError as why:

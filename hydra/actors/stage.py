@@ -123,6 +123,7 @@ class _Slice:
     phase: Phase
     order: LoadSlice | None = None
     plan: Activate | None = None
+    drop: RunDrop | None = None  # once the thread has let go
 
 
 @attrs.define
@@ -161,7 +162,7 @@ class Stage:
     def wants(self, route: RouteId, epoch: Epoch) -> bool:
         """Whether this epoch is still the one to load for (the loader asks before it begins)."""
         held = self._slices.get(route)
-        return held is not None and held.epoch == epoch
+        return held is not None and held.epoch == epoch and held.phase != "idle"
 
     def _current(self, route: RouteId, epoch: Epoch, phase: Phase) -> _Slice | None:
         held = self._slices.get(route)
@@ -175,6 +176,10 @@ class Stage:
         return [Publish(Fence(route=order.route, epoch=order.epoch, open=False))]
 
     def _fenced(self, route: RouteId, epoch: Epoch) -> list[Effect]:
+        idle = self._current(route, epoch, "idle")
+        if idle is not None and idle.drop is not None:
+            drop, idle.drop = idle.drop, None
+            return [drop]
         held = self._current(route, epoch, "fencing")
         if held is None or held.order is None:
             return []
@@ -232,8 +237,8 @@ class Stage:
         held = self._slices.get(route)
         if held is None or epoch < held.epoch:
             return []
-        self._slices[route] = _Slice(epoch, "idle")
-        return [Publish(Fence(route=route, epoch=epoch, open=False)), RunDrop(route, weights=True)]
+        self._slices[route] = _Slice(epoch, "idle", drop=RunDrop(route, weights=True))
+        return [Publish(Fence(route=route, epoch=epoch, open=False))]
 
     def _leave(self) -> list[Effect]:
         """Out of the cluster: nothing we compute counts any more. Weights stay as inventory, KV goes."""
@@ -241,6 +246,11 @@ class Stage:
         for route, held in self._slices.items():
             if held.phase == "idle" and held.order is None:
                 continue
+            drop = RunDrop(route, weights=False)
+            effects.append(Publish(Fence(route=route, epoch=held.epoch, open=False)))
+            if held.phase == "ready":
+                held.drop = drop
+            else:
+                effects.append(drop)  # the fence is closed already: no step runs
             held.phase = "idle"
-            effects += [Publish(Fence(route=route, epoch=held.epoch, open=False)), RunDrop(route, weights=False)]
         return effects

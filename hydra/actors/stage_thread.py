@@ -48,7 +48,7 @@ class StageThread:
     report: Callable[[object], None]
     overlapped: bool = False  # True: collect on an outlet thread of its own
     _links: dict[RouteId, _Link] = attrs.field(factory=dict, init=False)
-    _acked: dict[RouteId, Epoch] = attrs.field(factory=dict, init=False)
+    _acked: dict[RouteId, tuple[Epoch, bool]] = attrs.field(factory=dict, init=False)
     _sent: dict[RouteId, StepId] = attrs.field(factory=dict, init=False)
     _running_since_s: float | None = attrs.field(default=None, init=False)
     _stopping: threading.Event = attrs.field(factory=threading.Event, init=False)
@@ -170,11 +170,12 @@ class StageThread:
 
     def _ack_fences(self) -> None:
         for fence in self.board.all():
-            if self._acked.get(fence.route) != fence.epoch:
+            if self._acked.get(fence.route) != (fence.epoch, fence.open):
                 if self.overlapped:
                     self._launched.join()  # what was launched under the old epoch is out of the device first
-                self._acked[fence.route] = fence.epoch
-                self.report(ThreadFenced(fence.route, fence.epoch))
+                self._acked[fence.route] = (fence.epoch, fence.open)
+                if not fence.open:
+                    self.report(ThreadFenced(fence.route, fence.epoch))
 
     def _drain_outlet(self) -> None:
         while True:

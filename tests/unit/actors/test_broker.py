@@ -1,0 +1,413 @@
+"""The broker's side of a generation: who gets in, in which order, who is told what when a route comes and goes."""
+
+import attrs
+import pytest
+
+from hydra.actors.broker import (
+    PROBE_DEADLINE_S,
+    READY_FOR_S,
+    UNMEASURED_LEASE_S,
+    Broker,
+    CloseLink,
+    Limits,
+    LinkFull,
+    OpenLink,
+    SendStep,
+    StepBack,
+)
+from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
+from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
+from hydra.protocol.batch import StepResult, int32
+from hydra.protocol.ids import PLANNER, Address, Epoch
+from hydra.protocol.messages import (
+    FINISH_LENGTH,
+    FINISH_STOP,
+    Close,
+    Open,
+    OpenRefused,
+    ReadyAsked,
+    ReadyTold,
+    Reopen,
+    RouteBroken,
+    Tokens,
+)
+from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampling import GREEDY
+
+FRONT = Address("front-1", "sessions")
+ASKER = Address("front-1", "asks")
+UP = RouteUp(
+    model_id="m",
+    route=1,
+    epoch=Epoch(1, 1),
+    nodes=("a", "b"),
+    first_addr="tcp://a",
+    kv_blocks=100,
+    block_size=4,
+    max_model_len=64,
+    credits=4,
+    vocab=100,
+)
+
+
+def opening(session, **changes):
+    made = Open(
+        session=session,
+        attempt=0,
+        model_id="m",
+        history=int32([3, 4, 5]),
+        prompt_tokens=3,
+        max_tokens=10,
+        params=GREEDY,
+        stop_ids=(2,),
+    )
+    return attrs.evolve(made, **changes)
+
+
+class Table:
+    """A broker with a route under it; keeps the steps that were sent and not yet answered."""
+
+    def __init__(self, *, up=True, **limits):
+        self.broker = Broker(limits=Limits(**limits))
+        self.now_s = 0.0
+        self.steps = []
+        self.epoch = UP.epoch
+        self.tell(ModelKnown(model_id="m", max_model_len=64))
+        if up:
+            self.rise()
+
+    def rise(self, **changes):
+        up = attrs.evolve(UP, **changes)
+        self.epoch, self.steps = up.epoch, []
+        return self.tell(up)
+
+    def tell(self, event):
+        effects = self.broker.handle(event, self.now_s)
+        self.steps += [effect.step for effect in effects if isinstance(effect, SendStep)]
+        return effects
+
+    def says(self, message, sender=FRONT):
+        return self.tell(Received(sender, message))
+
+    def fall(self, *, death):
+        return self.tell(RouteDown(model_id="m", route=1, death=death))
+
+    def result(self, step, token=7):
+        sampled = step.batch.sample != 0
+        return StepResult(
+            route=step.route,
+            epoch=step.epoch,
+            step=step.step,
+            row=step.batch.row[sampled],
+            attempt=step.batch.attempt[sampled],
+            position=(step.batch.position + step.batch.length)[sampled],
+            token=int32([token] * int(sampled.sum())),
+        )
+
+    def answer(self, token=7):
+        self.now_s += 0.01
+        return self.tell(StepBack(self.result(self.steps.pop(0), token)))
+
+
+def mail(effects, kind, to=FRONT):
+    return [e.message for e in effects if isinstance(e, Send) and e.to == to and isinstance(e.message, kind)]
+
+
+def prompts(steps):
+    """Which sessions' prompts were opened on the route, by their first token."""
+    return [int(step.batch.tokens[0]) for step in steps if step.batch.opened]
+
+
+def test_an_open_goes_out_as_a_step_and_its_token_comes_home():
+    table = Table()
+    effects = table.says(opening(9))
+    (step,) = table.steps
+    assert (step.route, step.epoch, step.step, step.batch.tokens.tolist()) == (1, Epoch(1, 1), 1, [3, 4, 5])
+    assert SetTimer(("overdue", 1), UNMEASURED_LEASE_S) in effects
+    (tokens,) = mail(table.answer(token=42), Tokens)
+    assert (tokens.session.tolist(), tokens.position.tolist(), tokens.token.tolist()) == ([9], [3], [42])
+    assert tokens.attempt.tolist() == [0] and table.steps[0].batch.tokens.tolist() == [42]
+
+
+def test_one_message_per_frontend_per_step():
+    table = Table(up=False)
+    other = Address("front-2", "sessions")
+    for session in (1, 2):
+        table.says(opening(session))
+    table.says(opening(1), sender=other)
+    table.rise()
+    effects = table.answer()
+    assert mail(effects, Tokens)[0].session.tolist() == [1, 2]
+    assert mail(effects, Tokens, to=other)[0].session.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"model_id": "other"}, "model_not_found"),
+        ({"history": int32([]), "prompt_tokens": 0}, "invalid_value"),
+        ({"prompt_tokens": 4}, "invalid_value"),
+        ({"max_tokens": 62}, "context_length_exceeded"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(changes, code):
+    table = Table()
+    (refused,) = mail(table.says(opening(1, **changes)), OpenRefused)
+    assert (refused.session, refused.attempt, refused.refusal.code) == (1, 0, code)
+    assert table.steps == []
+
+
+def test_the_last_token_that_fits_is_not_refused():
+    table = Table()
+    assert mail(table.says(opening(1, max_tokens=61)), OpenRefused) == []
+    assert len(table.steps) == 1
+
+
+def test_a_full_queue_refuses_new_work_but_never_a_replay():
+    table = Table(up=False, waiting_max=2)
+    for session in (1, 2):
+        assert table.says(opening(session)) == []
+    (refused,) = mail(table.says(opening(3)), OpenRefused)
+    assert refused.refusal.code == "queue_full" and refused.refusal.retry_after_s is not None
+    assert mail(table.says(opening(4, attempt=1)), OpenRefused) == []
+    assert table.broker.statistics("m") == (0, 0, 0, 3)
+
+
+def test_an_open_said_again_while_it_waits_is_not_refused():
+    table = Table(up=False, waiting_max=1)
+    table.says(opening(1))
+    assert table.says(opening(1)) == [], "it holds its place; the queue is full of itself"
+    table.rise()
+    assert len(table.steps) == 1 and table.broker.statistics("m")[2:] == (1, 0)
+
+
+def test_an_open_said_twice_is_served_once():
+    table = Table()
+    table.says(opening(1))
+    assert table.says(opening(1)) == []
+    assert table.broker.statistics("m")[2:] == (1, 0)
+
+
+def test_replays_enter_before_new_work_the_oldest_first():
+    table = Table()
+    for session in (1, 2):
+        table.says(opening(session, history=int32([10 + session, 4, 5])))
+    table.fall(death=True)
+    table.says(opening(3, history=int32([13, 4, 5])))
+    table.says(opening(2, attempt=1, history=int32([12, 4, 5, 9])))
+    table.says(opening(1, attempt=1, history=int32([11, 4, 5, 9])))
+    table.rise(epoch=Epoch(1, 2))
+    (step,) = table.steps
+    firsts = [int(step.batch.tokens[sum(step.batch.length[:i])]) for i in range(3)]
+    assert firsts == [11, 12, 13]
+
+
+def test_a_gap_replay_takes_the_place_of_its_own_row():
+    table = Table()
+    table.says(opening(1))
+    table.answer()
+    table.says(opening(1, attempt=1, history=int32([3, 4, 5, 7])))
+    assert table.broker.statistics("m")[2:] == (1, 0)
+    while table.steps[0].batch.n_tokens == 1:
+        assert mail(table.answer(), Tokens) == [], "a token of the former row was told"
+    assert mail(table.answer(token=8), Tokens)[0].position.tolist() == [4]
+
+
+def test_a_replay_that_is_refused_leaves_no_row_behind():
+    table = Table()
+    table.says(opening(1))
+    (refused,) = mail(table.says(opening(1, attempt=1, max_tokens=99)), OpenRefused)
+    assert refused.attempt == 1 and table.broker.statistics("m")[2:] == (0, 0)
+
+
+def test_close_frees_the_row_and_the_next_one_enters():
+    table = Table(running_max=1)
+    table.says(opening(1))
+    table.says(opening(2, history=int32([12, 4, 5])))
+    assert prompts(table.steps) == [3]
+    table.says(Close(session=1, attempt=0))
+    assert prompts(table.steps) == [3, 12] and table.steps[1].batch.closed.tolist() == [1]
+    assert mail(table.answer(), Tokens) == []
+
+
+def test_a_close_of_a_former_attempt_does_not_hit_the_present_one():
+    table = Table()
+    table.says(opening(1, attempt=2))
+    table.says(Close(session=1, attempt=1))
+    assert table.broker.statistics("m")[2] == 1
+    table.says(Close(session=1, attempt=2))
+    assert table.broker.statistics("m") == (100, 100, 0, 0)
+
+
+@pytest.mark.parametrize(("token", "most", "finish"), [(2, 10, FINISH_STOP), (7, 1, FINISH_LENGTH)])
+def test_an_end_is_told_with_the_last_token_and_frees_everything(token, most, finish):
+    table = Table()
+    table.says(opening(1, max_tokens=most))
+    (tokens,) = mail(table.answer(token), Tokens)
+    assert tokens.finish.tolist() == [finish] and table.broker.statistics("m")[1:] == (100, 0, 0)
+
+
+def test_a_route_that_falls_sends_its_sessions_back():
+    table = Table()
+    table.says(opening(1))
+    table.answer()
+    effects = table.fall(death=True)
+    assert mail(effects, Reopen) == [Reopen(session=1, attempt=0, why="epoch", death=True)]
+    assert effects[:2] == [CloseLink(1), CancelTimer(("overdue", 1))]
+
+
+def test_a_row_between_two_steps_was_not_in_flight():
+    table = Table(batch_tokens=3)
+    for session in (1, 2, 3, 4, 5):
+        table.says(opening(session))
+    under_way = {int(row) for step in table.steps for row in step.batch.row}
+    reopened = mail(table.fall(death=True), Reopen)
+    assert [r.session for r in reopened] == [1, 2, 3, 4, 5], "oldest first"
+    assert {r.session for r in reopened if r.death} == under_way == {1, 2, 3}
+
+
+def test_a_plan_that_changed_kills_nobody():
+    table = Table()
+    table.says(opening(1))
+    assert mail(table.fall(death=False), Reopen) == [Reopen(session=1, attempt=0, why="epoch", death=False)]
+
+
+def test_those_who_wait_are_left_in_peace():
+    table = Table(running_max=1)
+    table.says(opening(1))
+    table.says(opening(2))
+    assert [r.session for r in mail(table.fall(death=True), Reopen)] == [1]
+    table.rise(epoch=Epoch(1, 2))
+    assert len(table.steps) == 1 and table.broker.statistics("m")[2:] == (1, 0)
+
+
+def test_a_route_comes_up_with_a_fresh_link_and_refuses_what_grew_too_long():
+    table = Table(up=False)
+    table.says(opening(1, max_tokens=40))
+    table.says(opening(2))
+    effects = table.rise(max_model_len=32)
+    assert effects[0] == OpenLink(1, Epoch(1, 1), "tcp://a", 4)
+    (refused,) = mail(effects, OpenRefused)
+    assert (refused.session, refused.refusal.code) == (1, "context_length_exceeded")
+    assert table.broker.statistics("m")[2:] == (1, 0)
+
+
+def test_a_result_of_a_former_epoch_is_counted_and_dropped():
+    table = Table()
+    table.says(opening(1))
+    late = table.result(table.steps[0])
+    table.fall(death=False)
+    assert table.tell(StepBack(late)) == [] and table.broker.stale_dropped == 1
+    table.rise(epoch=Epoch(1, 2))
+    assert table.tell(StepBack(late)) == [] and table.broker.stale_dropped == 2
+
+
+def test_a_result_out_of_turn_breaks_the_route():
+    table = Table(batch_tokens=3)
+    table.says(opening(1))
+    table.says(opening(2))
+    (broken,) = mail(table.tell(StepBack(table.result(table.steps[1]))), RouteBroken, to=PLANNER)
+    assert (broken.route, broken.epoch) == (1, Epoch(1, 1)) and "step 2" in broken.why
+
+
+def test_a_first_stage_that_takes_nothing_breaks_the_route():
+    effects = Table().tell(LinkFull(1, Epoch(1, 1)))
+    assert mail(effects, RouteBroken, to=PLANNER)[0].route == 1
+
+
+def test_a_late_step_is_reported_with_the_route_and_asked_about_again():
+    table = Table()
+    table.says(opening(1))
+    table.now_s = UNMEASURED_LEASE_S
+    tell, timer = table.tell(TimerFired(("overdue", 1)))
+    assert tell == Tell("registry", StepOverdue(route=1, epoch=Epoch(1, 1), step=1, nodes=("a", "b")))
+    assert timer.key == ("overdue", 1) and timer.at_s > table.now_s
+
+
+def test_nothing_is_late_when_nothing_is_under_way():
+    assert Table().tell(TimerFired(("overdue", 1))) == []
+    table = Table()
+    table.says(opening(1, max_tokens=1))
+    table.answer()
+    assert CancelTimer(("overdue", 1)) in table.answer()
+
+
+def test_a_preempted_session_is_asked_to_open_again():
+    table = Table(up=False)
+    for session in (1, 2):
+        table.says(opening(session, history=int32(range(20, 28)), prompt_tokens=8))
+    table.rise(kv_blocks=5)
+    said = [message for _ in range(8) for message in mail(table.answer(), Reopen)]
+    assert said == [Reopen(session=2, attempt=0, why="preempted", death=False)]
+
+
+def test_a_frontend_that_is_lost_takes_its_rows_along():
+    table = Table(running_max=2)
+    other = Address("front-2", "sessions")
+    table.says(opening(1))
+    table.says(opening(1), sender=other)
+    table.says(opening(2))
+    table.tell(FrontendLost(peer=FRONT.peer))
+    assert table.broker.statistics("m")[2:] == (1, 0)
+    table.answer()
+    assert mail(table.answer(), Tokens, to=other) != []
+
+
+def test_a_model_that_is_unloaded_ends_its_sessions_with_the_cause():
+    table = Table(running_max=1)
+    table.says(opening(1))
+    table.says(opening(2))
+    gone = Refusal(code="bad_model", message="it lied")
+    effects = table.tell(ModelGone(model_id="m", refusal=gone, forget=True))
+    assert [(r.session, r.refusal) for r in mail(effects, OpenRefused)] == [(1, gone), (2, gone)]
+    assert mail(effects, Reopen) == [], "who opens again now would hear another cause"
+    assert CloseLink(1) in effects
+    (refused,) = mail(table.says(opening(3)), OpenRefused)
+    assert refused.refusal.code == "model_not_found"
+
+
+def test_a_model_that_does_not_come_back_in_time_stays_wanted():
+    table = Table(up=False)
+    table.says(opening(1))
+    late = Refusal(code="recovery_deadline", message="too late")
+    effects = table.tell(ModelGone(model_id="m", refusal=late, forget=False))
+    assert mail(effects, OpenRefused)[0].refusal == late
+    assert table.says(opening(2)) == [] and table.broker.statistics("m")[3] == 1
+
+
+def test_ready_is_proven_by_a_probe_token_and_then_known_for_a_while():
+    table = Table()
+    effects = table.says(ReadyAsked(ask=1), sender=ASKER)
+    assert mail(effects, ReadyTold, to=ASKER) == []
+    assert SetTimer(("probe", 1), PROBE_DEADLINE_S) in effects and len(table.steps) == 1
+    assert table.says(ReadyAsked(ask=2), sender=ASKER) == [], "one probe serves all who ask"
+    told = mail(table.answer(), ReadyTold, to=ASKER)
+    assert [(t.ask, t.ready) for t in told] == [(1, True), (2, True)]
+    (told,) = mail(table.says(ReadyAsked(ask=3), sender=ASKER), ReadyTold, to=ASKER)
+    assert told.ready
+    table.answer()
+    table.now_s += READY_FOR_S + 1
+    assert mail(table.says(ReadyAsked(ask=4), sender=ASKER), ReadyTold, to=ASKER) == []
+    assert len(table.steps) == 1 and table.broker.statistics("m")[2] == 1
+
+
+def test_a_probe_that_does_not_come_back_says_not_ready_and_leaves_no_row():
+    table = Table()
+    table.says(ReadyAsked(ask=1), sender=ASKER)
+    (told,) = mail(table.tell(TimerFired(("probe", 1))), ReadyTold, to=ASKER)
+    assert not told.ready and told.why and told.retry_after_s
+    assert table.broker.statistics("m") == (100, 100, 0, 0)
+
+
+def test_a_probe_on_a_falling_route_says_not_ready():
+    table = Table()
+    table.says(ReadyAsked(ask=1), sender=ASKER)
+    effects = table.fall(death=True)
+    assert [t.ready for t in mail(effects, ReadyTold, to=ASKER)] == [False]
+    assert CancelTimer(("probe", 1)) in effects
+    assert not any(isinstance(e, Send) and isinstance(e.message, Reopen) for e in effects)
+
+
+def test_without_a_route_nobody_is_ready():
+    (told,) = mail(Table(up=False).says(ReadyAsked(ask=1), sender=ASKER), ReadyTold, to=ASKER)
+    assert (told.ready, told.why) == (False, "no route is up")

@@ -1,0 +1,347 @@
+"""One route at work, driven step by step: what is computed, in which order, and whose blocks give way."""
+
+import random
+
+import pytest
+
+from hydra.actors.engine import COHORT_ROWS_MAX, Engine, Row, RowKey
+from hydra.actors.kv_ledger import KvLedger
+from hydra.actors.session import SOLITARY_TOKENS
+from hydra.protocol.batch import Batch, StepResult, int32
+from hydra.protocol.ids import Epoch
+from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
+from hydra.protocol.sampling import GREEDY, SamplingParams
+
+EPOCH = Epoch(1, 1)
+STOP_ID = 2
+
+
+def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0, prefix_cache=False):
+    return Engine(
+        route=1,
+        epoch=EPOCH,
+        n_stages=stages,
+        credits=stages + 2 if credits is None else credits,
+        ledger=KvLedger(blocks, block_size, prefix_cache),
+        batch_tokens=batch_tokens,
+    )
+
+
+def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREEDY):
+    history = [*(range(1000, 1000 + prompt) if isinstance(prompt, int) else prompt), *shown]
+    opening = Open(
+        session=number,
+        attempt=0,
+        model_id="m",
+        history=int32(history),
+        prompt_tokens=len(history) - len(shown),
+        max_tokens=max_tokens,
+        params=params,
+        stop_ids=(STOP_ID,),
+        deaths=deaths,
+    )
+    row = Row(row=number, key=RowKey("f", number), open=opening, arrival=number, history=history, generated=len(shown))
+    at.add(row)
+    return row
+
+
+def sent(at, now_s=0.0):
+    """Everything that can go now."""
+    out = []
+    while (composed := at.compose(now_s)) is not None:
+        out.append(composed)
+    return out
+
+
+def answer(at, step, batch, token=7, now_s=0.1):
+    """The last stage's word on one step: a token for every sampled row."""
+    sampled = batch.sample != 0
+    result = StepResult(
+        route=1,
+        epoch=EPOCH,
+        step=step,
+        row=batch.row[sampled],
+        attempt=batch.attempt[sampled],
+        position=(batch.position + batch.length)[sampled],
+        token=int32([token] * int(sampled.sum())),
+    )
+    return at.take(result, now_s)
+
+
+def decoding(at, rows):
+    """Brings rows through their prefill, so that each has its first token."""
+    flights = []
+    while any(row.prefilling or row.waits_for_token for row in rows):
+        flights += sent(at)
+        answer(at, *flights.pop(0))
+    assert not flights
+
+
+def test_a_prompt_is_computed_once_in_order_and_sampled_at_its_end():
+    at = engine(stages=3)
+    add(at, 1, 700)
+    chunks, flights = [], []
+    while not chunks or not chunks[-1][3]:
+        flights += sent(at)
+        step, batch = flights.pop(0)
+        assert batch.n_rows == 1 and step == len(chunks) + 1
+        chunks.append((int(batch.position[0]), int(batch.length[0]), batch.tokens.tolist(), int(batch.sample[0])))
+        answer(at, step, batch)
+    assert [token for _, _, tokens, _ in chunks for token in tokens] == list(range(1000, 1700))
+    starts = [position for position, _, _, _ in chunks]
+    assert starts == [sum(length for _, length, _, _ in chunks[:i]) for i in range(len(chunks))]
+    assert [sample for _, _, _, sample in chunks] == [0] * (len(chunks) - 1) + [1] and len(chunks) > 2
+
+
+def test_chunks_of_one_prompt_follow_each_other_without_waiting():
+    at = engine(stages=2)
+    add(at, 1, 500)
+    assert [batch.position[0] for _, batch in sent(at)] == [0, 125, 219]
+
+
+def test_a_token_budget_bounds_every_step():
+    at = engine(batch_tokens=100)
+    for number in range(1, 6):
+        add(at, number, 70)
+    assert [batch.n_tokens for _, batch in sent(at)] == [100, 100, 100]
+
+
+def test_a_cached_prefix_is_not_computed_again_and_its_blocks_are_announced():
+    at = engine(prefix_cache=True)
+    first = add(at, 1, 10)
+    decoding(at, [first])
+    second = add(at, 2, 10)
+    _, batch = sent(at)[-1]
+    i = batch.row.tolist().index(2)
+    assert second.cached == 8 and (batch.position[i], batch.length[i]) == (8, 2)
+    opening = next(o for o in batch.opened if o.row == 2)
+    assert opening.cached_tokens == 8
+    assert batch.new_blocks[i] == 3, "two shared blocks and one of its own"
+    assert batch.blocks[-3:].tolist() == list(at.ledger.table(2))
+    assert at.ledger.table(2)[:2] == at.ledger.table(1)[:2]
+
+
+def test_decoding_rows_travel_in_even_cohorts_each_in_one_flight():
+    at = engine(stages=4)
+    rows = [add(at, number, 3) for number in range(1, 11)]
+    decoding(at, rows)
+    flights = sent(at)
+    assert [batch.n_rows for _, batch in flights] == [3, 3, 3, 1]
+    under_way = [row for _, batch in flights for row in batch.row.tolist()]
+    assert sorted(under_way) == list(range(1, 11))
+    assert all(set(batch.length.tolist()) == {1} and set(batch.sample.tolist()) == {1} for _, batch in flights)
+
+
+def test_a_cohort_is_bounded():
+    at = engine(stages=1, credits=3)
+    rows = [add(at, number, 1) for number in range(1, 151)]
+    decoding(at, rows)
+    assert [batch.n_rows for _, batch in sent(at)] == [COHORT_ROWS_MAX, COHORT_ROWS_MAX]
+
+
+@pytest.mark.parametrize("credits", [1, 2, 3])
+def test_credits_bound_the_flights(credits):
+    at = engine(stages=6, credits=credits)
+    add(at, 1, 4000)
+    assert len(sent(at)) == credits
+    answer(at, *_oldest(at))
+    assert len(sent(at)) == 1
+
+
+def _oldest(at):
+    """The oldest flight with a batch that sampled nothing (the middle of a long prompt)."""
+    return at.flights[0].step, Batch()
+
+
+def test_positions_go_on_from_the_prompt():
+    at = engine(stages=1)
+    row = add(at, 1, 5)
+    seen = []
+    for turn in range(4):
+        ((step, batch),) = sent(at)
+        (drawn,) = answer(at, step, batch, token=50 + turn)
+        seen.append((int(batch.position[0]), batch.tokens.tolist(), drawn.position, drawn.token))
+    assert seen[1:] == [(5, [50], 6, 51), (6, [51], 7, 52), (7, [52], 8, 53)]
+    assert seen[0][2:] == (5, 50) and row.generated == 4
+
+
+@pytest.mark.parametrize(
+    ("token", "max_tokens", "shown", "finish"),
+    [
+        (STOP_ID, 10, (), FINISH_STOP),
+        (7, 1, (), FINISH_LENGTH),
+        (STOP_ID, 1, (), FINISH_STOP),
+        (7, 3, (8, 9), FINISH_LENGTH),
+        (7, 4, (8, 9), FINISH_NONE),
+    ],
+)
+def test_how_a_row_ends(token, max_tokens, shown, finish):
+    at = engine(stages=1)
+    add(at, 1, 5, max_tokens=max_tokens, shown=shown)
+    ((step, batch),) = sent(at)
+    (drawn,) = answer(at, step, batch, token=token)
+    assert drawn.finish == finish
+    assert (1 in at.rows) == (finish == FINISH_NONE)
+    assert at.ledger.blocks_free == (1000 if finish else 1000 - len(at.ledger.table(1)))
+
+
+def test_an_ended_row_is_announced_closed_once_even_when_nobody_else_runs():
+    at = engine(stages=1)
+    add(at, 1, 5, max_tokens=1)
+    ((step, batch),) = sent(at)
+    answer(at, step, batch)
+    ((step, batch),) = sent(at)
+    assert batch.closed.tolist() == [1] and batch.n_rows == 0
+    assert answer(at, step, batch) == [] and sent(at) == []
+
+
+def test_a_row_that_never_travelled_needs_no_farewell():
+    at = engine()
+    at.remove(add(at, 1, 5))
+    assert sent(at) == []
+
+
+def test_a_row_is_introduced_once_with_its_history_only_where_needed():
+    at = engine(stages=1)
+    add(at, 1, (4, 5), params=SamplingParams(presence_penalty=1.0))
+    add(at, 2, (4, 5))
+    ((step, batch),) = sent(at)
+    assert {o.row: o.history.tolist() for o in batch.opened} == {1: [4, 5], 2: []}
+    answer(at, step, batch)
+    assert all(batch.opened == () for _, batch in sent(at))
+
+
+def test_when_blocks_run_out_the_youngest_gives_way():
+    at = engine(stages=1, blocks=6)
+    rows = [add(at, number, 8) for number in (1, 2, 3)]
+    decoding(at, rows)
+    flights = sent(at)
+    assert [row.row for row in at.preempted] == [3] and set(at.rows) == {1, 2}
+    under_way = [row for _, batch in flights for row in batch.row.tolist()]
+    assert under_way[0] == 1 and 3 not in under_way
+    assert flights[0][1].closed.tolist() == [3], "its blocks appear again in this very step"
+    at.ledger.check()
+
+
+def test_the_old_never_gives_way_to_the_young():
+    at = engine(stages=1, blocks=3)
+    old = add(at, 1, 11)
+    decoding(at, [old])
+    young = add(at, 2, 5)
+    assert [batch.row.tolist() for _, batch in sent(at)] == [[1]]
+    assert young.row in at.rows and at.preempted == []
+
+
+def test_a_suspect_travels_alone_and_the_others_come_home_first():
+    at = engine(stages=2)
+    quiet = [add(at, number, 3) for number in (1, 2)]
+    decoding(at, quiet)
+    flights = sent(at)
+    suspect = add(at, 3, 3, deaths=2)
+    assert sent(at) == []
+    answer(at, *flights[0])
+    assert sent(at) == [], "one of the others is still under way"
+    answer(at, *flights[1])
+    for turn in range(SOLITARY_TOKENS):
+        ((step, batch),) = sent(at)
+        assert batch.row.tolist() == [3], f"company at token {turn}"
+        answer(at, step, batch)
+    assert not suspect.solitary
+    assert sorted(row for _, batch in sent(at) for row in batch.row.tolist()) == [1, 2, 3]
+
+
+def test_two_suspects_are_tried_one_after_the_other_the_older_first():
+    at = engine(stages=2)
+    for number in (1, 2):
+        add(at, number, 3, deaths=2)
+    order = []
+    for _ in range(2 * SOLITARY_TOKENS):
+        ((step, batch),) = sent(at)
+        order += batch.row.tolist()
+        answer(at, step, batch)
+    assert order == [1] * SOLITARY_TOKENS + [2] * SOLITARY_TOKENS
+
+
+def test_a_suspect_without_room_does_not_stop_the_route():
+    at = engine(stages=1, blocks=4)
+    old = add(at, 1, 11)  # three blocks, and nobody may travel beside the suspect
+    decoding(at, [old])
+    add(at, 2, 3, deaths=2)
+    for _ in range(SOLITARY_TOKENS):
+        ((step, batch),) = sent(at)
+        assert batch.row.tolist() == [2]
+        answer(at, step, batch)
+    assert [row.row for row in at.preempted] == [1]
+
+
+def test_a_result_out_of_turn_ends_the_epoch():
+    at = engine(stages=2)
+    rows = [add(at, number, 3) for number in (1, 2)]
+    decoding(at, rows)
+    (_, _), (second, batch) = sent(at)
+    assert answer(at, second, batch) is None
+    assert answer(engine(), 1, batch) is None
+
+
+def test_a_token_for_a_row_that_left_is_dropped():
+    at = engine(stages=1)
+    row = add(at, 1, 3)
+    ((step, batch),) = sent(at)
+    at.remove(row)
+    assert answer(at, step, batch) == [] and row.generated == 0
+
+
+def test_rows_in_flight_are_those_a_death_would_hit():
+    at = engine(stages=1)
+    rows = [add(at, number, 3) for number in (1, 2)]
+    decoding(at, rows)
+    assert at.rows_in_flight() == set()
+    sent(at)
+    assert at.rows_in_flight() == {row.key for row in rows}
+    at.remove(rows[0])
+    assert at.rows_in_flight() == {rows[1].key}
+
+
+def test_a_step_is_overdue_by_what_was_measured():
+    at = engine(stages=1)
+    assert at.overdue_s(2.0, 30.0) is None
+    row = add(at, 1, 1)
+    step, batch = at.compose(100.0)
+    assert at.overdue_s(2.0, 30.0) == 130.0, "nothing was measured yet"
+    answer(at, step, batch, now_s=101.0)
+    at.compose(102.0)
+    assert at.overdue_s(2.0, 30.0) == pytest.approx(102.0 + 8.0, abs=1.0) and row.in_flight == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_crowd_gets_every_token_at_its_place(seed):
+    """Rows of all kinds come, leave, are preempted and end: no row is in two decode flights, no position is skipped."""
+    rng = random.Random(seed)
+    stages = rng.randint(1, 4)
+    at = engine(stages=stages, blocks=rng.randint(30, 60), batch_tokens=rng.choice([0, 7, 40]), prefix_cache=True)
+    computed, flights, number = {}, [], 0
+    for _ in range(250):
+        if rng.random() < 0.3 and len(at.rows) < 12:
+            number += 1
+            prompt = [rng.randint(3, 4) for _ in range(rng.randint(1, 40))]
+            row = add(at, number, prompt, max_tokens=rng.randint(1, 30), deaths=2 * (rng.random() < 0.05))
+            computed[number] = row.cached
+        if rng.random() < 0.03 and at.rows:
+            at.remove(at.rows[rng.choice(list(at.rows))])
+        for step, batch in sent(at):
+            for row, position, length in zip(batch.row, batch.position, batch.length, strict=True):
+                assert position == computed[int(row)], f"row {row} skipped or repeated a position"
+                computed[int(row)] = int(position + length)
+            flights.append((step, batch))
+        assert len(flights) <= stages + 2
+        sampled = [int(r) for _, batch in flights for r, s in zip(batch.row, batch.sample, strict=True) if s]
+        assert len(sampled) == len(set(sampled)), "a row waits for two tokens at once"
+        at.preempted.clear()
+        at.ledger.check()
+        assert flights or not at.rows, "rows wait and nothing is under way"
+        if flights:
+            assert answer(at, *flights.pop(0), token=rng.choice([2, 3, 4, 5, 6])) is not None
+    for row in list(at.rows.values()):
+        at.remove(row)
+    at.ledger.check()
+    assert at.ledger.blocks_free == at.ledger.blocks_total

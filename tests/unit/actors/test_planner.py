@@ -1,0 +1,554 @@
+"""Plans and epochs: from nodes and wishes to a route, and to the next one when something breaks."""
+
+import attrs
+import pytest
+
+from hydra.actors.facts import (
+    FrontendJoined,
+    FrontendLost,
+    ModelGone,
+    ModelKnown,
+    NodeJoined,
+    NodeLost,
+    NodeSuspect,
+    RouteDown,
+    RouteUp,
+    StepVanished,
+    TermRaised,
+)
+from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.planner import (
+    EPOCH_BREAKS_MAX,
+    Begin,
+    Describe,
+    NotDescribed,
+    Planner,
+    Policy,
+    SaveState,
+    WasDescribed,
+    Wish,
+)
+from hydra.protocol.ids import Address, Epoch
+from hydra.protocol.messages import (
+    Activate,
+    DeviceOffer,
+    DropSlice,
+    Held,
+    LoadFailed,
+    LoadModel,
+    LoadSlice,
+    ModelsChanged,
+    ModelTold,
+    Ready,
+    Rebalance,
+    RouteBroken,
+    SliceLoaded,
+    UnloadModel,
+)
+from hydra.protocol.model_spec import Described, ModelSpec
+from hydra.protocol.refusal import Refusal
+
+GB = 10**9
+ASKER = Address("f-1", "asks")
+SPEC = ModelSpec(
+    architecture="LlamaForCausalLM",
+    fingerprint="abc",
+    n_layers=12,
+    hidden=1024,
+    intermediate=2816,
+    n_heads=16,
+    n_kv_heads=4,
+    head_dim=64,
+    vocab=32000,
+    max_positions=1024,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+    tied=False,
+    attention_bias=False,
+    mlp_bias=False,
+    stored_dtype="float32",
+    layer_params=(100_000_000,) * 12,  # 0.4 GB each in float32
+    embedding_params=32000 * 1024,
+    head_params=32000 * 1024,
+    norm_params=1024,
+    bos_id=1,
+    eos_ids=(2,),
+)
+MODEL = Described(model_path="/models/m", default_id="m", spec=SPEC, tensors=())
+
+
+def joined(node, *, gigabytes=8.0, life=1, held=(), dtypes=("float32",)):
+    memory = int(gigabytes * GB)
+    return NodeJoined(
+        node=node,
+        peer=f"{node}-{life}",
+        generation=life,
+        offer=DeviceOffer(device="cpu", name=node, dtypes=dtypes, memory_total_bytes=memory, memory_free_bytes=memory),
+        pipeline_addr=f"tcp://{node}-{life}",
+        held=held,
+        term_seen=0,
+    )
+
+
+class Hall:
+    """A planner, what it has ordered, and workers that do as they are told when asked to."""
+
+    def __init__(self, **policy):
+        rules = {"reserve_bytes": 1 * GB, "block_size": 16, "recovery_deadline_s": 60.0, **policy}
+        self.planner = Planner(term=3, policy=Policy(**rules), ranges=lambda *_: (), results_addr="tcp://results")
+        self.now_s = 0.0
+        self.epochs = []
+        self.saved = []
+
+    def tell(self, event):
+        effects = self.planner.handle(event, self.now_s)
+        self.saved += [e for e in effects if isinstance(e, SaveState)]
+        self.epochs += sorted({order.epoch for order in orders(effects).values()})
+        return effects
+
+    def hears(self, message, sender=ASKER):
+        return self.tell(Received(sender, message))
+
+    def begin(self, *, nodes=(), expected=2):
+        return self.tell(Begin((Wish("/models/m"),), expected, nodes, 6.0))
+
+    def loads(self, effects, *, blocks=500):
+        """Every stage that was given a slice loads it."""
+        out = []
+        for peer, order in orders(effects).items():
+            loaded = SliceLoaded(
+                route=order.route, epoch=order.epoch, kv_blocks_max=blocks, weight_bytes=1, read_bytes=1, load_s=0.1
+            )
+            out += self.hears(loaded, Address(peer, "stage"))
+        return out
+
+    def warms(self, effects):
+        out = []
+        for to, plan in sent(effects, Activate):
+            out += self.hears(Ready(route=plan.route, epoch=plan.epoch), to)
+        return out
+
+    def serves(self, effects):
+        """All the way from LoadSlice to RouteUp."""
+        (up,) = facts(self.warms(self.loads(effects)), RouteUp)
+        return up
+
+    def running(self, *nodes, **settings):
+        """A cluster that serves over these nodes."""
+        self.begin(expected=len(nodes))
+        self.tell(WasDescribed("/models/m", MODEL))
+        effects = [self.tell(joined(node, **settings)) for node in nodes][-1]
+        return self.serves(effects)
+
+    def phase(self):
+        return self.planner.models()[0][1]
+
+
+def sent(effects, kind):
+    return [(e.to, e.message) for e in effects if isinstance(e, Send) and isinstance(e.message, kind)]
+
+
+def orders(effects):
+    return {to.peer: order for to, order in sent(effects, LoadSlice)}
+
+
+def layers(effects):
+    return {peer: (order.first_layer, order.end_layer) for peer, order in orders(effects).items()}
+
+
+def facts(effects, kind):
+    return [e.fact for e in effects if isinstance(e, Tell) and isinstance(e.fact, kind)]
+
+
+def answers(effects):
+    return [message for _, message in sent(effects, ModelTold)]
+
+
+def test_from_nodes_and_a_wish_to_a_route():
+    hall = Hall()
+    effects = hall.begin()
+    assert Describe("/models/m") in effects and SetTimer("patience", 6.0) in effects
+    assert facts(effects, ModelKnown)[0].model_id == "m"
+    assert not orders(hall.tell(WasDescribed("/models/m", MODEL)))
+    assert hall.tell(joined("a")) == []
+    effects = hall.tell(joined("b"))
+    assert layers(effects) == {"a-1": (0, 6), "b-1": (6, 12)}
+    assert {order.epoch for order in orders(effects).values()} == {Epoch(3, 1)}
+
+    one, other = orders(effects).items()
+    assert not sent(
+        hall.loads([e for e in effects if isinstance(e, Send) and e.to.peer == one[0]], blocks=90), Activate
+    )
+    activates = hall.loads([e for e in effects if isinstance(e, Send) and e.to.peer == other[0]], blocks=80)
+    plans = {to.peer: plan for to, plan in sent(activates, Activate)}
+    assert {plan.kv_blocks for plan in plans.values()} == {80}, "the least of any stage"
+    assert [(plans[p].next_addr, plans[p].stage_index) for p in ("a-1", "b-1")] == [
+        ("tcp://b-1", 0),
+        ("tcp://results", 1),
+    ]
+    assert {plan.credits for plan in plans.values()} == {4}
+
+    to_first, to_last = sent(activates, Activate)
+    assert not facts(hall.hears(Ready(route=1, epoch=Epoch(3, 1)), to_first[0]), RouteUp)
+    (up,) = facts(hall.hears(Ready(route=1, epoch=Epoch(3, 1)), to_last[0]), RouteUp)
+    assert (up.nodes, up.first_addr, up.kv_blocks, up.credits) == (("a", "b"), "tcp://a-1", 80, 4)
+    assert up.max_model_len == 1024 and hall.phase() == "ready"
+
+
+def test_nodes_that_came_before_the_description_are_planned_with_it():
+    hall = Hall()
+    hall.begin(expected=1)
+    hall.tell(joined("a"))
+    assert layers(hall.tell(WasDescribed("/models/m", MODEL))) == {"a-1": (0, 12)}
+
+
+def test_patience_ends_and_whoever_is_there_is_used():
+    hall = Hall()
+    hall.begin(expected=3)
+    hall.tell(WasDescribed("/models/m", MODEL))
+    assert hall.tell(joined("a")) == []
+    assert layers(hall.tell(TimerFired("patience"))) == {"a-1": (0, 12)}
+
+
+def test_a_new_coordinator_waits_for_the_nodes_it_knew():
+    hall = Hall()
+    hall.begin(nodes=("a", "b"), expected=1)
+    hall.tell(WasDescribed("/models/m", MODEL))
+    assert hall.tell(joined("a")) == [] and hall.tell(joined("x")) == []
+    held = (Held(fingerprint="abc", dtype="float32", layers=tuple(range(4))),)
+    effects = hall.tell(joined("b", held=held))
+    assert CancelTimer("patience") in effects and layers(effects)["b-1"][0] == 0
+
+
+def test_state_is_saved_before_anybody_is_ordered():
+    hall = Hall()
+    hall.begin()
+    assert hall.saved[0].term == 3
+    hall.tell(WasDescribed("/models/m", MODEL))
+    hall.tell(joined("a"))
+    effects = hall.tell(joined("b"))
+    kinds = [type(e.message) if isinstance(e, Send) else type(e) for e in effects]
+    assert kinds.index(SaveState) < kinds.index(LoadSlice)
+    assert hall.saved[-1] == SaveState(3, (Wish("/models/m"),), ("a", "b"))
+
+
+def test_a_lost_stage_costs_an_epoch_and_the_survivor_takes_all():
+    hall = Hall()
+    up = hall.running("a", "b")
+    effects = hall.tell(NodeLost(node="b", generation=1, why="exit"))
+    assert facts(effects, RouteDown) == [RouteDown(model_id="m", route=up.route, death=True)]
+    assert effects[0] == Tell("broker", RouteDown(model_id="m", route=up.route, death=True)), "before any order"
+    assert layers(effects) == {"a-1": (0, 12)}
+    assert next(iter(orders(effects).values())).epoch > up.epoch
+    assert hall.serves(effects).nodes == ("a",)
+
+
+def test_survivors_keep_the_layers_they_hold():
+    hall = Hall()
+    hall.running("a", "b", "c")
+    hall.tell(joined("d"))
+    effects = hall.tell(NodeLost(node="a", generation=1, why="exit"))
+    assert layers(effects) == {"d-1": (0, 4), "b-1": (4, 8), "c-1": (8, 12)}
+
+
+def test_a_loss_while_loading_starts_over():
+    hall = Hall()
+    hall.begin()
+    hall.tell(WasDescribed("/models/m", MODEL))
+    hall.tell(joined("a"))
+    first = hall.tell(joined("b"))
+    second = hall.tell(NodeLost(node="a", generation=1, why="exit"))
+    assert facts(second, RouteDown) == [], "the broker never heard of it"
+    assert layers(second) == {"b-1": (0, 12)}
+    assert hall.loads(first) == [], "answers to an older epoch are nothing"
+    assert hall.serves(second).nodes == ("b",)
+
+
+def test_a_node_in_another_life_is_another_node():
+    hall = Hall()
+    hall.running("a", "b")
+    effects = hall.tell(NodeLost(node="b", generation=1, why="exit"))
+    assert hall.tell(joined("b", life=2)) == [], "spare until the next plan"
+    assert hall.serves(effects).nodes == ("a",)
+
+
+def test_what_does_not_fit_waits_for_a_node():
+    hall = Hall()
+    up = hall.running("a", "b", gigabytes=4.5)
+    effects = hall.tell(NodeLost(node="a", generation=1, why="exit"))
+    assert facts(effects, RouteDown)[0].death and not orders(effects)
+    assert SetTimer(("recovery", "m"), 60.0) in effects and hall.phase() == "waiting"
+    effects = hall.tell(joined("a", gigabytes=4.5, life=2))
+    assert CancelTimer(("recovery", "m")) in effects
+    assert {order.route for order in orders(effects).values()} == {up.route}
+    assert layers(effects)["b-1"] == (6, 12), "b holds them still"
+    assert hall.serves(effects).epoch > up.epoch
+
+
+def test_the_recovery_deadline_ends_the_waiting_but_not_the_wish():
+    hall = Hall()
+    hall.running("a", "b", gigabytes=4.5)
+    hall.tell(NodeLost(node="a", generation=1, why="exit"))
+    (gone,) = facts(hall.tell(TimerFired(("recovery", "m"))), ModelGone)
+    assert (gone.refusal.code, gone.forget) == ("recovery_deadline", False)
+    assert "GB" in gone.refusal.message, "it says what was missing"
+    assert hall.serves(hall.tell(joined("c", gigabytes=4.5))).nodes
+
+
+def test_a_late_deadline_does_not_hit_a_model_that_is_back():
+    hall = Hall()
+    hall.running("a", "b")
+    assert hall.tell(TimerFired(("recovery", "m"))) == [] and hall.phase() == "ready"
+
+
+def test_a_node_that_joins_is_spare_until_a_rebalance():
+    hall = Hall()
+    up = hall.running("a", "b")
+    assert hall.tell(joined("c")) == []
+    effects = hall.hears(Rebalance(ask=4))
+    assert facts(effects, RouteDown) == [RouteDown(model_id="m", route=up.route, death=False)]
+    assert set(layers(effects)) == {"a-1", "b-1", "c-1"}
+    assert answers(effects) == [ModelTold(ask=4, state="rebalancing")]
+    assert hall.serves(effects).nodes and hall.phase() == "ready"
+
+
+def test_a_stage_that_is_no_longer_needed_is_dropped():
+    hall = Hall()
+    hall.running("a", "b")
+    hall.tell(NodeSuspect(node="b", suspect=True))
+    effects = hall.hears(Rebalance(ask=4))
+    ((to, drop),) = sent(effects, DropSlice)
+    assert to.peer == "b-1" and drop.epoch == orders(effects)["a-1"].epoch
+
+
+def test_a_rebalance_that_does_not_fit_leaves_a_working_route_alone():
+    hall = Hall()
+    hall.running("a", "b", gigabytes=4.5)
+    hall.tell(NodeSuspect(node="b", suspect=True))
+    effects = hall.hears(Rebalance(ask=4))
+    assert facts(effects, RouteDown) == [] and hall.phase() == "ready"
+    assert answers(effects) == [ModelTold(ask=4, state="unchanged")]
+
+
+def test_a_suspect_gets_no_new_work_until_it_is_heard():
+    hall = Hall()
+    hall.running("a", "b", "c", gigabytes=4.5)
+    hall.tell(NodeSuspect(node="b", suspect=True))
+    effects = hall.tell(NodeLost(node="c", generation=1, why="exit"))
+    assert not orders(effects) and hall.phase() == "waiting"
+    effects = hall.tell(NodeSuspect(node="b", suspect=False))
+    assert set(layers(effects)) == {"a-1", "b-1"}, "nobody else will come to start it"
+
+
+def test_a_rebalance_with_nothing_to_do_says_so():
+    assert answers(Hall().hears(Rebalance(ask=9))) == [ModelTold(ask=9, state="unchanged")]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        lambda up: Received(Address("a-1", "stage"), RouteBroken(route=up.route, epoch=up.epoch, why="gap")),
+        lambda up: StepVanished(route=up.route, epoch=up.epoch, why="nobody has it"),
+    ],
+)
+def test_a_broken_epoch_is_followed_by_another_over_the_same_stages(trouble):
+    hall = Hall()
+    up = hall.running("a", "b")
+    effects = hall.tell(trouble(up))
+    assert facts(effects, RouteDown) == [RouteDown(model_id="m", route=up.route, death=False)]
+    assert layers(effects) == {"a-1": (0, 6), "b-1": (6, 12)}
+    assert hall.tell(trouble(up)) == [], "the trouble of a former epoch"
+
+
+def test_epochs_that_break_at_once_end_somewhere():
+    hall = Hall()
+    up = hall.running("a", "b")
+    for turn in range(EPOCH_BREAKS_MAX + 1):
+        effects = hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap"))
+        if facts(effects, ModelGone):
+            assert turn == EPOCH_BREAKS_MAX
+            break
+        up = hall.serves(effects)
+    (gone,) = facts(effects, ModelGone)
+    assert gone.forget and gone.refusal.code == "internal_error" and hall.planner.models() == ()
+
+
+def test_a_break_after_a_long_service_starts_the_count_again():
+    hall = Hall()
+    up = hall.running("a", "b")
+    for _ in range(3 * EPOCH_BREAKS_MAX):
+        hall.now_s += 60
+        up = hall.serves(hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap")))
+
+
+def test_epochs_strictly_increase_whatever_happens():
+    hall = Hall()
+    up = hall.running("a", "b")
+    hall.tell(joined("c"))
+    up = hall.serves(hall.hears(Rebalance(ask=1)))
+    up = hall.serves(hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap")))
+    hall.tell(TermRaised(term=9))
+    assert hall.saved[-1].term == 9
+    up = hall.serves(hall.tell(NodeLost(node="a", generation=1, why="exit")))
+    assert up.epoch.term == 9
+    (drop, *_) = sent(hall.hears(UnloadModel(ask=2, model_id="m")), DropSlice)
+    everything = [*hall.epochs, drop[1].epoch]
+    assert everything == sorted(set(everything)) and len(everything) == 5
+
+
+def test_no_room_for_one_sequence_is_a_refusal_with_the_numbers():
+    hall = Hall()
+    hall.begin(expected=0)
+    hall.tell(joined("a"))
+    hall.hears(LoadModel(ask=7, model_path="/models/x", model_id="x"))
+    effects = hall.tell(WasDescribed("/models/x", attrs.evolve(MODEL, model_path="/models/x")))
+    (told,) = answers(hall.loads(effects, blocks=3))
+    assert told.refusal.code == "does_not_fit" and "a has room for 3 KV blocks" in told.refusal.message
+
+
+def asked(hall, **changes):
+    hall.tell(Begin((), 0, (), 6.0))
+    hall.tell(joined("a"))
+    return hall.hears(LoadModel(ask=7, model_path="/models/m", **changes))
+
+
+def test_who_asked_for_a_model_is_answered_when_it_is_ready():
+    hall = Hall()
+    assert answers(asked(hall)) == []
+    effects = hall.tell(WasDescribed("/models/m", MODEL))
+    told = answers(hall.warms(hall.loads(effects)))
+    assert told == [ModelTold(ask=7, model_id="m", state="ready")]
+
+
+def test_or_at_once_without_wait():
+    hall = Hall()
+    assert answers(asked(hall, wait=False)) == [ModelTold(ask=7, model_id="m", state="loading")]
+    effects = hall.tell(WasDescribed("/models/m", MODEL))
+    assert answers(hall.warms(hall.loads(effects))) == []
+
+
+def test_wrong_total_layers_are_refused_by_name():
+    hall = Hall()
+    asked(hall, total_layers=32)
+    effects = hall.tell(WasDescribed("/models/m", MODEL))
+    (told,) = answers(effects)
+    assert (told.refusal.code, told.refusal.param) == ("invalid_value", "total_layers")
+    assert "32" in told.refusal.message and "12" in told.refusal.message
+    assert not orders(effects) and hall.planner.models() == () and hall.saved[-1].wishes == ()
+
+
+def test_right_total_layers_are_fine():
+    hall = Hall()
+    asked(hall, total_layers=12)
+    assert orders(hall.tell(WasDescribed("/models/m", MODEL)))
+
+
+def test_a_directory_that_cannot_be_read_is_told():
+    hall = Hall()
+    asked(hall)
+    no = Refusal(code="model_not_found", message="no such directory")
+    effects = hall.tell(NotDescribed("/models/m", no))
+    assert answers(effects) == [ModelTold(ask=7, model_id="m", refusal=no)]
+    assert facts(effects, ModelGone)[0].forget and hall.planner.models() == ()
+
+
+def test_a_stage_that_cannot_load_ends_the_wish_with_its_reason():
+    hall = Hall()
+    asked(hall)
+    hall.tell(WasDescribed("/models/m", MODEL))
+    no = Refusal(code="bad_model", message="a lie in a header")
+    effects = hall.hears(LoadFailed(route=1, epoch=Epoch(3, 1), refusal=no), Address("a-1", "stage"))
+    assert answers(effects) == [ModelTold(ask=7, model_id="m", refusal=no)]
+    assert [to.peer for to, _ in sent(effects, DropSlice)] == ["a-1"]
+
+
+def test_a_failure_of_an_older_epoch_is_nothing():
+    hall = Hall()
+    up = hall.running("a", "b")
+    hall.hears(Rebalance(ask=1))
+    no = Refusal(code="bad_model", message="late")
+    assert hall.hears(LoadFailed(route=up.route, epoch=up.epoch, refusal=no), Address("a-1", "stage")) == []
+
+
+def test_a_failure_of_an_epoch_that_a_loss_ended_does_not_end_the_model():
+    hall = Hall()
+    hall.begin()
+    hall.tell(WasDescribed("/models/m", MODEL))
+    hall.tell(joined("a", gigabytes=4.5))
+    hall.tell(joined("b", gigabytes=4.5))
+    hall.tell(NodeLost(node="b", generation=1, why="exit"))
+    no = Refusal(code="does_not_fit", message="late")
+    assert hall.hears(LoadFailed(route=1, epoch=Epoch(3, 1), refusal=no), Address("a-1", "stage")) == []
+    assert hall.phase() == "waiting"
+
+
+def test_a_first_load_that_fits_nowhere_is_refused():
+    hall = Hall()
+    hall.tell(Begin((), 0, (), 6.0))
+    hall.tell(joined("a", gigabytes=2))
+    hall.hears(LoadModel(ask=7, model_path="/models/m"))
+    (told,) = answers(hall.tell(WasDescribed("/models/m", MODEL)))
+    assert told.refusal.code == "does_not_fit" and "a: layers 0-11" in told.refusal.message
+
+
+def test_a_second_model_of_the_same_name_is_refused():
+    hall = Hall()
+    hall.running("a", "b")
+    (told,) = answers(hall.hears(LoadModel(ask=8, model_path="/elsewhere/m")))
+    assert told.refusal.param == "model_id" and hall.phase() == "ready"
+
+
+def test_unload_frees_every_stage_and_forgets_the_wish():
+    hall = Hall()
+    up = hall.running("a", "b")
+    effects = hall.hears(UnloadModel(ask=5, model_id="m"))
+    assert answers(effects) == [ModelTold(ask=5, model_id="m", state="unloaded")]
+    assert [(to.peer, drop.epoch > up.epoch) for to, drop in sent(effects, DropSlice)] == [("a-1", True), ("b-1", True)]
+    assert facts(effects, ModelGone)[0].forget and hall.saved[-1].wishes == ()
+    (told,) = answers(hall.hears(UnloadModel(ask=6, model_id="m")))
+    assert told.refusal.code == "model_not_found"
+
+
+def test_without_any_node_a_wish_waits():
+    hall = Hall()
+    hall.tell(Begin((), 0, (), 6.0))
+    hall.tell(TimerFired("patience"))
+    hall.hears(LoadModel(ask=7, model_path="/models/m"))
+    effects = hall.tell(WasDescribed("/models/m", MODEL))
+    assert answers(effects) == [] and hall.phase() == "waiting"
+    (told,) = answers(hall.tell(TimerFired(("recovery", "m"))))
+    assert told.refusal.code == "recovery_deadline"
+
+
+def test_frontends_hear_of_every_change():
+    hall = Hall()
+    effects = hall.tell(FrontendJoined(peer="f-1"))
+    assert sent(effects, ModelsChanged) == [(Address("f-1", "asks"), ModelsChanged(models=()))]
+    hall.begin(expected=1)
+    hall.tell(joined("a"))
+    states = []
+    effects = hall.tell(WasDescribed("/models/m", MODEL))
+    states += [message.models[0].state for _, message in sent(effects, ModelsChanged)]
+    effects = hall.warms(hall.loads(effects))
+    states += [message.models[0].state for _, message in sent(effects, ModelsChanged)]
+    effects = hall.tell(NodeLost(node="a", generation=1, why="exit"))
+    states += [message.models[0].state for _, message in sent(effects, ModelsChanged)]
+    assert states[-3:] == ["loading", "ready", "degraded"]
+    hall.tell(FrontendLost(peer="f-1"))
+    assert sent(hall.tell(joined("a", life=2)), ModelsChanged) == []
+
+
+@pytest.mark.parametrize(
+    ("offers", "wish", "dtype"),
+    [
+        ((("float32", "bfloat16"), ("float32", "bfloat16")), None, "float32"),
+        ((("float16",), ("float16", "float32")), None, "float16"),
+        ((("float32", "float16"), ("float32", "float16")), "float16", "float16"),
+    ],
+)
+def test_the_dtype_is_one_that_every_device_runs(offers, wish, dtype):
+    hall = Hall()
+    hall.tell(Begin((Wish("/models/m", dtype=wish),), 2, (), 6.0))
+    hall.tell(WasDescribed("/models/m", MODEL))
+    hall.tell(joined("a", dtypes=offers[0]))
+    assert {o.dtype for o in orders(hall.tell(joined("b", dtypes=offers[1]))).values()} == {dtype}

@@ -1,0 +1,180 @@
+"""A generation's memory: nothing shown is lost, nothing is shown twice, and the end is always honest."""
+
+import attrs
+import pytest
+
+from hydra.actors.machine import CancelTimer, Send, SetTimer, TimerFired
+from hydra.actors.session import SOLITARY_TOKENS, UNANSWERED_S, Begin, Drawn, Emit, Fail, Orphaned, Session, Stop
+from hydra.protocol.ids import BROKER
+from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Close, Open, OpenRefused, Reopen
+from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampling import GREEDY
+
+PROMPT = (11, 12, 13)
+
+
+def session(**changes):
+    one = Session(session=7, model_id="m", prompt=PROMPT, max_tokens=100, params=GREEDY, stop_ids=(2,), max_replays=5)
+    return attrs.evolve(one, **changes)
+
+
+def begun(**changes):
+    one = session(**changes)
+    one.handle(Begin(), 0.0)
+    return one
+
+
+def token(one, value, *, finish=FINISH_NONE, attempt=None, position=None):
+    return one.handle(
+        Drawn(
+            attempt=one.attempt if attempt is None else attempt,
+            position=one.position if position is None else position,
+            token=value,
+            finish=finish,
+        ),
+        1.0,
+    )
+
+
+def die(one):
+    return one.handle(Reopen(session=7, attempt=one.attempt, why="epoch", death=True), 2.0)
+
+
+def opens(effects):
+    return [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, Open)]
+
+
+def shown(effects):
+    return [e.token for e in effects if isinstance(e, Emit)]
+
+
+def failure(effects):
+    return next(e.refusal for e in effects if isinstance(e, Fail))
+
+
+def test_it_opens_with_its_prompt():
+    effects = session().handle(Begin(), 3.0)
+    (opening,) = opens(effects)
+    assert effects[0].to == BROKER and SetTimer("unanswered", 3.0 + UNANSWERED_S) in effects
+    assert opening.history.tolist() == list(PROMPT) and opening.prompt_tokens == 3
+    assert (opening.attempt, opening.deaths, opening.max_tokens, opening.stop_ids) == (0, 0, 100, (2,))
+
+
+def test_tokens_are_shown_in_order():
+    one = begun()
+    assert shown(token(one, 5)) == [5] and shown(token(one, 6)) == [6]
+    assert one.emitted == [5, 6]
+
+
+@pytest.mark.parametrize(("finish", "word"), [(FINISH_STOP, "stop"), (FINISH_LENGTH, "length")])
+def test_the_last_token_says_why(finish, word):
+    one = begun()
+    (emit, cancel) = token(one, 9, finish=finish)
+    assert emit.finish == word and cancel == CancelTimer("unanswered") and one.done
+    assert token(one, 10) == []
+
+
+def test_a_broken_route_is_replayed_with_everything_shown():
+    one = begun()
+    token(one, 5)
+    token(one, 6)
+    (opening,) = opens(one.handle(Reopen(session=7, attempt=0, why="epoch", death=False), 2.0))
+    assert opening.history.tolist() == [*PROMPT, 5, 6]
+    assert (opening.attempt, opening.prompt_tokens, opening.deaths) == (1, 3, 0)
+    assert shown(token(one, 7)) == [7]
+
+
+def test_words_of_the_former_attempt_are_echoes():
+    one = begun()
+    token(one, 5)
+    one.handle(Reopen(session=7, attempt=0, why="preempted"), 2.0)
+    assert token(one, 6, attempt=0) == []
+    assert one.handle(Reopen(session=7, attempt=0, why="epoch", death=True), 2.0) == []
+    refused = Refusal(code="queue_full", message="full")
+    assert one.handle(OpenRefused(session=7, attempt=0, refusal=refused), 2.0) == []
+    assert one.attempt == 1 and one.deaths == 0 and not one.done
+
+
+def test_a_token_told_twice_is_shown_once():
+    one = begun()
+    token(one, 5, position=3)
+    assert token(one, 5, position=3) == [] and one.emitted == [5]
+
+
+def test_a_gap_is_replayed_and_never_shown():
+    one = begun()
+    token(one, 5)
+    effects = token(one, 8, position=one.position + 1)
+    assert shown(effects) == [] and opens(effects)[0].history.tolist() == [*PROMPT, 5]
+    assert one.attempt == 1
+
+
+def test_in_flight_at_two_deaths_it_says_so_and_at_a_third_it_ends():
+    one = begun()
+    assert opens(die(one))[0].deaths == 1
+    assert opens(die(one))[0].deaths == 2
+    effects = die(one)
+    assert failure(effects).code == "replay_limit" and not opens(effects) and one.done
+
+
+def test_eight_tokens_past_its_replay_it_is_no_longer_suspected():
+    one = begun()
+    die(one)
+    die(one)
+    for value in range(SOLITARY_TOKENS - 1):
+        token(one, 20 + value)
+    assert one.deaths == 2
+    token(one, 40)
+    assert one.deaths == 0
+    assert opens(die(one))[0].deaths == 1
+
+
+def test_slow_bad_luck_ends_at_max_replays():
+    one = begun(max_replays=3)
+    for _ in range(3):
+        assert opens(die(one))
+        for value in range(SOLITARY_TOKENS):
+            token(one, value + 3)
+    assert failure(die(one)).code == "replay_limit"
+
+
+def test_replays_that_nobody_died_for_are_free():
+    one = begun(max_replays=2)
+    for _ in range(20):
+        assert opens(one.handle(Reopen(session=7, attempt=one.attempt, why="preempted"), 2.0))
+    assert one.attempt == 20 and one.deaths == 0
+
+
+def test_a_new_coordinator_gets_the_whole_story():
+    one = begun()
+    token(one, 5)
+    (opening,) = opens(one.handle(Orphaned(), 2.0))
+    assert (opening.attempt, opening.history.tolist(), opening.deaths) == (1, [*PROMPT, 5], 0)
+
+
+def test_an_unanswered_open_is_said_again_word_for_word():
+    one = session()
+    (first,) = opens(one.handle(Begin(), 0.0))
+    effects = one.handle(TimerFired("unanswered"), 30.0)
+    assert opens(effects) == [first] and SetTimer("unanswered", 60.0) in effects
+
+
+def test_an_answered_open_is_not():
+    one = begun()
+    token(one, 5)
+    assert one.handle(TimerFired("unanswered"), 30.0) == []
+
+
+def test_a_refusal_is_the_end():
+    one = begun()
+    refused = Refusal(code="queue_full", message="full", retry_after_s=1.0)
+    assert failure(one.handle(OpenRefused(session=7, attempt=0, refusal=refused), 1.0)) == refused
+    assert one.done
+
+
+def test_a_reader_who_leaves_frees_the_row_at_its_present_attempt():
+    one = begun()
+    die(one)
+    effects = one.handle(Stop(), 3.0)
+    assert Send(BROKER, Close(session=7, attempt=1)) in effects and one.done
+    assert one.handle(Orphaned(), 4.0) == []

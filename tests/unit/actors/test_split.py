@@ -1,0 +1,168 @@
+"""The split in numbers: the worked example, and what holds for any memory and any model."""
+
+from itertools import pairwise
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hydra.actors.split import Seat, Terms, context_needed, proportional, reserve_of, split_vram
+from hydra.protocol.model_spec import ModelSpec
+from hydra.protocol.refusal import RefusalError
+
+GB = 10**9
+
+
+def model(n_layers, layer_params=100_000_000, **changes):
+    spec = ModelSpec(
+        architecture="LlamaForCausalLM",
+        fingerprint="f",
+        n_layers=n_layers,
+        hidden=1024,
+        intermediate=2816,
+        n_heads=16,
+        n_kv_heads=4,
+        head_dim=64,
+        vocab=32000,
+        max_positions=4096,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        tied=False,
+        attention_bias=False,
+        mlp_bias=False,
+        stored_dtype="float16",
+        layer_params=(layer_params,) * n_layers,
+        embedding_params=32000 * 1024,
+        head_params=32000 * 1024,
+        norm_params=1024,
+        bos_id=1,
+        eos_ids=(2,),
+    )
+    return attrs.evolve(spec, **changes)
+
+
+def terms(reserve_gb=2.0, context=0):
+    return Terms(dtype="float16", reserve_bytes=int(reserve_gb * GB), kv_fraction=0.9, context_tokens=context)
+
+
+def seats(*gigabytes):
+    return [Seat(node=f"n{i}", memory_bytes=int(gb * GB)) for i, gb in enumerate(gigabytes)]
+
+
+def layers(shares):
+    return [(share.node, share.first_layer, share.end_layer) for share in shares]
+
+
+def test_the_worked_example():
+    shares = split_vram(model(32), seats(11, 32, 32), terms())
+    assert layers(shares) == [("n0", 0, 5), ("n1", 5, 18), ("n2", 18, 32)]
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "weights", "counts"),
+    [
+        (32, [9, 30, 30], [5, 13, 14]),
+        (7, [1], [7]),
+        (4, [1, 1, 1], [2, 1, 1]),
+        (5, [1, 1, 1], [2, 1, 2]),
+        (10, [1, 1, 1, 1], [3, 2, 2, 3]),
+        (11, [1, 1, 1, 1], [3, 3, 2, 3]),
+        (3, [1, 1000, 1], [1, 1, 1]),
+        (6, [0, 0], [3, 3]),
+    ],
+)
+def test_floors_then_the_ends_then_inward(n_layers, weights, counts):
+    assert proportional(n_layers, weights) == counts
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=9), st.integers(0, 200))
+def test_every_seat_gets_a_layer_and_every_layer_a_seat(weights, extra):
+    counts = proportional(len(weights) + extra, weights)
+    assert sum(counts) == len(weights) + extra and min(counts) >= 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.floats(0.2, 40), min_size=1, max_size=5),
+    st.integers(1, 40),
+    st.integers(1_000_000, 400_000_000),
+    st.floats(0, 3),
+    st.booleans(),
+)
+def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_layers, layer_params, reserve, tied):
+    spec = model(n_layers, layer_params, tied=tied, head_params=0 if tied else 32000 * 1024)
+    rules = terms(reserve)
+    offered = seats(*gigabytes)
+    try:
+        shares = split_vram(spec, offered, rules)
+    except RefusalError as no:
+        assert no.refusal.code == "does_not_fit" and " GB" in no.refusal.message and "n0" in no.refusal.message
+        return
+    assert shares[0].first_layer == 0 and shares[-1].end_layer == n_layers
+    assert all(one.end_layer == other.first_layer for one, other in pairwise(shares))
+    assert all(share.first_layer < share.end_layer for share in shares)
+    memory = {seat.node: seat.memory_bytes for seat in offered}
+    names = [share.node for share in shares]
+    assert names == [name for name in memory if name in names], "not in the order of the seats"
+    for share in shares:
+        room = memory[share.node] - reserve_of(memory[share.node], rules.reserve_bytes)
+        assert share.weight_bytes == spec.slice_bytes(share.first_layer, share.end_layer, "float16")
+        assert share.weight_bytes + share.kv_memory_bytes <= room
+        n_own = share.end_layer - share.first_layer
+        assert share.kv_memory_bytes >= context_needed(spec, rules) * spec.kv_token_bytes(n_own, "float16")
+
+
+def test_layers_move_from_a_seat_that_is_short_to_the_one_with_room():
+    big_ends = model(10, 100_000_000, embedding_params=900_000_000)  # 1.8 GB beside the first seat's layers
+    plain = split_vram(model(10, 100_000_000), seats(3, 4), terms(reserve_gb=0.5))
+    moved = split_vram(big_ends, seats(3, 4), terms(reserve_gb=0.5))
+    assert layers(plain) == [("n0", 0, 5), ("n1", 5, 10)]
+    assert moved[0].end_layer < plain[0].end_layer and moved[1].end_layer == 10
+
+
+def test_a_refusal_gives_the_figures():
+    with pytest.raises(RefusalError) as no:
+        split_vram(model(32), seats(3, 4), terms())
+    said = no.value.refusal.message
+    assert no.value.refusal.code == "does_not_fit"
+    assert "n0: layers 0-" in said and "it offers 3.00 GB, of which 1.50 GB" in said
+    assert "n1: layers" in said and "it offers 4.00 GB, of which 2.00 GB" in said
+    assert "32 layers in float16 needs 6.53 GB" in said
+
+
+def test_without_seats_there_is_nobody_to_ask():
+    with pytest.raises(RefusalError) as no:
+        split_vram(model(3), [], terms())
+    assert no.value.refusal.code == "no_workers"
+
+
+def test_more_seats_than_layers_and_the_roomiest_sit():
+    shares = split_vram(model(2), seats(3, 9, 4, 8), terms())
+    assert layers(shares) == [("n1", 0, 1), ("n3", 1, 2)]
+
+
+def test_a_seat_too_small_for_one_layer_stands_aside():
+    shares = split_vram(model(8), seats(8, 0.1, 8), terms())
+    assert layers(shares) == [("n0", 0, 4), ("n2", 4, 8)]
+
+
+def test_layers_stay_where_they_are_held():
+    here = [
+        Seat(node="a", memory_bytes=10 * GB, held=frozenset(range(4, 8))),
+        Seat(node="b", memory_bytes=10 * GB, held=frozenset(range(4))),
+    ]
+    assert layers(split_vram(model(8), here, terms())) == [("b", 0, 4), ("a", 4, 8)]
+
+
+def test_a_survivor_keeps_its_end_and_the_spare_fills_the_gap():
+    here = [
+        Seat(node="spare", memory_bytes=10 * GB),
+        Seat(node="tail", memory_bytes=10 * GB, held=frozenset(range(8, 12))),
+        Seat(node="head", memory_bytes=10 * GB, held=frozenset(range(4))),
+    ]
+    assert layers(split_vram(model(12), here, terms())) == [("head", 0, 4), ("spare", 4, 8), ("tail", 8, 12)]
+
+
+def test_join_order_wins_where_nothing_is_held():
+    assert [share.node for share in split_vram(model(6), seats(8, 32, 9), terms())] == ["n0", "n1", "n2"]

@@ -1,0 +1,207 @@
+"""A stage's life: an order is carried out once, in order, and only while it is still wanted."""
+
+import pytest
+
+from hydra.actors.facts import Joined, Left
+from hydra.actors.machine import Received, Send
+from hydra.actors.ports import SliceFacts
+from hydra.actors.stage import (
+    Activated,
+    LoadMoved,
+    Publish,
+    RunActivate,
+    RunDrop,
+    RunLoad,
+    SliceIn,
+    SliceRefused,
+    Stage,
+    ThreadFenced,
+    ThreadTrouble,
+)
+from hydra.actors.stage_line import Fence
+from hydra.protocol.ids import PLANNER, Epoch
+from hydra.protocol.messages import (
+    Activate,
+    DropSlice,
+    Fenced,
+    LoadFailed,
+    LoadProgress,
+    LoadSlice,
+    Ready,
+    RouteBroken,
+    SliceLoaded,
+    Welcome,
+)
+from hydra.protocol.refusal import Refusal
+
+E1, E2, E3 = Epoch(1, 1), Epoch(1, 2), Epoch(1, 3)
+FACTS = SliceFacts(weight_bytes=10, read_bytes=8, kv_blocks_max=50, load_s=0.5)
+NO = Refusal(code="bad_model", message="a lie")
+
+
+def order(epoch=E1, route=1):
+    return LoadSlice(
+        route=route,
+        epoch=epoch,
+        spec=None,
+        dtype="float32",
+        first_layer=0,
+        end_layer=2,
+        tensors=(),
+        sources=(),
+        block_size=16,
+        kv_memory_bytes=100,
+    )
+
+
+def plan(epoch=E1, route=1, index=0, of=2):
+    return Activate(route=route, epoch=epoch, kv_blocks=40, next_addr="next", credits=4, stage_index=index, n_stages=of)
+
+
+def told(stage, event):
+    return stage.handle(event, 0.0)
+
+
+def hears(stage, message):
+    return told(stage, Received(PLANNER, message))
+
+
+def said(effects):
+    return [e.message for e in effects if isinstance(e, Send) and e.to == PLANNER]
+
+
+def loading(epoch=E1):
+    stage = Stage()
+    hears(stage, order(epoch))
+    told(stage, ThreadFenced(1, epoch))
+    return stage
+
+
+def loaded(epoch=E1):
+    stage = loading(epoch)
+    told(stage, SliceIn(1, epoch, FACTS))
+    return stage
+
+
+def ready(epoch=E1):
+    stage = loaded(epoch)
+    hears(stage, plan(epoch))
+    told(stage, Activated(1, epoch))
+    return stage
+
+
+def closed(epoch, route=1):
+    return Publish(Fence(route=route, epoch=epoch, open=False))
+
+
+def test_from_an_order_to_ready():
+    stage = Stage()
+    assert hears(stage, order()) == [closed(E1)], "first the fence; nothing is freed under a running step"
+    fenced, load = told(stage, ThreadFenced(1, E1))
+    assert fenced == Send(PLANNER, Fenced(route=1, epoch=E1)) and load == RunLoad(order())
+    assert said(told(stage, LoadMoved(1, E1, 5, 10))) == [LoadProgress(route=1, epoch=E1, bytes_done=5, bytes_total=10)]
+    assert said(told(stage, SliceIn(1, E1, FACTS))) == [
+        SliceLoaded(route=1, epoch=E1, kv_blocks_max=50, weight_bytes=10, read_bytes=8, load_s=0.5)
+    ]
+    assert hears(stage, plan()) == [RunActivate(1, E1, 40)]
+    publish, reply = told(stage, Activated(1, E1))
+    assert publish == Publish(Fence(route=1, epoch=E1, open=True, last=False, next_addr="next", credits=4))
+    assert reply == Send(PLANNER, Ready(route=1, epoch=E1)), "the fence opens before anybody may send"
+
+
+def test_the_last_stage_knows_that_it_is_the_last():
+    stage = loaded()
+    hears(stage, plan(index=1))
+    assert told(stage, Activated(1, E1))[0].fence.last
+
+
+@pytest.mark.parametrize("epoch", [E1, E2])
+def test_an_order_of_the_same_or_an_older_epoch_is_nothing(epoch):
+    stage = ready(E2)
+    assert hears(stage, order(epoch)) == [] and stage.wants(1, E2)
+
+
+@pytest.mark.parametrize("state", [loading, loaded, ready])
+def test_a_later_order_fences_at_once_and_lets_the_former_go(state):
+    stage = state(E1)
+    assert hears(stage, order(E2)) == [closed(E2)]
+    assert not stage.wants(1, E1)
+    for late in (
+        ThreadFenced(1, E1),
+        LoadMoved(1, E1, 1, 2),
+        SliceIn(1, E1, FACTS),
+        SliceRefused(1, E1, NO),
+        Activated(1, E1),
+    ):
+        assert told(stage, late) == [], f"{late} belongs to an order that is no longer wanted"
+    assert hears(stage, plan(E1)) == []
+    assert RunLoad(order(E2)) in told(stage, ThreadFenced(1, E2))
+
+
+def test_a_thread_that_acks_again_loads_once():
+    stage = loading()
+    assert told(stage, ThreadFenced(1, E1)) == []
+
+
+def test_activation_waits_for_the_weights_and_happens_once():
+    stage = loading()
+    assert hears(stage, plan()) == []
+    told(stage, SliceIn(1, E1, FACTS))
+    assert hears(stage, plan()) == [RunActivate(1, E1, 40)]
+    assert hears(stage, plan()) == []
+
+
+def test_a_load_that_fails_is_told_and_never_activated():
+    stage = loading()
+    assert said(told(stage, SliceRefused(1, E1, NO))) == [LoadFailed(route=1, epoch=E1, refusal=NO)]
+    assert hears(stage, plan()) == [] and told(stage, SliceIn(1, E1, FACTS)) == []
+    assert hears(stage, order(E2)) == [closed(E2)], "the next order finds it willing"
+
+
+def test_the_threads_trouble_reaches_the_planner():
+    assert said(told(ready(), ThreadTrouble(1, E1, "gap"))) == [RouteBroken(route=1, epoch=E1, why="gap")]
+
+
+def test_a_dropped_slice_is_fenced_before_it_is_freed():
+    stage = ready()
+    assert hears(stage, DropSlice(route=1, epoch=E2)) == [closed(E2)]
+    assert told(stage, ThreadFenced(1, E2)) == [RunDrop(1, weights=True)]
+    assert told(stage, ThreadFenced(1, E2)) == []
+
+
+def test_a_drop_of_an_older_epoch_or_an_unknown_route_is_nothing():
+    stage = ready(E2)
+    assert hears(stage, DropSlice(route=1, epoch=E1)) == []
+    assert hears(stage, DropSlice(route=9, epoch=E3)) == []
+
+
+def test_a_slice_that_was_dropped_can_be_ordered_again():
+    stage = ready(E1)
+    hears(stage, DropSlice(route=1, epoch=E2))
+    assert hears(stage, order(E2)) == []
+    assert hears(stage, order(E3)) == [closed(E3)]
+    assert RunDrop(1, weights=True) not in told(stage, ThreadFenced(1, E3))
+
+
+def test_out_of_the_cluster_it_fences_itself_and_keeps_only_weights():
+    stage = ready()
+    assert told(stage, Left(why="expelled")) == [closed(E1)]
+    assert told(stage, ThreadFenced(1, E1)) == [RunDrop(1, weights=False)], "KV goes once no step runs any more"
+    welcome = Welcome(generation=2, term=1, heartbeat_s=0.5, results_addr="r")
+    assert told(stage, Joined(welcome=welcome)) == []
+    assert hears(stage, plan()) == [], "what it had was of another life"
+    assert hears(stage, order(E2)) == [closed(E2)]
+
+
+def test_out_while_loading_the_result_is_let_go():
+    stage = loading()
+    assert told(stage, Left(why="new term")) == [closed(E1), RunDrop(1, weights=False)], "no step runs: freed at once"
+    assert told(stage, SliceIn(1, E1, FACTS)) == [] and not stage.wants(1, E1)
+
+
+def test_two_routes_live_side_by_side():
+    stage = ready()
+    assert hears(stage, order(E2, route=2)) == [closed(E2, route=2)]
+    told(stage, ThreadFenced(2, E2))
+    assert stage.wants(1, E1) and stage.wants(2, E2)
+    assert hears(stage, DropSlice(route=1, epoch=E3)) == [closed(E3)] and stage.wants(2, E2)

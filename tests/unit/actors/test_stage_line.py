@@ -1,0 +1,166 @@
+"""The fence at the door of the arithmetic, step by step."""
+
+import attrs
+import pytest
+
+from hydra.actors.stage_line import Drop, Fence, FenceBoard, StageLine
+from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
+from hydra.protocol.ids import Epoch
+from hydra.protocol.sampling import GREEDY, SamplingParams
+
+OLD, NOW, LATER = Epoch(1, 1), Epoch(1, 2), Epoch(2, 1)
+
+
+def line(epoch=NOW, *, is_open=True):
+    board = FenceBoard()
+    board.publish(Fence(route=1, epoch=epoch, open=is_open, last=True, next_addr="next", credits=3))
+    return StageLine(board)
+
+
+def rows(*parts):
+    """(row, position, tokens, new blocks) each."""
+    return {
+        "row": int32([row for row, _, _, _ in parts]),
+        "attempt": int32([0 for _ in parts]),
+        "position": int32([position for _, position, _, _ in parts]),
+        "length": int32([len(tokens) for _, _, tokens, _ in parts]),
+        "sample": int32([1 for _ in parts]),
+        "new_blocks": int32([len(blocks) for _, _, _, blocks in parts]),
+        "tokens": int32([token for _, _, tokens, _ in parts for token in tokens]),
+        "blocks": int32([block for _, _, _, blocks in parts for block in blocks]),
+    }
+
+
+def opens(row, **changes):
+    return attrs.evolve(RowOpening(row=row, attempt=0, params=GREEDY, prompt_tokens=3), **changes)
+
+
+def step(number, *parts, epoch=NOW, opened=(), closed=(), route=1):
+    batch = Batch(**rows(*parts), opened=tuple(opened), closed=int32(closed))
+    return Step(route=route, epoch=epoch, step=number, batch=batch)
+
+
+FIRST = step(1, (5, 0, [7, 8, 9], [4]), opened=[opens(5)])
+
+
+def test_a_row_opens_once_and_goes_on_by_deltas():
+    at = line()
+    run = at.accept(FIRST)
+    assert isinstance(run, Run) and (run.rows[0].position, run.rows[0].blocks) == (3, [4])
+    run = at.accept(step(2, (5, 3, [1], [6])))
+    assert (run.rows[0].position, run.rows[0].blocks) == (4, [4, 6])
+    assert at.accepted(1) == 2 and at.open_rows(1) == 1 and at.dropped == {}
+
+
+@pytest.mark.parametrize(
+    ("at", "coming", "reason"),
+    [
+        (line(), attrs.evolve(FIRST, route=2), "no route"),
+        (line(), attrs.evolve(FIRST, epoch=OLD), "old epoch"),
+        (line(), attrs.evolve(FIRST, epoch=LATER), "not open yet"),
+        (line(is_open=False), FIRST, "not open yet"),
+        (line(), attrs.evolve(FIRST, step=2), "gap"),
+        (line(), step(1, (5, 0, [7], [])), "unknown row"),
+        (line(), step(1, (5, 1, [7], []), opened=[opens(5)]), "wrong position"),
+        (line(), step(1, (5, 0, [7], []), opened=[opens(5, attempt=1)]), "unknown row"),
+    ],
+)
+def test_what_may_not_run_is_dropped_and_counted(at, coming, reason):
+    dropped = at.accept(coming)
+    assert dropped == Drop(reason) and at.dropped == {reason: 1} and at.accepted(1) == 0
+    assert dropped.breaks_the_route == (reason in ("gap", "unknown row", "wrong position"))
+    assert at.stale_dropped == (0 if dropped.breaks_the_route else 1)
+
+
+def test_a_step_said_twice_runs_once():
+    at = line()
+    at.accept(FIRST)
+    assert at.accept(FIRST) == Drop("duplicate") and not Drop("duplicate").breaks_the_route
+    assert at.accept(step(2, (5, 3, [1], []))).rows[0].position == 4
+
+
+def test_a_missing_step_breaks_the_route():
+    at = line()
+    at.accept(FIRST)
+    assert at.accept(step(3, (5, 3, [1], []))) == Drop("gap")
+
+
+def test_a_closed_row_is_forgotten_before_anything_runs():
+    at = line()
+    at.accept(FIRST)
+    run = at.accept(step(2, (6, 0, [1], [4]), opened=[opens(6)], closed=[5]))
+    assert [row.row for row in run.rows] == [6] and at.open_rows(1) == 1
+    assert at.accept(step(3, (5, 3, [1], []))) == Drop("unknown row")
+
+
+def test_a_step_may_only_close():
+    at = line()
+    at.accept(FIRST)
+    run = at.accept(step(2, closed=[5, 99]))
+    assert run.rows == () and at.open_rows(1) == 0 and at.accepted(1) == 2
+
+
+def test_a_new_epoch_starts_with_step_one_and_no_rows():
+    at = line()
+    at.accept(FIRST)
+    at.board.publish(Fence(route=1, epoch=LATER, open=True))
+    assert at.accept(step(1, (5, 3, [1], []), epoch=LATER)) == Drop("unknown row")
+    assert at.accept(attrs.evolve(FIRST, epoch=LATER)).rows[0].blocks == [4]
+    assert at.accept(step(2, (5, 3, [1], []))) == Drop("old epoch")
+
+
+def test_routes_do_not_mix():
+    at = line()
+    at.board.publish(Fence(route=2, epoch=OLD, open=True))
+    at.accept(FIRST)
+    assert isinstance(at.accept(attrs.evolve(FIRST, route=2, epoch=OLD)), Run)
+    at.accept(step(2, closed=[5]))
+    assert (at.open_rows(1), at.open_rows(2)) == (0, 1) and (at.accepted(1), at.accepted(2)) == (2, 1)
+
+
+def test_a_shared_prefix_is_where_a_row_begins():
+    run = line().accept(step(1, (5, 8, [1], [3, 4, 9]), opened=[opens(5, cached_tokens=8)]))
+    assert (run.rows[0].position, run.rows[0].blocks) == (9, [3, 4, 9])
+
+
+def test_a_result_leaves_only_while_its_epoch_lasts():
+    at = line()
+    run = at.accept(FIRST)
+    assert at.may_send(run).next_addr == "next"
+    at.board.publish(Fence(route=1, epoch=NOW, open=False))
+    assert at.may_send(run) is None
+    at.board.publish(Fence(route=1, epoch=LATER, open=True))
+    assert at.may_send(run) is None
+    at.board.remove(1)
+    assert at.may_send(run) is None
+    assert at.dropped == {"not open yet": 1, "old epoch": 1, "no route": 1} and at.stale_dropped == 3
+
+
+def test_history_is_kept_where_it_is_needed_and_only_there():
+    counting = SamplingParams(repetition_penalty=1.1)
+    at = line()
+    opened = [opens(5, params=counting, history=int32([7, 8, 9])), opens(6)]
+    at.accept(step(1, (5, 0, [7, 8], []), (6, 0, [7, 8, 9], []), opened=opened))
+    at.accept(step(2, (5, 2, [9], []), (6, 3, [1], [])))
+    run = at.accept(step(3, (5, 3, [40], []), (6, 4, [2], [])))
+    assert run.rows[0].history == [7, 8, 9, 40], "the prefill repeats what the opening said"
+    assert run.rows[1].history == []
+
+
+def test_history_of_a_row_with_a_shared_prefix_is_whole():
+    counting = SamplingParams(presence_penalty=0.5)
+    at = line()
+    opened = [opens(5, params=counting, history=int32([7, 8, 9, 10, 11]), cached_tokens=4)]
+    assert at.accept(step(1, (5, 4, [11], []), opened=opened)).rows[0].history == [7, 8, 9, 10, 11]
+    assert at.accept(step(2, (5, 5, [12], []))).rows[0].history == [7, 8, 9, 10, 11, 12]
+
+
+def test_the_board_shows_one_fence_per_route():
+    board = FenceBoard()
+    fence = Fence(route=1, epoch=OLD, open=True)
+    board.publish(fence)
+    seen = board.all()
+    board.publish(attrs.evolve(fence, epoch=NOW))
+    assert seen == (fence,) and board.read(1).epoch == NOW and len(board.all()) == 1
+    board.remove(1)
+    assert board.read(1) is None
