@@ -86,11 +86,14 @@ class Member:
         return [Send(REGISTRY, self.greet(self.term)), SetTimer("greet", now_s + GREET_AGAIN_S)]
 
     def _enter(self, welcome: Welcome, now_s: float) -> list[Effect]:
+        left: list[Effect] = []
+        if self.generation is not None:  # two greetings crossed: the later generation is the one that counts
+            left = [Tell(sibling, Left(why="expelled")) for sibling in self.siblings]
         self.generation = welcome.generation
         self.term = max(self.term, welcome.term)
         self._heartbeat_s = welcome.heartbeat_s
         joined: list[Effect] = [Tell(sibling, Joined(welcome=welcome)) for sibling in self.siblings]
-        return [*joined, *self._beat(now_s)]
+        return [*left, *joined, *self._beat(now_s)]
 
     def _beat(self, now_s: float) -> list[Effect]:
         if self.generation is None:
