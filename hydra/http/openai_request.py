@@ -61,7 +61,7 @@ class ApiRequest:
     ignored: tuple[str, ...] = ()
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes | str) -> dict[str, Any]:
     """Raises RefusalError invalid_value (code in the body: invalid_json) on anything but one JSON object."""
     try:
         content = orjson.loads(body)

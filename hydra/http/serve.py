@@ -13,6 +13,7 @@ from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
@@ -86,7 +87,8 @@ async def serve_app(app: QuartTrio, settings: HttpSettings, stopping: trio.Event
 
         async def handle(stream: trio.SocketStream) -> None:
             async with limit:
-                await TCPServer(asgi, config, context, {}, DeadlineStream(stream, settings.write_deadline_s))
+                wrapped: Any = DeadlineStream(stream, settings.write_deadline_s)  # not TLS, which is what it asks for
+                await TCPServer(asgi, config, context, ConnectionState({}), wrapped)
 
         async with trio.open_nursery() as connections:
             accepting = trio.CancelScope()

@@ -1,43 +1,46 @@
-"""One Llama decoder layer: normalise, attend, add; normalise, gated MLP, add.
+"""One Llama decoder block over a step's tokens: attention with shared key heads, then the gated MLP.
 
-Query, key and value projections are one matrix, gate and up another: fewer, larger reads of memory, and loading puts
-the stored tensors straight into their rows.
+Pure but for the KV cache it writes. Projections that read the same input are one matrix, so a block is four products.
 """
 
 import attrs
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
-from hydra.kernels.attention import attend
-from hydra.kernels.kv_pool import KvPool, RowSpan
-from hydra.kernels.layers import rms_norm, rotate, swiglu
+from hydra.kernels.attention import StepPlan, attend
+from hydra.kernels.kv_pool import LayerCache
+from hydra.kernels.layers import linear, rms_norm, rotate, swiglu
 from hydra.protocol.model_spec import ModelSpec
 
 
-@attrs.define(eq=False)
-class DecoderLayer:
-    """The weights of one layer, in the route's dtype. Biases where the family has them."""
+@attrs.frozen(eq=False)
+class LayerWeights:
+    """A block's weights; biases are None where the model has none."""
 
-    input_norm: Tensor  # [D]
-    qkv: Tensor  # [(H + 2 G) E, D]
-    out: Tensor  # [D, H E]
-    post_norm: Tensor  # [D]
-    gate_up: Tensor  # [2 I, D]
-    down: Tensor  # [D, I]
-    qkv_bias: Tensor | None = None
-    out_bias: Tensor | None = None
-    gate_up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
+    attention_norm: Tensor
+    qkv: Tensor  # rows of q, then k, then v
+    qkv_bias: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Tensor  # rows of gate, then up
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
 
-    def forward(
-        self, x: Tensor, spec: ModelSpec, layer: int, pool: KvPool, spans: list[RowSpan], cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        """[T, D] -> [T, D]; writes this layer's keys and values of the run's tokens into the pool."""
-        h, g, e = spec.n_heads, spec.n_kv_heads, spec.head_dim
-        normed = rms_norm(x, self.input_norm, spec.norm_eps)
-        qkv = F.linear(normed, self.qkv, self.qkv_bias).view(-1, h + 2 * g, e)
-        turned = rotate(qkv[:, : h + g], cos, sin)
-        mixed = attend(turned[:, :h], turned[:, h:], qkv[:, h + g :], pool.keys[layer], pool.values[layer], spans)
-        x = x + F.linear(mixed, self.out, self.out_bias)
-        normed = rms_norm(x, self.post_norm, spec.norm_eps)
-        return x + swiglu(normed, self.gate_up, self.down, self.gate_up_bias, self.down_bias)
+    @property
+    def n_bytes(self) -> int:
+        return sum(t.nbytes for t in attrs.asdict(self, recurse=False).values() if t is not None)
+
+
+def decode(
+    x: Tensor, weights: LayerWeights, spec: ModelSpec, cache: LayerCache, plan: StepPlan, rotary: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The block's output for [n, hidden]; `x` itself is left as it was."""
+    n, rotated = x.shape[0], spec.n_heads + spec.n_kv_heads
+    qkv = linear(rms_norm(x, weights.attention_norm, spec.norm_eps), weights.qkv, weights.qkv_bias)
+    heads = qkv.view(n, rotated + spec.n_kv_heads, spec.head_dim)
+    query_key = rotate(heads[:, :rotated], *rotary)
+    mixed = attend(query_key[:, : spec.n_heads], query_key[:, spec.n_heads :], heads[:, rotated:], cache, plan)
+    x = x + linear(mixed, weights.out, weights.out_bias)
+    gate_up = linear(rms_norm(x, weights.mlp_norm, spec.norm_eps), weights.gate_up, weights.gate_up_bias)
+    return x.add_(linear(swiglu(gate_up), weights.down, weights.down_bias))

@@ -1,39 +1,38 @@
-"""The small blocks of a decoder as functions over tensors. No state, no module system, nothing global.
-
-Shapes: T tokens, D hidden width, H query heads, G key/value heads, E head width.
-"""
+"""The arithmetic of a Llama layer, as functions over tensors. No state, no weights of its own, no KV, no batch."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
+from torch.nn import functional
+
+linear = functional.linear  # x @ weight.T + bias
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """[T, D] -> [T, D]; the mean square is taken in float32 (arXiv 1910.07467)."""
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
+    """x scaled to unit root mean square along its last side (in float32 whatever the dtype), times the weight."""
+    return functional.rms_norm(x, weight.shape, weight, eps)
 
 
-def rotary_table(positions: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position, [positions, E] each, float32 (arXiv 2104.09864; halves rotated, not pairs)."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float() / head_dim
-    angles = torch.outer(torch.arange(positions, device=device).float(), 1.0 / theta**exponent)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+def rotary_frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """Radians per position of each pair of channels, float32, bit for bit as transformers computes them."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
+    return (1.0 / (theta**exponent)).to(device)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[T, heads, E] turned by its tokens' angles ([T, 1, E] each)."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+def rotary_tables(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(cos, signed sin) of shape [n, 1, head_dim] for `rotate`; the sine's first half is negated once, here."""
+    angles = positions.to(torch.float32)[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    both = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return both[0].to(dtype).unsqueeze(1), both[1].to(dtype).unsqueeze(1)
 
 
-def swiglu(x: Tensor, gate_up: Tensor, down: Tensor, gate_up_bias: Tensor | None, down_bias: Tensor | None) -> Tensor:
-    """down(silu(gate(x)) * up(x)), gate and up being one matrix (arXiv 2002.05202)."""
-    both = F.linear(x, gate_up, gate_up_bias)
-    gate, up = both.chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down, down_bias)
+def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Rotary embedding of [n, heads, head_dim], halves rotated against each other as in the published weights."""
+    low, high = x.chunk(2, -1)
+    return torch.addcmul(x * cos, torch.cat((high, low), -1), signed_sin)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, where both lie side by side in one row. Overwrites its argument."""
+    gate, up = gate_up.chunk(2, -1)
+    return functional.silu(gate, inplace=True).mul_(up)

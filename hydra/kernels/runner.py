@@ -1,207 +1,218 @@
-"""One device at work: it holds slices and pools, and turns a Run into an Outcome. Satisfies the actors' Compute port.
+"""One device at work: slices of models loaded, activated, stepped and dropped, as the stage orders it.
 
-Calls come from two threads: loads from the loader, `launch` and `collect` from the compute thread; a slice or a pool
-that is replaced is swapped in whole. On the CPU and on mps `launch` does all the work.
+`Runner` is what the stage calls Compute. Loading runs on a thread of its own beside the steps of other routes; what is
+no longer needed is freed before the difference is read, and a refused load leaves nothing of its route. Knows no epoch,
+no fence and no order of steps: the stage hands it only what may run.
 """
 
+import threading
 import time
-import warnings
-from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import attrs
-import numpy as np
-import psutil
 import torch
-from torch import Tensor
 
-from hydra.kernels.kv_pool import KvPool, spans_of
-from hydra.kernels.sampling import sample
-from hydra.kernels.slice import Slice
-from hydra.kernels.weights import TORCH_DTYPES
-from hydra.protocol.batch import OpenRow, Outcome, Run
-from hydra.protocol.blob import Blob
-from hydra.protocol.ids import Attempt, RouteId, RowId
+from hydra.kernels.devices import device_name, finish, give_back, memory_bytes, native_dtypes
+from hydra.kernels.kv_pool import KvPool
+from hydra.kernels.lanes import HostLane, Lane
+from hydra.kernels.reader import Progress
+from hydra.kernels.shelf import Copy, Shelf
+from hydra.kernels.slice import Slice, build_slice, forward
+from hydra.kernels.tensors import TORCH_DTYPES
+from hydra.kernels.warmup import warm_up
+from hydra.kernels.weights import Part, fetch_parts, part_bytes, slice_parts
+from hydra.protocol.batch import Outcome, Run
+from hydra.protocol.ids import RouteId
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
 from hydra.protocol.model_spec import Dtype
+from hydra.protocol.refusal import refuse
 from hydra.protocol.slice_facts import SliceFacts
 
-BLOB_TYPES: dict[torch.dtype, Dtype] = {dtype: name for name, dtype in TORCH_DTYPES.items()}  # type: ignore[misc]
+_ARCHITECTURES = ("LlamaForCausalLM",)
 
 
 @attrs.define(eq=False)
+class _Route:
+    """A loaded slice, its pool once activated, and whether only its weights are being kept."""
+
+    copy: Copy
+    parts: frozenset[Part]
+    slice: Slice
+    block_size: int
+    pool: KvPool | None = None
+    idle: bool = False
+
+
 class Runner:
-    """`dtypes` restricts what the device offers; `memory_bytes` caps what it lets the cluster use."""
+    """A device by name: "cpu", "cuda:0", "mps". `memory_bytes` caps what it offers and holds (0 or None: no cap).
 
-    device_name: str
-    threads: int = 0
-    dtypes: tuple[Dtype, ...] | None = None
-    memory_bytes: int = 0
-    _device: torch.device = attrs.field(init=False)
-    _slices: dict[RouteId, Slice] = attrs.field(factory=dict, init=False)
-    _orders: dict[RouteId, LoadSlice] = attrs.field(factory=dict, init=False)
-    _pools: dict[RouteId, KvPool] = attrs.field(factory=dict, init=False)
+    `dtypes` replaces the dtypes it offers by itself; an order in any other is refused.
+    """
 
-    def __attrs_post_init__(self) -> None:
-        self._device = torch.device(self.device_name)
-        if self.threads:
-            torch.set_num_threads(self.threads)
-
-    # ------------------------------------------------------------ what it has
+    def __init__(
+        self,
+        device: str,
+        *,
+        threads: int | None = None,
+        dtypes: tuple[Dtype, ...] | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        self._device = torch.device(device)
+        if threads:
+            torch.set_num_threads(threads)
+        self._dtypes = native_dtypes(self._device) if dtypes is None else dtypes
+        self._cap = memory_bytes or None
+        self._shelf = Shelf()
+        self._routes: dict[RouteId, _Route] = {}
+        self._loading = threading.Lock()
+        self._lane = _lane(self._device)
 
     def offer(self) -> DeviceOffer:
-        total, free, name = self._memory()
-        if self.memory_bytes:
-            total, free = min(total, self.memory_bytes), min(free, self.memory_bytes)
+        total, free = memory_bytes(self._device)
+        if self._cap is not None:
+            total = min(total, self._cap)
+            free = max(0, min(free, total - self._used_bytes()))
         return DeviceOffer(
-            device=self.device_name,
-            name=name,
-            dtypes=self.dtypes or self._native_dtypes(),
+            device=str(self._device),
+            name=device_name(self._device),
+            dtypes=self._dtypes,
             memory_total_bytes=total,
             memory_free_bytes=free,
         )
 
     def held(self) -> tuple[Held, ...]:
-        return tuple(
-            Held(fingerprint=held.spec.fingerprint, dtype=self._orders[route].dtype, layers=tuple(sorted(held.layers)))
-            for route, held in self._slices.items()
-            if held.layers
-        )
+        return self._shelf.held()
 
-    def _memory(self) -> tuple[int, int, str]:
-        if self._device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self._device)
-            return total, free, torch.cuda.get_device_name(self._device)
-        memory = psutil.virtual_memory()
-        return memory.total, memory.available, self._device.type
-
-    def _native_dtypes(self) -> tuple[Dtype, ...]:
-        if self._device.type == "cuda":
-            major, _ = torch.cuda.get_device_capability(self._device)
-            return ("float32", "bfloat16", "float16") if major >= 8 else ("float32", "float16")
-        return ("float32", "float16") if self._device.type == "mps" else ("float32",)
-
-    # ------------------------------------------------------------ loading
-
-    def load(self, order: LoadSlice, progress: Callable[[int, int], None]) -> SliceFacts:
-        began_s = time.monotonic()
-        self.free_pool(order.route)
-        held = self._slices.get(order.route) or self._inventory(order)
-        same = held is not None and held.spec.fingerprint == order.spec.fingerprint and held.dtype == order.dtype
-        if held is None or not same:
-            self._slices.pop(order.route, None)
-            held = Slice(order.spec, order.dtype, self._device)
-        self._orders[order.route] = order
-        try:
-            read_bytes = held.load(order, progress)
-        except BaseException:
-            self.drop(order.route)
-            raise
-        self._slices[order.route] = held
-        layers = order.end_layer - order.first_layer
-        block_bytes = order.block_size * order.spec.kv_token_bytes(layers, order.dtype)
+    def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
+        started = time.monotonic()
+        with self._loading, torch.inference_mode():
+            self._routes.pop(order.route, None)
+            try:
+                _check(order, self._dtypes)
+                copy: Copy = (order.spec.fingerprint, order.dtype)
+                parts = slice_parts(order.spec, order.first_layer, order.end_layer)
+                self._make_room(order, copy, parts)
+                read_bytes = self._fetch(order, copy, parts, progress)
+            except BaseException:
+                self._tidy()
+                raise
+            dtype = TORCH_DTYPES[order.dtype]
+            held = self._shelf.parts(copy)
+            piece = build_slice(order.spec, order.first_layer, order.end_layer, held, dtype, self._device)
+            finish(self._device)
+            self._routes[order.route] = _Route(copy, parts, piece, order.block_size)
+        per_token = order.spec.kv_token_bytes(order.end_layer - order.first_layer, order.dtype)
         return SliceFacts(
-            weight_bytes=held.weight_bytes(),
+            weight_bytes=sum(part_bytes(held[part]) for part in parts),
             read_bytes=read_bytes,
-            kv_blocks_max=order.kv_memory_bytes // block_bytes,
-            load_s=time.monotonic() - began_s,
+            kv_blocks_max=order.kv_memory_bytes // (order.block_size * per_token),
+            load_s=time.monotonic() - started,
         )
-
-    def _inventory(self, order: LoadSlice) -> Slice | None:
-        """Weights kept from a route of a former life of the coordinator."""
-        for route, held in list(self._slices.items()):
-            same = held.spec.fingerprint == order.spec.fingerprint and held.dtype == order.dtype
-            if same and route not in self._pools:
-                del self._slices[route]
-                self._orders.pop(route, None)
-                return held
-        return None
 
     def activate(self, route: RouteId, kv_blocks: int) -> None:
-        order, held = self._orders[route], self._slices[route]
-        self._pools[route] = KvPool.make(
-            sorted(held.layers),
-            kv_blocks,
-            order.block_size,
-            order.spec.n_kv_heads,
-            order.spec.head_dim,
-            dtype=TORCH_DTYPES[order.dtype],
-            device=self._device,
-        )
-        self._warm_up(order, held, self._pools[route])
-
-    @torch.inference_mode()
-    def _warm_up(self, order: LoadSlice, held: Slice, pool: KvPool) -> None:
-        """One prefill and one decode step in the pool's first block, which nobody owns yet."""
-        for length, position in ((2, 2), (1, 3)):
-            row = OpenRow(row=RowId(0), attempt=Attempt(0), position=position, blocks=[0])
-            spans = spans_of((row,), [length], pool.block_size, self._device)
-            positions = torch.arange(position - length, position, device=self._device)
-            if order.first_layer == 0:
-                x = torch.zeros(length, dtype=torch.int64, device=self._device)
-            else:
-                x = torch.zeros(length, order.spec.hidden, dtype=TORCH_DTYPES[order.dtype], device=self._device)
-            x = held.forward(x, positions, pool, spans)
-            if order.end_layer == order.spec.n_layers:
-                held.logits(x[-1:])
-
-    def free_pool(self, route: RouteId) -> None:
-        self._pools.pop(route, None)
+        loaded = self._routes[route]
+        loaded.pool = None
+        give_back(self._device)
+        with torch.inference_mode():
+            warm_up(loaded.slice, self._lane, loaded.block_size)
+            loaded.pool = loaded.slice.pool(kv_blocks, loaded.block_size)
+        loaded.idle = False
 
     def drop(self, route: RouteId) -> None:
-        self._pools.pop(route, None)
-        self._slices.pop(route, None)
-        self._orders.pop(route, None)
+        with self._loading:
+            if self._routes.pop(route, None) is not None:
+                self._tidy()
 
-    # ------------------------------------------------------------ running
+    def free_pool(self, route: RouteId) -> None:
+        if (loaded := self._routes.get(route)) is not None:
+            loaded.pool, loaded.idle = None, True
+            give_back(self._device)
 
-    def launch(self, run: Run) -> Outcome:
-        return self._run(run)
+    def launch(self, run: Run) -> object:
+        loaded = self._routes[run.route]
+        pool = loaded.pool
+        if pool is None:
+            raise RuntimeError(f"route {run.route} was stepped before it was activated")
+        with torch.inference_mode():
+            return self._lane.launch(run.hidden, partial(forward, loaded.slice, pool, run.batch, run.rows))
 
-    def collect(self, ticket: Outcome) -> Outcome:
-        return ticket
+    def collect(self, ticket: object) -> Outcome:
+        with torch.inference_mode():
+            return self._lane.collect(ticket)
 
-    @torch.inference_mode()
-    def _run(self, run: Run) -> Outcome:
-        order, held, pool = self._orders[run.route], self._slices[run.route], self._pools[run.route]
-        batch = run.batch
-        lengths = batch.length.tolist()
-        spans = spans_of(run.rows, lengths, pool.block_size, self._device)
-        x, positions = self._inputs(run, lengths)
-        x = held.forward(x, positions, pool, spans)
-        if order.end_layer < order.spec.n_layers:
-            return Outcome(hidden=to_blob(x))
-        sampled = np.flatnonzero(batch.sample)
-        if len(sampled) == 0:
-            return Outcome()
-        last = np.cumsum(batch.length)[sampled] - 1
-        rows = [run.rows[index] for index in sampled]
-        logits = held.logits(x if len(last) == len(x) else x[torch.from_numpy(last).to(self._device)])
-        token, logprobs = sample(logits, rows)
-        return Outcome(token=token, logprobs=logprobs)
+    def _make_room(self, order: LoadSlice, copy: Copy, parts: frozenset[Part]) -> None:
+        """Frees what neither this order nor another route needs. Idle routes of the same weights are superseded."""
+        self._forget([route for route, other in self._routes.items() if other.idle and other.copy == copy])
+        self._tidy(copy, parts)
+        if self._cap is None:
+            return
+        if self._missing_bytes(order, copy, parts) + self._used_bytes() > self._cap:
+            self._forget([route for route, other in self._routes.items() if other.idle])
+            self._tidy(copy, parts)
+        if (missing := self._missing_bytes(order, copy, parts)) + self._used_bytes() > self._cap:
+            raise refuse(
+                "does_not_fit",
+                f"layers {order.first_layer} to {order.end_layer - 1} need {missing} bytes more on {self._device}; "
+                f"{self._used_bytes()} of {self._cap} are taken: give the worker more memory or use more workers",
+            )
 
-    def _inputs(self, run: Run, lengths: list[int]) -> tuple[Tensor, Tensor]:
-        batch = run.batch
-        if batch.n_tokens == batch.n_rows:
-            positions = torch.from_numpy(batch.position.astype(np.int64))
-        else:
-            runs = [torch.arange(at, at + n) for at, n in zip(batch.position.tolist(), lengths, strict=True)]
-            positions = torch.cat(runs)
-        if run.hidden is None:
-            x = torch.from_numpy(batch.tokens.astype(np.int64))
-        else:
-            x = from_blob(run.hidden)
-        return x.to(self._device), positions.to(self._device)
+    def _forget(self, routes: list[RouteId]) -> None:
+        for route in routes:
+            del self._routes[route]
+
+    def _missing_bytes(self, order: LoadSlice, copy: Copy, parts: frozenset[Part]) -> int:
+        held = sum(part_bytes(weights) for part, weights in self._shelf.parts(copy).items() if part in parts)
+        return order.spec.slice_bytes(order.first_layer, order.end_layer, order.dtype) - held
+
+    def _fetch(self, order: LoadSlice, copy: Copy, parts: frozenset[Part], progress: Progress) -> int:
+        missing = parts - self._shelf.parts(copy).keys()
+        try:
+            made, read_bytes = fetch_parts(
+                order.spec,
+                missing,
+                order.tensors,
+                Path(order.sources[0]),
+                TORCH_DTYPES[order.dtype],
+                self._device,
+                progress,
+            )
+        except torch.OutOfMemoryError as error:
+            raise refuse("does_not_fit", f"{self._device} ran out of memory while loading: {error}") from error
+        self._shelf.put(copy, made)
+        return read_bytes
+
+    def _tidy(self, copy: Copy | None = None, parts: frozenset[Part] = frozenset()) -> None:
+        """Keeps what the routes claim, and beside it these parts."""
+        claims: dict[Copy, frozenset[Part]] = {} if copy is None else {copy: parts}
+        for route in self._routes.values():
+            claims[route.copy] = claims.get(route.copy, frozenset()) | route.parts
+        self._shelf.keep_only(claims)
+        give_back(self._device)
+
+    def _used_bytes(self) -> int:
+        return self._shelf.n_bytes + sum(r.pool.n_bytes for r in list(self._routes.values()) if r.pool is not None)
 
 
-def to_blob(x: Tensor) -> Blob:
-    """A contiguous tensor as bytes in transit, without a copy on the CPU."""
-    x = x.contiguous()
-    data = x.cpu().view(-1).view(torch.uint8).numpy().data
-    return Blob(BLOB_TYPES[x.dtype], tuple(x.shape), data)
+def _lane(device: torch.device) -> Lane:
+    if device.type != "cuda":
+        return HostLane(device)
+    from hydra.kernels.cuda_lane import CudaLane  # only where there is a device for it
+
+    return CudaLane(device)
 
 
-def from_blob(blob: Blob) -> Tensor:
-    """The tensor over the blob's own bytes; it is only ever read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch dislikes read-only buffers; nothing writes to this one
-        return torch.frombuffer(blob.data, dtype=TORCH_DTYPES[blob.dtype]).view(blob.shape)
+def _check(order: LoadSlice, dtypes: tuple[Dtype, ...]) -> None:
+    spec = order.spec
+    if spec.architecture not in _ARCHITECTURES:
+        raise refuse("unsupported", f"{spec.architecture} is not computed here; known are {', '.join(_ARCHITECTURES)}")
+    if order.dtype not in dtypes:
+        raise refuse("unsupported", f"this worker runs {', '.join(dtypes)}, not {order.dtype}")
+    if not order.sources:
+        raise refuse("bad_model", "the order names no source to read the weights from")
+    if spec.n_heads % spec.n_kv_heads or spec.head_dim % 2:
+        raise refuse("bad_model", f"{spec.n_heads} heads of {spec.head_dim} cannot share {spec.n_kv_heads} key heads")
+    if not 0 <= order.first_layer < order.end_layer <= spec.n_layers:
+        raise refuse(
+            "bad_model", f"the model has {spec.n_layers} layers, not {order.first_layer} to {order.end_layer - 1}"
+        )

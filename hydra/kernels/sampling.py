@@ -1,130 +1,164 @@
-"""Logits to tokens: masks, then Gumbel-max with noise from a counter, so that a replay draws the same token.
+"""From logits to tokens: a pure function of each row's logits, parameters, ids so far and position.
 
-token = argmax over ids of logit / T + g(seed, choice, position, id). The noise of an id depends on nothing else: not
-on the batch, the order of ids, or earlier draws. Source of the trick: Gumbel (1954); Maddison et al., arXiv 1411.0030.
-The generator is the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over a keyed counter.
+`sample` only enqueues on the logits' device; `settle` reads its answer on the host and is the one that complains of
+logits that are not numbers. Rows never influence each other. Masks are in the order SamplingParams promises.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
+import attrs
 import numpy as np
 import torch
 from torch import Tensor
 
-from hydra.protocol.batch import Int32Column, Logprobs, OpenRow
+from hydra.kernels.noise import gumbel, stream_key
+from hydra.kernels.tensors import put
+from hydra.protocol.batch import Logprobs, Outcome, int32
 from hydra.protocol.sampling import SamplingParams
 
-_MASK = (1 << 64) - 1
+_NUCLEUS = 1024  # on the CPU, a top_p nucleus is first looked for among so many tokens before all are sorted
 
 
-def sample(logits: Tensor, rows: Sequence[OpenRow]) -> tuple[Int32Column, Logprobs | None]:
-    """logits [R, V] float32, one row per OpenRow whose position is that of the token to draw.
+@attrs.frozen(kw_only=True)
+class Pick:
+    """What the choice of one row's next token depends on, beside its logits."""
 
-    Raises FloatingPointError when a row is not finite: something upstream is broken, and no token is honest.
-    """
-    if not bool(torch.isfinite(logits).all()):
-        raise FloatingPointError("the logits are not finite")
-    params = [row.params or SamplingParams() for row in rows]
-    logprobs = _logprobs_wanted(logits, params)
-    chosen = logits.argmax(dim=-1)
-    for index, (row, wanted) in enumerate(zip(rows, params, strict=True)):
-        if not _is_plain_greedy(wanted, row):
-            chosen[index] = _draw(logits[index].clone(), row, wanted)
-    tokens = chosen.to("cpu", torch.int32).numpy()
-    return tokens, None if logprobs is None else _told(logprobs, tokens, params)
+    params: SamplingParams
+    position: int  # of the token to be chosen
+    prompt_tokens: int
+    history: Sequence[int] = ()  # ids before it, where the parameters need them
 
 
-def _is_plain_greedy(params: SamplingParams, row: OpenRow) -> bool:
-    banned = params.min_tokens > row.position - row.prompt_tokens and params.stop_ids
-    return params.temperature == 0.0 and not params.logit_bias and not params.needs_history and not banned
+@attrs.frozen(eq=False)
+class Drawn:
+    """Chosen tokens, still on the device. `sums[i]` is finite exactly if row i's logits were."""
+
+    token: Tensor
+    sums: Tensor
+    chosen: Tensor | None = None
+    top_ids: Tensor | None = None
+    top: Tensor | None = None
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> "Drawn":
+        """The same, with every tensor moved."""
+        asked = (None if tensor is None else move(tensor) for tensor in (self.chosen, self.top_ids, self.top))
+        return Drawn(move(self.token), move(self.sums), *asked)
 
 
-def _draw(logits: Tensor, row: OpenRow, params: SamplingParams) -> int:
-    _apply_bias_and_penalties(logits, row, params)
-    if params.stop_ids and row.position - row.prompt_tokens < params.min_tokens:
-        logits[torch.tensor(params.stop_ids, device=logits.device)] = -torch.inf
+def sample(logits: Tensor, picks: Sequence[Pick]) -> Drawn:
+    """logits [n, vocab] in float32, one pick per row."""
+    token = logits.argmax(-1)
+    for row, pick in enumerate(picks):
+        if not _plainly_greedy(pick.params):
+            token[row] = _choose(logits[row], pick)
+    widths = [pick.params.logprobs for pick in picks]
+    if all(width is None for width in widths):
+        return Drawn(token, logits.sum(-1))
+    return Drawn(token, logits.sum(-1), *_logprobs(logits, token, widths))
+
+
+def settle(drawn: Drawn) -> Outcome:
+    """The answer of a host-side Drawn. Raises FloatingPointError when a row's logits were not all finite."""
+    broken = torch.isfinite(drawn.sums).logical_not_().nonzero().flatten().tolist()
+    if broken:
+        raise FloatingPointError(
+            f"logits of sampled rows {broken} hold NaN or infinity: the weights or dtype are at fault"
+        )
+    token = int32(drawn.token.numpy())
+    if drawn.chosen is None or drawn.top_ids is None or drawn.top is None:
+        return Outcome(token=token)
+    logprobs = Logprobs(chosen=drawn.chosen.numpy(), top_ids=int32(drawn.top_ids.numpy()), top=drawn.top.numpy())
+    return Outcome(token=token, logprobs=logprobs)
+
+
+def _plainly_greedy(params: SamplingParams) -> bool:
+    bans = params.min_tokens > 0 and params.stop_ids
+    return params.temperature == 0.0 and not (params.logit_bias or params.needs_history or bans)
+
+
+def _choose(raw: Tensor, pick: Pick) -> Tensor:
+    """One row's token id. Every row is computed alone, so its bits cannot depend on the batch."""
+    params = pick.params
+    scores = raw.clone()
+    _bias(scores, params)
+    if params.needs_history:
+        scores = _penalised(scores, pick)
+    if params.stop_ids and pick.position - pick.prompt_tokens < params.min_tokens:
+        scores.index_fill_(0, _within(scores, params.stop_ids), float("-inf"))
     if params.temperature == 0.0:
-        return int(logits.argmax())
-    logits = logits / params.temperature
-    _keep_top(logits, params)
-    noise = gumbel(params.seed, params.choice, row.position, logits.shape[-1])
-    return int((logits.double() + torch.from_numpy(noise).to(logits.device)).argmax())
+        return scores.argmax()
+    values, ids = _narrowed(scores.div_(params.temperature), params)
+    key = stream_key(params.seed, params.choice, pick.position)
+    return ids.take((values + gumbel(key, ids)).argmax())  # ids[...] would wait for the device
 
 
-def _apply_bias_and_penalties(logits: Tensor, row: OpenRow, params: SamplingParams) -> None:
-    if params.logit_bias:
-        ids = torch.tensor([token for token, _ in params.logit_bias], device=logits.device)
-        values = torch.tensor([value for _, value in params.logit_bias], device=logits.device)
-        inside = ids < logits.shape[-1]
-        logits.index_add_(0, ids[inside], values[inside].to(logits.dtype))
-    if not params.needs_history:
-        return
-    history = torch.tensor(row.history, dtype=torch.int64, device=logits.device)
+def _within(scores: Tensor, ids: Sequence[int]) -> Tensor:
+    """Ids beyond the vocabulary can be neither favoured nor drawn."""
+    return put(np.array([i for i in ids if 0 <= i < scores.shape[0]], dtype=np.int64), scores.device)
+
+
+def _bias(scores: Tensor, params: SamplingParams) -> None:
+    known = [(token, bias) for token, bias in params.logit_bias if 0 <= token < scores.shape[0]]
+    if known:
+        biases = put(np.array([bias for _, bias in known], dtype=np.float32), scores.device)
+        scores.index_add_(0, _within(scores, [token for token, _ in known]), biases)
+
+
+def _penalised(scores: Tensor, pick: Pick) -> Tensor:
+    """Repetition looks at prompt and answer, presence and frequency at the answer alone."""
+    params, history = pick.params, list(pick.history[: pick.position])
+    if len(history) != pick.position:
+        raise ValueError(f"penalties need {pick.position} ids of history, the row has {len(history)}")
     if params.repetition_penalty != 1.0:
-        seen = torch.unique(history)
-        values = logits[seen]
-        penalty = params.repetition_penalty
-        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    generated = history[row.prompt_tokens :]
-    counts = torch.bincount(generated, minlength=logits.shape[-1]).to(logits.dtype)
-    logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+        seen = _within(scores, history)
+        here = scores[seen]
+        scores[seen] = torch.where(here > 0, here / params.repetition_penalty, here * params.repetition_penalty)
+    answer = _within(scores, history[pick.prompt_tokens :])
+    counts = torch.zeros_like(scores)
+    counts.index_add_(0, answer, torch.ones(answer.shape, device=scores.device))
+    return scores - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
 
 
-def _keep_top(logits: Tensor, params: SamplingParams) -> None:
-    """Masks in place what top_k, top_p and min_p exclude; ties with the last kept one stay."""
-    vocab = logits.shape[-1]
-    if 0 < params.top_k < vocab:
-        logits[logits < logits.topk(params.top_k).values[-1]] = -torch.inf
+def _narrowed(scores: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Tempered scores after top_k, top_p and min_p, and the token ids they stand for."""
+    values, vocab = scores, scores.shape[0]
+    ids = torch.arange(vocab, device=scores.device)
+    limited = 0 < params.top_k < vocab
+    if limited:
+        values, ids = scores.topk(params.top_k)
     if params.top_p < 1.0:
-        ordered, order = logits.sort(descending=True, stable=True)
-        probs = ordered.softmax(dim=-1)
-        excluded = probs.cumsum(dim=-1) - probs >= params.top_p
-        excluded[0] = False
-        logits[order[excluded]] = -torch.inf
+        total = values.logsumexp(-1)
+        if not limited:
+            values, ids = _likeliest(scores, total, params.top_p)
+        share = (values - total).exp_()
+        values = values.masked_fill(share.cumsum(-1) - share >= params.top_p, float("-inf"))
     if params.min_p > 0.0:
-        logits[logits < logits.max() + float(np.log(params.min_p))] = -torch.inf
+        values = values.masked_fill(values < values.max() + math.log(params.min_p), float("-inf"))
+    return values, ids
 
 
-def gumbel(seed: int, choice: int, position: int, vocab: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Standard Gumbel noise of every token id at one position, float64 [vocab]."""
-    key = _mix_scalar(_mix_scalar(_mix_scalar(seed & _MASK) ^ (choice & _MASK)) ^ (position & _MASK))
-    with np.errstate(over="ignore"):
-        bits = _mix(np.arange(vocab, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key))
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    noise: np.ndarray[tuple[int], np.dtype[np.float64]] = -np.log(-np.log(uniform))
-    return noise
+def _likeliest(scores: Tensor, total: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Scores in descending order, at least as many as make up `top_p` of the whole."""
+    if scores.device.type == "cpu" and scores.shape[0] > _NUCLEUS:
+        values, ids = scores.topk(_NUCLEUS)
+        if float((values - total).exp_().sum()) > top_p:
+            return values, ids
+    values, ids = scores.sort(descending=True)
+    return values, ids
 
 
-def _mix(z: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _mix_scalar(z: int) -> int:
-    z = (z + 0x9E3779B97F4A7C15) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
-
-
-def _logprobs_wanted(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor | None:
-    if all(wanted.logprobs is None for wanted in params):
-        return None
-    return logits.log_softmax(dim=-1).cpu()
-
-
-def _told(logprobs: Tensor, tokens: Int32Column, params: Sequence[SamplingParams]) -> Logprobs:
-    widest = max((wanted.logprobs or 0) for wanted in params)
-    n = len(params)
-    chosen = np.full(n, np.nan, dtype=np.float32)
-    top_ids = np.full((n, widest), -1, dtype=np.int32)
-    top = np.full((n, widest), np.nan, dtype=np.float32)
-    for index, wanted in enumerate(params):
-        if wanted.logprobs is None:
+def _logprobs(logits: Tensor, token: Tensor, widths: Sequence[int | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the raw logits: what the model thinks, not what the masks left of it."""
+    widest = min(max(width or 0 for width in widths), logits.shape[1])
+    chosen = torch.full((len(widths),), float("nan"), device=logits.device)
+    top_ids = torch.full((len(widths), widest), -1, dtype=torch.int64, device=logits.device)
+    top = torch.full((len(widths), widest), float("nan"), device=logits.device)
+    for row, width in enumerate(widths):
+        if width is None:
             continue
-        chosen[index] = float(logprobs[index, int(tokens[index])])
-        best = logprobs[index].topk(min(wanted.logprobs, logprobs.shape[-1]))
-        top_ids[index, : len(best.indices)] = best.indices.numpy()
-        top[index, : len(best.values)] = best.values.numpy()
-    return Logprobs(chosen=chosen, top_ids=top_ids, top=top)
+        logprobs = logits[row].log_softmax(-1)
+        chosen[row] = logprobs.take(token[row])
+        if n := min(width, widest):
+            top[row, :n], top_ids[row, :n] = logprobs.topk(n)
+    return chosen, top_ids, top

@@ -1,78 +1,166 @@
-"""Reads exactly the byte ranges of a slice into their final place, and nothing else of the file.
+"""The parts a model's weights come in, and where each published tensor lies inside them.
 
-Plain positional reads into the tensor's own memory, a few at a time; another dtype is converted piece by piece, so
-the peak stays at one tensor above the slice. Raises RefusalError (bad_model) naming file and tensor. No pickle, no
-torch.load: bytes have a described dtype and shape, and were checked against the file's header before.
+A part is one layer, the embedding, the final norm or the head: the unit that is read, held and freed. `fetch_parts`
+reads whole parts or refuses; fused matrices are filled in place, because the rows of each published tensor stay
+together. Knows the Llama names and shapes, no route and no memory limit.
 """
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
+from typing import Literal, TypeAlias
 
-import attrs
 import torch
 from torch import Tensor
 
-from hydra.protocol.model_spec import TensorRange
+from hydra.kernels.decoder import LayerWeights
+from hydra.kernels.reader import Progress, read_ranges
+from hydra.protocol.model_spec import ModelSpec, TensorRange
 from hydra.protocol.refusal import refuse
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-READ_BYTES = 8 << 20
-READERS = 4
+Part: TypeAlias = int | Literal["embedding", "norm", "head"]
+PartWeights: TypeAlias = LayerWeights | Tensor
+
+_ENDS: dict[str, Part] = {
+    "model.embed_tokens.weight": "embedding",
+    "model.norm.weight": "norm",
+    "lm_head.weight": "head",
+}
 
 
-@attrs.define(eq=False)
-class WeightReader:
-    """Reads into place. `bytes_read` counts what came from the files."""
+def slice_parts(spec: ModelSpec, first_layer: int, end_layer: int) -> frozenset[Part]:
+    """The parts of layers [first_layer, end_layer); a tied head is the embedding, held once."""
+    parts: set[Part] = set(range(first_layer, end_layer))
+    if first_layer == 0:
+        parts.add("embedding")
+    if end_layer == spec.n_layers:
+        parts |= {"norm", "embedding" if spec.tied else "head"}
+    return frozenset(parts)
 
-    directory: Path
-    progress: Callable[[int, int], None]
-    total: int
-    bytes_read: int = 0
-    _lock: Lock = attrs.field(factory=Lock, init=False)
 
-    def read_all(self, jobs: Sequence[tuple[TensorRange, Tensor]]) -> None:
-        """Each range into its target, a contiguous view of the final tensor on the same or another dtype or device."""
-        files = {job.file: self._open(job.file) for job, _ in jobs}
-        try:
-            with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as pool:
-                for done in [pool.submit(self._read, files[job.file], job, target) for job, target in jobs]:
-                    done.result()
-        finally:
-            for descriptor in files.values():
-                os.close(descriptor)
+def part_bytes(weights: PartWeights) -> int:
+    return weights.nbytes if isinstance(weights, Tensor) else weights.n_bytes
 
-    def _open(self, file: str) -> int:
-        if Path(file).name != file:
-            raise refuse("bad_model", f"{file!r} is not a plain file name")
-        try:
-            return os.open(self.directory / file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as why:
-            raise refuse("bad_model", f"{file}: cannot be read: {why.strerror}") from why
 
-    def _read(self, descriptor: int, job: TensorRange, target: Tensor) -> None:
-        if tuple(target.shape) != job.shape:
-            raise refuse("bad_model", f"{job.file}: {job.name} has shape {job.shape}, not {tuple(target.shape)}")
-        stored = TORCH_DTYPES[job.dtype]
-        in_place = target.dtype == stored and target.device.type == "cpu" and target.is_contiguous()
-        landing = target if in_place else torch.empty(job.shape, dtype=stored)
-        self._fill(descriptor, job, landing.view(-1).view(torch.uint8).numpy().data)
-        if not in_place:
-            target.copy_(landing)
-        if job.name.endswith("norm.weight") and not bool(torch.isfinite(target).all()):
-            raise refuse("bad_model", f"{job.file}: {job.name} holds values that are not finite")
+def fetch_parts(
+    spec: ModelSpec,
+    parts: Collection[Part],
+    tensors: Sequence[TensorRange],
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[dict[Part, PartWeights], int]:
+    """Reads exactly these parts' ranges; returns them and the bytes read. Refuses: bad_model, unsupported."""
+    ranges = _sorted_ranges(spec, parts, tensors)
+    made: dict[Part, PartWeights] = {}
+    wanted: list[tuple[TensorRange, Tensor]] = []
+    for part in sorted(parts, key=str):
+        weights, places = _make(spec, part, dtype, device)
+        wanted += [_checked(part, name, place, ranges) for name, place in places.items()]
+        _refuse_strangers(part, ranges, places)
+        made[part] = weights
+    read_bytes = read_ranges(folder, wanted, progress)
+    for source, place in wanted:
+        if source.name.endswith("norm.weight") and not bool(torch.isfinite(place).all()):
+            raise refuse("bad_model", f"{source.file}: {source.name} holds NaN or infinity; the file is damaged")
+    return made, read_bytes
 
-    def _fill(self, descriptor: int, job: TensorRange, place: memoryview) -> None:
-        if len(place) != job.length:
-            raise refuse("bad_model", f"{job.file}: {job.name} is {job.length} bytes long, its shape {len(place)}")
-        at = 0
-        while at < job.length:
-            got = os.preadv(descriptor, [place[at : at + READ_BYTES]], job.offset + at)
-            if got == 0:
-                raise refuse("bad_model", f"{job.file}: ends inside {job.name}")
-            at += got
-            with self._lock:
-                self.bytes_read += got
-                self.progress(self.bytes_read, self.total)
+
+def _sorted_ranges(
+    spec: ModelSpec, parts: Collection[Part], tensors: Sequence[TensorRange]
+) -> dict[Part, dict[str, TensorRange]]:
+    ranges: dict[Part, dict[str, TensorRange]] = {part: {} for part in parts}
+    for source in tensors:
+        part = _part_of(source.name)
+        if part is None:
+            raise refuse("unsupported", f"{source.file}: {source.name} belongs to no part of {spec.architecture}")
+        if part in ranges and not source.name.endswith("rotary_emb.inv_freq"):  # a constant that old files carry
+            ranges[part][source.name] = source
+    return ranges
+
+
+def _part_of(name: str) -> Part | None:
+    if name in _ENDS:
+        return _ENDS[name]
+    head, _, rest = name.removeprefix("model.layers.").partition(".")
+    return int(head) if name.startswith("model.layers.") and head.isdecimal() and rest else None
+
+
+def _checked(
+    part: Part, name: str, place: Tensor, ranges: Mapping[Part, Mapping[str, TensorRange]]
+) -> tuple[TensorRange, Tensor]:
+    source = ranges[part].get(name)
+    if source is None:
+        raise refuse("bad_model", f"the model has no tensor {name}; its config asks for it")
+    if source.shape != tuple(place.shape):
+        raise refuse(
+            "bad_model", f"{source.file}: {name} has shape {source.shape}, its config asks for {tuple(place.shape)}"
+        )
+    return source, place
+
+
+def _refuse_strangers(
+    part: Part, ranges: Mapping[Part, Mapping[str, TensorRange]], places: Mapping[str, Tensor]
+) -> None:
+    """A tensor we would not use means a model we would compute wrongly."""
+    for name in ranges[part].keys() - places.keys():
+        raise refuse("unsupported", f"{ranges[part][name].file}: {name} is no part of a Llama layer we can compute")
+
+
+def _make(
+    spec: ModelSpec, part: Part, dtype: torch.dtype, device: torch.device
+) -> tuple[PartWeights, dict[str, Tensor]]:
+    """A part's memory, not yet filled, and where in it each published tensor lies."""
+    if isinstance(part, int):
+        return _make_layer(spec, part, dtype, device)
+    name = next(name for name, end in _ENDS.items() if end == part)
+    shape = (spec.hidden,) if part == "norm" else (spec.vocab, spec.hidden)
+    whole = torch.empty(shape, dtype=dtype, device=device)
+    return whole, {name: whole}
+
+
+def _make_layer(
+    spec: ModelSpec, layer: int, dtype: torch.dtype, device: torch.device
+) -> tuple[LayerWeights, dict[str, Tensor]]:
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+    qkv_rows = (q_rows, kv_rows, kv_rows)
+    weights = LayerWeights(
+        attention_norm=empty(spec.hidden),
+        qkv=empty(sum(qkv_rows), spec.hidden),
+        qkv_bias=empty(sum(qkv_rows)) if spec.attention_bias else None,
+        out=empty(spec.hidden, q_rows),
+        out_bias=empty(spec.hidden) if spec.attention_bias else None,
+        mlp_norm=empty(spec.hidden),
+        gate_up=empty(2 * spec.intermediate, spec.hidden),
+        gate_up_bias=empty(2 * spec.intermediate) if spec.mlp_bias else None,
+        down=empty(spec.hidden, spec.intermediate),
+        down_bias=empty(spec.hidden) if spec.mlp_bias else None,
+    )
+    qkv = tuple(f"self_attn.{letter}_proj" for letter in "qkv")
+    places = {
+        "input_layernorm.weight": weights.attention_norm,
+        "post_attention_layernorm.weight": weights.mlp_norm,
+        **dict(_projections(qkv, qkv_rows, weights.qkv, weights.qkv_bias)),
+        **dict(_projections(("self_attn.o_proj",), (spec.hidden,), weights.out, weights.out_bias)),
+        **dict(
+            _projections(
+                ("mlp.gate_proj", "mlp.up_proj"), (spec.intermediate,) * 2, weights.gate_up, weights.gate_up_bias
+            )
+        ),
+        **dict(_projections(("mlp.down_proj",), (spec.hidden,), weights.down, weights.down_bias)),
+    }
+    return weights, {f"model.layers.{layer}.{name}": place for name, place in places.items()}
+
+
+def _projections(
+    names: tuple[str, ...], rows: tuple[int, ...], matrix: Tensor, bias: Tensor | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Each projection's rows within the matrix (and the bias) they share."""
+    for name, part in zip(names, torch.split(matrix, list(rows)), strict=True):
+        yield f"{name}.weight", part
+    if bias is not None:
+        for name, part in zip(names, torch.split(bias, list(rows)), strict=True):
+            yield f"{name}.bias", part

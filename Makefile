@@ -1,0 +1,44 @@
+# The whole developer interface. Every target works in an empty clone with nothing but Python, make and a C compiler:
+# it makes a private environment in .venv and installs the tested set into it.
+
+PYTHON ?= python3
+SEEDS ?= 100
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: up test test-all check sim bench clean
+
+up: .venv/run.stamp  ## start a cluster on this machine (ARGS="MODEL --workers 3 ...")
+	$(BIN)/python -m hydra up $(ARGS)
+
+test: .venv/dev.stamp  ## everything, with a seeded sample of the long sweeps (under 12 minutes on 2 cores)
+	HYDRA_SEEDS=$(SEEDS) $(BIN)/python -m pytest -q -m "not gpu and not long"
+
+test-all: .venv/dev.stamp  ## the full numbers
+	HYDRA_SEEDS=2000 $(BIN)/python -m pytest -q -m "not gpu"
+
+check: .venv/dev.stamp  ## lint, format, types
+	$(BIN)/ruff check hydra tests scenarios
+	$(BIN)/ruff format --check hydra tests scenarios
+	$(BIN)/mypy
+
+sim: .venv/dev.stamp  ## SEEDS=n runs of the simulated cluster
+	HYDRA_SEEDS=$(SEEDS) $(BIN)/python -m pytest -q tests/sim
+
+bench: .venv/dev.stamp  ## the budgets, as ratios
+	$(BIN)/python -m hydra bench $(ARGS)
+
+clean:
+	rm -rf .venv
+
+# torch first and pinned: a plain torch would bring several gigabytes of CUDA packages.
+.venv/run.stamp: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	$(BIN)/python -m pip install -q -c constraints.txt --group dev
+	touch $@

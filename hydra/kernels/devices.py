@@ -1,0 +1,53 @@
+"""What a device is called, what it can do and how much memory it has: the only place that asks the machine."""
+
+import platform
+
+import psutil
+import torch
+
+from hydra.protocol.model_spec import Dtype
+
+
+def native_dtypes(device: torch.device) -> tuple[Dtype, ...]:
+    """The dtypes a device is at home in. A CPU computes the half ones too, but only for those who insist."""
+    if device.type == "cpu":
+        return ("float32",)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return ("float32", "bfloat16", "float16")
+    return ("float32", "float16")
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes(device: torch.device) -> tuple[int, int]:
+    """(total, free now)."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return total, free + reusable
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return total, total - torch.mps.driver_allocated_memory()
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available
+
+
+def finish(device: torch.device) -> None:
+    """Waits until everything enqueued so far is done: streams do not wait for each other by themselves."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def give_back(device: torch.device) -> None:
+    """Returns freed memory to the machine, once no step can still be using it."""
+    finish(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,33 @@
+"""A prefill, a chunk of one and a decode step on scratch memory, so that a route's first real step is like the rest."""
+
+from functools import partial
+
+import torch
+
+from hydra.kernels.lanes import Lane
+from hydra.kernels.slice import Slice, forward
+from hydra.kernels.tensors import blob_of
+from hydra.protocol.batch import Batch, OpenRow, int32
+from hydra.protocol.ids import Attempt, RowId
+from hydra.protocol.sampling import GREEDY
+
+_PREFILL = 8
+
+
+def warm_up(part: Slice, lane: Lane, block_size: int) -> None:
+    """Leaves nothing behind but warm caches and compiled kernels."""
+    n_blocks = -(-(2 * _PREFILL + 1) // block_size)
+    pool = part.pool(n_blocks, block_size)
+    row = OpenRow(row=RowId(0), attempt=Attempt(0), params=GREEDY, blocks=list(range(n_blocks)))
+    for position, length in ((0, _PREFILL), (_PREFILL, _PREFILL), (2 * _PREFILL, 1)):
+        batch = Batch(
+            row=int32([0]),
+            attempt=int32([0]),
+            position=int32([position]),
+            length=int32([length]),
+            sample=int32([1]),
+            new_blocks=int32([0]),
+            tokens=int32([0] * length),
+        )
+        hidden = None if part.is_first else blob_of(torch.zeros(length, part.spec.hidden, dtype=part.dtype))
+        lane.collect(lane.launch(hidden, partial(forward, part, pool, batch, (row,))))

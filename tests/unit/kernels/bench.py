@@ -1,0 +1,235 @@
+"""The rest of the pipeline, in one thread: tiny published models, their description, and a driver of runners.
+
+Plays the store (headers to ModelSpec and TensorRanges), the Broker (batches, block tables) and the StageLine (rows
+between steps), so that kernel tests need no other room.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+import attrs
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hydra.kernels.runner import Runner
+from hydra.protocol.batch import Batch, OpenRow, Outcome, Run, int32
+from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
+from hydra.protocol.messages import LoadSlice
+from hydra.protocol.model_spec import ModelSpec, TensorRange
+from hydra.protocol.sampling import GREEDY, SamplingParams
+
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+ROUTE = RouteId(1)
+EPOCH = Epoch(1, 1)
+
+
+@attrs.frozen(eq=False)
+class Published:
+    """A model directory, what it says of itself, and the reference that wrote it."""
+
+    path: Path
+    spec: ModelSpec
+    tensors: tuple[TensorRange, ...]
+    reference: LlamaForCausalLM
+
+    def ranges(self, first: int, end: int) -> tuple[TensorRange, ...]:
+        def wanted(name: str) -> bool:
+            if name.startswith("model.layers."):
+                return first <= int(name.split(".")[2]) < end
+            last = end == self.spec.n_layers
+            if name == "model.embed_tokens.weight":
+                return first == 0 or (last and self.spec.tied)
+            return last
+
+        return tuple(tensor for tensor in self.tensors if wanted(tensor.name))
+
+
+def publish(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object) -> Published:
+    """A random Llama whose greedy choices are clear, saved in several shards."""
+    torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": 1003,
+        "hidden_size": 64,
+        "intermediate_size": 112,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.15,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    reference = LlamaForCausalLM(LlamaConfig(**(sizes | config))).eval().to(dtype)
+    with torch.no_grad():
+        for name, tensor in reference.named_parameters():
+            if name.endswith(("norm.weight", "bias")):
+                tensor.uniform_(0.5, 1.5)
+    reference.save_pretrained(path, max_shard_size="200KB")
+    tensors = tuple(tensor for file in sorted(path.glob("*.safetensors")) for tensor in _header(file))
+    return Published(path, _spec(reference, tensors), tensors, reference)
+
+
+def _header(file: Path) -> list[TensorRange]:
+    raw = file.read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    ranges = []
+    for name, entry in json.loads(raw[8 : 8 + size]).items():
+        if name != "__metadata__":
+            first, end = entry["data_offsets"]
+            dtype, shape = _STORED[entry["dtype"]], tuple(entry["shape"])
+            ranges.append(
+                TensorRange(
+                    name=name, file=file.name, offset=8 + size + first, length=end - first, dtype=dtype, shape=shape
+                )
+            )
+    return ranges
+
+
+def _spec(reference: LlamaForCausalLM, tensors: tuple[TensorRange, ...]) -> ModelSpec:
+    config = reference.config
+
+    def params(prefix: str) -> int:
+        return sum(torch.Size(t.shape).numel() for t in tensors if t.name.startswith(prefix))
+
+    return ModelSpec(
+        architecture="LlamaForCausalLM",
+        fingerprint=f"{id(reference):x}",
+        n_layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        norm_eps=config.rms_norm_eps,
+        rope_theta=config.rope_parameters["rope_theta"],
+        tied=config.tie_word_embeddings,
+        attention_bias=config.attention_bias,
+        mlp_bias=config.mlp_bias,
+        stored_dtype=tensors[0].dtype,
+        layer_params=tuple(params(f"model.layers.{i}.") for i in range(config.num_hidden_layers)),
+        embedding_params=params("model.embed_tokens."),
+        head_params=params("lm_head."),
+        norm_params=params("model.norm."),
+        bos_id=None,
+        eos_ids=(),
+    )
+
+
+def order(model: Published, first: int, end: int, **changes: object) -> LoadSlice:
+    said = LoadSlice(
+        route=ROUTE,
+        epoch=EPOCH,
+        spec=model.spec,
+        dtype="float32",
+        first_layer=first,
+        end_layer=end,
+        tensors=model.ranges(first, end),
+        sources=(str(model.path),),
+        block_size=4,
+        kv_memory_bytes=1 << 20,
+    )
+    return attrs.evolve(said, **changes)
+
+
+def quiet(bytes_done: int, bytes_total: int) -> None:
+    assert 0 < bytes_done <= bytes_total
+
+
+@attrs.define(eq=False)
+class Row:
+    """One sequence as the Broker keeps it."""
+
+    ids: list[int]
+    blocks: list[int]
+    params: SamplingParams = GREEDY
+    prompt_tokens: int = 0
+    done: int = 0  # tokens whose KV is in the pool
+
+    def __attrs_post_init__(self) -> None:
+        self.prompt_tokens = self.prompt_tokens or len(self.ids)
+
+
+class Pipeline:
+    """Runners in a line, and a step through all of them."""
+
+    def __init__(self, model: Published, cuts: tuple[int, ...] = (), *, device: str = "cpu", **changes: object) -> None:
+        bounds = (0, *cuts, model.spec.n_layers)
+        self.runners = [Runner(device, threads=1, dtypes=("float32", "bfloat16")) for _ in bounds[1:]]
+        self.block_size = 4
+        for runner, first, end in zip(self.runners, bounds, bounds[1:], strict=False):
+            runner.load(order(model, first, end, **changes), quiet)
+            runner.activate(ROUTE, 64)
+        self.steps = 0
+
+    def run(self, *parts: tuple[Row, int]) -> Outcome:
+        """Computes so many more tokens of each row, and samples the rows that are then complete."""
+        self.steps += 1
+        rows, lengths = [row for row, _ in parts], [length for _, length in parts]
+        opened = tuple(
+            OpenRow(
+                row=RowId(number),
+                attempt=Attempt(1),
+                params=row.params,
+                prompt_tokens=row.prompt_tokens,
+                position=row.done + length,
+                blocks=list(row.blocks[: -(-(row.done + length) // self.block_size)]),
+                history=list(row.ids) if row.params.needs_history else [],
+            )
+            for number, (row, length) in enumerate(parts)
+        )
+        batch = Batch(
+            row=int32(range(len(rows))),
+            attempt=int32([1] * len(rows)),
+            position=int32([row.done for row in rows]),
+            length=int32(lengths),
+            sample=int32([row.done + length == len(row.ids) for row, length in parts]),
+            new_blocks=int32([0] * len(rows)),
+            tokens=int32([token for row, length in parts for token in row.ids[row.done : row.done + length]]),
+        )
+        hidden, outcome = None, Outcome()
+        for runner in self.runners:
+            run = Run(route=ROUTE, epoch=EPOCH, step=StepId(self.steps), batch=batch, rows=opened, hidden=hidden)
+            outcome = runner.collect(runner.launch(run))
+            hidden = outcome.hidden
+        for row, length in parts:
+            row.done += length
+        assert len(outcome.token) == int(batch.sample.sum())
+        complete = [row for row in rows if row.done == len(row.ids)]
+        for row, token in zip(complete, outcome.token.tolist(), strict=True):
+            row.ids.append(token)
+        return outcome
+
+    def generate(self, row: Row, n: int, chunk: int = 1 << 20) -> list[int]:
+        """Prefills in chunks, then decodes until the row has `n` new tokens."""
+        first = len(row.ids)
+        while len(row.ids) < first + n:
+            self.run((row, min(chunk, len(row.ids) - row.done)))
+        return row.ids[first:]
+
+
+def prompt(seed: int, length: int, vocab: int = 1003) -> list[int]:
+    return torch.randint(0, vocab, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@torch.inference_mode()
+def greedy(model: Published, ids: list[int], n: int) -> list[int]:
+    """What transformers generates; asserts that no choice was a close one."""
+    given = torch.tensor([ids])
+    told = model.reference.generate(
+        given,
+        attention_mask=torch.ones_like(given),
+        max_new_tokens=n,
+        do_sample=False,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    for scores in told.scores:
+        best = scores[0].topk(2).values
+        assert best[0] - best[1] > 1e-3
+    tokens = told.sequences[0, len(ids) :].tolist()
+    assert len(tokens) == n
+    return tokens
