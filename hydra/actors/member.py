@@ -57,8 +57,11 @@ class Member:
     term: int = 0
     generation: Generation | None = None
     _heartbeat_s: float = 0.5
+    _gone: bool = attrs.field(default=False, init=False)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
+        if self._gone:
+            return []  # whoever said goodbye must not be heard again: a late beat would be asked to greet
         match event:
             case Start():
                 return self._greet(now_s)
@@ -78,7 +81,9 @@ class Member:
             case Received(message=Expelled(generation=generation)) if generation == self.generation:
                 return self._leave("expelled", now_s)
             case Leave(why=why) if self.generation is not None:
-                return [Send(REGISTRY, Goodbye(generation=self.generation, why=why))]
+                farewell = Goodbye(generation=self.generation, why=why)
+                self.generation, self._gone = None, True
+                return [Send(REGISTRY, farewell)]
             case _:
                 return []  # a beacon of our own term, or a word for a former life
 
