@@ -244,7 +244,9 @@ class Registry:
             if member is None:
                 return []  # lost already; the planner knows
             verdict = self._verdict(member, late, now_s)
-            if verdict == "culprit":
+            if verdict == "silent":
+                return self._lose(member, f"silent while it holds step {late.step}")  # its parent sees to the process
+            if verdict == "stuck":
                 parents = [m for m in self._members.values() if m.hello.role == "parent"]
                 kill = KillWorker(node_id=node, pid=member.hello.pid, why=f"step {late.step} is overdue")
                 killed: list[Effect] = [Send(Address(parent.peer, PARENT), kill) for parent in parents]
@@ -254,12 +256,14 @@ class Registry:
         why = f"step {late.step} is overdue and no stage holds it"
         return [Tell(PLANNER_NAME, StepVanished(route=late.route, epoch=late.epoch, why=why))]
 
-    def _verdict(self, member: Member, late: StepOverdue, now_s: float) -> Literal["culprit", "sent it on", "waits"]:
+    def _verdict(
+        self, member: Member, late: StepOverdue, now_s: float
+    ) -> Literal["silent", "stuck", "sent it on", "waits"]:
         if now_s - member.last_seen_s > self.beats_missed_max * self.heartbeat_s:
-            return "culprit"
+            return "silent"
         said = [p for p in member.progress if p.route == late.route and p.epoch == late.epoch]
         accepted = max((p.accepted for p in said), default=StepId(0))
         sent = max((p.sent for p in said), default=StepId(0))
         if sent >= late.step:
             return "sent it on"
-        return "culprit" if accepted >= late.step else "waits"
+        return "stuck" if accepted >= late.step else "waits"

@@ -219,7 +219,7 @@ def test_broken_input_is_told_so_with_all_four_keys(cluster: RunningCluster) -> 
 def test_a_stopped_worker_is_fenced_and_its_words_are_not_taken(untied: Served, tmp_path: Path) -> None:
     with running_cluster(tmp_path, untied.directory, workers=2) as cluster:
         pid = cluster.pid_of_node("w1")
-        resumed = threading.Timer(8.0, os.kill, (pid, signal.SIGCONT))
+        resumed = threading.Timer(7.0, os.kill, (pid, signal.SIGCONT))  # before its parent takes it for dead
 
         def stop() -> None:
             os.kill(pid, signal.SIGSTOP)
@@ -227,7 +227,11 @@ def test_a_stopped_worker_is_fenced_and_its_words_are_not_taken(untied: Served, 
 
         assert all_at_once(cluster, untied, during=stop) == untied.answers
         resumed.join()
+        cluster.wait_until(
+            "a word of the old epoch refused", 20, lambda: cluster.metric("hydra_stale_dropped_total") > 0
+        )
         wait_whole(cluster, 2)
+        assert cluster.pid_of_node("w1") == pid
         assert complete(cluster, untied.prompts[3], stream=True) == untied.answers[3]
 
 
