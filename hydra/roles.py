@@ -18,11 +18,14 @@ import trio
 
 from hydra.actors.lifeline import Lifeline
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
+from hydra.complaint import Complaint
 from hydra.protocol.ids import NodeId, PeerId
+from hydra.protocol.refusal import Refusal
 
 log = structlog.get_logger()
 
 ORPHAN_SILENCE_S = 2.0  # a coordinator that says nothing for so long is gone too
+WISH_EXIT = {"does_not_fit": 3, "no_workers": 3, "internal_error": 1}  # every other refusal of a model: 7
 LINGER_AFTER_S = 0.2  # between the last word and the closing of sockets
 
 
@@ -73,8 +76,18 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         fresh = True
     library = LocalLibrary()
 
+    refused: list[Refusal] = []
+
     async def main() -> None:
         wires = ZmqWires()
+        stopping = trio.Event()
+
+        def give_up(refusal: Refusal) -> None:
+            """A first start says at once that its model cannot be served; later lives try again and again."""
+            if fresh:
+                refused.append(refusal)
+                stopping.set()
+
         parts = CoordinatorParts(
             hub=wires.hub(spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
             lane=wires,
@@ -93,6 +106,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
                 dtype=spec.dtype,
             ),
             limits=Limits(spec.batch_tokens, spec.running_max, spec.waiting_max, spec.prefix_cache),
+            on_wish_failed=give_up,
             expected_workers=spec.expected_workers,
             patience_s=spec.patience_s if fresh else 3 * spec.beats_missed_max * spec.heartbeat_s,
             heartbeat_s=spec.heartbeat_s,
@@ -102,7 +116,6 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             wall_s=int(time.time()),
         )
         coordinator = Coordinator(parts)
-        stopping = trio.Event()
 
         def has_frontends() -> bool:
             return any(member.hello.role == "frontend" for member in coordinator.registry.members())
@@ -111,7 +124,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(coordinator.run)
                 await stopping.wait()
-                while has_frontends():
+                while has_frontends() and not refused:
                     await trio.sleep(0.1)  # their streams end first; the lifeline's alarm bounds the wait
                 nursery.cancel_scope.cancel()
 
@@ -121,6 +134,9 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             wires.close()
 
     trio.run(main)
+    if refused:
+        fix = "choose another model, or add memory or workers"
+        raise Complaint(refused[0].message, "the model cannot be served", fix, WISH_EXIT.get(refused[0].code, 7))
 
 
 def worker_main(spec: WorkerSpec, lifeline_fds: tuple[int, int]) -> None:

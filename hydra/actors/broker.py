@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from hydra.actors.engine import Drawn, Engine, Row, RowKey
-from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
+from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, ModelStalled, RouteDown, RouteUp, StepOverdue
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
@@ -108,6 +108,7 @@ class _Model:
     waiting: deque[Waiting] = attrs.field(factory=deque)
     engine: Engine | None = None
     up: RouteUp | None = None
+    stalled: Refusal | None = None  # why new work is not taken now
 
 
 @attrs.define
@@ -152,6 +153,9 @@ class Broker:
             case ModelKnown(model_id=model_id, max_model_len=length):
                 known = self._models.setdefault(model_id, _Model(model_id, length))
                 known.max_model_len = length or known.max_model_len
+                return []
+            case ModelStalled(model_id=model_id, refusal=refusal):
+                self._models[model_id].stalled = refusal
                 return []
             case ModelGone() as gone:
                 return self._model_gone(gone)
@@ -211,8 +215,11 @@ class Broker:
     def _crowded(self, opening: Open) -> Refusal | None:
         """Asked once, at the door: whoever waits already keeps its place."""
         waiting = len(self._models[opening.model_id].waiting)
-        if opening.attempt > 0 or waiting < self.limits.waiting_max:
+        stalled = self._models[opening.model_id].stalled
+        if opening.attempt > 0:
             return None
+        if stalled is not None or waiting < self.limits.waiting_max:
+            return stalled
         return Refusal(code="queue_full", message=f"{waiting} requests are waiting already", retry_after_s=1.0)
 
     def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
@@ -353,9 +360,10 @@ class Broker:
             self.stale_dropped += 1
             return []
         engine = model.engine
-        drawn = engine.take(result, now_s)
+        beyond = model.up is not None and bool((result.token >= model.up.vocab).any())
+        drawn = None if beyond else engine.take(result, now_s)
         if drawn is None:
-            why = f"result of step {result.step} out of turn"
+            why = f"result of step {result.step} out of turn, or not of its rows"
             return [Send(PLANNER, RouteBroken(route=result.route, epoch=result.epoch, why=why))]
         effects: list[Effect] = []
         for peer in dict.fromkeys(token.row.key.peer for token in drawn):

@@ -14,14 +14,24 @@ from hydra.actors.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, S
 from hydra.actors.cell import House
 from hydra.actors.desk import Desk
 from hydra.actors.machine import Effect
-from hydra.actors.planner import Begin, Describe, NotDescribed, Planner, Policy, SaveState, WasDescribed, Wish
+from hydra.actors.planner import (
+    Begin,
+    Describe,
+    NotDescribed,
+    Planner,
+    Policy,
+    SaveState,
+    WasDescribed,
+    Wish,
+    WishFailed,
+)
 from hydra.actors.ports import Library
 from hydra.actors.post import Post
 from hydra.actors.registry import Broadcast, Opened, Registry
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, Epoch, NodeId, RouteId
 from hydra.protocol.model_spec import Described
-from hydra.protocol.refusal import RefusalError
+from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wire import DataLane, Hub, StepLink, StepSource, TheyBrokeTheRules, WireFull
 
 log = structlog.get_logger()
@@ -50,6 +60,7 @@ class CoordinatorParts:
     save: Callable[[SavedState], None]  # durable when it returns
     policy: Policy
     limits: Limits
+    on_wish_failed: Callable[[Refusal], None]  # a model wished for at start; the process may give up
     expected_workers: int
     patience_s: float
     heartbeat_s: float = 0.5
@@ -127,6 +138,9 @@ class Coordinator:
                 self._close_link(route)
             case SaveState(term=term, wishes=wishes, nodes=nodes):
                 self.parts.save(SavedState(term=term, wishes=wishes, nodes=nodes))
+            case WishFailed(refusal=refusal):
+                log.error("the model cannot be served", code=refusal.code, why=refusal.message)
+                self.parts.on_wish_failed(refusal)
             case Describe(model_path=path):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._describe, path)

@@ -93,6 +93,14 @@ class ModelKnown:
 
 
 @attrs.frozen(kw_only=True)
+class ModelStalled:
+    """Planner -> Broker: no plan fits now. New opens are refused with this; replays wait. None: it goes on."""
+
+    model_id: str
+    refusal: Refusal | None
+
+
+@attrs.frozen(kw_only=True)
 class ModelGone:
     """Planner -> Broker: end whatever waits or runs for this model, for this reason."""
 

@@ -72,7 +72,7 @@ def seats_for(
     taken: dict[NodeId, int] = {}
     for route in others:
         for placed in route.stages:
-            used = placed.share.weight_bytes + placed.share.kv_memory_bytes
+            used = placed.share.weight_bytes + _pool_bytes(route, placed)
             taken[placed.share.node] = taken.get(placed.share.node, 0) + used
     seats: list[Seat] = []
     for name, node in nodes.items():
@@ -80,6 +80,13 @@ def seats_for(
         if room > 0:
             seats.append(Seat(node=name, memory_bytes=room, held=_held_layers(spec, dtype, node, held)))
     return seats
+
+
+def _pool_bytes(route: Route, placed: Placed) -> int:
+    """What the KV pool really takes, once it has been sized; until then all that it might."""
+    if not route.kv_blocks or placed.loaded is None or not placed.loaded.kv_blocks_max:
+        return placed.share.kv_memory_bytes
+    return placed.share.kv_memory_bytes * route.kv_blocks // placed.loaded.kv_blocks_max
 
 
 def _held_layers(spec: ModelSpec, dtype: Dtype, node: NodeJoined, route: Route | None) -> frozenset[int]:

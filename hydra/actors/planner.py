@@ -21,6 +21,7 @@ from hydra.actors.facts import (
     FrontendLost,
     ModelGone,
     ModelKnown,
+    ModelStalled,
     NodeJoined,
     NodeLost,
     NodeSuspect,
@@ -58,6 +59,8 @@ ASKS = ActorName("asks")
 EXTRA_CREDITS = 2  # beyond one micro-batch per stage
 EPOCH_BREAKS_MAX = 8  # epochs in a row that never served a token's worth of time; then the model has failed
 STEADY_S = 5.0
+TRY_AGAIN_S = 5.0
+RETRY_AFTER_S = 5.0
 
 
 # ---------------------------------------------------------------- effects and events of the planner
@@ -68,6 +71,13 @@ class Describe:
     """Effect: read this model directory in a thread; answer WasDescribed or NotDescribed."""
 
     model_path: str
+
+
+@attrs.frozen
+class WishFailed:
+    """Effect: a model that was wished for at start cannot be served. It is tried again; a first start may give up."""
+
+    refusal: Refusal
 
 
 @attrs.frozen
@@ -140,6 +150,8 @@ class _Model:
     created_s: int = 0
     why: str = ""
     breaks: int = 0
+    kept: bool = False  # wished for at start: it stays wanted whatever happens, until somebody unloads it
+    served: bool = False  # it has been ready in this life of the coordinator
     recovering: bool = False  # the recovery deadline runs
     up_since_s: float = 0.0
 
@@ -190,9 +202,11 @@ class Planner:
             case WasDescribed(model_path=path, described=described):
                 return self._described(path, described, now_s)
             case NotDescribed(model_path=path, refusal=refusal):
-                return self._not_described(path, refusal)
+                return self._not_described(path, refusal, now_s)
             case TimerFired(key="patience"):
                 return self._settle(now_s)
+            case TimerFired(key=("again", str(model_id))):
+                return self._try_again(model_id, now_s)
             case TimerFired(key=("recovery", str(model_id))):
                 return self._give_up(model_id)
             case _:
@@ -205,7 +219,7 @@ class Planner:
             case Ready(route=route, epoch=epoch):
                 return self._stage_ready(sender.peer, route, epoch, now_s)
             case LoadFailed(route=route, epoch=epoch, refusal=refusal):
-                return self._load_failed(sender.peer, route, epoch, refusal)
+                return self._load_failed(sender.peer, route, epoch, refusal, now_s)
             case RouteBroken(route=route, epoch=epoch, why=why):
                 return self._broken(route, epoch, why, now_s)
             case LoadProgress(route=route, epoch=epoch, bytes_done=done):
@@ -267,6 +281,8 @@ class Planner:
         effects: list[Effect] = [self._save(), SetTimer("patience", now_s + begin.patience_s)]
         for wish in begin.wishes:
             effects += self._want(wish, None)
+        for model in self._models.values():
+            model.kept = True
         return effects
 
     def _want(self, wish: Wish, asker: tuple[Address, AskId] | None) -> list[Effect]:
@@ -305,12 +321,29 @@ class Planner:
             effects += [self._save(), *self._announce(), *self._plan(model, now_s)]
         return effects
 
-    def _not_described(self, path: str, refusal: Refusal) -> list[Effect]:
+    def _not_described(self, path: str, refusal: Refusal, now_s: float) -> list[Effect]:
         wanted = [m for m in self._models.values() if m.phase == "describing" and m.wish.model_path == path]
-        return [effect for model in wanted for effect in self._fail(model, refusal)]
+        return [effect for model in wanted for effect in self._endure(model, refusal, now_s)]
+
+    def _endure(self, model: _Model, refusal: Refusal, now_s: float) -> list[Effect]:
+        """A model that is wanted whatever happens, or that has served, is tried again; any other has failed."""
+        if model.asks or not (model.kept or model.served):
+            return self._fail(model, refusal)
+        failed = [] if model.served else [WishFailed(refusal)]
+        again = SetTimer(("again", model.model_id), now_s + TRY_AGAIN_S)
+        return [*failed, *self._wait(model, refusal, now_s), again]
+
+    def _try_again(self, model_id: str, now_s: float) -> list[Effect]:
+        model = self._models.get(model_id)
+        if model is None or model.phase not in ("waiting", "describing"):
+            return []
+        if model.described is None:
+            model.phase = "describing"
+            return [Describe(model.wish.model_path)]
+        return self._plan(model, now_s)
 
     def _fail(self, model: _Model, refusal: Refusal) -> list[Effect]:
-        """The wish cannot be granted: whoever asked is told, and nothing of the model stays."""
+        """The wish cannot be granted: whoever asked is told, and nothing of the model stays (but see `_endure`)."""
         model.phase, model.why = "failed", refusal.message
         effects: list[Effect] = [Tell(BROKER_NAME, ModelGone(model_id=model.model_id, refusal=refusal, forget=True))]
         effects += self._drop(model)
@@ -324,6 +357,7 @@ class Planner:
             message = f"no model {model_id!r} is loaded"
             refusal = Refusal(code="model_not_found", message=message, param="model_id")
             return self._told(sender, ask, refusal=refusal)
+        model.kept = False
         gone = Refusal(code="model_not_found", message=f"the model {model_id!r} was unloaded")
         return [*self._fail(model, gone), *self._told(sender, ask, model_id=model_id, state="unloaded")]
 
@@ -373,7 +407,11 @@ class Planner:
                 model.breaks = 0 if now_s - model.up_since_s > STEADY_S and model.phase == "ready" else model.breaks + 1
                 if model.breaks > EPOCH_BREAKS_MAX:
                     message = f"{model.breaks} epochs in a row broke; the last one because: {why}"
-                    return self._fail(model, Refusal(code="internal_error", message=message))
+                    model.breaks = 0
+                    return [
+                        *self._down(model, death=False),
+                        *self._endure(model, Refusal(code="internal_error", message=message), now_s),
+                    ]
                 return [*self._down(model, death=False), *self._plan(model, now_s)]
         return []
 
@@ -409,7 +447,8 @@ class Planner:
         )
         self._next_route += 0 if old else 1
         model.route, model.phase, model.recovering = route, "loading", False
-        effects += [CancelTimer(("recovery", model.model_id)), self._save()]
+        going = ModelStalled(model_id=model.model_id, refusal=None)
+        effects += [Tell(BROKER_NAME, going), CancelTimer(("recovery", model.model_id)), self._save()]
         dropped = [name for name in (old.nodes() if old else ()) if name not in route.nodes() and name in self._nodes]
         drop = DropSlice(route=route.route, epoch=route.epoch)
         effects += [Send(Address(self._nodes[name].peer, STAGE), drop) for name in dropped]
@@ -476,7 +515,7 @@ class Planner:
         assert route is not None and model.described is not None
         if model.phase != "activating" or not all(stage.ready for stage in route.stages):
             return []
-        model.phase, model.up_since_s, model.why = "ready", now_s, ""
+        model.phase, model.up_since_s, model.why, model.served = "ready", now_s, "", True
         up = RouteUp(
             model_id=model.model_id,
             route=route.route,
@@ -491,11 +530,11 @@ class Planner:
         )
         return [Tell(BROKER_NAME, up), *self._announce(), *self._answer(model, state="ready")]
 
-    def _load_failed(self, peer: PeerId, route: RouteId, epoch: Epoch, refusal: Refusal) -> list[Effect]:
+    def _load_failed(self, peer: PeerId, route: RouteId, epoch: Epoch, refusal: Refusal, now_s: float) -> list[Effect]:
         found = self._placed(peer, route, epoch)
         if found is None or found[0].phase not in ("loading", "activating"):
             return []  # a loss ended this epoch already
-        return self._fail(found[0], refusal)
+        return self._endure(found[0], refusal, now_s)
 
     def _down(self, model: _Model, *, death: bool) -> list[Effect]:
         if model.route is None or model.phase != "ready":
@@ -508,7 +547,11 @@ class Planner:
         effects = self._down(model, death=False)
         if model.asks and refusal.code != "no_workers":
             return [*effects, *self._fail(model, refusal)]
+        if model.kept and not model.served and refusal.code == "does_not_fit":
+            effects.append(WishFailed(refusal))
         model.phase, model.why = "waiting", refusal.message
+        stalled = attrs.evolve(refusal, code="no_workers", retry_after_s=refusal.retry_after_s or RETRY_AFTER_S)
+        effects.append(Tell(BROKER_NAME, ModelStalled(model_id=model.model_id, refusal=stalled)))
         if not model.recovering:
             model.recovering = True
             effects.append(SetTimer(("recovery", model.model_id), now_s + self.policy.recovery_deadline_s))

@@ -239,13 +239,15 @@ class Registry:
 
     def _blame(self, late: StepOverdue, now_s: float) -> list[Effect]:
         """Finds who holds an overdue step. Stages before the culprit have sent it on, those after never saw it."""
-        for node in late.nodes:
-            member = self._members.get(node)
+        route = [self._members.get(node) for node in late.nodes]
+        for member in route:
             if member is None:
                 return []  # lost already; the planner knows
-            verdict = self._verdict(member, late, now_s)
-            if verdict == "silent":
-                return self._lose(member, f"silent while it holds step {late.step}")  # its parent sees to the process
+            if now_s - member.last_seen_s > self.beats_missed_max * self.heartbeat_s:
+                return self._lose(member, f"silent while step {late.step} is overdue")  # its parent sees to the process
+        for node, member in zip(late.nodes, route, strict=True):
+            assert member is not None
+            verdict = self._verdict(member, late)
             if verdict == "stuck":
                 parents = [m for m in self._members.values() if m.hello.role == "parent"]
                 kill = KillWorker(node_id=node, pid=member.hello.pid, why=f"step {late.step} is overdue")
@@ -256,11 +258,7 @@ class Registry:
         why = f"step {late.step} is overdue and no stage holds it"
         return [Tell(PLANNER_NAME, StepVanished(route=late.route, epoch=late.epoch, why=why))]
 
-    def _verdict(
-        self, member: Member, late: StepOverdue, now_s: float
-    ) -> Literal["silent", "stuck", "sent it on", "waits"]:
-        if now_s - member.last_seen_s > self.beats_missed_max * self.heartbeat_s:
-            return "silent"
+    def _verdict(self, member: Member, late: StepOverdue) -> Literal["stuck", "sent it on", "waits"]:
         said = [p for p in member.progress if p.route == late.route and p.epoch == late.epoch]
         accepted = max((p.accepted for p in said), default=StepId(0))
         sent = max((p.sent for p in said), default=StepId(0))

@@ -21,6 +21,7 @@ DEATHS_WITHIN_S = 300.0
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MOST_S = 30.0
 SILENCE_MAX_S = 10.0
+HOPELESS = (2, 3, 4, 7)  # exit codes of the front door that another try cannot mend
 START_GRACE_S = 60.0  # importing torch on a busy machine
 
 
@@ -214,7 +215,7 @@ class Supervisor:
         if self._stopping != "no":
             return [*effects, *self._next_to_stop()]
         effects.append(Send(REGISTRY, ChildExited(node_id=gone.name, pid=gone.pid, how=how)))
-        if gone.returncode in (2, 4) and not child.beaten:
+        if gone.returncode in HOPELESS:
             return [*effects, *self._close(gone.returncode, f"{gone.name} cannot start here")]
         if child.book.may_restart(now_s):
             child.restarts += 1

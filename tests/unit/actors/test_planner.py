@@ -8,6 +8,7 @@ from hydra.actors.facts import (
     FrontendLost,
     ModelGone,
     ModelKnown,
+    ModelStalled,
     NodeJoined,
     NodeLost,
     NodeSuspect,
@@ -27,6 +28,7 @@ from hydra.actors.planner import (
     SaveState,
     WasDescribed,
     Wish,
+    WishFailed,
 )
 from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages import (
@@ -360,17 +362,16 @@ def test_a_broken_epoch_is_followed_by_another_over_the_same_stages(trouble):
     assert hall.tell(trouble(up)) == [], "the trouble of a former epoch"
 
 
-def test_epochs_that_break_at_once_end_somewhere():
+def test_epochs_that_break_at_once_are_not_begun_for_ever():
     hall = Hall()
     up = hall.running("a", "b")
-    for turn in range(EPOCH_BREAKS_MAX + 1):
-        effects = hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap"))
-        if facts(effects, ModelGone):
-            assert turn == EPOCH_BREAKS_MAX
-            break
-        up = hall.serves(effects)
-    (gone,) = facts(effects, ModelGone)
-    assert gone.forget and gone.refusal.code == "internal_error" and hall.planner.models() == ()
+    for _ in range(EPOCH_BREAKS_MAX):
+        up = hall.serves(hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap")))
+    effects = hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap"))
+    (stalled,) = facts(effects, ModelStalled)
+    assert stalled.refusal is not None and "gap" in stalled.refusal.message, "new work is told so"
+    assert not facts(effects, ModelGone), "running answers wait for the recovery deadline"
+    assert [timer.key for timer in effects if isinstance(timer, SetTimer)] == [("recovery", "m"), ("again", "m")]
 
 
 def test_a_break_after_a_long_service_starts_the_count_again():
@@ -552,3 +553,13 @@ def test_the_dtype_is_one_that_every_device_runs(offers, wish, dtype):
     hall.tell(WasDescribed("/models/m", MODEL))
     hall.tell(joined("a", dtypes=offers[0]))
     assert {o.dtype for o in orders(hall.tell(joined("b", dtypes=offers[1]))).values()} == {dtype}
+
+
+def test_a_wish_of_the_start_is_tried_again_and_said_aloud():
+    hall = Hall()
+    refusal = Refusal(code="bad_model", message="config.json makes no sense")
+    hall.planner.handle(Begin((Wish("/models/w"),), 1, (), 6.0), 0.0)
+    effects = hall.planner.handle(NotDescribed("/models/w", refusal), 1.0)
+    assert WishFailed(refusal) in effects
+    again = [effect for effect in effects if isinstance(effect, SetTimer) and effect.key == ("again", "w")]
+    assert Describe("/models/w") in hall.planner.handle(TimerFired(again[0].key), again[0].at_s)

@@ -318,7 +318,8 @@ def test_progress_on_another_epoch_proves_nothing():
 
 def test_a_loss_explains_a_late_step():
     room = Room()
-    room.joins("a")
+    for name in ("a", "b", "c"):
+        room.joins(name)
     assert room.registry.handle(LATE, 0.1)[0].fact.why == "step 10 is overdue and no stage holds it"
     room = Room()
     room.joins("b")
