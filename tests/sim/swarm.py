@@ -1,0 +1,242 @@
+"""One seed, one story: a cluster of some shape, some readers, some faults; then calm, and everything must be right.
+
+Phase 1 is about safety: what is shown must be the oracle's, whatever breaks. Phase 2 is about life: once the world is
+whole again, everybody must be answered within a bound. The seed chooses which kinds of faults take part at all, so
+that rare combinations are not drowned by frequent ones.
+"""
+
+import random
+
+import attrs
+import trio
+
+from hydra.protocol.memory_wire import uniform
+from hydra.protocol.sampling import GREEDY, SamplingParams
+from tests.sim.determinism import run_sim
+from tests.sim.pocket import MAX_POSITIONS, POISON, VOCAB, pocket_reply
+from tests.sim.world import Chat, Shape, World, open_world
+
+FAULT_KINDS = ("kill", "kill_for_good", "coordinator", "pause", "partition", "hang", "snap")
+CALM_BOUND_S = 150.0
+QUIET_S = 1.0
+
+
+@attrs.frozen(kw_only=True)
+class Talk:
+    """A reader to come."""
+
+    at_s: float
+    prompt: tuple[int, ...]
+    max_tokens: int
+    params: SamplingParams
+    stop_ids: tuple[int, ...]
+    leave_after: int | None
+    frontend: str
+
+
+@attrs.frozen(kw_only=True)
+class Trouble:
+    """A fault to come."""
+
+    at_s: float
+    kind: str
+    target: str
+    other: str
+    for_s: float
+
+
+@attrs.frozen(kw_only=True)
+class Plot:
+    """What one seed is about."""
+
+    seed: int
+    shape: Shape
+    talks: tuple[Talk, ...]
+    troubles: tuple[Trouble, ...]
+    delay_s: tuple[float, float]
+    duplicate: float
+    poison: bool
+
+    def headline(self) -> str:
+        kinds = ", ".join(f"{t.kind} {t.target} at {t.at_s:.2f}" for t in self.troubles) or "no faults"
+        return f"seed {self.seed}: {self.shape}, {len(self.talks)} talks, delays {self.delay_s}, {kinds}"
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What a story came to."""
+
+    plot: Plot
+    story: tuple[str, ...]
+    trace: int
+    virtual_s: float
+    stale_dropped: int
+    replays: int
+
+
+def plot_of(seed: int) -> Plot:
+    rng = random.Random(f"plot {seed}")
+    workers = rng.randint(1, 4)
+    tiny = rng.random() < 0.3
+    shape = Shape(
+        workers=workers,
+        layers=rng.randint(4, 12),
+        frontends=1 if rng.random() < 0.7 else 2,
+        parent=rng.random() < 0.8,
+        kv_blocks=MAX_POSITIONS // 4 + rng.randint(0, 8) if tiny else 256,
+        batch_tokens=rng.choice((0, 0, 8, 32)),
+        prefix_cache=rng.random() < 0.8,
+        step_s=rng.choice((0.002, 0.01, 0.04)),
+    )
+    poison = rng.random() < 0.08
+    sender = rng.randbytes(1)[0]
+    shared = tuple(rng.randrange(VOCAB) for _ in range(40)) if rng.random() < 0.4 else ()
+    talks: list[Talk] = []
+    for _ in range(rng.randint(1, 8)):
+        length = rng.randint(1, 60)
+        prompt = tuple((sender + rng.randrange(VOCAB)) % VOCAB for _ in range(length))
+        if shared and rng.random() < 0.7:
+            prompt = (shared + prompt)[: max(length, rng.randint(1, 60))]
+        params = GREEDY if rng.random() < 0.6 else SamplingParams(seed=rng.getrandbits(40), choice=rng.randrange(3))
+        max_tokens = rng.randint(1, 40)
+        stop_ids = (rng.randrange(VOCAB), rng.randrange(VOCAB)) if rng.random() < 0.3 else ()
+        if rng.random() < 0.3:  # a stop that is really met
+            stop_ids = (pocket_reply(prompt, rng.randint(1, max_tokens), shape.layers, (), params)[0][-1],)
+        talks.append(
+            Talk(
+                at_s=rng.uniform(0.0, 2.5),
+                prompt=prompt,
+                max_tokens=max_tokens,
+                params=params,
+                stop_ids=stop_ids,
+                leave_after=rng.randint(0, max_tokens) if rng.random() < 0.12 else None,
+                frontend=f"f{rng.randint(1, shape.frontends)}",
+            )
+        )
+    if poison:
+        at = rng.randrange(len(talks))
+        talks[at] = attrs.evolve(talks[at], prompt=(*talks[at].prompt[:20], POISON), leave_after=None)
+    kinds = [kind for kind in FAULT_KINDS if rng.random() < 0.4]
+    troubles: list[Trouble] = []
+    for _ in range(0 if poison or not kinds else rng.randint(0, 2)):
+        names = [f"w{n}" for n in range(1, workers + 1)]
+        target = rng.choice(names)
+        troubles.append(
+            Trouble(
+                at_s=rng.uniform(0.0, 4.0),
+                kind=rng.choice(kinds),
+                target=target,
+                other=rng.choice(["coordinator", "coordinator", *[n for n in names if n != target], "f1"]),
+                for_s=rng.choice((rng.uniform(0.1, 2.0), rng.uniform(3.0, 10.0))),
+            )
+        )
+    slow = rng.random()
+    delay_s = (0.0001, 0.0005) if slow < 0.5 else (0.0005, 0.01) if slow < 0.85 else (0.001, 0.15)
+    return Plot(
+        seed=seed,
+        shape=shape,
+        talks=tuple(sorted(talks, key=lambda talk: talk.at_s)),
+        troubles=tuple(sorted(troubles, key=lambda trouble: trouble.at_s)),
+        delay_s=delay_s,
+        duplicate=0.02 if rng.random() < 0.2 else 0.0,
+        poison=poison,
+    )
+
+
+async def _strike(world: World, trouble: Trouble) -> None:
+    await trio.sleep_until(trouble.at_s)
+    name, for_s = trouble.target, trouble.for_s
+    match trouble.kind:
+        case "kill":
+            world.kill(name, back_after_s=for_s)
+        case "kill_for_good":
+            world.kill(name)
+        case "coordinator":
+            world.kill("coordinator", back_after_s=min(for_s, 3.0))
+        case "pause":
+            world.pause(name, for_s)
+        case "partition":
+            world.cut(trouble.other if trouble.other != "f1" else "coordinator", _end(trouble), for_s)
+        case "hang":
+            world.hang(name)
+        case "snap":
+            world.say(f"connections between {name} and {trouble.other} break")
+            world.network.snap(name, trouble.other)
+        case _:
+            raise AssertionError(trouble.kind)
+
+
+def _end(trouble: Trouble) -> str:
+    return "f1" if trouble.other == "f1" else trouble.target
+
+
+async def play(plot: Plot) -> Outcome:
+    """Raises AssertionError when anything is not as it must be; the story is in its notes."""
+    world: World | None = None
+    try:
+        async with open_world(plot.shape, plot.seed) as world:
+            await _play(world, plot)
+            return Outcome(
+                plot=plot,
+                story=tuple(world.story),
+                trace=world.network.trace,
+                virtual_s=trio.current_time(),
+                stale_dropped=world.stale_dropped,
+                replays=sum(
+                    node.family.sessions.replays for name, node in world.nodes.items() if name.startswith("f")
+                ),
+            )
+    except BaseException as why:
+        if world is not None:
+            why.add_note("\n".join([plot.headline(), *world.story]))
+        raise
+
+
+async def _play(world: World, plot: Plot) -> None:
+    world.network.default.delay = uniform(*plot.delay_s)
+    for link in world.network._links.values():
+        link.delay = world.network.default.delay
+    names = [f"w{n}" for n in range(1, plot.shape.workers + 1)]
+    for one in names:
+        for other in names:
+            world.network.link(one, other).duplicate = plot.duplicate
+    for trouble in plot.troubles:
+        world.nursery.start_soon(_strike, world, trouble)
+    chats: list[Chat] = []
+    for talk in plot.talks:
+        await trio.sleep_until(talk.at_s)
+        chats.append(
+            world.chat(
+                talk.prompt,
+                max_tokens=talk.max_tokens,
+                params=talk.params,
+                stop_ids=talk.stop_ids,
+                leave_after=talk.leave_after,
+                frontend=talk.frontend,
+            )
+        )
+    last_s = max((t.at_s + t.for_s for t in plot.troubles), default=0.0)
+    with trio.move_on_after(max(2.0, last_s - trio.current_time())):
+        for chat in chats:
+            await chat.finished()
+    if trio.current_time() < max((t.at_s for t in plot.troubles), default=0.0):
+        await trio.sleep_until(max(t.at_s for t in plot.troubles) + 0.1)
+    world.calm_down()
+    with trio.move_on_after(CALM_BOUND_S):
+        for chat in chats:
+            await chat.finished()
+    open_still = [chat.number for chat in chats if not chat.over]
+    assert not open_still, f"chats {open_still} got no end within {CALM_BOUND_S} s of calm"
+    await world.until_ready(30.0)
+    await trio.sleep(QUIET_S)
+    for chat in chats:
+        if POISON in chat.prompt:
+            assert chat.refusal is not None and chat.refusal.code == "replay_limit", f"poison ended as {chat.refusal}"
+            assert not chat.tokens
+        else:
+            world.check(chat)
+    world.check_quiet()
+
+
+def play_seed(seed: int) -> Outcome:
+    return run_sim(seed, play, plot_of(seed))

@@ -1,0 +1,595 @@
+"""A whole cluster in one event loop: real actors and real codecs, a pretend network, machine room and parent.
+
+    async with open_world(Shape(workers=3, layers=8), seed=7) as world:
+        chat = world.chat([1, 2, 3], max_tokens=20)
+        await chat.until(5)
+        world.kill("w2", back_after_s=2.0)
+        await chat.finished()
+        world.check(chat)
+
+A killed node is first cut off, then cancelled: whatever its clean-up still says is not heard, as after SIGKILL.
+"""
+
+import random
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Literal
+
+import attrs
+import trio
+
+from hydra.actors.broker import Limits
+from hydra.actors.cell import House
+from hydra.actors.client import GenerateRequest
+from hydra.actors.coordinator import Coordinator, CoordinatorParts, SavedState
+from hydra.actors.frontend import Frontend, FrontendParts
+from hydra.actors.machine import Received, Send
+from hydra.actors.member import Member
+from hydra.actors.member import Start as Greet
+from hydra.actors.planner import Policy, Wish
+from hydra.actors.post import Post
+from hydra.actors.worker import Worker, WorkerParts
+from hydra.protocol.batch import Run
+from hydra.protocol.ids import COORDINATOR, REGISTRY, ActorName, NodeId, PeerId
+from hydra.protocol.memory_wire import MemoryNetwork, MemoryWires
+from hydra.protocol.messages import PROTOCOL_VERSION, ChildExited, Heartbeat, Hello, KillWorker
+from hydra.protocol.model_spec import Described
+from hydra.protocol.refusal import Refusal, RefusalError
+from hydra.protocol.sampling import GREEDY, SamplingParams
+from tests.sim.pocket import MODEL_ID, MODEL_PATH, PocketCompute, PocketLibrary, pocket_reply
+from tests.sim.sim_stage import SimStage
+
+COMMANDS, NEWS, RESULTS = "mem://commands", "mem://news", "mem://results"
+EXIT_NOTICE_S = 0.01
+LOAD_S, ACTIVATE_S, DESCRIBE_S = 0.4, 0.1, 0.05
+
+
+@attrs.frozen(kw_only=True)
+class Shape:
+    """What the cluster looks like."""
+
+    workers: int = 2
+    layers: int = 6
+    frontends: int = 1
+    parent: bool = True  # somebody sees children exit and kills those that are stuck
+    block_size: int = 4
+    kv_blocks: int = 256
+    memory_bytes: int = 64_000_000_000  # of each worker; a layer takes 100 MB
+    running_max: int = 64
+    batch_tokens: int = 0
+    prefix_cache: bool = True
+    max_replays: int = 20
+    step_s: float = 0.004
+    token_s: float = 0.0003
+
+
+@attrs.define(eq=False)
+class Node:
+    """One life of one process."""
+
+    name: str
+    life: int
+    pid: int
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    alive: bool = True
+    paused: bool = False
+    hung: bool = False
+    news: trio.Event = attrs.field(factory=trio.Event)  # paused and hung changed
+    family: Any = None  # Coordinator | Frontend | Worker
+    compute: PocketCompute | None = None
+
+    async def awake(self) -> None:
+        while self.paused:
+            await self.news.wait()
+
+    def change(self) -> None:
+        self.news.set()
+        self.news = trio.Event()
+
+
+@attrs.define(eq=False)
+class Chat:
+    """One reader and what it has seen."""
+
+    number: int
+    prompt: tuple[int, ...]
+    max_tokens: int
+    params: SamplingParams
+    stop_ids: tuple[int, ...]
+    tokens: list[int] = attrs.field(factory=list)
+    finish: Literal["stop", "length"] | None = None
+    refusal: Refusal | None = None
+    left: bool = False
+    ends: int = 0
+    news: trio.Event = attrs.field(factory=trio.Event)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    @property
+    def over(self) -> bool:
+        return self.ends > 0
+
+    async def until(self, n_tokens: int) -> None:
+        while len(self.tokens) < n_tokens and not self.over:
+            await self.news.wait()
+
+    async def finished(self) -> None:
+        while not self.over:
+            await self.news.wait()
+
+    def leave(self) -> None:
+        """The reader walks away."""
+        self.scope.cancel()
+
+    def tell(self) -> None:
+        self.news.set()
+        self.news = trio.Event()
+
+
+@attrs.define(eq=False)
+class _Traced(MemoryNetwork):
+    """A network that adds every message that arrives to a running sum, so that two histories can be compared."""
+
+    trace: int = 0
+
+    def pipe(self, source, target, arrive, bound, on_break):
+        def traced(frames, pipe):
+            trace = zlib.crc32(repr((trio.current_time(), source.name, target.name)).encode(), self.trace)
+            for frame in frames:
+                trace = zlib.crc32(frame, trace)
+            self.trace = trace
+            arrive(frames, pipe)
+
+        return super().pipe(source, target, traced, bound, on_break)
+
+
+class _StoppableSpoke:
+    """A stopped process says nothing; its timers that come due meanwhile are not heard."""
+
+    def __init__(self, spoke: Any, node: Node) -> None:
+        self._spoke, self._node = spoke, node
+        self.peer = spoke.peer
+
+    def send_nowait(self, frames: Any) -> None:
+        if not self._node.paused:
+            self._spoke.send_nowait(frames)
+
+    async def receive(self) -> Any:
+        return await self._spoke.receive()
+
+
+@attrs.define(eq=False)
+class World:
+    """Operations on a simulated cluster, for tests and stories."""
+
+    shape: Shape
+    seed: int
+    nursery: trio.Nursery
+    rng: random.Random
+    network: _Traced
+    saved: SavedState
+    nodes: dict[str, Node] = attrs.field(factory=dict)
+    chats: list[Chat] = attrs.field(factory=list)
+    story: list[str] = attrs.field(factory=list)
+    faults: list[BaseException] = attrs.field(factory=list)  # processes that died of their own bug
+    stale_of_the_dead: int = 0
+    deaths: int = 0
+    on_poison_back_s: float | None = 0.5  # a parent brings back whom the poison killed; None: nobody does
+    _next_pid: int = 100
+    _parent: House | None = None
+
+    # ------------------------------------------------------------ what a story may do
+
+    def say(self, line: str) -> None:
+        self.story.append(f"{trio.current_time():9.4f}  {line}")
+
+    def kill(self, name: str, back_after_s: float | None = None) -> None:
+        """SIGKILL: cut off first, cancelled afterwards. It returns after `back_after_s`; None: never by itself."""
+        node = self.nodes[name]
+        if not node.alive:
+            return
+        self.say(f"{name} (pid {node.pid}) is killed")
+        node.alive = False
+        self.network.kill(name)
+        node.scope.cancel()
+        self._count_dead(node)
+        if name.startswith("w") and self._parent is not None:
+            self.nursery.start_soon(self._notice, node)
+        if back_after_s is not None:
+            self.nursery.start_soon(self._return, name, back_after_s)
+
+    def start(self, name: str) -> None:
+        """A new life of a node: "coordinator", "parent", "f1" ..., "w1" ..."""
+        former = self.nodes.get(name)
+        assert former is None or not former.alive
+        self._next_pid += 1
+        node = Node(name, former.life + 1 if former else 1, self._next_pid)
+        self.nodes[name] = node
+        self.say(f"{name} (pid {node.pid}) starts")
+        main = {"c": self._coordinator, "p": self._parent_life, "f": self._frontend, "w": self._worker}[name[0]]
+        self.nursery.start_soon(self._live, node, main)
+
+    def pause(self, name: str, for_s: float | None = None) -> None:
+        """SIGSTOP: nothing leaves it, nothing reaches it, nothing in it moves on."""
+        node = self.nodes[name]
+        if not node.alive or node.paused:
+            return
+        self.say(f"{name} is stopped")
+        node.paused = True
+        self.network.pause(name)
+        if for_s is not None:
+            self.nursery.start_soon(self._later, for_s, partial(self._resume, node))
+
+    def resume(self, name: str) -> None:
+        self._resume(self.nodes[name])
+
+    def hang(self, name: str) -> None:
+        """Its arithmetic never returns; everything else in it goes on."""
+        self.say(f"{name} hangs")
+        self.nodes[name].hung = True
+        self.nodes[name].change()
+
+    def cut(self, one: str, other: str, for_s: float | None = None) -> None:
+        self.say(f"the link between {one} and {other} is cut")
+        self.network.cut(one, other)
+        if for_s is not None:
+            self.nursery.start_soon(self._later, for_s, partial(self.heal, one, other))
+
+    def heal(self, one: str, other: str) -> None:
+        """Works again. The sockets noticed meanwhile, so the connections are new ones."""
+        self.say(f"the link between {one} and {other} is healed")
+        self.network.snap(one, other)
+        self.network.heal(one, other)
+
+    def isolate(self, name: str, for_s: float) -> None:
+        for other in sorted(self.nodes):
+            if other != name:
+                self.cut(name, other, for_s)
+
+    def chat(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        params: SamplingParams = GREEDY,
+        stop_ids: tuple[int, ...] = (),
+        frontend: str = "f1",
+        leave_after: int | None = None,
+    ) -> Chat:
+        chat = Chat(len(self.chats) + 1, tuple(prompt), max_tokens, params, stop_ids)
+        self.chats.append(chat)
+        self.nursery.start_soon(self._read, chat, frontend, leave_after)
+        return chat
+
+    def workers(self) -> list[str]:
+        return [name for name, node in self.nodes.items() if name.startswith("w") and node.alive]
+
+    def holder_of(self, layer: int) -> str:
+        """Who computes a layer, as planned now."""
+        for _, _, route in self.coordinator.planner.models():
+            for placed in route.stages if route else ():
+                if placed.share.first_layer <= layer < placed.share.end_layer:
+                    return placed.share.node
+        raise LookupError(f"nobody holds layer {layer}")
+
+    @property
+    def coordinator(self) -> Coordinator:
+        return self.nodes["coordinator"].family
+
+    def frontend(self, name: str = "f1") -> Frontend:
+        return self.nodes[name].family
+
+    @property
+    def stale_dropped(self) -> int:
+        """Steps and results of another epoch that were refused, by everybody so far."""
+        alive = [node for node in self.nodes.values() if node.alive]
+        return self.stale_of_the_dead + sum(_stale(node) for node in alive)
+
+    async def until_ready(self, within_s: float = 60.0) -> None:
+        await self.eventually(lambda: self.phase() == "ready", within_s, "a route is up")
+
+    def phase(self) -> str:
+        node = self.nodes["coordinator"]
+        models = node.family.planner.models() if node.alive and node.family is not None else ()
+        return models[0][1] if models else "none"
+
+    async def eventually(self, holds: Callable[[], bool], within_s: float, what: str) -> None:
+        deadline_s = trio.current_time() + within_s
+        while not holds():
+            assert trio.current_time() < deadline_s, f"not within {within_s} s: {what}"
+            await trio.sleep(0.05)
+
+    def calm_down(self) -> None:
+        """The end of all faults: every link works, everybody runs."""
+        self.say("calm")
+        for link in self.network._links.values():
+            link.cut, link.drop, link.duplicate = False, 0.0, 0.0
+        self.network.default.duplicate = 0.0
+        names = sorted(self.nodes)
+        for one in names:
+            for other in names:
+                if one < other and any(self.network.link(*pair).cut for pair in ((one, other), (other, one))):
+                    self.heal(one, other)
+        self.network.dial_all()
+        for name in names:
+            node = self.nodes[name]
+            if node.paused:
+                self._resume(node)
+            if not node.alive:
+                self.start(name)
+
+    # ------------------------------------------------------------ what must be true
+
+    def check(self, chat: Chat) -> None:
+        """The answer is the oracle's, whole, with the right ending, once."""
+        who = f"chat {chat.number}"
+        answer, finish = pocket_reply(chat.prompt, chat.max_tokens, self.shape.layers, chat.stop_ids, chat.params)
+        seen = chat.tokens
+        assert seen == answer[: len(seen)], f"{who} was told {seen}, the oracle says {answer}"
+        assert chat.ends == 1, f"{who} ended {chat.ends} times"
+        if not chat.left:
+            assert chat.refusal is None, f"{who} was refused: {chat.refusal}"
+            assert (seen, chat.finish) == (answer, finish), f"{who}: {len(seen)} of {len(answer)}, {chat.finish}"
+
+    def check_balance(self) -> None:
+        network = self.network
+        assert network.sent == network.delivered + network.dropped + network.in_flight, "messages went missing"
+
+    def check_quiet(self) -> None:
+        """Nobody asks for anything: nothing may be held for anybody."""
+        assert not self.faults, f"a process died of {self.faults[0]!r}"
+        broker = self.coordinator.broker
+        assert not broker._known and not broker._arrivals, f"the broker still knows {list(broker._known)}"
+        for model in broker._models.values():
+            assert not model.waiting
+            if model.engine is not None:
+                assert not model.engine.rows and not model.engine.flights
+                model.engine.ledger.check()
+                assert model.engine.ledger.blocks_free == model.engine.ledger.blocks_total, "a KV block is held"
+        for name, node in self.nodes.items():
+            if name.startswith("f"):
+                assert len(node.family.sessions) == 0, f"{name} still has sessions"
+                assert not node.family._slots
+            if name.startswith("w") and node.alive:
+                for fence in node.family.line.board.all():
+                    open_rows = node.family.line.open_rows(fence.route) if fence.open else 0
+                    assert open_rows == 0, f"{name} has {open_rows} rows open"
+        self.check_balance()
+
+    # ------------------------------------------------------------ lives
+
+    async def _live(self, node: Node, main: Callable[[Node], Awaitable[None]]) -> None:
+        with node.scope:
+            try:
+                await main(node)
+            except (Exception, BaseExceptionGroup) as why:
+                if isinstance(why, BaseExceptionGroup) and why.split(trio.Cancelled)[1] is None:
+                    raise
+                if node.alive:  # what a dead one dies of is nobody's business
+                    self.say(f"{node.name} died of {why!r}")
+                    self.faults.append(why)
+                    self.kill(node.name, 0.5)
+
+    def _spoke(self, node: Node) -> tuple[MemoryWires, _StoppableSpoke]:
+        wires = MemoryWires(self.network, node.name)
+        return wires, _StoppableSpoke(wires.spoke(PeerId(f"{node.name}-{node.life}"), COMMANDS, NEWS), node)
+
+    async def _coordinator(self, node: Node) -> None:
+        shape = self.shape
+        wires = MemoryWires(self.network, node.name)
+        library = PocketLibrary(shape.layers)
+
+        async def describe(path: str) -> Described:
+            await trio.sleep(DESCRIBE_S)
+            return library.describe(path)
+
+        def save(state: SavedState) -> None:
+            if node.alive:
+                self.saved = state
+
+        node.family = Coordinator(
+            CoordinatorParts(
+                hub=wires.hub(COMMANDS, NEWS),
+                lane=wires,
+                results=wires.step_source(RESULTS, 64),
+                library=library,
+                describe=describe,
+                saved=self.saved,
+                save=save,
+                policy=Policy(
+                    reserve_bytes=0,
+                    block_size=shape.block_size,
+                    running_max=shape.running_max,
+                ),
+                limits=Limits(
+                    batch_tokens=shape.batch_tokens, running_max=shape.running_max, prefix_cache=shape.prefix_cache
+                ),
+                expected_workers=shape.workers,
+                patience_s=4.5,
+                pid=node.pid,
+            )
+        )
+        await node.family.run()
+
+    async def _frontend(self, node: Node) -> None:
+        _, spoke = self._spoke(node)
+        parts = FrontendParts(
+            node_id=NodeId(node.name), spoke=spoke, host="here", pid=node.pid, max_replays=self.shape.max_replays
+        )
+        node.family = Frontend(parts)
+        await node.family.run()
+
+    async def _worker(self, node: Node) -> None:
+        shape = self.shape
+        wires, spoke = self._spoke(node)
+        source = wires.step_source(f"mem://{node.name}:0", 64)
+        compute = PocketCompute(shape.memory_bytes, shape.kv_blocks, partial(self._poisoned, node))
+
+        async def aside(do: Callable[..., Any], *args: Any) -> Any:
+            await trio.sleep(LOAD_S if do == compute.load else ACTIVATE_S)
+            await node.awake()
+            return do(*args)
+
+        async def spend(run: Run) -> None:
+            await trio.sleep(shape.step_s + shape.token_s * run.batch.n_tokens)
+            while node.paused or node.hung:
+                await node.news.wait()
+
+        worker = Worker(
+            WorkerParts(
+                node_id=NodeId(node.name),
+                spoke=spoke,
+                pipeline_addr=source.addr,
+                compute=compute,
+                aside=aside,
+                host="here",
+                pid=node.pid,
+            )
+        )
+        node.family, node.compute = worker, compute
+        stage = SimStage(source, wires, worker.line, compute, worker.hear, spend, node.awake)
+        worker.wake, worker.progress = stage.wake, stage.progress
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.run)
+            nursery.start_soon(stage.run)
+
+    async def _parent_life(self, node: Node) -> None:
+        """The supervisor, as far as the coordinator meets it: exits are told, stuck children are killed."""
+        _, spoke = self._spoke(node)
+        post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive)
+        house = House(spoke.peer, post.carry)
+
+        def greet(term: int) -> Hello:
+            return Hello(
+                node_id=NodeId(node.name),
+                role="parent",
+                version=PROTOCOL_VERSION,
+                capabilities=(),
+                auth="",
+                host="here",
+                pid=node.pid,
+                term_seen=term,
+            )
+
+        def beat(generation: Any) -> Heartbeat:
+            return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
+
+        house.add(ActorName("member"), Member(greet=greet, beat=beat, siblings=()), lambda effect: None)
+        house.add(ActorName("parent"), _Parent(), self._kill_child)
+        self._parent = house
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.keep_timers)
+            nursery.start_soon(post.pump, house)
+            house.post(ActorName("member"), Greet())
+
+    def _kill_child(self, order: Any) -> None:
+        node = self.nodes.get(order.node_id)
+        if node is not None and node.alive and node.pid == order.pid:
+            self.say(f"the parent kills {node.name}: {order.why}")
+            self.kill(node.name, back_after_s=1.0)
+
+    async def _notice(self, node: Node) -> None:
+        await trio.sleep(EXIT_NOTICE_S)
+        if self._parent is not None:
+            exited = ChildExited(node_id=NodeId(node.name), pid=node.pid, how="signal 9")
+            self._parent.post(ActorName("parent"), exited)
+
+    def _poisoned(self, node: Node) -> None:
+        if node.alive:
+            self.say(f"{node.name} computes poison")
+            self.deaths += 1
+            self.kill(node.name, self.on_poison_back_s)
+
+    async def _return(self, name: str, after_s: float) -> None:
+        await trio.sleep(after_s)
+        if not self.nodes[name].alive:
+            self.start(name)
+
+    async def _later(self, after_s: float, do: Callable[[], None]) -> None:
+        await trio.sleep(after_s)
+        do()
+
+    def _resume(self, node: Node) -> None:
+        if node.paused and node.alive:
+            self.say(f"{node.name} goes on")
+            node.paused = False
+            node.change()
+            self.network.resume(node.name)
+
+    def _count_dead(self, node: Node) -> None:
+        self.stale_of_the_dead += _stale(node)
+
+    # ------------------------------------------------------------ readers
+
+    async def _read(self, chat: Chat, frontend: str, leave_after: int | None) -> None:
+        request = GenerateRequest(
+            model_id=MODEL_ID,
+            prompt_ids=chat.prompt,
+            max_tokens=chat.max_tokens,
+            params=chat.params,
+            stop_ids=chat.stop_ids,
+        )
+        self.say(f"chat {chat.number} asks for {chat.max_tokens} after {len(chat.prompt)}")
+        with chat.scope:
+            try:
+                async with self.frontend(frontend).generate(request) as pieces:
+                    async for piece in pieces:
+                        assert chat.finish is None, "a piece after the last one"
+                        chat.tokens += piece.token_ids
+                        chat.finish = piece.finish
+                        chat.tell()
+                        if leave_after is not None and len(chat.tokens) >= leave_after:
+                            chat.leave()
+            except RefusalError as why:
+                chat.refusal = why.refusal
+        chat.left = chat.scope.cancelled_caught
+        chat.ends += 1
+        self.say(f"chat {chat.number} ends: {chat.finish or chat.refusal or 'left'} after {len(chat.tokens)} tokens")
+        chat.tell()
+
+
+class _Parent:
+    """The machine in a parent: passes on what it sees and what it is told."""
+
+    def handle(self, event: Any, now_s: float) -> list[Any]:
+        match event:
+            case ChildExited() as exited:
+                return [Send(REGISTRY, exited)]
+            case Received(message=KillWorker() as order):
+                return [order]
+            case _:
+                return []
+
+
+def _stale(node: Node) -> int:
+    if isinstance(node.family, Worker):
+        return node.family.line.stale_dropped
+    if isinstance(node.family, Coordinator):
+        return node.family.broker.stale_dropped
+    return 0
+
+
+@asynccontextmanager
+async def open_world(shape: Shape, seed: int = 0) -> AsyncIterator[World]:
+    """A cluster that has just been switched on; everything in it ends with the block."""
+    rng = random.Random(seed)
+    network = _Traced(random.Random(rng.getrandbits(64)))
+    async with trio.open_nursery() as nursery:
+        world = World(shape, seed, nursery, rng, network, SavedState(wishes=(Wish(MODEL_PATH, MODEL_ID),)))
+        nursery.start_soon(network.run)
+        world.start("coordinator")
+        if shape.parent:
+            world.start("parent")
+        for number in range(1, shape.frontends + 1):
+            world.start(f"f{number}")
+        for number in range(1, shape.workers + 1):
+            world.start(f"w{number}")
+        await trio.sleep(0.01)
+        yield world
+        for node in world.nodes.values():
+            node.alive = False
+        nursery.cancel_scope.cancel()
+
+
+__all__ = ["COORDINATOR", "Chat", "Node", "Shape", "World", "open_world"]
