@@ -101,7 +101,7 @@ class Coordinator:
             wall_s=parts.wall_s,
         )
         self.broker = Broker(limits=parts.limits)
-        self._post = Post(parts.hub.send_nowait, parts.hub.receive)
+        self._post = Post(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor)
         desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense)
         self.house = House(COORDINATOR, self._post.carry)
         self.house.add(REGISTRY.actor, self.registry, self._perform)

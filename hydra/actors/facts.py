@@ -34,6 +34,13 @@ class NodeLost:
     why: str
 
 
+@attrs.frozen
+class LaneBroken:
+    """The Post's word to whoever keeps the membership: something that this peer said never arrived."""
+
+    peer: PeerId
+
+
 @attrs.frozen(kw_only=True)
 class NodeSuspect:
     """No new work for it until it is heard again (`suspect` False)."""

@@ -186,7 +186,7 @@ class Frontend:
 
     def __attrs_post_init__(self) -> None:
         spoke = self.parts.spoke
-        self._post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive)
+        self._post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
         self.sessions = Sessions(self.parts.max_replays)
         self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(ASKS, SESSIONS))
         self.house = House(spoke.peer, self._post.carry)

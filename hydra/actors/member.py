@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import attrs
 
-from hydra.actors.facts import Joined, Left
+from hydra.actors.facts import Joined, LaneBroken, Left
 from hydra.actors.machine import Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.ids import REGISTRY, ActorName, Generation
 from hydra.protocol.messages import (
@@ -79,6 +79,8 @@ class Member:
             case Received(message=Beacon(term=term)) if self.generation is not None and term != self.term:
                 return self._leave("new term", now_s)
             case Received(message=Expelled(generation=generation)) if generation == self.generation:
+                return self._leave("expelled", now_s)
+            case LaneBroken() if self.generation is not None:
                 return self._leave("expelled", now_s)
             case Leave(why=why) if self.generation is not None:
                 farewell = Goodbye(generation=self.generation, why=why)

@@ -76,7 +76,7 @@ class Parent:
     _post: Post = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._post = Post(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive)
+        self._post = Post(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
         self.house = House(self.spoke.peer, self._post.carry)
         member = Member(greet=self._hello, beat=self._heartbeat, siblings=(PARENT,))
         self.house.add(MEMBER, member, self._perform)

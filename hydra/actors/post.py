@@ -2,6 +2,10 @@
 
 Who may be told what from outside is a table here, so that nonsense from a socket is dropped and counted at the door
 and never reaches a machine, where it would be a bug.
+
+A connection that breaks may swallow messages, and nobody would wait for what was never said. So each process numbers
+what it says to another; a number left out ends the membership (LaneBroken), and everything is said afresh in the next.
+Heartbeats and their answers are numbered too, so that the last word before a silence is missed within a beat or two.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,6 +15,7 @@ import structlog
 import trio
 
 from hydra.actors.cell import House
+from hydra.actors.facts import LaneBroken
 from hydra.protocol import codec
 from hydra.protocol.ids import ActorName, Address, PeerId
 from hydra.protocol.messages import (
@@ -23,6 +28,7 @@ from hydra.protocol.messages import (
     Fenced,
     Goodbye,
     Heartbeat,
+    HeartbeatSeen,
     Hello,
     HelloRefused,
     KillWorker,
@@ -59,29 +65,39 @@ ACCEPTS: Mapping[str, frozenset[type]] = {
     ),
     "broker": frozenset({Open, Close, ReadyAsked}),
     "desk": frozenset({StatusAsked}),
-    "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon}),
+    "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon, HeartbeatSeen}),
     "stage": frozenset({LoadSlice, Activate, DropSlice}),
     "sessions": frozenset({Tokens, OpenRefused, Reopen}),
     "asks": frozenset({ModelTold, ModelsChanged, StatusTold, ReadyTold}),
     "parent": frozenset({KillWorker, SpawnWorker}),
 }
 
+PEERS_MAX = 4096  # whose numbers are remembered; the one heard of first is forgotten first
+
 log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
 class Post:
-    """One process's post office. `dispatch(peer, frames)` puts frames on the wire and may raise WireFull, PeerGone."""
+    """One process's post office. `dispatch(peer, frames)` puts frames on the wire and may raise WireFull, PeerGone.
+
+    `watcher` is the actor that is told LaneBroken.
+    """
 
     dispatch: Callable[[PeerId, Frames], None]
     receive: Callable[[], Awaitable[list[Delivery]]]
+    watcher: ActorName
     undelivered: int = 0  # the wire would not take it: its peer is gone or far behind
     nonsense: int = 0
     last_heard_s: float = 0.0  # on the loop's clock
+    _said: dict[PeerId, int] = attrs.field(factory=dict, init=False)
+    _heard: dict[PeerId, int] = attrs.field(factory=dict, init=False)
 
     def carry(self, to: Address, sender: ActorName, message: Message) -> None:
+        number = self._said.get(to.peer, 0) + 1
+        _remember(self._said, to.peer, number)
         try:
-            self.dispatch(to.peer, codec.encode(to.actor, sender, message))
+            self.dispatch(to.peer, codec.encode(to.actor, sender, message, number))
         except (PeerGone, WireFull) as why:
             self.undelivered += 1
             log.debug("undelivered", to=to.peer, says=type(message).__name__, why=str(why))
@@ -104,4 +120,19 @@ class Post:
             self.nonsense += 1
             log.warning("mail for the wrong door", peer=delivery.peer, says=type(envelope.message).__name__)
             return
+        if envelope.number and self._missed(delivery.peer, envelope.number):
+            log.info("messages of a peer were lost", peer=delivery.peer, before=type(envelope.message).__name__)
+            house.post(self.watcher, LaneBroken(delivery.peer))
         house.receive(envelope.to, Address(delivery.peer, envelope.sender), envelope.message)
+
+    def _missed(self, peer: PeerId, number: int) -> bool:
+        """Whether something is missing before this one. A number that is lower opens another life's count."""
+        last = self._heard.get(peer, 0)
+        _remember(self._heard, peer, number)
+        return 0 < last < number - 1
+
+
+def _remember(numbers: dict[PeerId, int], peer: PeerId, number: int) -> None:
+    if peer not in numbers and len(numbers) >= PEERS_MAX:
+        del numbers[next(iter(numbers))]
+    numbers[peer] = number

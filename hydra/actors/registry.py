@@ -17,6 +17,7 @@ import attrs
 from hydra.actors.facts import (
     FrontendJoined,
     FrontendLost,
+    LaneBroken,
     NodeJoined,
     NodeLost,
     NodeSuspect,
@@ -33,6 +34,7 @@ from hydra.protocol.messages import (
     Expelled,
     Goodbye,
     Heartbeat,
+    HeartbeatSeen,
     Hello,
     HelloRefused,
     KillWorker,
@@ -106,6 +108,9 @@ class Registry:
             case Received(message=ChildExited(node_id=node, pid=pid, how=how)):
                 member = self._members.get(node)
                 return self._lose(member, f"exited: {how}") if member and member.hello.pid == pid else []
+            case LaneBroken(peer=peer):
+                member = self._member(peer)
+                return self._lose(member, "some of its messages were lost") if member else []
             case StepOverdue() as late:
                 return self._blame(late, now_s)
             case Opened() | TimerFired(key="sweep"):
@@ -195,10 +200,11 @@ class Registry:
         member.memory_free_bytes = beat.memory_free_bytes
         member.stale_dropped = beat.stale_dropped
         member.progress = beat.progress
+        seen: list[Effect] = [Send(Address(peer, MEMBER), HeartbeatSeen(generation=beat.generation))]
         if member.state == "suspect":
             member.state = "ready"
-            return self._suspicion(member, suspect=False)
-        return []
+            return [*seen, *self._suspicion(member, suspect=False)]
+        return seen
 
     def _sweep(self, now_s: float) -> list[Effect]:
         self._beacons += 1

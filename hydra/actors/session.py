@@ -159,7 +159,8 @@ class Session:
                 f"this request was being computed at {self.deaths} losses of a worker ({self._replays} replays; "
                 f"the last one because of: {why}); it is not tried again"
             )
-            return self._end([Fail(Refusal(code="replay_limit", message=message))])
+            close = Send(BROKER, Close(session=self.session, attempt=self.attempt))
+            return self._end([close, Fail(Refusal(code="replay_limit", message=message))])
         return self._open(now_s)
 
     def _end(self, effects: list[Effect]) -> list[Effect]:

@@ -15,7 +15,7 @@ from typing import Literal
 import attrs
 
 from hydra.actors.facts import Joined, Left
-from hydra.actors.machine import Effect, Event, Received, Send
+from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
 from hydra.actors.stage_line import Fence
 from hydra.protocol.ids import PLANNER, Epoch, RouteId
 from hydra.protocol.messages import (
@@ -32,6 +32,8 @@ from hydra.protocol.messages import (
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.slice_facts import SliceFacts
 
+FENCE_LEASE_S = 30.0  # for the step in hand when the fence moves; the longest prefill chunk takes far less
+
 # ---------------------------------------------------------------- effects of a stage
 
 
@@ -40,6 +42,14 @@ class Publish:
     """Put this fence on the board and wake the compute thread, which answers ThreadFenced."""
 
     fence: Fence
+
+
+@attrs.frozen
+class ThreadStuck:
+    """The compute thread does not let go of a former epoch. Nothing in this process can free what it holds."""
+
+    route: RouteId
+    why: str
 
 
 @attrs.frozen
@@ -131,17 +141,18 @@ class Stage:
     """Decides what this worker holds and when its steps may run."""
 
     _slices: dict[RouteId, _Slice] = attrs.field(factory=dict, init=False)
+    _unfenced: set[RouteId] = attrs.field(factory=set, init=False)  # a fence is closed, and the thread has not said so
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
             case Received(message=LoadSlice() as order):
-                return self._order(order)
+                return self._order(order, now_s)
             case Received(message=Activate() as plan):
                 return self._activate(plan)
             case Received(message=DropSlice(route=route, epoch=epoch)):
-                return self._drop(route, epoch)
+                return self._drop(route, epoch, now_s)
             case ThreadFenced(route=route, epoch=epoch):
-                return self._fenced(route, epoch)
+                return self._fenced(route, epoch, now_s)
             case SliceIn(route=route, epoch=epoch, facts=facts):
                 return self._loaded(route, epoch, facts)
             case SliceRefused(route=route, epoch=epoch, refusal=refusal):
@@ -153,7 +164,9 @@ class Stage:
             case ThreadTrouble(route=route, epoch=epoch, why=why):
                 return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why=why))]
             case Left():
-                return self._leave()
+                return self._leave(now_s)
+            case TimerFired(key=("fence", int(route))):
+                return [ThreadStuck(RouteId(route), f"a step has kept the compute thread for {FENCE_LEASE_S:.0f} s")]
             case Joined():
                 return []  # the coordinator orders; nothing to do until then
             case _:
@@ -168,14 +181,29 @@ class Stage:
         held = self._slices.get(route)
         return held if held is not None and held.epoch == epoch and held.phase == phase else None
 
-    def _order(self, order: LoadSlice) -> list[Effect]:
+    def _close_fence(self, route: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
+        """Nothing of an epoch before this one may pass any more; the thread says so itself, or is stuck."""
+        publish = Publish(Fence(route=route, epoch=epoch, open=False))
+        if route in self._unfenced:
+            return [publish]  # its time runs already
+        self._unfenced.add(route)
+        return [publish, SetTimer(("fence", route), now_s + FENCE_LEASE_S)]
+
+    def _order(self, order: LoadSlice, now_s: float) -> list[Effect]:
         held = self._slices.get(order.route)
         if held is not None and order.epoch <= held.epoch:
             return []  # an older order, or the same one twice
         self._slices[order.route] = _Slice(order.epoch, "fencing", order)
-        return [Publish(Fence(route=order.route, epoch=order.epoch, open=False))]
+        return self._close_fence(order.route, order.epoch, now_s)
 
-    def _fenced(self, route: RouteId, epoch: Epoch) -> list[Effect]:
+    def _fenced(self, route: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
+        held = self._slices.get(route)
+        if held is None or epoch < held.epoch:  # the thread lives, and has a later fence to see yet
+            return [SetTimer(("fence", route), now_s + FENCE_LEASE_S)] if route in self._unfenced else []
+        self._unfenced.discard(route)
+        return [CancelTimer(("fence", route)), *self._let_go(route, epoch)]
+
+    def _let_go(self, route: RouteId, epoch: Epoch) -> list[Effect]:
         idle = self._current(route, epoch, "idle")
         if idle is not None and idle.drop is not None:
             drop, idle.drop = idle.drop, None
@@ -233,21 +261,21 @@ class Stage:
         fence = Fence(route=route, epoch=epoch, open=True, last=last, next_addr=plan.next_addr, credits=plan.credits)
         return [Publish(fence), Send(PLANNER, Ready(route=route, epoch=epoch))]
 
-    def _drop(self, route: RouteId, epoch: Epoch) -> list[Effect]:
+    def _drop(self, route: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
         held = self._slices.get(route)
         if held is None or epoch < held.epoch:
             return []
         self._slices[route] = _Slice(epoch, "idle", drop=RunDrop(route, weights=True))
-        return [Publish(Fence(route=route, epoch=epoch, open=False))]
+        return self._close_fence(route, epoch, now_s)
 
-    def _leave(self) -> list[Effect]:
+    def _leave(self, now_s: float) -> list[Effect]:
         """Out of the cluster: nothing we compute counts any more. Weights stay as inventory, KV goes."""
         effects: list[Effect] = []
         for route, held in self._slices.items():
             if held.phase == "idle" and held.order is None:
                 continue
             drop = RunDrop(route, weights=False)
-            effects.append(Publish(Fence(route=route, epoch=held.epoch, open=False)))
+            effects += self._close_fence(route, held.epoch, now_s)
             if held.phase == "ready":
                 held.drop = drop
             else:

@@ -119,13 +119,15 @@ class StageLine:
         """Refusals because of another epoch: the number that shows a fence at work."""
         return self.dropped.get("old epoch", 0) + self.dropped.get("no route", 0) + self.dropped.get("not open yet", 0)
 
-    def accepted(self, route: RouteId) -> StepId:
+    def accepted(self, route: RouteId, epoch: Epoch) -> StepId:
+        """The last step of this epoch that was accepted; 0 before the first."""
         state = self._routes.get(route)
-        return StepId(state.last_step if state else 0)
+        return StepId(state.last_step if state and state.epoch == epoch else 0)
 
-    def open_rows(self, route: RouteId) -> int:
+    def open_rows(self, route: RouteId, epoch: Epoch) -> int:
+        """Rows open in this epoch."""
         state = self._routes.get(route)
-        return len(state.rows) if state else 0
+        return len(state.rows) if state and state.epoch == epoch else 0
 
     def _rows_of(self, state: _RouteState, batch: Batch) -> tuple[OpenRow, ...] | Drop:
         for closed in batch.closed.tolist():

@@ -16,7 +16,7 @@ import structlog
 
 from hydra.actors.ports import Compute, Ticket
 from hydra.actors.stage import ThreadFenced, ThreadTrouble
-from hydra.actors.stage_line import Drop, FenceBoard, StageLine
+from hydra.actors.stage_line import Drop, Fence, FenceBoard, StageLine
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Outcome, Run, Step, StepResult
 from hydra.protocol.blob import Buffer
@@ -49,7 +49,7 @@ class StageThread:
     overlapped: bool = False  # True: collect on an outlet thread of its own
     _links: dict[RouteId, _Link] = attrs.field(factory=dict, init=False)
     _acked: dict[RouteId, tuple[Epoch, bool]] = attrs.field(factory=dict, init=False)
-    _sent: dict[RouteId, StepId] = attrs.field(factory=dict, init=False)
+    _sent: dict[RouteId, tuple[Epoch, StepId]] = attrs.field(factory=dict, init=False)
     _running_since_s: float | None = attrs.field(default=None, init=False)
     _stopping: threading.Event = attrs.field(factory=threading.Event, init=False)
     _launched: queue.Queue[tuple[Run, Ticket | None] | None] = attrs.field(
@@ -95,13 +95,17 @@ class StageThread:
             StageProgress(
                 route=fence.route,
                 epoch=fence.epoch,
-                accepted=self.line.accepted(fence.route),
-                sent=self._sent.get(fence.route, StepId(0)),
+                accepted=self.line.accepted(fence.route, fence.epoch),
+                sent=self._sent_of(fence),
                 running_s=running_s,
             )
             for fence in self.board.all()
             if fence.open
         )
+
+    def _sent_of(self, fence: Fence) -> StepId:
+        epoch, step = self._sent.get(fence.route, (fence.epoch, StepId(0)))
+        return step if epoch == fence.epoch else StepId(0)
 
     def _take(self, frames: tuple[Buffer, ...]) -> None:
         try:
@@ -126,8 +130,6 @@ class StageThread:
             if accepted.breaks_the_route:
                 self.report(ThreadTrouble(step.route, step.epoch, f"step {step.step}: {accepted.reason}"))
             return
-        if accepted.step == 1:
-            self._sent[accepted.route] = StepId(0)
         ticket = self.compute.launch(accepted) if accepted.rows else None  # a step may only close rows
         if self.overlapped:
             self._launched.put((accepted, ticket))
@@ -138,7 +140,7 @@ class StageThread:
         outcome = Outcome() if ticket is None else self.compute.collect(ticket)
         fence = self.line.may_send(run)
         if fence is not None and self._send(run, encode_outcome(run, outcome, last=fence.last)):
-            self._sent[run.route] = run.step
+            self._sent[run.route] = (run.epoch, run.step)
 
     def _send(self, run: Run, frames: list[Buffer]) -> bool:
         link = self._link_for(run)

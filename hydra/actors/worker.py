@@ -26,6 +26,7 @@ from hydra.actors.stage import (
     SliceIn,
     SliceRefused,
     Stage,
+    ThreadStuck,
 )
 from hydra.actors.stage_line import FenceBoard, StageLine
 from hydra.actors.stage_thread import StageThread
@@ -43,6 +44,10 @@ PROGRESS_EVERY_BYTES = 64 << 20
 
 T = TypeVar("T")
 Aside = Callable[..., Awaitable[Any]]  # runs a blocking function off the loop: a thread, or virtual time
+
+
+class ComputeStuck(Exception):
+    """The compute thread does not come back: this process is of no use any more, and its parent starts another."""
 
 
 @attrs.frozen(kw_only=True)
@@ -80,7 +85,7 @@ class Worker:
     def __attrs_post_init__(self) -> None:
         spoke = self.parts.spoke
         self._chores, self._orders = trio.open_memory_channel(CHORES_MAX)
-        self._post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive)
+        self._post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
         self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(STAGE,))
         self.house = House(spoke.peer, self._post.carry)
         self.house.add(MEMBER, self.member, self._perform)
@@ -137,6 +142,8 @@ class Worker:
                 self.wake()
             case RunLoad() | RunActivate() | RunDrop():
                 self._chores.send_nowait(effect)
+            case ThreadStuck(route=route, why=why):
+                raise ComputeStuck(f"route {route}: {why}")
             case TurnedAway(refusal=refusal):
                 log.warning("turned away", code=refusal.code, why=refusal.message)
             case _:

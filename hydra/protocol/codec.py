@@ -1,4 +1,4 @@
-"""The command lane's wire form: one msgpack frame [to, sender, class name, fields] per message.
+"""The command lane's wire form: one msgpack frame [number, to, sender, class name, fields] per message.
 
 Strict in one direction: exact scalar types, no unknown key, closed unions, bounded sizes; whatever is wrong with bytes
 from outside becomes one TheyBrokeTheRules. The messages do not know this file, and this file knows no socket. Columns
@@ -37,11 +37,15 @@ Hook = Callable[[Any, Any], Any]
 
 @attrs.frozen
 class Envelope:
-    """A message, the actor it is for and the actor that says it; both inside the peers the connection names."""
+    """A message, the actor it is for and the actor that says it; both inside the peers the connection names.
+
+    `number` counts what one process says to another, from 1; 0 is outside the count (broadcasts).
+    """
 
     to: ActorName
     sender: ActorName
     message: Message
+    number: int = 0
 
 
 # ---------------------------------------------------------------- values
@@ -238,10 +242,10 @@ def unpack(frame: Buffer) -> Any:
     )
 
 
-def encode(to: ActorName, sender: ActorName, message: Message) -> list[bytes]:
+def encode(to: ActorName, sender: ActorName, message: Message, number: int = 0) -> list[bytes]:
     """A message as frames. Raises MessageTooBig; a TypeError here is a bug of ours."""
     name, write = _WRITE[type(message)]
-    frame = pack((to, sender, name, write(message)))
+    frame = pack((number, to, sender, name, write(message)))
     if len(frame) > CONTROL_BYTES_MAX:
         raise MessageTooBig(f"a {name} of {len(frame)} bytes; the command lane carries {CONTROL_BYTES_MAX}")
     return [frame]
@@ -253,13 +257,15 @@ def decode(frames: Frames) -> Envelope:
         (frame,) = frames
         if len(frame) > CONTROL_BYTES_MAX:
             raise ValueError(f"{len(frame)} bytes are too many")
-        to, sender, name, fields = unpack(frame)
+        number, to, sender, name, fields = unpack(frame)
+        if type(number) is not int or number < 0:
+            raise TypeError("messages are counted by a number")
         for actor in (to, sender):
             if type(actor) is not str or not 0 < len(actor) <= NAME_LENGTH_MAX:
                 raise TypeError("an actor is named by a short string")
         kind, read = _READ[name]
         if type(fields) is not dict:
             raise TypeError("fields are a map")
-        return Envelope(to, sender, read(fields, kind))
+        return Envelope(to, sender, read(fields, kind), number)
     except Exception as why:
         raise TheyBrokeTheRules(f"no sentence of the command lane: {why!r:.200}") from why

@@ -130,6 +130,13 @@ class Heartbeat:
 
 
 @attrs.frozen(kw_only=True)
+class HeartbeatSeen:
+    """The coordinator's answer to a beat. It says nothing new; its number in the count does."""
+
+    generation: Generation
+
+
+@attrs.frozen(kw_only=True)
 class Beacon:
     """The coordinator's own lease, broadcast every heartbeat: an unknown term means it restarted; greet again."""
 
@@ -481,6 +488,7 @@ Message: TypeAlias = (
     | Expelled
     | Goodbye
     | Heartbeat
+    | HeartbeatSeen
     | Beacon
     | ChildExited
     | KillWorker

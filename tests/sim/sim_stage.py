@@ -13,7 +13,7 @@ import trio
 
 from hydra.actors.ports import Compute
 from hydra.actors.stage import ThreadFenced, ThreadTrouble
-from hydra.actors.stage_line import Drop, StageLine
+from hydra.actors.stage_line import Drop, Fence, StageLine
 from hydra.actors.stage_thread import SEND_DEADLINE_S, encode_outcome
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Outcome, Run, Step
@@ -39,7 +39,7 @@ class SimStage:
     _news: trio.Event = attrs.field(factory=trio.Event, init=False)
     _links: dict[RouteId, tuple[Epoch, MemoryStepLink]] = attrs.field(factory=dict, init=False)
     _acked: dict[RouteId, Epoch] = attrs.field(factory=dict, init=False)
-    _sent: dict[RouteId, StepId] = attrs.field(factory=dict, init=False)
+    _sent: dict[RouteId, tuple[Epoch, StepId]] = attrs.field(factory=dict, init=False)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -66,13 +66,17 @@ class SimStage:
             StageProgress(
                 route=fence.route,
                 epoch=fence.epoch,
-                accepted=self.line.accepted(fence.route),
-                sent=self._sent.get(fence.route, StepId(0)),
+                accepted=self.line.accepted(fence.route, fence.epoch),
+                sent=self._sent_of(fence),
                 running_s=None,
             )
             for fence in self.line.board.all()
             if fence.open
         )
+
+    def _sent_of(self, fence: Fence) -> StepId:
+        epoch, step = self._sent.get(fence.route, (fence.epoch, StepId(0)))
+        return step if epoch == fence.epoch else StepId(0)
 
     async def _take(self, frames: tuple[Buffer, ...]) -> None:
         try:
@@ -92,8 +96,6 @@ class SimStage:
             if accepted.breaks_the_route:
                 self.report(ThreadTrouble(step.route, step.epoch, f"step {step.step}: {accepted.reason}"))
             return
-        if accepted.step == 1:
-            self._sent[accepted.route] = StepId(0)
         ticket: Any = None
         if accepted.rows:
             ticket = self.compute.launch(accepted)
@@ -104,7 +106,7 @@ class SimStage:
         outcome = Outcome() if ticket is None else self.compute.collect(ticket)
         fence = self.line.may_send(run)
         if fence is not None and await self._send(run, encode_outcome(run, outcome, last=fence.last)):
-            self._sent[run.route] = run.step
+            self._sent[run.route] = (run.epoch, run.step)
 
     async def _send(self, run: Run, frames: list[Buffer]) -> bool:
         link = self._link_for(run)

@@ -182,9 +182,7 @@ async def play(plot: Plot) -> Outcome:
                 trace=world.network.trace,
                 virtual_s=trio.current_time(),
                 stale_dropped=world.stale_dropped,
-                replays=sum(
-                    node.family.sessions.replays for name, node in world.nodes.items() if name.startswith("f")
-                ),
+                replays=sum(node.family.sessions.replays for name, node in world.nodes.items() if name.startswith("f")),
             )
     except BaseException as why:
         if world is not None:

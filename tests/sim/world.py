@@ -30,7 +30,7 @@ from hydra.actors.member import Member
 from hydra.actors.member import Start as Greet
 from hydra.actors.planner import Policy, Wish
 from hydra.actors.post import Post
-from hydra.actors.worker import Worker, WorkerParts
+from hydra.actors.worker import ComputeStuck, Worker, WorkerParts
 from hydra.protocol.batch import Run
 from hydra.protocol.ids import COORDINATOR, REGISTRY, ActorName, NodeId, PeerId
 from hydra.protocol.memory_wire import MemoryNetwork, MemoryWires
@@ -103,6 +103,7 @@ class Chat:
     refusal: Refusal | None = None
     left: bool = False
     ends: int = 0
+    turned_away: int = 0  # a refusal before the first token that said when to come back
     news: trio.Event = attrs.field(factory=trio.Event)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
@@ -353,7 +354,7 @@ class World:
                 assert not node.family._slots
             if name.startswith("w") and node.alive:
                 for fence in node.family.line.board.all():
-                    open_rows = node.family.line.open_rows(fence.route) if fence.open else 0
+                    open_rows = node.family.line.open_rows(fence.route, fence.epoch) if fence.open else 0
                     assert open_rows == 0, f"{name} has {open_rows} rows open"
         self.check_balance()
 
@@ -366,7 +367,10 @@ class World:
             except (Exception, BaseExceptionGroup) as why:
                 if isinstance(why, BaseExceptionGroup) and why.split(trio.Cancelled)[1] is None:
                     raise
-                if node.alive:  # what a dead one dies of is nobody's business
+                if node.alive and _cause(why, ComputeStuck):
+                    self.say(f"{node.name} gives up: its compute thread is stuck")
+                    self.kill(node.name, back_after_s=1.0)
+                elif node.alive:  # what a dead one dies of is nobody's business
                     self.say(f"{node.name} died of {why!r}")
                     self.faults.append(why)
                     self.kill(node.name, 0.5)
@@ -388,6 +392,9 @@ class World:
             if node.alive:
                 self.saved = state
 
+        def wish_failed(why: Refusal) -> None:
+            self.faults.append(AssertionError(f"the wish failed: {why}"))
+
         node.family = Coordinator(
             CoordinatorParts(
                 hub=wires.hub(COMMANDS, NEWS),
@@ -408,6 +415,7 @@ class World:
                 expected_workers=shape.workers,
                 patience_s=4.5,
                 pid=node.pid,
+                on_wish_failed=wish_failed,
             )
         )
         await node.family.run()
@@ -457,7 +465,7 @@ class World:
     async def _parent_life(self, node: Node) -> None:
         """The supervisor, as far as the coordinator meets it: exits are told, stuck children are killed."""
         _, spoke = self._spoke(node)
-        post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive)
+        post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive, ActorName("member"))
         house = House(spoke.peer, post.carry)
 
         def greet(term: int) -> Hello:
@@ -532,21 +540,30 @@ class World:
         )
         self.say(f"chat {chat.number} asks for {chat.max_tokens} after {len(chat.prompt)}")
         with chat.scope:
-            try:
-                async with self.frontend(frontend).generate(request) as pieces:
-                    async for piece in pieces:
-                        assert chat.finish is None, "a piece after the last one"
-                        chat.tokens += piece.token_ids
-                        chat.finish = piece.finish
-                        chat.tell()
-                        if leave_after is not None and len(chat.tokens) >= leave_after:
-                            chat.leave()
-            except RefusalError as why:
-                chat.refusal = why.refusal
+            await self._ask(chat, request, frontend, leave_after)
+            while chat.refusal is not None and chat.refusal.retry_after_s is not None and not chat.tokens:
+                chat.turned_away += 1
+                await trio.sleep(chat.refusal.retry_after_s)
+                await self._ask(chat, request, frontend, leave_after)
         chat.left = chat.scope.cancelled_caught
         chat.ends += 1
         self.say(f"chat {chat.number} ends: {chat.finish or chat.refusal or 'left'} after {len(chat.tokens)} tokens")
         chat.tell()
+
+    async def _ask(self, chat: Chat, request: GenerateRequest, frontend: str, leave_after: int | None) -> None:
+        """Once. A refusal that says when to come back, before the first token, is no end."""
+        chat.refusal = None
+        try:
+            async with self.frontend(frontend).generate(request) as pieces:
+                async for piece in pieces:
+                    assert chat.finish is None, "a piece after the last one"
+                    chat.tokens += piece.token_ids
+                    chat.finish = piece.finish
+                    chat.tell()
+                    if leave_after is not None and len(chat.tokens) >= leave_after:
+                        chat.leave()
+        except RefusalError as why:
+            chat.refusal = why.refusal
 
 
 class _Parent:
@@ -560,6 +577,12 @@ class _Parent:
                 return [order]
             case _:
                 return []
+
+
+def _cause(why: BaseException, kind: type[BaseException]) -> bool:
+    if isinstance(why, BaseExceptionGroup):
+        return why.split(kind)[1] is None
+    return isinstance(why, kind)
 
 
 def _stale(node: Node) -> int:

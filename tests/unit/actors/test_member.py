@@ -2,7 +2,7 @@
 
 import pytest
 
-from hydra.actors.facts import Joined, Left
+from hydra.actors.facts import Joined, LaneBroken, Left
 from hydra.actors.machine import Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.member import GREET_AGAIN_S, Leave, Member, Start, TurnedAway
 from hydra.actors.registry import Registry
@@ -152,3 +152,11 @@ def test_however_often_it_greeted_a_slow_coordinator_both_come_to_rest(greetings
     assert outbox == [], "they still talk"
     (seat,) = registry.members()
     assert seat.generation == one.generation
+
+
+def test_whoever_missed_a_word_leaves_and_greets_again():
+    one = inside()
+    effects = one.handle(LaneBroken("(coordinator)"), 10.0)
+    assert len(left(effects)) == 2 and one.generation is None
+    assert any(isinstance(e, Send) and isinstance(e.message, Hello) for e in effects)
+    assert one.handle(LaneBroken("(coordinator)"), 10.0) == [], "once is enough"

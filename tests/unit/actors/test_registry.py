@@ -6,6 +6,7 @@ import pytest
 from hydra.actors.facts import (
     FrontendJoined,
     FrontendLost,
+    LaneBroken,
     NodeJoined,
     NodeLost,
     NodeSuspect,
@@ -14,7 +15,7 @@ from hydra.actors.facts import (
     TermRaised,
 )
 from hydra.actors.machine import Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.registry import Broadcast, Opened, Registry
+from hydra.actors.registry import MEMBER, Broadcast, Opened, Registry
 from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages import (
     PROTOCOL_VERSION,
@@ -23,6 +24,7 @@ from hydra.protocol.messages import (
     Expelled,
     Goodbye,
     Heartbeat,
+    HeartbeatSeen,
     Hello,
     HelloRefused,
     KillWorker,
@@ -153,7 +155,7 @@ def test_a_name_is_refused_while_its_owner_lives():
     room.now_s = 0.9
     (refused,) = mail(room.hears("a-2", hello("a", pid=200)), HelloRefused, "a-2")
     assert "pid 100" in refused.refusal.message and refused.refusal.retry_after_s
-    assert room.beats("a", generation) == []
+    assert mail(room.beats("a", generation), HeartbeatSeen, "a-1")
 
 
 def test_a_restarted_process_takes_its_name_back_once_the_old_one_is_silent():
@@ -227,7 +229,7 @@ def test_beats_keep_the_lease_and_the_books():
     generation = room.joins("a")
     for i in range(1, 20):
         room.sweep(i * 0.5)
-        assert room.beats("a", generation) == []
+        assert room.beats("a", generation) == [Send(Address("a-1", MEMBER), HeartbeatSeen(generation=generation))]
     assert room.states() == {"a": "ready"} and room.registry.members()[0].memory_free_bytes == 5
     assert room.registry.total_stale_dropped() == 2
     room.sweep(20.0)
@@ -324,3 +326,12 @@ def test_a_loss_explains_a_late_step():
     room = Room()
     room.joins("b")
     assert room.registry.handle(LATE, 0.1) == [], "a is lost already, and the planner knows"
+
+
+def test_whose_words_were_lost_is_put_out_and_may_greet_again():
+    room = Room()
+    generation = room.joins("a")
+    effects = room.registry.handle(LaneBroken("a-1"), 1.0)
+    assert mail(effects, Expelled, "a-1")[0].generation == generation and facts(effects, NodeLost)
+    assert room.registry.handle(LaneBroken("a-1"), 1.0) == [], "of a stranger nothing was promised"
+    assert room.joins("a") > generation

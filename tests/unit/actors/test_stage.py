@@ -3,9 +3,10 @@
 import pytest
 
 from hydra.actors.facts import Joined, Left
-from hydra.actors.machine import Received, Send
+from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, TimerFired
 from hydra.actors.ports import SliceFacts
 from hydra.actors.stage import (
+    FENCE_LEASE_S,
     Activated,
     LoadMoved,
     Publish,
@@ -16,6 +17,7 @@ from hydra.actors.stage import (
     SliceRefused,
     Stage,
     ThreadFenced,
+    ThreadStuck,
     ThreadTrouble,
 )
 from hydra.actors.stage_line import Fence
@@ -59,7 +61,8 @@ def plan(epoch=E1, route=1, index=0, of=2):
 
 
 def told(stage, event):
-    return stage.handle(event, 0.0)
+    """What it does; the fence's own clock has its own tests."""
+    return [e for e in stage.handle(event, 0.0) if not isinstance(e, SetTimer | CancelTimer)]
 
 
 def hears(stage, message):
@@ -205,3 +208,29 @@ def test_two_routes_live_side_by_side():
     told(stage, ThreadFenced(2, E2))
     assert stage.wants(1, E1) and stage.wants(2, E2)
     assert hears(stage, DropSlice(route=1, epoch=E3)) == [closed(E3)] and stage.wants(2, E2)
+
+
+def clocks(effects):
+    return [(type(e), e.key) for e in effects if isinstance(e, SetTimer | CancelTimer)]
+
+
+def test_a_thread_that_does_not_let_go_is_stuck():
+    stage = ready()
+    (_, clock) = stage.handle(Received(PLANNER, order(E2)), 10.0)
+    assert clock == SetTimer(("fence", 1), 10.0 + FENCE_LEASE_S)
+    assert clocks(stage.handle(Received(PLANNER, order(E3)), 20.0)) == [], "a later epoch gives it no more time"
+    (stuck,) = stage.handle(TimerFired(("fence", 1)), 40.0)
+    assert isinstance(stuck, ThreadStuck) and stuck.route == 1
+
+
+def test_a_thread_that_lets_go_is_not():
+    stage = ready()
+    stage.handle(Received(PLANNER, order(E2)), 10.0)
+    stage.handle(Received(PLANNER, order(E3)), 20.0)
+    assert stage.handle(ThreadFenced(1, E2), 21.0) == [SetTimer(("fence", 1), 21.0 + FENCE_LEASE_S)], "it lives"
+    assert clocks(stage.handle(ThreadFenced(1, E3), 22.0)) == [(CancelTimer, ("fence", 1))]
+
+
+@pytest.mark.parametrize("event", [Left(why="expelled"), Received(PLANNER, DropSlice(route=1, epoch=E2))])
+def test_whoever_leaves_or_drops_waits_no_longer_than_that(event):
+    assert clocks(ready().handle(event, 5.0)) == [(SetTimer, ("fence", 1))]

@@ -49,7 +49,7 @@ def test_a_row_opens_once_and_goes_on_by_deltas():
     assert isinstance(run, Run) and (run.rows[0].position, run.rows[0].blocks) == (3, [4])
     run = at.accept(step(2, (5, 3, [1], [6])))
     assert (run.rows[0].position, run.rows[0].blocks) == (4, [4, 6])
-    assert at.accepted(1) == 2 and at.open_rows(1) == 1 and at.dropped == {}
+    assert at.accepted(1, NOW) == 2 and at.open_rows(1, NOW) == 1 and at.dropped == {}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_row_opens_once_and_goes_on_by_deltas():
 )
 def test_what_may_not_run_is_dropped_and_counted(at, coming, reason):
     dropped = at.accept(coming)
-    assert dropped == Drop(reason) and at.dropped == {reason: 1} and at.accepted(1) == 0
+    assert dropped == Drop(reason) and at.dropped == {reason: 1} and at.accepted(1, NOW) == 0
     assert dropped.breaks_the_route == (reason in ("gap", "unknown row", "wrong position"))
     assert at.stale_dropped == (0 if dropped.breaks_the_route else 1)
 
@@ -89,7 +89,7 @@ def test_a_closed_row_is_forgotten_before_anything_runs():
     at = line()
     at.accept(FIRST)
     run = at.accept(step(2, (6, 0, [1], [4]), opened=[opens(6)], closed=[5]))
-    assert [row.row for row in run.rows] == [6] and at.open_rows(1) == 1
+    assert [row.row for row in run.rows] == [6] and at.open_rows(1, NOW) == 1
     assert at.accept(step(3, (5, 3, [1], []))) == Drop("unknown row")
 
 
@@ -97,7 +97,7 @@ def test_a_step_may_only_close():
     at = line()
     at.accept(FIRST)
     run = at.accept(step(2, closed=[5, 99]))
-    assert run.rows == () and at.open_rows(1) == 0 and at.accepted(1) == 2
+    assert run.rows == () and at.open_rows(1, NOW) == 0 and at.accepted(1, NOW) == 2
 
 
 def test_a_new_epoch_starts_with_step_one_and_no_rows():
@@ -106,6 +106,7 @@ def test_a_new_epoch_starts_with_step_one_and_no_rows():
     at.board.publish(Fence(route=1, epoch=LATER, open=True))
     assert at.accept(step(1, (5, 3, [1], []), epoch=LATER)) == Drop("unknown row")
     assert at.accept(attrs.evolve(FIRST, epoch=LATER)).rows[0].blocks == [4]
+    assert at.accepted(1, NOW) == 0 and at.open_rows(1, NOW) == 0, "what was, is no proof of what is"
     assert at.accept(step(2, (5, 3, [1], []))) == Drop("old epoch")
 
 
@@ -115,7 +116,10 @@ def test_routes_do_not_mix():
     at.accept(FIRST)
     assert isinstance(at.accept(attrs.evolve(FIRST, route=2, epoch=OLD)), Run)
     at.accept(step(2, closed=[5]))
-    assert (at.open_rows(1), at.open_rows(2)) == (0, 1) and (at.accepted(1), at.accepted(2)) == (2, 1)
+    assert (at.open_rows(1, NOW), at.open_rows(2, OLD)) == (0, 1) and (at.accepted(1, NOW), at.accepted(2, OLD)) == (
+        2,
+        1,
+    )
 
 
 def test_a_shared_prefix_is_where_a_row_begins():

@@ -82,12 +82,12 @@ SENTENCES = {kind: strategy(kind) for kind in KINDS if kind is not Tokens} | {To
 @settings(max_examples=20, deadline=None)
 def test_every_sentence_comes_back_whole(kind, data):
     message = data.draw(SENTENCES[kind])
-    there = codec.decode(codec.encode("broker", "sessions", message))
-    assert there == codec.Envelope("broker", "sessions", message)
+    there = codec.decode(codec.encode("broker", "sessions", message, 7))
+    assert there == codec.Envelope("broker", "sessions", message, 7)
 
 
-def sentence(name, fields, to="desk", sender="parent"):
-    return [msgpack.packb([to, sender, name, fields])]
+def sentence(name, fields, to="desk", sender="parent", number=1):
+    return [msgpack.packb([number, to, sender, name, fields])]
 
 
 GOOD_CLOSE = {"session": 1, "attempt": 2}
@@ -96,7 +96,10 @@ REFUSED = {
     "two frames": sentence("Close", GOOD_CLOSE) * 2,
     "empty": [b""],
     "trailing bytes": [sentence("Close", GOOD_CLOSE)[0] + b"\0"],
-    "not four": [msgpack.packb([1, 2, 3])],
+    "not five": [msgpack.packb([1, "desk", "parent", "Close"])],
+    "a negative number": sentence("Close", GOOD_CLOSE, number=-1),
+    "text for the count": sentence("Close", GOOD_CLOSE, number="1"),
+    "bool for the count": sentence("Close", GOOD_CLOSE, number=True),
     "unknown class": sentence("Shutdown", {}),
     "unhashable class": sentence([], {}),
     "a class outside the union": sentence("Refusal", {"code": "timeout", "message": ""}),
@@ -113,8 +116,8 @@ REFUSED = {
     "actor as a number": sentence("Close", GOOD_CLOSE, to=7),
     "actor without a name": sentence("Close", GOOD_CLOSE, sender=""),
     "literal outside the list": sentence("Reopen", {"session": 1, "attempt": 1, "why": "mood", "death": False}),
-    "an extension": [msgpack.packb(["desk", "parent", "SayHello", {"term": msgpack.ExtType(5, b"xx")}])],
-    "a timestamp": [msgpack.packb(["desk", "parent", "SayHello", {"term": msgpack.Timestamp(0)}])],
+    "an extension": sentence("SayHello", {"term": msgpack.ExtType(5, b"xx")}),
+    "a timestamp": sentence("SayHello", {"term": msgpack.Timestamp(0)}),
     "deep nesting": [b"\x91" * 100_000],
     "a long array": [b"\xdd\xff\xff\xff\xff"],
     "negative epoch": sentence("Ready", {"route": 1, "epoch": {"term": -1, "number": 0}}),
@@ -129,7 +132,7 @@ def test_near_misses_are_misses(frames):
 
 
 def fields_of(message):
-    return msgpack.unpackb(codec.encode("desk", "parent", message)[0])[3]
+    return msgpack.unpackb(codec.encode("desk", "parent", message)[0])[4]
 
 
 OPEN = Open(
