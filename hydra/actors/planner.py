@@ -278,12 +278,12 @@ class Planner:
 
     def _begin(self, begin: Begin, now_s: float) -> list[Effect]:
         self._expected, self._awaited, self._patient = begin.expected, begin.nodes, True
-        effects: list[Effect] = [self._save(), SetTimer("patience", now_s + begin.patience_s)]
+        effects: list[Effect] = [SetTimer("patience", now_s + begin.patience_s)]
         for wish in begin.wishes:
             effects += self._want(wish, None)
         for model in self._models.values():
             model.kept = True
-        return effects
+        return [self._save(), *effects]
 
     def _want(self, wish: Wish, asker: tuple[Address, AskId] | None) -> list[Effect]:
         model_id = wish.model_id or wish.model_path.rstrip("/").rsplit("/", 1)[-1]
@@ -303,7 +303,7 @@ class Planner:
         told = [] if ask.wait else self._told(sender, ask.ask, model_id=model_id, state="loading")
         effects = self._want(wish, (sender, ask.ask) if ask.wait else None)
         self._models[model_id].total_layers = ask.total_layers
-        return [*told, *effects]
+        return [self._save(), *told, *effects]
 
     def _described(self, path: str, described: Described, now_s: float) -> list[Effect]:
         effects: list[Effect] = []

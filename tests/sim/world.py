@@ -98,6 +98,7 @@ class Chat:
     max_tokens: int
     params: SamplingParams
     stop_ids: tuple[int, ...]
+    frontend: str
     tokens: list[int] = attrs.field(factory=list)
     finish: Literal["stop", "length"] | None = None
     refusal: Refusal | None = None
@@ -130,9 +131,14 @@ class Chat:
 
 @attrs.define(eq=False)
 class _Traced(MemoryNetwork):
-    """A network that adds every message that arrives to a running sum, so that two histories can be compared."""
+    """A network that adds every message that arrives to a running sum, so that two histories can be compared.
+
+    `strikes` says what happens right after the n-th arrival.
+    """
 
     trace: int = 0
+    arrivals: int = 0
+    strikes: dict[int, Callable[[], None]] = attrs.field(factory=dict)
 
     def pipe(self, source, target, arrive, bound, on_break):
         def traced(frames, pipe):
@@ -141,6 +147,9 @@ class _Traced(MemoryNetwork):
                 trace = zlib.crc32(frame, trace)
             self.trace = trace
             arrive(frames, pipe)
+            self.arrivals += 1
+            if self.arrivals in self.strikes:
+                self.strikes.pop(self.arrivals)()
 
         return super().pipe(source, target, traced, bound, on_break)
 
@@ -195,7 +204,10 @@ class World:
         self.network.kill(name)
         node.scope.cancel()
         self._count_dead(node)
-        if name.startswith("w") and self._parent is not None:
+        for chat in self.chats:
+            if chat.frontend == name and not chat.over:
+                chat.leave()  # whoever holds the connection holds the answer
+        if name[0] in "wf" and self._parent is not None:
             self.nursery.start_soon(self._notice, node)
         if back_after_s is not None:
             self.nursery.start_soon(self._return, name, back_after_s)
@@ -243,6 +255,19 @@ class World:
         self.network.snap(one, other)
         self.network.heal(one, other)
 
+    def deafen(self, one: str, other: str, for_s: float) -> None:
+        """A partition in one direction: what `one` says does not reach `other`."""
+        self.say(f"nothing that {one} says reaches {other}")
+        self.network.cut(one, other, both=False)
+        self.nursery.start_soon(self._later, for_s, partial(self.heal, one, other))
+
+    async def rebalance(self, frontend: str = "f1") -> None:
+        self.say("somebody asks for a rebalance")
+        try:
+            await self.frontend(frontend).rebalance()
+        except RefusalError as why:
+            self.say(f"the rebalance was refused: {why.refusal.message}")
+
     def isolate(self, name: str, for_s: float) -> None:
         for other in sorted(self.nodes):
             if other != name:
@@ -258,9 +283,9 @@ class World:
         frontend: str = "f1",
         leave_after: int | None = None,
     ) -> Chat:
-        chat = Chat(len(self.chats) + 1, tuple(prompt), max_tokens, params, stop_ids)
+        chat = Chat(len(self.chats) + 1, tuple(prompt), max_tokens, params, stop_ids, frontend)
         self.chats.append(chat)
-        self.nursery.start_soon(self._read, chat, frontend, leave_after)
+        self.nursery.start_soon(self._read, chat, leave_after)
         return chat
 
     def workers(self) -> list[str]:
@@ -322,20 +347,31 @@ class World:
 
     # ------------------------------------------------------------ what must be true
 
-    def check(self, chat: Chat) -> None:
-        """The answer is the oracle's, whole, with the right ending, once."""
+    def check(self, chat: Chat, spare: bool = False) -> None:
+        """The answer is the oracle's, whole, with the right ending, once; `spare`: its end may be an error."""
         who = f"chat {chat.number}"
         answer, finish = pocket_reply(chat.prompt, chat.max_tokens, self.shape.layers, chat.stop_ids, chat.params)
         seen = chat.tokens
         assert seen == answer[: len(seen)], f"{who} was told {seen}, the oracle says {answer}"
         assert chat.ends == 1, f"{who} ended {chat.ends} times"
-        if not chat.left:
+        if not chat.left and not spare:
             assert chat.refusal is None, f"{who} was refused: {chat.refusal}"
             assert (seen, chat.finish) == (answer, finish), f"{who}: {len(seen)} of {len(answer)}, {chat.finish}"
 
     def check_balance(self) -> None:
         network = self.network
         assert network.sent == network.delivered + network.dropped + network.in_flight, "messages went missing"
+
+    async def settle(self, within_s: float = 10.0) -> None:
+        """Nobody asks for anything: soon nothing is held for anybody. A frontend's death takes a lease to be seen."""
+        deadline_s = trio.current_time() + within_s
+        while True:
+            await trio.sleep(0.5)
+            try:
+                return self.check_quiet()
+            except AssertionError:
+                if trio.current_time() > deadline_s:
+                    raise
 
     def check_quiet(self) -> None:
         """Nobody asks for anything: nothing may be held for anybody."""
@@ -345,7 +381,7 @@ class World:
         for model in broker._models.values():
             assert not model.waiting
             if model.engine is not None:
-                assert not model.engine.rows and not model.engine.flights
+                assert not model.engine.rows and not model.engine.flights, "a row outlived its session"
                 model.engine.ledger.check()
                 assert model.engine.ledger.blocks_free == model.engine.ledger.blocks_total, "a KV block is held"
         for name, node in self.nodes.items():
@@ -530,7 +566,7 @@ class World:
 
     # ------------------------------------------------------------ readers
 
-    async def _read(self, chat: Chat, frontend: str, leave_after: int | None) -> None:
+    async def _read(self, chat: Chat, leave_after: int | None) -> None:
         request = GenerateRequest(
             model_id=MODEL_ID,
             prompt_ids=chat.prompt,
@@ -540,21 +576,23 @@ class World:
         )
         self.say(f"chat {chat.number} asks for {chat.max_tokens} after {len(chat.prompt)}")
         with chat.scope:
-            await self._ask(chat, request, frontend, leave_after)
+            await self._ask(chat, request, leave_after)
             while chat.refusal is not None and chat.refusal.retry_after_s is not None and not chat.tokens:
                 chat.turned_away += 1
                 await trio.sleep(chat.refusal.retry_after_s)
-                await self._ask(chat, request, frontend, leave_after)
+                await self._ask(chat, request, leave_after)
         chat.left = chat.scope.cancelled_caught
         chat.ends += 1
         self.say(f"chat {chat.number} ends: {chat.finish or chat.refusal or 'left'} after {len(chat.tokens)} tokens")
         chat.tell()
 
-    async def _ask(self, chat: Chat, request: GenerateRequest, frontend: str, leave_after: int | None) -> None:
+    async def _ask(self, chat: Chat, request: GenerateRequest, leave_after: int | None) -> None:
         """Once. A refusal that says when to come back, before the first token, is no end."""
         chat.refusal = None
+        while not self.nodes[chat.frontend].alive or self.nodes[chat.frontend].family is None:
+            await trio.sleep(0.1)  # connection refused
         try:
-            async with self.frontend(frontend).generate(request) as pieces:
+            async with self.frontend(chat.frontend).generate(request) as pieces:
                 async for piece in pieces:
                     assert chat.finish is None, "a piece after the last one"
                     chat.tokens += piece.token_ids
