@@ -96,6 +96,8 @@ class SimStage:
             if accepted.breaks_the_route:
                 self.report(ThreadTrouble(step.route, step.epoch, f"step {step.step}: {accepted.reason}"))
             return
+        fence = self.line.board.read(step.route)
+        assert fence is not None and fence.open and fence.epoch == step.epoch, "a step of another epoch was accepted"
         ticket: Any = None
         if accepted.rows:
             ticket = self.compute.launch(accepted)

@@ -320,6 +320,10 @@ class World:
         models = node.family.planner.models() if node.alive and node.family is not None else ()
         return models[0][1] if models else "none"
 
+    def epoch(self) -> Any:
+        """Of the one model's route, or None."""
+        return next((route.epoch for _, _, route in self.coordinator.planner.models() if route), None)
+
     async def eventually(self, holds: Callable[[], bool], within_s: float, what: str) -> None:
         deadline_s = trio.current_time() + within_s
         while not holds():
@@ -362,8 +366,8 @@ class World:
         network = self.network
         assert network.sent == network.delivered + network.dropped + network.in_flight, "messages went missing"
 
-    async def settle(self, within_s: float = 10.0) -> None:
-        """Nobody asks for anything: soon nothing is held for anybody. A frontend's death takes a lease to be seen."""
+    async def settle(self, within_s: float = 75.0) -> None:
+        """Nobody asks: nothing may be held for anybody, once the leases of the dead and the stuck ran out."""
         deadline_s = trio.current_time() + within_s
         while True:
             await trio.sleep(0.5)

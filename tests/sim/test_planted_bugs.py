@@ -1,0 +1,161 @@
+"""The checkers, checked: each bug that is planted here must be found by the first seeds, or the simulator is blind."""
+
+import attrs
+import pytest
+
+from hydra.actors.broker import Broker
+from hydra.actors.engine import Engine
+from hydra.actors.kv_ledger import KvLedger
+from hydra.actors.machine import Send
+from hydra.actors.session import Emit, Session
+from hydra.actors.sessions import Sessions
+from hydra.actors.stage_line import StageLine
+from hydra.protocol.messages import Close, Open
+from tests.sim.swarm import play_seed
+
+SEEDS_MAX = 150
+
+
+def skip_the_epoch_check(monkeypatch):
+    monkeypatch.setattr(StageLine, "admits", lambda line, route, epoch: None if line.board.read(route) else "no route")
+
+
+def forget_the_kv_free(monkeypatch):
+    def close(ledger, row):
+        ledger._tables.pop(row, None)
+
+    monkeypatch.setattr(KvLedger, "close", close)
+
+
+def replay_from_the_wrong_position(monkeypatch):
+    honest = Session._replay
+
+    def replay(session, now_s, **said):
+        del session.emitted[-1:]
+        return honest(session, now_s, **said)
+
+    monkeypatch.setattr(Session, "_replay", replay)
+
+
+def commit_a_token_twice(monkeypatch):
+    honest = Session._drawn
+
+    def drawn(session, event, now_s):
+        effects = honest(session, event, now_s)
+        return effects + [e for e in effects if isinstance(e, Emit) and e.finish is None]
+
+    monkeypatch.setattr(Session, "_drawn", drawn)
+
+
+def commit_an_echo(monkeypatch):
+    """A repeated Tokens message is taken for new."""
+    honest = Session._drawn
+
+    def drawn(session, event, now_s):
+        return honest(session, attrs.evolve(event, attempt=session.attempt, position=session.position), now_s)
+
+    monkeypatch.setattr(Session, "_drawn", drawn)
+
+
+def forget_a_token_in_the_replay(monkeypatch):
+    """The history is one token short of what was shown, and the count agrees with it."""
+    honest = Sessions._tokens
+
+    def tokens(sessions, told, now_s):
+        effects = honest(sessions, told, now_s)
+        for session in sessions._sessions.values():
+            if session.attempt and len(session.emitted) > 5:
+                session.emitted[3] = session.emitted[2]
+        return effects
+
+    monkeypatch.setattr(Sessions, "_tokens", tokens)
+
+
+def ignore_who_leaves(monkeypatch):
+    honest = Broker.handle
+
+    def handle(broker, event, now_s):
+        message = getattr(event, "message", None)
+        return [] if isinstance(message, Close) else honest(broker, event, now_s)
+
+    monkeypatch.setattr(Broker, "handle", handle)
+
+
+def share_a_block_with_a_stranger(monkeypatch):
+    """The prefix cache looks at a block's last token only."""
+    honest = KvLedger._prefix_names
+
+    def names(ledger, prompt, n_blocks):
+        return honest(ledger, [0] * len(prompt), n_blocks)
+
+    monkeypatch.setattr(KvLedger, "_prefix_names", names)
+
+
+def keep_the_pool_of_the_old_epoch(monkeypatch):
+    """The Broker believes that what an old epoch cached is still there."""
+    honest = Engine.__init__
+    ledgers = {}
+
+    def make(engine, **values):
+        ledger = values["ledger"]
+        kept = ledgers.setdefault(ledger.blocks_total, ledger)
+        ledger._by_prefix, ledger._prefix_of = kept._by_prefix, kept._prefix_of
+        for block in ledger._prefix_of:
+            if block in ledger._free:
+                ledger._free.remove(block)
+                ledger._kept[block] = None
+        honest(engine, **values)
+
+    monkeypatch.setattr(Engine, "__init__", make)
+
+
+def never_ask_again(monkeypatch):
+    """A session whose route broke waits for words that will not come."""
+    monkeypatch.setattr(Session, "_replay", lambda session, now_s, why, death: [])
+
+
+def end_one_token_late(monkeypatch):
+    honest = Session._open
+
+    def opened(session, now_s):
+        effects = honest(session, now_s)
+        return [
+            attrs.evolve(e, message=attrs.evolve(e.message, max_tokens=e.message.max_tokens + 1))
+            if isinstance(e, Send) and isinstance(e.message, Open)
+            else e
+            for e in effects
+        ]
+
+    monkeypatch.setattr(Session, "_open", opened)
+
+
+BUGS = [
+    skip_the_epoch_check,
+    forget_the_kv_free,
+    replay_from_the_wrong_position,
+    commit_a_token_twice,
+    commit_an_echo,
+    forget_a_token_in_the_replay,
+    ignore_who_leaves,
+    share_a_block_with_a_stranger,
+    keep_the_pool_of_the_old_epoch,
+    never_ask_again,
+    end_one_token_late,
+]
+
+
+def first_failure() -> tuple[int, BaseException] | None:
+    for seed in range(1, SEEDS_MAX + 1):
+        try:
+            play_seed(seed)
+        except Exception as why:  # noqa: BLE001 - whatever it dies of, it is found
+            return seed, why
+    return None
+
+
+@pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
+def test_a_planted_bug_is_found(plant, monkeypatch):
+    plant(monkeypatch)
+    found = first_failure()
+    assert found is not None, f"{SEEDS_MAX} seeds saw nothing wrong"
+    print("found by seed", *found)

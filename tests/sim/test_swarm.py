@@ -1,0 +1,39 @@
+"""Many seeds: whatever breaks, every answer is the oracle's, and in the end nothing is held for anybody."""
+
+from collections import Counter
+
+import pytest
+
+from tests.sim.conftest import n_seeds
+from tests.sim.swarm import FAULT_KINDS, play_seed, plot_of
+
+PARTS = 20
+FOUND = (20, 32, 45, 48, 50, 58, 95, 216, 280, 312, 368, 406, 1170, 1259)  # seeds that once found a bug
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_seeds(part):
+    for seed in range(1 + part, 1 + n_seeds(), PARTS):
+        play_seed(seed)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_seeds_that_once_found_a_bug(seed):
+    play_seed(seed)
+
+
+def test_the_seeds_go_where_it_hurts():
+    """A checker that never fires proves nothing: the first seeds see every kind of fault and what it leads to."""
+    outcomes = [play_seed(seed) for seed in range(1, 61)]
+    kinds = Counter(trouble.kind for outcome in outcomes for trouble in outcome.plot.troubles)
+    assert set(FAULT_KINDS) <= set(kinds), f"never seen: {set(FAULT_KINDS) - set(kinds)}"
+    assert sum(outcome.replays for outcome in outcomes) > 20
+    assert sum(outcome.stale_dropped for outcome in outcomes) > 5
+    assert any(outcome.plot.poison for outcome in outcomes)
+    assert any("gives up" in line for outcome in outcomes for line in outcome.story)
+    shapes = [plot_of(seed).shape for seed in range(1, 61)]
+    assert {shape.workers for shape in shapes} == {1, 2, 3, 4} and {shape.prefix_cache for shape in shapes} == {
+        True,
+        False,
+    }
