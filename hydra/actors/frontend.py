@@ -39,7 +39,7 @@ from hydra.protocol.messages import (
     UnloadModel,
 )
 from hydra.protocol.model_spec import ModelCard
-from hydra.protocol.refusal import refuse
+from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.protocol.wire import Spoke
 
 log = structlog.get_logger()
@@ -93,23 +93,26 @@ class _Reading:
     slot: _Slot
     with_logprobs: bool
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        while True:
+    ended: bool = False
+    failure: Refusal | None = None  # told behind the tokens that came with it
+
+    def __aiter__(self) -> "_Reading":
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self.ended:
+            raise StopAsyncIteration
+        if self.failure is None:
             shown = await self.slot.take()
-            emits = [emit for emit in shown if isinstance(emit, Emit)]
+            self.failure = next((said.refusal for said in shown if isinstance(said, Fail)), None)
+            emits = [said for said in shown if isinstance(said, Emit)]
             if emits:
                 piece = self._piece(emits)
-                yield piece
-                if piece.finish is not None:
-                    return
-            for failure in shown:
-                if isinstance(failure, Fail):
-                    raise refuse(
-                        failure.refusal.code,
-                        failure.refusal.message,
-                        param=failure.refusal.param,
-                        retry_after_s=failure.refusal.retry_after_s,
-                    )
+                self.ended = piece.finish is not None
+                return piece
+        self.ended = True
+        assert self.failure is not None
+        raise RefusalError(self.failure)
 
     def _piece(self, emits: list[Emit]) -> Piece:
         logprobs: tuple[TokenLogprobs, ...] | None = None

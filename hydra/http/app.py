@@ -1,7 +1,6 @@
 """The routes. Each is a few lines: read, check, ask the cluster, answer. Errors are OpenAI's, with all four keys."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +13,11 @@ from werkzeug.exceptions import HTTPException
 
 from hydra.actors.client import Cluster
 from hydra.http.failures import body_of, error_body, status_of
-from hydra.http.generate import Delta, Deltas, answers_of, run_answers
-from hydra.http.openai_request import ApiRequest, parse_json, parse_request
+from hydra.http.generate import Asked, Delta, Deltas, answers_of, start_answers
+from hydra.http.openai_request import parse_json, parse_request
 from hydra.http.openai_response import PING, Writer, sse
+from hydra.http.request_scope import RequestScope, request_nursery
+from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
 from hydra.protocol.messages import ModelTold, Sample, StatusTold
 from hydra.protocol.model_spec import ModelCard
@@ -37,7 +38,7 @@ class Api:
     """What the routes share: the cluster, and the words of each model."""
 
     cluster: Cluster
-    stopping: trio.Event
+    shutdown: Shutdown
     _words: dict[str, Words] = attrs.field(factory=dict, init=False)
 
     async def model(self, name: str) -> tuple[ModelCard, Words]:
@@ -52,7 +53,7 @@ class Api:
 
     async def generate(self, kind: Literal["chat", "text"]) -> Response:
         parsed = parse_request(kind, parse_json(await request.get_data()))
-        if self.stopping.is_set():
+        if self.shutdown.begun.is_set():
             raise refuse("shutting_down", "the server is stopping", retry_after_s=5.0)
         card, words = await self.model(parsed.model)
         answers = await trio.to_thread.run_sync(answers_of, parsed, words, card)
@@ -60,48 +61,32 @@ class Api:
         headers = {"x-request-id": writer.id}
         if parsed.ignored:
             headers["x-hydra-ignored"] = ",".join(parsed.ignored)[:1000]
+        asked = Asked(cluster=self.cluster, request=parsed, answers=answers, words=words, card=card)
+        deltas = start_answers(request_nursery(), asked, self.shutdown.last_call)
         if not parsed.stream:
-            deltas: list[Delta] = []
-            async with run_answers(self.cluster, parsed, answers, words, card) as running:
-                while some := await running.next():
-                    deltas += some
-            return json_response(writer.whole(deltas), headers=headers)
-        return await self._stream(parsed, answers, words, card, writer, headers)
-
-    async def _stream(
-        self, parsed: ApiRequest, answers: Any, words: Words, card: ModelCard, writer: Writer, headers: dict[str, str]
-    ) -> Response:
-        """The status waits for the first token, so that a refusal can still be one."""
-        stack = AsyncExitStack()
-        running = await stack.enter_async_context(run_answers(self.cluster, parsed, answers, words, card))
-        try:
-            first = await running.next()
-        except BaseException:
-            await stack.aclose()
-            raise
-        response = Response(self._events(stack, running, first, writer), headers={**STREAM_HEADERS, **headers})
+            return json_response(writer.whole(await deltas.all()), headers=headers)
+        first = await deltas.next()  # the status waits for it, so that a refusal can still be one
+        response = Response(_events(deltas, first, writer), headers={**STREAM_HEADERS, **headers})
         response.timeout = None  # the framework would cut every stream after a minute
         return response
 
-    async def _events(
-        self, stack: AsyncExitStack, running: Deltas, first: list[Delta], writer: Writer
-    ) -> AsyncIterator[bytes]:
-        async with stack:
-            deltas = first
-            try:
-                while deltas:
-                    yield writer.chunks(deltas)
-                    deltas = []
-                    while not deltas:
-                        with trio.move_on_after(PING_AFTER_S) as silence:
-                            deltas = await running.next()
-                        if not silence.cancelled_caught:
-                            break
-                        yield PING
-            except RefusalError as why:
-                yield sse(body_of(why.refusal))
-                return
-            yield writer.last_chunks()
+
+async def _events(deltas: Deltas, first: list[Delta], writer: Writer) -> AsyncIterator[bytes]:
+    some = first
+    try:
+        while some:
+            yield writer.chunks(some)
+            some = []
+            while not some:
+                with trio.move_on_after(PING_AFTER_S) as silence:
+                    some = await deltas.next()
+                if not silence.cancelled_caught:
+                    break
+                yield PING
+    except RefusalError as why:
+        yield sse(body_of(why.refusal))
+        return
+    yield writer.last_chunks()
 
 
 def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -110,11 +95,12 @@ def json_response(content: dict[str, Any], status: int = 200, headers: dict[str,
     return Response(orjson.dumps(content), status=status, headers=headers, content_type="application/json")
 
 
-def make_app(cluster: Cluster, *, max_body_bytes: int, stopping: trio.Event) -> QuartTrio:
-    """The ASGI app over a cluster. `stopping` refuses new generations and lets running ones end."""
+def make_app(cluster: Cluster, *, max_body_bytes: int, shutdown: Shutdown) -> QuartTrio:
+    """The ASGI app over a cluster."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
-    api = Api(cluster, stopping)
+    app.asgi_app = RequestScope(app.asgi_app)  # type: ignore[method-assign]
+    api = Api(cluster, shutdown)
     _add_openai(app, api)
     _add_cluster(app, api)
     _add_errors(app)
@@ -246,8 +232,10 @@ def _add_errors(app: QuartTrio) -> None:
 
     @app.errorhandler(HTTPException)
     async def http_error(why: HTTPException) -> Response:
-        kind = "invalid_request_error" if (why.code or 500) < 500 else "server_error"
-        return json_response(error_body(why.description or why.name, kind, None, why.name), why.code or 500)
+        status = why.code or 500
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        code = {408: "request_timeout", 413: "too_large"}.get(status, why.name.lower().replace(" ", "_"))
+        return json_response(error_body(why.description or why.name, kind, None, code), status)
 
     @app.errorhandler(Exception)
     async def bug(why: Exception) -> Response:

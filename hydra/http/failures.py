@@ -5,6 +5,7 @@ from typing import Any
 from hydra.protocol.refusal import Refusal, RefusalCode
 
 STATUS: dict[RefusalCode, tuple[int, str]] = {
+    "invalid_json": (400, "invalid_request_error"),
     "invalid_value": (400, "invalid_request_error"),
     "context_length_exceeded": (400, "invalid_request_error"),
     "unsupported": (400, "invalid_request_error"),

@@ -1,17 +1,16 @@
 """A checked request becomes running generations, and their tokens become text deltas in one ordered stream.
 
-One answer is one generation (n answers, n generations, `choice` 0 .. n-1). Answers run side by side and meet in one
-bounded channel; leaving this file's context closes them all, whoever leaves and why.
+One answer is one generation (n answers, n generations, `choice` 0 .. n-1). Answers run side by side in the request's
+nursery and meet in one bounded channel; the end of the request is the end of them all, whoever ends it and why.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Literal
 
 import attrs
+import structlog
 import trio
 
-from hydra.actors.client import Cluster, GenerateRequest, TokenLogprobs
+from hydra.actors.client import Cluster, GenerateRequest, Piece, TokenLogprobs
 from hydra.http.detokenizer import Detokenizer, StopWatch
 from hydra.http.openai_request import ApiRequest
 from hydra.http.tokenizer import Words
@@ -21,7 +20,9 @@ from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.protocol.sampling import SamplingParams
 
 PIECES_MAX = 64  # deltas that wait for a slow reader, over all answers of one request
-PIPE_FULL = Refusal(code="shutting_down", message="the server is stopping")
+STOPPING = Refusal(code="shutting_down", message="the server is stopping and could not wait longer for this answer")
+
+log = structlog.get_logger()
 
 
 @attrs.frozen(kw_only=True)
@@ -107,91 +108,129 @@ def _generate_request(request: ApiRequest, answer: Answer, card: ModelCard) -> G
     )
 
 
-@asynccontextmanager
-async def run_answers(
-    cluster: Cluster, request: ApiRequest, answers: tuple[Answer, ...], words: Words, card: ModelCard
-) -> AsyncIterator["Deltas"]:
-    """All answers of a request, side by side."""
-    send, receive = trio.open_memory_channel[Delta | RefusalError](PIECES_MAX)
-    async with trio.open_nursery() as nursery:
-        for answer in answers:
-            nursery.start_soon(_run_answer, cluster, request, answer, words, card, send.clone())
-        send.close()
-        yield Deltas(receive)
-        nursery.cancel_scope.cancel()
-
-
 @attrs.define(eq=False)
 class Deltas:
     """The deltas of all answers as they come. Raises RefusalError when one of them cannot go on."""
 
     receive: trio.MemoryReceiveChannel[Delta | RefusalError]
+    _failure: RefusalError | None = None
 
     async def next(self) -> list[Delta]:
-        """At least one, and all that wait; empty at the end."""
+        """At least one, and all that wait; empty at the end. What came before a failure is shown before it."""
+        if self._failure is not None:
+            raise self._failure
+        found: list[Delta] = []
         try:
-            found = [await self.receive.receive()]
-        except trio.EndOfChannel:
-            return []
-        while True:
-            try:
-                found.append(self.receive.receive_nowait())
-            except (trio.WouldBlock, trio.EndOfChannel):
+            self._add(found, await self.receive.receive())
+            while self._failure is None:
+                self._add(found, self.receive.receive_nowait())
+        except (trio.EndOfChannel, trio.WouldBlock):
+            pass
+        if not found and self._failure is not None:
+            raise self._failure
+        return found
+
+    def _add(self, found: list[Delta], item: Delta | RefusalError) -> None:
+        if isinstance(item, RefusalError):
+            self._failure = item
+        else:
+            found.append(item)
+
+    async def all(self) -> list[Delta]:
+        """Every delta there will be."""
+        found: list[Delta] = []
+        while some := await self.next():
+            found += some
+        return found
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """One request on its way: what is asked, of which model, in which words."""
+
+    cluster: Cluster
+    request: ApiRequest
+    answers: tuple[Answer, ...]
+    words: Words
+    card: ModelCard
+
+
+def start_answers(nursery: trio.Nursery, asked: Asked, last_call: trio.Event) -> Deltas:
+    """All answers of a request, side by side, in the request's own nursery; at the last call they end with an error."""
+    send, receive = trio.open_memory_channel[Delta | RefusalError](PIECES_MAX)
+    nursery.start_soon(_run_answers, asked, send, last_call)
+    return Deltas(receive)
+
+
+async def _run_answers(asked: Asked, send: trio.MemorySendChannel[Delta | RefusalError], last_call: trio.Event) -> None:
+    async with send, trio.open_nursery() as nursery:
+
+        async def end_at_last_call() -> None:
+            await last_call.wait()
+            running.cancel_scope.cancel()
+            await send.send(RefusalError(STOPPING))
+
+        nursery.start_soon(end_at_last_call)
+        async with trio.open_nursery() as running:
+            for answer in asked.answers:
+                running.start_soon(_run_answer, asked, answer, send)
+        if not last_call.is_set():
+            nursery.cancel_scope.cancel()
+
+
+async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel[Delta | RefusalError]) -> None:
+    """One answer to its end. Whatever goes wrong is told to the reader; a bug is logged as well."""
+    teller = Teller.of(asked.request, answer, asked.words)
+    try:
+        if asked.request.echo:
+            await send.send(Delta(index=answer.index, text=asked.words.decode(answer.prompt), tokens=0))
+        generation_request = _generate_request(asked.request, answer, asked.card)
+        async with asked.cluster.generate(generation_request) as generation:
+            async for piece in generation:
+                delta = teller.tell(piece)
+                await send.send(delta)
+                if delta.finish is not None:
+                    return
+    except RefusalError as why:
+        await send.send(why)
+    except Exception:
+        log.exception("an answer failed")
+        await send.send(refuse("internal_error", "internal error"))
+
+
+@attrs.define
+class Teller:
+    """One answer's tokens as text: decoded, watched for stop strings, cut at the end."""
+
+    index: int
+    detokenizer: Detokenizer
+    watch: StopWatch
+
+    @classmethod
+    def of(cls, request: ApiRequest, answer: Answer, words: Words) -> "Teller":
+        return cls(answer.index, Detokenizer(words.decode), StopWatch(request.stop, request.include_stop))
+
+    def tell(self, piece: Piece) -> Delta:
+        text, used = "", 0
+        for number, token in enumerate(piece.token_ids):
+            used += 1
+            ends_it = piece.finish == "stop" and number == len(piece.token_ids) - 1
+            if not ends_it:  # the id that ended the answer is not part of its text
+                text += self.watch.push(self.detokenizer.push(token))
+            if self.watch.stopped:
                 break
-        deltas: list[Delta] = []
-        for item in found:
-            if isinstance(item, RefusalError):
-                raise item
-            deltas.append(item)
-        return deltas
-
-
-async def _run_answer(
-    cluster: Cluster,
-    request: ApiRequest,
-    answer: Answer,
-    words: Words,
-    card: ModelCard,
-    send: trio.MemorySendChannel[Delta | RefusalError],
-) -> None:
-    detokenizer = Detokenizer(words.decode)
-    watch = StopWatch(request.stop, request.include_stop)
-    async with send:
-        try:
-            if request.echo:
-                await send.send(Delta(index=answer.index, text=words.decode(answer.prompt), tokens=0))
-            async with cluster.generate(_generate_request(request, answer, card)) as generation:
-                async for piece in generation:
-                    ids = piece.token_ids
-                    text, used = "", 0
-                    for number, token in enumerate(ids):
-                        used += 1
-                        is_end = piece.finish == "stop" and number == len(ids) - 1
-                        if not is_end:
-                            text += watch.push(detokenizer.push(token))
-                        if watch.stopped:
-                            break
-                    if piece.finish and not watch.stopped:
-                        text += watch.push(detokenizer.flush())
-                        text += watch.flush()
-                    finish = "stop" if watch.stopped else piece.finish
-                    shown = None
-                    if piece.logprobs is not None:
-                        shown = tuple(
-                            TokenShown(token=token, logprobs=logprobs)
-                            for token, logprobs in zip(ids[:used], piece.logprobs[:used], strict=True)
-                        )
-                    await send.send(
-                        Delta(
-                            index=answer.index,
-                            text=text,
-                            tokens=used,
-                            finish=finish,
-                            shown=shown,
-                            cached=piece.cached_tokens,
-                        )
-                    )
-                    if finish is not None:
-                        return
-        except RefusalError as why:
-            await send.send(why)
+        if piece.finish and not self.watch.stopped:
+            text += self.watch.push(self.detokenizer.flush())
+            text += self.watch.flush()
+        shown = None
+        if piece.logprobs is not None:
+            pairs = zip(piece.token_ids[:used], piece.logprobs[:used], strict=True)
+            shown = tuple(TokenShown(token=token, logprobs=logprobs) for token, logprobs in pairs)
+        return Delta(
+            index=self.index,
+            text=text,
+            tokens=used,
+            finish="stop" if self.watch.stopped else piece.finish,
+            shown=shown,
+            cached=piece.cached_tokens,
+        )

@@ -15,6 +15,7 @@ from hydra.protocol.refusal import refuse
 
 JSON_DEPTH_MAX = 64
 STOP_MAX, N_MAX, LOGPROBS_MAX, MESSAGES_MAX, BIAS_MAX = 16, 16, 20, 2048, 1024
+TOP_P_MIN = 1e-6  # 0 means: only the best one
 ROLES = ("developer", "system", "user", "assistant", "tool")
 
 SAMPLING = {
@@ -62,15 +63,15 @@ class ApiRequest:
 
 
 def parse_json(body: bytes | str) -> dict[str, Any]:
-    """Raises RefusalError invalid_value (code in the body: invalid_json) on anything but one JSON object."""
+    """Raises RefusalError invalid_json on anything but one JSON object."""
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as why:
-        raise refuse("invalid_value", f"the body is not valid JSON: {why}") from why
+        raise refuse("invalid_json", f"the body is not valid JSON: {why}") from why
     if not isinstance(content, dict):
-        raise refuse("invalid_value", "the body must be a JSON object")
+        raise refuse("invalid_json", "the body must be a JSON object")
     if _depth(content) > JSON_DEPTH_MAX:
-        raise refuse("invalid_value", f"the body is nested more than {JSON_DEPTH_MAX} deep")
+        raise refuse("invalid_json", f"the body is nested more than {JSON_DEPTH_MAX} deep")
     return content
 
 
@@ -146,7 +147,7 @@ def parse_request(kind: Literal["chat", "text"], body: dict[str, Any]) -> ApiReq
         include_usage=options.get("include_usage", False),
         max_tokens=max_tokens or (16 if kind == "text" else None),
         temperature=fields.number("temperature", 1.0, 0.0, 2.0),
-        top_p=fields.number("top_p", 1.0, 0.0, 1.0),
+        top_p=max(TOP_P_MIN, fields.number("top_p", 1.0, 0.0, 1.0)),
         top_k=max(0, fields.integer("top_k", 0, -1, 1 << 30)),
         min_p=fields.number("min_p", 0.0, 0.0, 1.0),
         presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),

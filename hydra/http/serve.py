@@ -18,6 +18,7 @@ from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from hydra.actors.client import Cluster
+from hydra.http.shutdown import Shutdown
 
 WRITE_DEADLINE_S = 30.0
 CONNECTIONS_MAX = 4096
@@ -73,8 +74,8 @@ def hypercorn_config(settings: HttpSettings) -> Config:
     return config
 
 
-async def serve_app(app: QuartTrio, settings: HttpSettings, stopping: trio.Event) -> None:
-    """Until `stopping`; then no new connection, and open streams have the drain time to end."""
+async def serve_app(app: QuartTrio, settings: HttpSettings, shutdown: Shutdown) -> None:
+    """Until `shutdown.begun`; then no new connection, and open streams have the drain time to end."""
     config = hypercorn_config(settings)
     context = WorkerContext(None)
     asgi = wrap_app(app, config.wsgi_max_body_size, None)
@@ -98,9 +99,10 @@ async def serve_app(app: QuartTrio, settings: HttpSettings, stopping: trio.Event
                     await trio.serve_listeners(handle, [listener], handler_nursery=connections)
 
             connections.start_soon(accept)
-            await stopping.wait()
+            await shutdown.begun.wait()
             accepting.cancel()
             await context.terminated.set()
+            nursery.start_soon(shutdown.drain, settings.drain_timeout_s)
             connections.cancel_scope.deadline = trio.current_time() + settings.drain_timeout_s
         await lifespan.wait_for_shutdown()
         nursery.cancel_scope.cancel()
@@ -110,5 +112,6 @@ async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio
     """The OpenAI API over `cluster`, until `stopping`."""
     from hydra.http.app import make_app
 
-    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, stopping=stopping)
-    await serve_app(app, settings, stopping)
+    shutdown = Shutdown(begun=stopping)
+    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown)
+    await serve_app(app, settings, shutdown)

@@ -1,26 +1,26 @@
 """A model directory's tokenizer and chat template: words to ids and back. Nothing in the directory is executed.
 
-Text inside chat messages that looks like a control token is encoded as text: contents travel through the template as
-placeholders from a private-use plane, and only the template's own text may contain control tokens.
+Text inside chat messages that looks like a control token is encoded as text: it travels through the template between
+two private-use marks, and what stands between them is read without control tokens. Everything else is tokenized in one
+piece, as the model was trained on it.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
-from jinja2 import TemplateError
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from hydra.http.template import ChatTemplate
 from hydra.protocol.refusal import refuse
 
 TOKENIZER_BYTES_MAX = 64 << 20
 TEMPLATE_BYTES_MAX = 1 << 20
-RENDERED_CHARS_MAX = 8 << 20
-MARK = "\U000f0000{}\U000f0001"  # private use: no text that means anything contains it
+OPENS, CLOSES = "\U000f0000", "\U000f0001"  # private use: no text that means anything contains them
+MARKED = re.compile(f"({OPENS}[^{CLOSES}]*{CLOSES})")
 
 
 @attrs.define(eq=False)
@@ -29,7 +29,8 @@ class Words:
 
     tokenizer: Tokenizer
     literal: Tokenizer  # the same, with control tokens read as plain text
-    template: str | None
+    control: "re.Pattern[str] | None"  # finds what looks like a control token
+    template: ChatTemplate | None
     bos: str
     eos: str
     adds_bos: bool
@@ -47,11 +48,12 @@ class Words:
         literal.encode_special_tokens = True
         config: dict[str, Any] = {}
         if (directory / "tokenizer_config.json").exists():
-            config = json.loads(_read(directory / "tokenizer_config.json", TEMPLATE_BYTES_MAX))
+            config = _json_object(directory / "tokenizer_config.json")
         return cls(
             tokenizer,
             literal,
-            _template_text(directory, config),
+            _control_pattern(tokenizer),
+            _template(directory, config),
             _token_text(config.get("bos_token")),
             _token_text(config.get("eos_token")),
             bool(tokenizer.encode("x").ids != tokenizer.encode("x", add_special_tokens=False).ids),
@@ -63,22 +65,22 @@ class Words:
         return ids
 
     def encode_chat(self, messages: Sequence[dict[str, Any]], kwargs: dict[str, Any]) -> list[int]:
-        """Raises RefusalError invalid_value when the template refuses, is missing, or grows without end."""
-        contents: list[str] = []
-        marked: list[dict[str, Any]] = []
-        for message in messages:
-            contents.append(_without_marks(message["content"]))
-            marked.append({**message, "content": MARK.format(len(contents) - 1)})
-        rendered = self._render(marked, kwargs)
+        """Raises RefusalError invalid_value when there is no template, or when it refuses (see ChatTemplate)."""
+        if self.template is None:
+            message = "this model has no chat template; use /v1/completions"
+            raise refuse("invalid_value", message, param="messages")
+        marked = [{**message, "content": self._mark(message["content"])} for message in messages]
+        values = {**kwargs, "bos_token": self.bos, "eos_token": self.eos, "add_generation_prompt": True}
         ids: list[int] = []
-        for piece in rendered.split("\U000f0000"):
-            number, mark, rest = piece.partition("\U000f0001")
-            if mark and number.isdecimal() and int(number) < len(contents):
-                ids += self.literal.encode(contents[int(number)], add_special_tokens=False).ids
-            else:
-                rest = piece
-            ids += self.tokenizer.encode(rest, add_special_tokens=False).ids if rest else []
+        for piece in MARKED.split(self.template.render(marked, values)):
+            tokenizer = self.literal if piece.startswith(OPENS) else self.tokenizer
+            ids += tokenizer.encode(piece.strip(OPENS + CLOSES), add_special_tokens=False).ids
         return ids
+
+    def _mark(self, text: str) -> str:
+        """Control tokens in what somebody wrote, fenced in. Text without them is left as it is."""
+        plain = text.replace(OPENS, "").replace(CLOSES, "")
+        return self.control.sub(lambda found: f"{OPENS}{found.group()}{CLOSES}", plain) if self.control else plain
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -88,36 +90,11 @@ class Words:
         text: str = self.tokenizer.decode([token], skip_special_tokens=False)
         return text
 
-    def _render(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str:
-        if self.template is None:
-            message = "this model has no chat template; use /v1/completions"
-            raise refuse("invalid_value", message, param="messages")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise_exception
-        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        try:
-            template = environment.from_string(self.template)
-            pieces: list[str] = []
-            size = 0
-            values = {**kwargs, "bos_token": self.bos, "eos_token": self.eos, "add_generation_prompt": True}
-            for piece in template.generate(messages=messages, **values):
-                size += len(piece)
-                if size > RENDERED_CHARS_MAX:
-                    raise refuse("invalid_value", "the chat template grows without end", param="messages")
-                pieces.append(piece)
-        except (TemplateError, SecurityError, TypeError, ValueError, OverflowError, RecursionError) as why:
-            raise refuse("invalid_value", f"the chat template refuses this: {why}", param="messages") from why
-        return "".join(pieces)
 
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _without_marks(text: str) -> str:
-    return text.replace("\U000f0000", "").replace("\U000f0001", "")
+def _control_pattern(tokenizer: Tokenizer) -> "re.Pattern[str] | None":
+    tokens = [added.content for added in tokenizer.get_added_tokens_decoder().values() if added.special]
+    longest_first = sorted((token for token in tokens if token), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def _read(path: Path, bytes_max: int) -> str:
@@ -127,17 +104,29 @@ def _read(path: Path, bytes_max: int) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as why:
         raise refuse("bad_model", f"{path.name} cannot be read: {why.strerror}") from why
+    except UnicodeDecodeError as why:
+        raise refuse("bad_model", f"{path.name} is not UTF-8") from why
 
 
-def _template_text(directory: Path, config: dict[str, Any]) -> str | None:
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read(path, TEMPLATE_BYTES_MAX))
+    except (ValueError, RecursionError) as why:
+        raise refuse("bad_model", f"{path.name} is not valid JSON: {why}") from why
+    if not isinstance(content, dict):
+        raise refuse("bad_model", f"{path.name} must hold a JSON object")
+    return content
+
+
+def _template(directory: Path, config: dict[str, Any]) -> ChatTemplate | None:
     file = directory / "chat_template.jinja"
     if file.exists():
-        return _read(file, TEMPLATE_BYTES_MAX)
+        return ChatTemplate(_read(file, TEMPLATE_BYTES_MAX))
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {str(item.get("name")): item.get("template") for item in template if isinstance(item, dict)}
         template = named.get("default")
-    return template if isinstance(template, str) else None
+    return ChatTemplate(template) if isinstance(template, str) else None
 
 
 def _token_text(token: Any) -> str:

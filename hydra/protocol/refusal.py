@@ -8,6 +8,7 @@ from typing import Literal
 import attrs
 
 RefusalCode = Literal[
+    "invalid_json",  # a body that is no JSON object: 400
     "invalid_value",  # a parameter cannot be honoured: 400
     "context_length_exceeded",  # prompt + answer do not fit the context: 400
     "model_not_found",  # no such model is loaded, or no such directory: 404

@@ -1,0 +1,95 @@
+"""A client that speaks ASGI to an app in the same loop: no socket, so it works under virtual time too."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """One request and what has come back so far."""
+
+    status: int | None = None
+    headers: dict[str, str] = attrs.field(factory=dict)
+    body: bytes = b""
+    ended: bool = False
+    _news: trio.Event = attrs.field(factory=trio.Event)
+    _gone: trio.Event = attrs.field(factory=trio.Event)
+
+    def leave(self) -> None:
+        """The client closes its connection."""
+        self._gone.set()
+
+    async def until(self, holds: Any) -> None:
+        while not holds(self):
+            assert not self.ended, f"it ended without that: {self.status} {self.body!r:.500}"
+            await self._news.wait()
+
+    async def end(self) -> None:
+        while not self.ended:
+            await self._news.wait()
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def events(self) -> list[Any]:
+        """The SSE events so far; "[DONE]" as it is."""
+        lines = [line[6:] for line in self.body.decode().split("\n\n") if line.startswith("data: ")]
+        return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+    def tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+
+@asynccontextmanager
+async def exchange(app: Any, method: str, path: str, body: Any = None) -> AsyncIterator[Exchange]:
+    """`body` is sent as JSON unless it is bytes. Leaving the block closes the connection."""
+    made = Exchange()
+    content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    incoming: list[dict[str, Any]] = [{"type": "http.request", "body": content, "more_body": False}]
+    headers = [(b"host", b"test"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
+        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+        "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "extensions": {},
+    }  # fmt: skip
+
+    async def receive() -> dict[str, Any]:
+        if incoming:
+            return incoming.pop(0)
+        await made._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        await trio.lowlevel.checkpoint()
+        if message["type"] == "http.response.start":
+            made.status = message["status"]
+            made.headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
+        else:
+            made.body += message.get("body", b"")
+            made.ended = not message.get("more_body", False)
+        made.tell()
+
+    async def run() -> None:
+        await app(scope, receive, send)
+        made.ended = True
+        made.tell()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        yield made
+        made.leave()
+        with trio.fail_after(10):
+            await made.end()
+
+
+async def ask(app: Any, method: str, path: str, body: Any = None) -> Exchange:
+    """The whole answer."""
+    async with exchange(app, method, path, body) as made:
+        await made.end()
+    return made

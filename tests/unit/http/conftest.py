@@ -1,0 +1,47 @@
+"""The demo model's words, and an app over a scripted cluster."""
+
+import pytest
+
+from hydra.http.app import make_app
+from hydra.http.shutdown import Shutdown
+from hydra.http.tokenizer import Words
+from hydra.protocol.model_spec import ModelCard
+from hydra.store.demo_model import ensure_demo_model
+from tests.unit.http.fake_cluster import FakeCluster, spell
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory):
+    return ensure_demo_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def words(directory):
+    return Words.load(directory)
+
+
+@pytest.fixture
+def cluster(directory):
+    card = ModelCard(
+        model_id="m",
+        model_path=str(directory),
+        architecture="LlamaForCausalLM",
+        state="ready",
+        created_s=1,
+        max_model_len=200,
+        vocab=261,
+        eos_ids=(256,),
+        dtype="float32",
+        total_layers=4,
+    )
+    return FakeCluster(card, spell("Grüße, Welt"))
+
+
+@pytest.fixture
+def shutdown():
+    return Shutdown()
+
+
+@pytest.fixture
+def app(cluster, shutdown):
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown)

@@ -1,0 +1,94 @@
+"""A cluster for the HTTP room: says what a script says, when the test lets it, and knows who has left."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from hydra.actors.client import GenerateRequest, Piece, TokenLogprobs
+from hydra.protocol.messages import ModelTold, ReadyTold, StatusTold
+from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.refusal import Refusal, RefusalError
+
+Script = Callable[[GenerateRequest, int], Any]  # (request, n-th piece) -> Piece | RefusalError | seconds to wait
+
+
+def spell(text: str, finish: str = "stop", eos: int = 256) -> Script:
+    """One byte of `text` per piece (the demo tokenizer's ids are bytes), then the end."""
+    ids = list(text.encode())
+
+    def script(request: GenerateRequest, number: int) -> Piece:
+        logprobs = None
+        token = ids[number] if number < len(ids) else eos
+        if request.params.logprobs is not None:
+            top = tuple((token + i, -1.0 - i) for i in range(request.params.logprobs))
+            logprobs = (TokenLogprobs(chosen=-0.5, top=top),)
+        at_end = number == len(ids) if finish == "stop" else number == len(ids) - 1
+        return Piece(token_ids=(token,), finish=finish if at_end else None, logprobs=logprobs)
+
+    return script
+
+
+@attrs.define(eq=False)
+class FakeCluster:
+    """Satisfies hydra.actors.client.Cluster."""
+
+    card: ModelCard
+    script: Script
+    requests: list[GenerateRequest] = attrs.field(factory=list)
+    open: int = 0  # generations that nobody has closed
+    pieces: int = 0
+    gate: trio.Event | None = None  # holds everything after the first piece until it is set
+    is_ready: bool = True
+
+    def models(self) -> tuple[ModelCard, ...]:
+        return (self.card,)
+
+    @asynccontextmanager
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Any]:
+        self.requests.append(request)
+        self.open += 1
+        try:
+            async with aclosing(self._pieces(request)) as pieces:
+                yield pieces
+        finally:
+            self.open -= 1
+
+    async def _pieces(self, request: GenerateRequest) -> AsyncIterator[Piece]:
+        number = 0
+        while True:
+            said = self.script(request, number)
+            if isinstance(said, float | int):
+                await trio.sleep(said)
+                number += 1
+                continue
+            if isinstance(said, Refusal):
+                raise RefusalError(said)
+            if isinstance(said, Exception):
+                raise said
+            await trio.lowlevel.checkpoint()
+            self.pieces += 1
+            yield said
+            if said.finish is not None:
+                return
+            number += 1
+            if self.gate is not None:
+                await self.gate.wait()
+
+    async def status(self) -> StatusTold:
+        return StatusTold(ask=1, epoch=3, ready=True, nodes=(), processes=(), models=())
+
+    async def ready(self) -> ReadyTold:
+        return ReadyTold(ask=1, ready=self.is_ready, why="" if self.is_ready else "asleep", retry_after_s=2.0)
+
+    async def load_model(self, **wish: Any) -> ModelTold:
+        return ModelTold(ask=1, model_id=wish["model_id"] or "m", state="ready" if wish["wait"] else "loading")
+
+    async def unload_model(self, model_id: str) -> ModelTold:
+        refusal = Refusal(code="model_not_found", message="no such model", param="model_id")
+        return ModelTold(ask=1, refusal=refusal) if model_id != "m" else ModelTold(ask=1, state="unloaded")
+
+    async def rebalance(self) -> ModelTold:
+        return ModelTold(ask=1, state="rebalancing")
