@@ -58,8 +58,8 @@ class Generation(Protocol):
 class Cluster(Protocol):
     """The cluster as the HTTP room sees it. Every wait inside has a deadline; RefusalError says why not."""
 
-    def models(self) -> tuple[ModelCard, ...]:
-        """The models there are now, as last told by the coordinator."""
+    async def models(self) -> tuple[ModelCard, ...]:
+        """The models there are now, as last told by the coordinator; waits for the first time it tells."""
 
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[Generation]: ...
 

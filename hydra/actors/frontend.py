@@ -136,6 +136,7 @@ class _Asks:
 
     models: tuple[ModelCard, ...] = ()
     joined: trio.Event = attrs.field(factory=trio.Event)
+    informed: trio.Event = attrs.field(factory=trio.Event)  # of the models, once
     _answers: dict[AskId, tuple[trio.Event, list[Any]]] = attrs.field(factory=dict, init=False)
     _next: int = attrs.field(default=1, init=False)
 
@@ -143,6 +144,7 @@ class _Asks:
         match event:
             case Received(message=ModelsChanged(models=models)):
                 self.models = models
+                self.informed.set()
             case Received(message=(ModelTold() | StatusTold() | ReadyTold()) as told):
                 waiting = self._answers.pop(told.ask, None)
                 if waiting is not None:
@@ -211,8 +213,11 @@ class Frontend:
 
     # ------------------------------------------------------------ client.Cluster
 
-    def models(self) -> tuple[ModelCard, ...]:
-        return self._asks.models
+    async def models(self) -> tuple[ModelCard, ...]:
+        with trio.move_on_after(ANSWER_S):
+            await self._asks.informed.wait()
+            return self._asks.models
+        raise refuse("loading", "the coordinator has not told yet which models there are", retry_after_s=2.0)
 
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Generation]:

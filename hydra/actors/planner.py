@@ -190,7 +190,7 @@ class Planner:
                 return self._broken(route, epoch, why, now_s)
             case FrontendJoined(peer=peer):
                 self._frontends.append(peer)
-                return [Send(Address(peer, ASKS), ModelsChanged(models=self.cards()))]
+                return self._tell_models([peer])
             case FrontendLost(peer=peer):
                 self._frontends = [other for other in self._frontends if other != peer]
                 return []
@@ -595,7 +595,13 @@ class Planner:
         return SaveState(self.term, wishes, tuple(nodes))
 
     def _announce(self) -> list[Effect]:
-        return [Send(Address(peer, ASKS), ModelsChanged(models=self.cards())) for peer in self._frontends]
+        return self._tell_models(self._frontends)
+
+    def _tell_models(self, peers: list[PeerId]) -> list[Effect]:
+        """Nothing is told while a wish of a former life is still being read: its model would seem to be gone."""
+        if any(model.kept and model.phase == "describing" for model in self._models.values()):
+            return []
+        return [Send(Address(peer, ASKS), ModelsChanged(models=self.cards())) for peer in peers]
 
     def _answer(
         self, model: _Model, *, state: Literal["ready"] | None = None, refusal: Refusal | None = None

@@ -1,6 +1,6 @@
 """The routes. Each is a few lines: read, check, ask the cluster, answer. Errors are OpenAI's, with all four keys."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ STREAM_HEADERS = {
     "X-Accel-Buffering": "no",
 }
 
+Aside = Callable[..., Awaitable[Any]]
+
 log = structlog.get_logger()
 
 
@@ -39,16 +41,18 @@ class Api:
 
     cluster: Cluster
     shutdown: Shutdown
+    aside: Aside
     _words: dict[str, Words] = attrs.field(factory=dict, init=False)
 
     async def model(self, name: str) -> tuple[ModelCard, Words]:
         """Raises RefusalError model_not_found, bad_model."""
-        card = next((card for card in self.cluster.models() if card.model_id == name), None)
+        cards = await self.cluster.models()
+        card = next((card for card in cards if card.model_id == name), None)
         if card is None:
-            known = ", ".join(card.model_id for card in self.cluster.models()) or "none"
+            known = ", ".join(card.model_id for card in cards) or "none"
             raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
         if card.model_path not in self._words:
-            self._words[card.model_path] = await trio.to_thread.run_sync(Words.load, Path(card.model_path))
+            self._words[card.model_path] = await self.aside(Words.load, Path(card.model_path))
         return card, self._words[card.model_path]
 
     async def generate(self, kind: Literal["chat", "text"]) -> Response:
@@ -56,7 +60,7 @@ class Api:
         if self.shutdown.begun.is_set():
             raise refuse("shutting_down", "the server is stopping", retry_after_s=5.0)
         card, words = await self.model(parsed.model)
-        answers = await trio.to_thread.run_sync(answers_of, parsed, words, card)
+        answers = await self.aside(answers_of, parsed, words, card)
         writer = Writer(parsed, answers, words)
         headers = {"x-request-id": writer.id}
         if parsed.ignored:
@@ -95,12 +99,14 @@ def json_response(content: dict[str, Any], status: int = 200, headers: dict[str,
     return Response(orjson.dumps(content), status=status, headers=headers, content_type="application/json")
 
 
-def make_app(cluster: Cluster, *, max_body_bytes: int, shutdown: Shutdown) -> QuartTrio:
-    """The ASGI app over a cluster."""
+def make_app(
+    cluster: Cluster, *, max_body_bytes: int, shutdown: Shutdown, aside: Aside = trio.to_thread.run_sync
+) -> QuartTrio:
+    """The ASGI app over a cluster. `aside` runs what blocks: reading a tokenizer, rendering a template."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.asgi_app = RequestScope(app.asgi_app)  # type: ignore[method-assign]
-    api = Api(cluster, shutdown)
+    api = Api(cluster, shutdown, aside)
     _add_openai(app, api)
     _add_cluster(app, api)
     _add_errors(app)
@@ -118,11 +124,11 @@ def _add_openai(app: QuartTrio, api: Api) -> None:
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return json_response({"object": "list", "data": [_model(card) for card in api.cluster.models()]})
+        return json_response({"object": "list", "data": [_model(card) for card in await api.cluster.models()]})
 
     @app.get("/v1/models/<path:model_id>")
     async def model(model_id: str) -> Response:
-        for card in api.cluster.models():
+        for card in await api.cluster.models():
             if card.model_id == model_id:
                 return json_response(_model(card))
         raise refuse("model_not_found", f"no model {model_id!r} is loaded", param="model")

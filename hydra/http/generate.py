@@ -39,7 +39,7 @@ class Delta:
 
     index: int
     text: str
-    tokens: int
+    ids: tuple[int, ...]  # the tokens behind it, the one that ended the answer among them
     finish: Literal["stop", "length"] | None = None
     shown: tuple[TokenShown, ...] | None = None
     cached: int = 0
@@ -183,7 +183,7 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
     teller = Teller.of(asked.request, answer, asked.words)
     try:
         if asked.request.echo:
-            await send.send(Delta(index=answer.index, text=asked.words.decode(answer.prompt), tokens=0))
+            await send.send(Delta(index=answer.index, text=asked.words.decode(answer.prompt), ids=()))
         generation_request = _generate_request(asked.request, answer, asked.card)
         async with asked.cluster.generate(generation_request) as generation:
             async for piece in generation:
@@ -229,7 +229,7 @@ class Teller:
         return Delta(
             index=self.index,
             text=text,
-            tokens=used,
+            ids=piece.token_ids[:used],
             finish="stop" if self.watch.stopped else piece.finish,
             shown=shown,
             cached=piece.cached_tokens,

@@ -22,6 +22,7 @@ SAMPLING = {
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "logit_bias", "seed", "stop", "n", "logprobs", "ignore_eos", "min_tokens", "stop_token_ids", "stream",
     "stream_options", "max_tokens", "max_completion_tokens", "model", "include_stop_str_in_output",
+    "return_token_ids",
 }  # fmt: skip
 CHAT = {"messages", "top_logprobs", "chat_template_kwargs"}
 TEXT = {"prompt", "echo"}
@@ -58,6 +59,7 @@ class ApiRequest:
     ignore_eos: bool = False
     min_tokens: int = 0
     include_stop: bool = False
+    return_ids: bool = False
     echo: bool = False
     ignored: tuple[str, ...] = ()
 
@@ -162,6 +164,7 @@ def parse_request(kind: Literal["chat", "text"], body: dict[str, Any]) -> ApiReq
         ignore_eos=fields.flag("ignore_eos"),
         min_tokens=fields.integer("min_tokens", 0, 0, 1 << 30),
         include_stop=fields.flag("include_stop_str_in_output"),
+        return_ids=fields.flag("return_token_ids"),
         echo=fields.flag("echo") if kind == "text" else False,
         ignored=tuple(sorted(key for key in body if key not in known and key.isidentifier())),
     )

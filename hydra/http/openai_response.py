@@ -42,7 +42,7 @@ class Writer:
         return self.request.kind == "chat"
 
     def count(self, delta: Delta) -> None:
-        self._tokens += delta.tokens
+        self._tokens += len(delta.ids)
         self._cached.setdefault(delta.index, delta.cached)
 
     def usage(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Writer:
         events: list[bytes] = []
         for delta in merged(deltas):
             self.count(delta)
-            choice = self._chunk_choice(delta)
+            choice = self._chunk_choice(delta) | self._ids([delta])
             events.append(sse(self._head([choice], chunk=True)))
         return b"".join(events)
 
@@ -106,7 +106,7 @@ class Writer:
             shown = None
             if self.request.logprobs is not None:
                 shown = tuple(token for delta in own for token in delta.shown or ())
-            choices.append(self._whole_choice(answer.index, text, finish, shown))
+            choices.append(self._whole_choice(answer.index, text, finish, shown) | self._ids(own))
         return {**self._head(choices, chunk=False), "usage": self.usage()}
 
     def _whole_choice(
@@ -136,6 +136,10 @@ class Writer:
         if chunk and self.request.include_usage:
             head["usage"] = None
         return head
+
+    def _ids(self, deltas: Sequence[Delta]) -> dict[str, Any]:
+        """The token ids of a choice, for who asked with `return_token_ids`."""
+        return {"token_ids": [token for delta in deltas for token in delta.ids]} if self.request.return_ids else {}
 
     def _chat_logprobs(self, shown: tuple[TokenShown, ...] | None) -> dict[str, Any] | None:
         if shown is None:
@@ -182,7 +186,7 @@ def merged(deltas: Sequence[Delta]) -> list[Delta]:
         found[-1] = attrs.evolve(
             last,
             text=last.text + delta.text,
-            tokens=last.tokens + delta.tokens,
+            ids=last.ids + delta.ids,
             finish=delta.finish,
             shown=shown,
         )

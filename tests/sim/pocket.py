@@ -26,7 +26,7 @@ Numbers = npt.NDArray[np.uint64]
 MODEL_PATH = "/models/pocket"
 MODEL_ID = "pocket"
 VOCAB = 257
-POISON = 9_999  # whoever computes this token dies of it
+POISON = VOCAB  # whoever computes this token dies of it
 MAX_POSITIONS = 128
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
@@ -93,7 +93,7 @@ def pocket_spec(n_layers: int) -> ModelSpec:
         n_heads=1,
         n_kv_heads=1,
         head_dim=2,
-        vocab=VOCAB,
+        vocab=VOCAB + 1,  # the poison is a token like any other, and never drawn
         max_positions=MAX_POSITIONS,
         norm_eps=1e-5,
         rope_theta=10_000.0,

@@ -13,6 +13,7 @@ import trio
 from hydra.protocol.memory_wire import uniform
 from hydra.protocol.sampling import GREEDY, SamplingParams
 from tests.sim.determinism import run_sim
+from tests.sim.http_reader import words_directory
 from tests.sim.pocket import MAX_POSITIONS, POISON, VOCAB, pocket_reply
 from tests.sim.world import Chat, Shape, World, open_world
 
@@ -100,6 +101,8 @@ def plot_of(seed: int) -> Plot:
         prefix_cache=rng.random() < 0.8,
         step_s=rng.choice((0.002, 0.01, 0.04)),
     )
+    if rng.random() < 0.25:
+        shape = attrs.evolve(shape, http=True, model_path=words_directory())
     poison = rng.random() < 0.08
     sender = rng.randbytes(1)[0]
     shared = tuple(rng.randrange(VOCAB) for _ in range(40)) if rng.random() < 0.4 else ()
@@ -109,7 +112,11 @@ def plot_of(seed: int) -> Plot:
         prompt = tuple((sender + rng.randrange(VOCAB)) % VOCAB for _ in range(length))
         if shared and rng.random() < 0.7:
             prompt = (shared + prompt)[: max(length, rng.randint(1, 60))]
-        params = GREEDY if rng.random() < 0.6 else SamplingParams(seed=rng.getrandbits(40), choice=rng.randrange(3))
+        params = (
+            GREEDY
+            if rng.random() < 0.6
+            else SamplingParams(seed=rng.getrandbits(40), choice=0 if shape.http else rng.randrange(3))
+        )
         max_tokens = rng.randint(1, 40)
         stop_ids = (rng.randrange(VOCAB), rng.randrange(VOCAB)) if rng.random() < 0.3 else ()
         if rng.random() < 0.3:  # a stop that is really met

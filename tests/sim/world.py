@@ -31,6 +31,8 @@ from hydra.actors.member import Start as Greet
 from hydra.actors.planner import Policy, Wish
 from hydra.actors.post import Post
 from hydra.actors.worker import ComputeStuck, Worker, WorkerParts
+from hydra.http.app import make_app
+from hydra.http.shutdown import Shutdown
 from hydra.protocol.batch import Run
 from hydra.protocol.ids import COORDINATOR, REGISTRY, ActorName, NodeId, PeerId
 from hydra.protocol.memory_wire import MemoryNetwork, MemoryWires
@@ -38,6 +40,8 @@ from hydra.protocol.messages import PROTOCOL_VERSION, ChildExited, Heartbeat, He
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.sampling import GREEDY, SamplingParams
+from tests.asgi_client import exchange
+from tests.sim.http_reader import read_stream
 from tests.sim.pocket import MODEL_ID, MODEL_PATH, PocketCompute, PocketLibrary, pocket_reply
 from tests.sim.sim_stage import SimStage
 
@@ -61,6 +65,8 @@ class Shape:
     batch_tokens: int = 0
     prefix_cache: bool = True
     max_replays: int = 20
+    http: bool = False  # readers come through the HTTP app, streaming
+    model_path: str = MODEL_PATH  # a directory with a tokenizer, for `http`
     step_s: float = 0.004
     token_s: float = 0.0003
 
@@ -78,6 +84,7 @@ class Node:
     hung: bool = False
     news: trio.Event = attrs.field(factory=trio.Event)  # paused and hung changed
     family: Any = None  # Coordinator | Frontend | Worker
+    app: Any = None  # a frontend's HTTP app
     compute: PocketCompute | None = None
 
     async def awake(self) -> None:
@@ -466,6 +473,8 @@ class World:
             node_id=NodeId(node.name), spoke=spoke, host="here", pid=node.pid, max_replays=self.shape.max_replays
         )
         node.family = Frontend(parts)
+        if self.shape.http:
+            node.app = make_app(node.family, max_body_bytes=1 << 20, shutdown=Shutdown(), aside=_at_once)
         await node.family.run()
 
     async def _worker(self, node: Node) -> None:
@@ -596,16 +605,32 @@ class World:
         while not self.nodes[chat.frontend].alive or self.nodes[chat.frontend].family is None:
             await trio.sleep(0.1)  # connection refused
         try:
-            async with self.frontend(chat.frontend).generate(request) as pieces:
-                async for piece in pieces:
+            async with self._pieces(chat, request) as pieces:
+                async for token_ids, finish in pieces:
                     assert chat.finish is None, "a piece after the last one"
-                    chat.tokens += piece.token_ids
-                    chat.finish = piece.finish
+                    chat.tokens += token_ids
+                    chat.finish = finish
                     chat.tell()
                     if leave_after is not None and len(chat.tokens) >= leave_after:
                         chat.leave()
-        except RefusalError as why:
-            chat.refusal = why.refusal
+        except (RefusalError, ExceptionGroup) as why:
+            chat.refusal = _refusal_in(why)
+
+    @asynccontextmanager
+    async def _pieces(self, chat: Chat, request: GenerateRequest) -> AsyncIterator[Any]:
+        """(token ids, finish) as they come: over HTTP, or straight from the frontend."""
+        node = self.nodes[chat.frontend]
+        if not self.shape.http:
+            async with node.family.generate(request) as pieces:
+                yield ((piece.token_ids, piece.finish) async for piece in pieces)
+            return
+        body = {
+            "model": MODEL_ID, "prompt": list(chat.prompt), "max_tokens": chat.max_tokens, "stream": True,
+            "temperature": chat.params.temperature, "seed": chat.params.seed, "stop_token_ids": list(chat.stop_ids),
+            "return_token_ids": True,
+        }  # fmt: skip
+        async with exchange(node.app, "POST", "/v1/completions", body) as answer:
+            yield read_stream(answer)
 
 
 class _Parent:
@@ -619,6 +644,19 @@ class _Parent:
                 return [order]
             case _:
                 return []
+
+
+def _refusal_in(why: RefusalError | ExceptionGroup) -> Refusal:
+    """Nurseries wrap what is raised in them."""
+    while isinstance(why, ExceptionGroup) and len(why.exceptions) == 1:
+        why = why.exceptions[0]
+    if not isinstance(why, RefusalError):
+        raise why
+    return why.refusal
+
+
+async def _at_once(do: Callable[..., Any], *args: Any) -> Any:
+    return do(*args)
 
 
 def _cause(why: BaseException, kind: type[BaseException]) -> bool:
@@ -641,7 +679,7 @@ async def open_world(shape: Shape, seed: int = 0) -> AsyncIterator[World]:
     rng = random.Random(seed)
     network = _Traced(random.Random(rng.getrandbits(64)))
     async with trio.open_nursery() as nursery:
-        world = World(shape, seed, nursery, rng, network, SavedState(wishes=(Wish(MODEL_PATH, MODEL_ID),)))
+        world = World(shape, seed, nursery, rng, network, SavedState(wishes=(Wish(shape.model_path, MODEL_ID),)))
         nursery.start_soon(network.run)
         world.start("coordinator")
         if shape.parent:

@@ -43,7 +43,7 @@ class FakeCluster:
     gate: trio.Event | None = None  # holds everything after the first piece until it is set
     is_ready: bool = True
 
-    def models(self) -> tuple[ModelCard, ...]:
+    async def models(self) -> tuple[ModelCard, ...]:
         return (self.card,)
 
     @asynccontextmanager
