@@ -179,8 +179,13 @@ def worker_main(spec: WorkerSpec, lifeline_fds: tuple[int, int]) -> None:
 
         await _live(body, lifeline_fds, 30.0, on_stop=stopping.set, prepare=held.append)
 
-    trio.run(main)
-    os._exit(0)  # a compute thread that is stuck in a kernel must not keep the process
+    exit_code = 0
+    try:
+        trio.run(main)
+    except BaseException:
+        log.exception("the worker ends; its parent starts another")
+        exit_code = 1
+    os._exit(exit_code)  # a compute thread that is stuck in a kernel must not keep the process
 
 
 def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int]) -> None:

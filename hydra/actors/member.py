@@ -74,7 +74,7 @@ class Member:
             case Received(message=HelloRefused(refusal=refusal)):
                 wait_s = refusal.retry_after_s or GREET_AGAIN_S
                 return [TurnedAway(refusal), SetTimer("greet", now_s + wait_s)]
-            case Received(message=SayHello(term=term)) if self.generation is not None:
+            case Received(message=SayHello(term=term, generation=generation)) if generation == self.generation:
                 return self._leave("new term", now_s) if term > self.term else self._leave("expelled", now_s)
             case Received(message=Beacon(term=term)) if self.generation is not None and term != self.term:
                 return self._leave("new term", now_s)

@@ -195,7 +195,7 @@ class Registry:
     def _beat(self, peer: PeerId, beat: Heartbeat, now_s: float) -> list[Effect]:
         member = self._member(peer)
         if member is None or member.generation != beat.generation:
-            return [Send(Address(peer, MEMBER), SayHello(term=self.term))]
+            return [Send(Address(peer, MEMBER), SayHello(term=self.term, generation=beat.generation))]
         member.last_seen_s = now_s
         member.memory_free_bytes = beat.memory_free_bytes
         member.stale_dropped = beat.stale_dropped

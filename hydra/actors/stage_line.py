@@ -78,11 +78,9 @@ class StageLine:
         fence = self.board.read(route)
         if fence is None:
             return "no route"
-        if epoch < fence.epoch:
-            return "old epoch"
-        if epoch > fence.epoch or not fence.open:
-            return "not open yet"
-        return None
+        if epoch == fence.epoch:
+            return None if fence.open else "not open yet"
+        return "old epoch" if epoch < fence.epoch else "not open yet"
 
     def accept(self, step: Step) -> Run | Drop:
         """Checks fence and sequence, applies what the batch closes and opens, and lays the rows beside it."""

@@ -22,6 +22,10 @@ ROWS_MAX = 4096  # per micro-batch; a header that says more is a lie
 TOKENS_MAX = 1 << 20
 
 
+# Made several times per step on every stage, where a frozen class costs three times as much. Nobody writes to them.
+per_step = attrs.define(kw_only=True)
+
+
 def int32(values: object) -> Int32Column:
     """Any sequence of integers as a contiguous column."""
     return np.ascontiguousarray(values, dtype=np.int32)
@@ -51,7 +55,7 @@ class RowOpening:
     history: Int32Column = _column()
 
 
-@attrs.frozen(kw_only=True)
+@per_step
 class Batch:
     """One step of one route. Row i computes `length[i]` tokens from `position[i]` on; `sample[i]` asks for the next.
 
@@ -69,6 +73,7 @@ class Batch:
     blocks: Int32Column = _column()
     closed: Int32Column = _column()
     opened: tuple[RowOpening, ...] = ()
+    packed: bytes | None = attrs.field(default=None, eq=False, repr=False)  # all columns, as they came off the wire
 
     @property
     def n_rows(self) -> int:
@@ -79,7 +84,7 @@ class Batch:
         return len(self.tokens)
 
 
-@attrs.frozen(kw_only=True)
+@per_step
 class Step:
     """A batch on its way to one stage; `hidden` is absent on the way to the first.
 
@@ -106,7 +111,7 @@ class Logprobs:
     top: npt.NDArray[np.float32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))  # [n, k]
 
 
-@attrs.frozen(kw_only=True)
+@per_step
 class StepResult:
     """What the last stage says to the Broker: the sampled rows of one step, and nothing of the logits."""
 
@@ -137,7 +142,7 @@ class OpenRow:
     history: list[int] = attrs.field(factory=list)
 
 
-@attrs.frozen(kw_only=True)
+@per_step
 class Run:
     """An accepted step, ready to compute: the batch with each row's state beside it (`rows[i]` belongs to row i)."""
 
@@ -149,7 +154,7 @@ class Run:
     hidden: Blob | None
 
 
-@attrs.frozen(kw_only=True)
+@per_step
 class Outcome:
     """What a stage made of a Run: hidden states for the next stage, or (last stage) one token per sampled row."""
 

@@ -12,7 +12,7 @@ BLOB_BYTES_MAX = 1 << 30  # one micro-batch of hidden states; far above any real
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-@attrs.frozen
+@attrs.define  # made for every step of every stage, where a frozen class costs three times as much
 class Blob:
     """`data` holds exactly prod(shape) items of `dtype`, C order, little endian.
 
@@ -24,12 +24,13 @@ class Blob:
     data: Buffer = attrs.field(eq=bytes, repr=lambda data: f"<{len(data)} bytes>")
 
     def __attrs_post_init__(self) -> None:
-        if self.dtype not in BLOB_ITEM_BYTES or len(self.shape) > 4:
+        n_bytes = BLOB_ITEM_BYTES.get(self.dtype)
+        if n_bytes is None or len(self.shape) > 4:
             raise ValueError(f"no blob has dtype {self.dtype!r} and rank {len(self.shape)}")
-        n_bytes = BLOB_ITEM_BYTES[self.dtype]
         for size in self.shape:
             if not 0 <= size <= BLOB_BYTES_MAX:
                 raise ValueError(f"a blob side of {size} is out of range")
             n_bytes *= size
-        if n_bytes != memoryview(self.data).nbytes or n_bytes > BLOB_BYTES_MAX:
-            raise ValueError(f"{self.dtype}{self.shape} needs {n_bytes} bytes, got {memoryview(self.data).nbytes}")
+        given = len(self.data) if isinstance(self.data, bytes) else memoryview(self.data).nbytes
+        if n_bytes != given or n_bytes > BLOB_BYTES_MAX:
+            raise ValueError(f"{self.dtype}{self.shape} needs {n_bytes} bytes, got {given}")

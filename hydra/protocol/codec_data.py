@@ -1,9 +1,10 @@
 """The data lane's wire form: a fixed header, all int32 columns end to end, openings, and the raw tensor.
 
-    step:   header | columns | openings (msgpack, may be empty) | hidden, absent on the way to the first stage
+    step:   header | columns | hidden (absent on the way to the first stage) | openings (msgpack, may be empty)
     result: header | columns | log-probabilities (may be empty)
 
-Every count, length and dtype is checked before it is used and nothing large is copied; malformed frames become
+One frame holds it all, because every further frame costs as much as a small message. Only hidden states above 64 KiB
+travel in a second frame of their own, which is never copied. Every count, length and dtype is checked before it is used; malformed frames become
 TheyBrokeTheRules. Whether a step is stale, in sequence or makes sense to its rows is not known here: see StageLine.
 """
 
@@ -13,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 import numpy as np
 
-from hydra.protocol.batch import ROWS_MAX, TOKENS_MAX, Batch, Int32Column, Logprobs, RowOpening, Step, StepResult
+from hydra.protocol.batch import EMPTY, ROWS_MAX, TOKENS_MAX, Batch, Int32Column, Logprobs, RowOpening, Step, StepResult
 from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer
 from hydra.protocol.codec import FLOAT32, INT32, converter, pack, unpack
 from hydra.protocol.ids import Epoch, RouteId, StepId
@@ -30,7 +31,10 @@ KINDS: dict[int, Kind] = {KIND_STEP: "step", KIND_RESULT: "result"}
 # route, term, number, step, then five counts:
 #   step:   rows, tokens, blocks, closed, width of hidden
 #   result: rows, rows with log-probabilities, alternatives, 0, 0
-HEADER = struct.Struct("<3sBBBxxIIIQIIIII")
+# and the bytes of the openings or log-probabilities.
+HEADER = struct.Struct("<3sBBBxxIIIQIIIIII")
+INLINE_BYTES_MAX = 64 << 10
+SMALL_COLUMNS = 256  # so many numbers are checked faster as a list
 DTYPE_CODES = {dtype: code for code, dtype in enumerate(BLOB_DTYPES, 1)}
 
 OPENINGS_BYTES_MAX = 64 << 20
@@ -59,22 +63,22 @@ def _join(columns: tuple[Int32Column, ...]) -> bytes:
     return joined
 
 
-def _parse_header(frames: Frames, wanted: int | None = None) -> tuple[int, ...]:
-    """Everything after the magic and the version, as numbers."""
-    if not 3 <= len(frames) <= 4:
+def _parse_header(frames: Frames, wanted: int | None = None) -> tuple[Any, ...]:
+    """Everything in it: bytes first, then numbers."""
+    if not 1 <= len(frames) <= 2:
         raise ValueError(f"{len(frames)} frames")
-    magic, version, *rest = HEADER.unpack(frames[0])
-    if magic != MAGIC or version != DATA_VERSION or rest[0] not in KINDS:
-        raise ValueError(f"magic {magic!r}, version {version}, kind {rest[0]}")
-    if wanted is not None and rest[0] != wanted:
-        raise ValueError(f"expected a {KINDS[wanted]}, got a {KINDS[rest[0]]}")
-    return tuple(rest)
+    found = HEADER.unpack_from(frames[0])
+    if found[0] != MAGIC or found[1] != DATA_VERSION or found[2] not in KINDS:
+        raise ValueError(f"magic {found[0]!r}, version {found[1]}, kind {found[2]}")
+    if wanted is not None and found[2] != wanted:
+        raise ValueError(f"expected a {KINDS[wanted]}, got a {KINDS[found[2]]}")
+    return found
 
 
 def peek_header(frames: Frames) -> StepHeader:
     """The header alone, before any column is looked at. Raises TheyBrokeTheRules."""
     try:
-        kind, _, route, term, number, step, *_ = _parse_header(frames)
+        _, _, kind, _, route, term, number, step, *_ = _parse_header(frames)
     except Exception as why:
         raise TheyBrokeTheRules(f"no header of the data lane: {why!r:.200}") from why
     return StepHeader(KINDS[kind], RouteId(route), Epoch(term, number), StepId(step))
@@ -85,12 +89,11 @@ def kind_of(frames: Frames) -> Kind:
     return peek_header(frames).kind
 
 
-def _columns(frame: Buffer, n_values: int) -> Int32Column:
-    """The columns' frame as one aligned array; no column ever holds a negative number."""
-    values: Int32Column = np.frombuffer(frame, INT32)
-    if len(values) != n_values:
-        raise ValueError(f"{n_values} numbers announced, {len(values)} came")
-    if n_values and np.minimum.reduce(values) < 0:
+def _columns(head: Buffer, n_values: int) -> Int32Column:
+    """The columns as one aligned array; no column ever holds a negative number."""
+    values: Int32Column = np.frombuffer(head, INT32, n_values, HEADER.size) if n_values else EMPTY
+    lowest = min(values.tolist(), default=0) if n_values <= SMALL_COLUMNS else int(values.min())
+    if lowest < 0:
         raise ValueError("a negative number in a column")
     return values if values.flags.aligned else values.copy()
 
@@ -108,32 +111,37 @@ def encode_step(step: Step) -> list[Buffer]:
             raise ValueError(f"hidden of {hidden.shape} for {len(batch.tokens)} tokens")
         dtype_code = DTYPE_CODES[hidden.dtype]
     epoch = step.epoch
-    counts = (len(batch.row), len(batch.tokens), len(batch.blocks), len(batch.closed), width)
+    openings = pack(_write_openings(batch.opened)) if batch.opened else b""
     header = HEADER.pack(
-        MAGIC, DATA_VERSION, KIND_STEP, dtype_code, step.route, epoch.term, epoch.number, step.step, *counts
+        *(MAGIC, DATA_VERSION, KIND_STEP, dtype_code, step.route, epoch.term, epoch.number, step.step),
+        *(len(batch.row), len(batch.tokens), len(batch.blocks), len(batch.closed), width, len(openings)),
     )
-    columns = _join(
-        (
-            *(batch.row, batch.attempt, batch.position, batch.length, batch.sample, batch.new_blocks),
-            *(batch.tokens, batch.blocks, batch.closed),
+    columns = batch.packed
+    if columns is None:
+        columns = _join(
+            (
+                *(batch.row, batch.attempt, batch.position, batch.length, batch.sample, batch.new_blocks),
+                *(batch.tokens, batch.blocks, batch.closed),
+            )
         )
-    )
-    frames: list[Buffer] = [header, columns, pack(_write_openings(batch.opened)) if batch.opened else b""]
-    if hidden is not None:
-        frames.append(hidden.data)
-    return frames
+    if hidden is None:
+        return [b"".join((header, columns, openings))]
+    if len(hidden.data) <= INLINE_BYTES_MAX:
+        return [b"".join((header, columns, hidden.data, openings))]
+    return [b"".join((header, columns, openings)), hidden.data]
 
 
-def _batch(values: Int32Column, n_rows: int, n_tokens: int, n_blocks: int, opened: tuple[RowOpening, ...]) -> Batch:
+def _batch(
+    values: Int32Column, packed: bytes, n_rows: int, n_tokens: int, n_blocks: int, opened: tuple[RowOpening, ...]
+) -> Batch:
     """Cuts the joined columns; their total length is already known to be right."""
-    cuts = [values[i * n_rows : (i + 1) * n_rows] for i in range(ROW_COLUMNS)]
-    row, attempt, position, length, sample, new_blocks = cuts
+    tokens_at = ROW_COLUMNS * n_rows
+    row, attempt, position, length, sample, new_blocks = values[:tokens_at].reshape(ROW_COLUMNS, n_rows)
     lengths = length.tolist()
     if sum(lengths) != n_tokens or 0 in lengths:
         raise ValueError("lengths of rows and tokens disagree")
     if sum(new_blocks.tolist()) != n_blocks:
         raise ValueError("new blocks of rows and blocks disagree")
-    tokens_at = ROW_COLUMNS * n_rows
     blocks_at = tokens_at + n_tokens
     closed_at = blocks_at + n_blocks
     return Batch(
@@ -147,27 +155,34 @@ def _batch(values: Int32Column, n_rows: int, n_tokens: int, n_blocks: int, opene
         blocks=values[blocks_at:closed_at],
         closed=values[closed_at:],
         opened=opened,
+        packed=packed,
     )
 
 
 def decode_step(frames: Frames) -> Step:
     """The columns and the hidden blob look into the received buffers. Raises TheyBrokeTheRules and nothing else."""
     try:
-        _, dtype_code, route, term, number, step, n_rows, n_tokens, n_blocks, n_closed, width = _parse_header(
-            frames, KIND_STEP
-        )
+        found = _parse_header(frames, KIND_STEP)
+        code, route, term, number, step, n_rows, n_tokens, n_blocks, n_closed, width, n_tail = found[3:]
         if n_rows > ROWS_MAX or n_tokens > TOKENS_MAX or n_blocks > TOKENS_MAX or n_closed > TOKENS_MAX:
             raise ValueError(f"{n_rows} rows, {n_tokens} tokens, {n_blocks} blocks, {n_closed} closed")
-        values = _columns(frames[1], ROW_COLUMNS * n_rows + n_tokens + n_blocks + n_closed)
-        opened = _openings(frames[2], n_rows) if len(frames[2]) else ()
+        head = frames[0]
+        n_values = ROW_COLUMNS * n_rows + n_tokens + n_blocks + n_closed
+        values = _columns(head, n_values)
+        hidden_at, tail_at = HEADER.size + 4 * n_values, len(head) - n_tail
+        if tail_at < hidden_at:
+            raise ValueError("openings announced beyond the frame")
+        opened = _openings(head[tail_at:], n_rows) if n_tail else ()
         hidden = None
-        if len(frames) == 4:
-            if not (0 < dtype_code <= len(BLOB_DTYPES) and width <= WIDTH_MAX):
-                raise ValueError(f"hidden of dtype {dtype_code}, width {width}")
-            hidden = Blob(BLOB_DTYPES[dtype_code - 1], (n_tokens, width), frames[3])
-        elif dtype_code or width:
-            raise ValueError("hidden is announced and absent")
-        batch = _batch(values, n_rows, n_tokens, n_blocks, opened)
+        if code:
+            if not (code <= len(BLOB_DTYPES) and width <= WIDTH_MAX):
+                raise ValueError(f"hidden of dtype {code}, width {width}")
+            data = frames[1] if len(frames) == 2 else memoryview(head)[hidden_at:tail_at]
+            hidden = Blob(BLOB_DTYPES[code - 1], (n_tokens, width), data)
+        if (not code and (width or len(frames) == 2)) or (hidden_at != tail_at and (not code or len(frames) == 2)):
+            raise ValueError("bytes that nobody announced")
+        packed = bytes(head[HEADER.size : hidden_at])
+        batch = _batch(values, packed, n_rows, n_tokens, n_blocks, opened)
     except Exception as why:
         raise TheyBrokeTheRules(f"no step: {why!r:.200}") from why
     return Step(route=RouteId(route), epoch=Epoch(term, number), step=StepId(step), batch=batch, hidden=hidden)
@@ -196,9 +211,9 @@ def encode_result(result: StepResult) -> list[Buffer]:
         tail = b"".join(part.tobytes() for part in parts)
     header = HEADER.pack(
         *(MAGIC, DATA_VERSION, KIND_RESULT, 0 if logprobs is None else 1),
-        *(result.route, epoch.term, epoch.number, result.step, len(result.row), n_told, n_top, 0, 0),
+        *(result.route, epoch.term, epoch.number, result.step, len(result.row), n_told, n_top, 0, 0, len(tail)),
     )
-    return [header, _join((result.row, result.attempt, result.position, result.token)), tail]
+    return [b"".join((header, _join((result.row, result.attempt, result.position, result.token)), tail))]
 
 
 def _logprobs(frame: Buffer, n_told: int, n_top: int) -> Logprobs:
@@ -218,15 +233,17 @@ def _logprobs(frame: Buffer, n_told: int, n_top: int) -> Logprobs:
 def decode_result(frames: Frames) -> StepResult:
     """The other half of encode_result. Raises TheyBrokeTheRules and nothing else."""
     try:
-        _, told, route, term, number, step, n_rows, n_told, n_top, *rest = _parse_header(frames, KIND_RESULT)
-        if len(frames) != 3 or told > 1 or any(rest):
-            raise ValueError("a result has three frames and zeros where nothing is said")
+        found = _parse_header(frames, KIND_RESULT)
+        told, route, term, number, step, n_rows, n_told, n_top, *rest, n_tail = found[3:]
+        if len(frames) != 1 or told > 1 or any(rest):
+            raise ValueError("a result has one frame and zeros where nothing is said")
         if n_rows > ROWS_MAX or n_told > n_rows or n_top > ALTERNATIVES_MAX:
             raise ValueError(f"{n_rows} rows, {n_told} with {n_top} alternatives")
-        values = _columns(frames[1], RESULT_COLUMNS * n_rows)
-        if not told and (n_told or n_top or len(frames[2])):
+        head, tail_at = frames[0], HEADER.size + 4 * RESULT_COLUMNS * n_rows
+        values = _columns(head, RESULT_COLUMNS * n_rows)
+        if len(head) != tail_at + n_tail or (not told and (n_told or n_top or n_tail)):
             raise ValueError("log-probabilities nobody announced")
-        logprobs = _logprobs(frames[2], n_told, n_top) if told else None
+        logprobs = _logprobs(head[tail_at:], n_told, n_top) if told else None
         row, attempt, position, token = (values[i * n_rows : (i + 1) * n_rows] for i in range(RESULT_COLUMNS))
     except Exception as why:
         raise TheyBrokeTheRules(f"no result: {why!r:.200}") from why

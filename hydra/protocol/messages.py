@@ -84,9 +84,10 @@ class HelloRefused:
 
 @attrs.frozen(kw_only=True)
 class SayHello:
-    """I do not know you (I may have restarted). Greet again."""
+    """I do not know you under this generation (I may have restarted). Greet again, unless you have another by now."""
 
     term: int
+    generation: Generation
 
 
 @attrs.frozen(kw_only=True)

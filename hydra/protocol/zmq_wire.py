@@ -132,6 +132,26 @@ def _receive(socket: Socket, flags: int = 0) -> tuple[Buffer, ...]:
             return tuple(frames)
 
 
+def _push_now(socket: Socket, frames: Frames) -> bool:
+    """Sends without waiting; False when the queue is full.
+
+    A send that must not wait looks at the news of its pipe only once a millisecond, and may believe a queue full that
+    has long been emptied. Asking for the events makes it look now.
+    """
+    return _put(socket, frames) or (bool(socket.get(zmq.EVENTS) & zmq.POLLOUT) and _put(socket, frames))
+
+
+def _put(socket: Socket, frames: Frames) -> bool:
+    try:
+        if len(frames) == 1:
+            socket.send(frames[0], zmq.NOBLOCK, len(frames[0]) <= ZERO_COPY_BYTES)
+        else:
+            socket.send_multipart(list(frames), zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return False
+    return True
+
+
 def _take(socket: Socket, into: list[T], as_item: Callable[[tuple[Buffer, ...]], T]) -> None:
     for _ in range(RECEIVE_BATCH):
         try:
@@ -268,10 +288,8 @@ class ZmqStepLink:
     def send_nowait(self, frames: Frames) -> None:
         if self._push.closed:
             raise WireClosed("this end was closed")
-        try:
-            self._push.send_multipart(list(frames), zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            raise WireFull(f"the queue towards {self._addr} is full") from None
+        if not _push_now(self._push, frames):
+            raise WireFull(f"the queue towards {self._addr} is full")
 
     def close(self) -> None:
         self._push.close()
@@ -326,11 +344,7 @@ class ZmqBlockingLink:
         _connect(self._push, addr)
 
     def try_send(self, frames: Frames) -> bool:
-        try:
-            self._push.send_multipart(list(frames), zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return False
-        return True
+        return _push_now(self._push, frames)
 
     def close(self) -> None:
         self._push.close()

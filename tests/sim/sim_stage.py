@@ -80,11 +80,6 @@ class SimStage:
 
     async def _take(self, frames: tuple[Buffer, ...]) -> None:
         try:
-            header = codec_data.peek_header(frames)
-            refused = self.line.admits(header.route, header.epoch)
-            if refused is not None:
-                self.line.drop(refused)
-                return
             step = codec_data.decode_step(frames)
         except TheyBrokeTheRules as why:
             raise AssertionError("nonsense on the data lane of a simulation") from why

@@ -255,7 +255,7 @@ async def _play(world: World, plot: Plot) -> None:
             await chat.finished()
     open_still = [chat.number for chat in chats if not chat.over]
     assert not open_still, f"chats {open_still} got no end within {CALM_BOUND_S} s of calm"
-    await world.until_ready(30.0)
+    await world.until_ready(90.0)  # a stuck thread has its lease to come back
     losses = sum(trouble.kind in LOSSES for trouble in plot.troubles)
     for chat in chats:
         limit = chat.refusal is not None and chat.refusal.code == "replay_limit"

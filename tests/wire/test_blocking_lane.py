@@ -1,6 +1,7 @@
 """The thread ends of the data lane: frames go back and forth between two threads, and a wake ends a wait."""
 
 import threading
+import time
 
 import pytest
 
@@ -86,3 +87,21 @@ def test_an_address_is_taken_once(wires):
         wires.blocking_source(source.addr, 2)
     assert BLOB_BYTES_MAX > 1 << 20
     source.close()
+
+
+def test_a_queue_that_was_emptied_takes_more_at_once(wires):
+    """Quick ping-pong with a small bound: a sender that believes old news would find its queue full."""
+    there, back = wires.blocking_source("tcp://127.0.0.1:*", 4), wires.blocking_source("tcp://127.0.0.1:*", 4)
+    to, fro = wires.blocking_link(there.addr, 4), wires.blocking_link(back.addr, 4)
+    try:
+        for link in (to, fro):
+            deadline_s = time.monotonic() + 5
+            while not link.try_send([b"hello"]):
+                assert time.monotonic() < deadline_s
+        assert there.receive(5) and back.receive(5)
+        for _ in range(300):
+            assert to.try_send([b"ping"]) and there.receive(5)
+            assert fro.try_send([b"pong"]) and back.receive(5)
+    finally:
+        for end in (to, fro, there, back):
+            end.close()

@@ -94,7 +94,7 @@ def test_the_expulsion_of_a_former_life_is_nothing():
     assert hears(one, Expelled(generation=4, why="silent")) == [] and one.generation == 5
 
 
-@pytest.mark.parametrize("word", [SayHello(term=4), Beacon(term=4, number=0, counter=1)])
+@pytest.mark.parametrize("word", [SayHello(term=4, generation=5), Beacon(term=4, number=0, counter=1)])
 def test_another_term_means_another_coordinator(word):
     one = inside()
     effects = hears(one, word)
@@ -106,11 +106,11 @@ def test_a_beacon_of_our_own_term_is_the_coordinators_pulse():
 
 
 def test_say_hello_in_our_own_term_means_we_were_given_up():
-    effects = hears(inside(), SayHello(term=3))
+    effects = hears(inside(), SayHello(term=3, generation=5))
     assert left(effects)[0] == ("stage", "expelled") and greets(effects) == [3]
 
 
-@pytest.mark.parametrize("word", [SayHello(term=4), Beacon(term=4, number=0, counter=1)])
+@pytest.mark.parametrize("word", [SayHello(term=4, generation=5), Beacon(term=4, number=0, counter=1)])
 def test_while_it_greets_it_needs_no_second_invitation(word):
     one = inside()
     hears(one, Beacon(term=4, number=0, counter=1))
@@ -160,3 +160,10 @@ def test_whoever_missed_a_word_leaves_and_greets_again():
     assert len(left(effects)) == 2 and one.generation is None
     assert any(isinstance(e, Send) and isinstance(e.message, Hello) for e in effects)
     assert one.handle(LaneBroken("(coordinator)"), 10.0) == [], "once is enough"
+
+
+def test_a_word_about_a_generation_of_yesterday_is_nothing():
+    """Two greetings that crossed: the beat of the first is not known any more, and must not cost the second."""
+    one = inside()
+    hears(one, welcome(generation=6))
+    assert hears(one, SayHello(term=3, generation=5)) == [] and one.generation == 6

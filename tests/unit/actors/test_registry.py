@@ -213,7 +213,7 @@ def test_a_lost_generation_stays_lost():
     room = Room()
     generation = room.joins("a")
     room.sweep(6.0)
-    assert room.beats("a", generation) == [Send(Address("a-1", "member"), SayHello(term=1))]
+    assert room.beats("a", generation) == [Send(Address("a-1", "member"), SayHello(term=1, generation=generation))]
     assert room.states() == {}
 
 

@@ -31,8 +31,10 @@ BATCH = Batch(
     opened=(OPENING,),
 )
 HIDDEN = Blob("bfloat16", (4, 8), bytes(range(64)))
+LARGE = Blob("bfloat16", (4, 10_000), bytes(80_000))
 STEP = Step(route=3, epoch=Epoch(2, 5), step=2**40, batch=BATCH, hidden=HIDDEN)
 FIRST = attrs.evolve(STEP, hidden=None)
+WIDE = attrs.evolve(STEP, hidden=LARGE)
 RESULT = StepResult(
     route=3, epoch=Epoch(2, 5), step=9, row=int32([7, 8]), attempt=int32([1, 2]), position=int32([3, 41]),
     token=int32([1, 2]),
@@ -47,7 +49,7 @@ ONLY_CLOSED = Step(route=1, epoch=Epoch(1, 1), step=1, batch=Batch(closed=int32(
 NOTHING = Step(route=1, epoch=Epoch(1, 1), step=1, batch=Batch())
 
 
-@pytest.mark.parametrize("step", [STEP, FIRST, ONLY_CLOSED, NOTHING])
+@pytest.mark.parametrize("step", [STEP, FIRST, WIDE, ONLY_CLOSED, NOTHING])
 def test_a_step_comes_back_whole(step):
     frames = codec_data.encode_step(step)
     assert codec_data.decode_step(frames) == step
@@ -62,15 +64,19 @@ def test_a_result_comes_back_whole(result):
     assert codec_data.decode_result(frames) == result and codec_data.kind_of(frames) == "result"
 
 
-def test_the_hidden_states_are_never_copied():
-    frames = codec_data.encode_step(STEP)
-    assert frames[3] is HIDDEN.data and codec_data.decode_step(frames).hidden.data is frames[3]
+def test_large_hidden_states_are_never_copied_and_small_ones_cost_no_frame():
+    frames = codec_data.encode_step(WIDE)
+    assert len(frames) == 2 and frames[1] is LARGE.data and codec_data.decode_step(frames).hidden.data is frames[1]
+    (frame,) = codec_data.encode_step(STEP)
+    data = codec_data.decode_step([frame]).hidden.data
+    assert data.obj is frame, "it looks into what was received"
+    assert (len(frame) - len(codec_data.encode_step(FIRST)[0])) == len(HIDDEN.data)
 
 
 def test_columns_that_lie_crooked_in_memory_are_straightened():
-    frames = codec_data.encode_step(FIRST)
-    crooked = memoryview(b"x" + frames[1])[1:]
-    step = codec_data.decode_step([frames[0], crooked, frames[2]])
+    (frame,) = codec_data.encode_step(FIRST)
+    crooked = memoryview(b"x" + frame)[1:]
+    step = codec_data.decode_step([crooked])
     assert step == FIRST and step.batch.row.flags.aligned
 
 
@@ -96,21 +102,36 @@ def test_columns_that_disagree_are_refused(batch):
 
 
 def bad_frames():
-    header, columns, opened, hidden = codec_data.encode_step(STEP)
+    (step,) = codec_data.encode_step(STEP)
+    head, hidden = codec_data.encode_step(WIDE)
+    (first,) = codec_data.encode_step(FIRST)
+    at = HEADER.size - 4  # the bytes of the openings
+
+    def tail(n_bytes):
+        return step[:at] + n_bytes.to_bytes(4, "little") + step[at + 4 :]
+
     yield "none", []
-    yield "too few", [header, columns]
-    yield "too many", [header, columns, opened, hidden, b""]
-    yield "a short header", [header[:-1], columns, opened, hidden]
-    yield "another magic", [b"XYZ" + header[3:], columns, opened, hidden]
-    yield "another version", [header[:3] + b"\x09" + header[4:], columns, opened, hidden]
-    yield "another kind", [header[:4] + b"\x07" + header[5:], columns, opened, hidden]
-    yield "an unknown dtype", [header[:5] + b"\x09" + header[6:], columns, opened, hidden]
-    yield "no dtype", [header[:5] + b"\x00" + header[6:], columns, opened, hidden]
-    yield "short columns", [header, columns[:-4], opened, hidden]
-    yield "a torn number", [header, columns[:-1], opened, hidden]
-    yield "hidden that never came", [header, columns, opened]
-    yield "hidden too short", [header, columns, opened, hidden[:-2]]
-    yield "openings of nonsense", [header, columns, b"\xc1", hidden]
+    yield "an empty one", [b""]
+    yield "too many", [head, hidden, b""]
+    yield "a short header", [step[: HEADER.size - 1]]
+    yield "another magic", [b"XYZ" + step[3:]]
+    yield "another version", [step[:3] + b"\x09" + step[4:]]
+    yield "another kind", [step[:4] + b"\x07" + step[5:]]
+    yield "an unknown dtype", [step[:5] + b"\x09" + step[6:]]
+    yield "no dtype", [step[:5] + b"\x00" + step[6:]]
+    yield "another item size", [step[:5] + b"\x01" + step[6:]]
+    yield "short columns", [step[: HEADER.size + 8]]
+    yield "a torn number", [first[:-1]]
+    yield "a byte too many", [first + b"x"]
+    yield "hidden that never came", [head]
+    yield "hidden too short", [head, hidden[:-2]]
+    yield "hidden twice", [step, hidden]
+    yield "hidden that nobody announced", [first, hidden]
+    yield "openings beyond the frame", [tail(1 << 31)]
+    yield "openings that begin elsewhere", [tail(3)]
+    yield "no openings", [tail(0)]
+    n_tail = HEADER.unpack_from(head)[-1]
+    yield "openings of nonsense", [head[:-n_tail] + b"\xc1" * n_tail, hidden]
     yield "a result", codec_data.encode_result(RESULT)
 
 
@@ -124,8 +145,9 @@ def test_malformed_steps_are_refused(frames):
     "frames",
     [
         codec_data.encode_step(FIRST),
-        [*codec_data.encode_result(RESULT)[:2], b"1234"],
-        [*codec_data.encode_result(TOLD)[:2], b"1234"],
+        [codec_data.encode_result(RESULT)[0] + b"1234"],
+        [codec_data.encode_result(TOLD)[0] + b"1234"],
+        [codec_data.encode_result(TOLD)[0][:-4]],
         [*codec_data.encode_result(RESULT), b""],
     ],
 )
@@ -143,7 +165,7 @@ def test_our_own_mistakes_are_bugs_and_not_sent():
 
 def test_mutated_frames_never_raise_anything_else():
     rng = random.Random(11)
-    cases = [(codec_data.encode_step(STEP), codec_data.decode_step)] * 3
+    cases = [(codec_data.encode_step(step), codec_data.decode_step) for step in (STEP, FIRST, WIDE)]
     cases += [(codec_data.encode_result(TOLD), codec_data.decode_result)]
     for frames, decode in cases:
         for _ in range(1500):

@@ -1,0 +1,64 @@
+"""What a budget is: a ratio between two things measured together, and how far it may go.
+
+Absolute times belong to a machine and an hour; a ratio belongs to the program. Every measurement alternates between
+its two sides in many short rounds, and the median of the rounds' ratios counts.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Budget:
+    """One line of the table. `higher` says which way is good."""
+
+    name: str
+    what: str
+    must: float
+    aim: float
+    higher: bool = False
+
+    def holds(self, ratio: float) -> bool:
+        return ratio >= self.must if self.higher else ratio <= self.must
+
+
+@attrs.frozen(kw_only=True)
+class Measured:
+    """A ratio and how it came about: plain numbers with their units in their names."""
+
+    ratio: float
+    detail: dict[str, Any]
+
+
+BUDGETS = (
+    Budget(name="P1", what="time per token over HTTP, 2 stages / bare torch loop", must=1.05, aim=1.02),
+    Budget(name="P2", what="round trip between two stages / raw blocking pyzmq", must=1.6, aim=1.3),
+    Budget(
+        name="P4a",
+        what="throughput of a full pipeline of timed stages / its slowest stage",
+        must=0.95,
+        aim=0.98,
+        higher=True,
+    ),
+    Budget(
+        name="P4b",
+        what="throughput of 2 torch stages / the same processes running free",
+        must=0.90,
+        aim=0.95,
+        higher=True,
+    ),
+    Budget(name="R", what="peak memory of a CPU worker / its weights + KV touched + 300 MB", must=1.1, aim=1.05),
+)
+
+
+def median_ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Of (ours, theirs) pairs, each measured in one round."""
+    return statistics.median(ours / theirs for ours, theirs in pairs)
+
+
+def spread(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """Every round's ratio, so that a reader sees how noisy it was."""
+    return [round(ours / theirs, 3) for ours, theirs in pairs]

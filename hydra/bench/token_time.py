@@ -1,0 +1,98 @@
+"""P1: what the whole way costs one reader. And R, in the same processes: what a worker takes of the memory."""
+
+import statistics
+from pathlib import Path
+
+from hydra.bench.budget import Measured, median_ratio, spread
+from hydra.bench.child import child
+from hydra.bench.llama_dir import LlamaShape, write_llama
+from hydra.bench.served import Served, served
+
+BARE_MS = (15.0, 25.0)  # the bare loop's time per token, by choice of the number of layers
+PROMPT, TOKENS = 64, 48
+CONTEXT = 256
+ALLOWANCE_BYTES = 300_000_000
+
+
+def layers_for(layer_ms: float, ends_ms: float) -> int:
+    """How many layers bring the bare loop into the middle of its range; at least one per stage."""
+    middle = sum(BARE_MS) / 2
+    return max(2, round((middle - ends_ms) / layer_ms))
+
+
+def probe_layer_ms(scratch: Path) -> tuple[float, float]:
+    """(milliseconds per layer, of embedding and head), from two small models."""
+    took: dict[int, float] = {}
+    for layers in (2, 6):
+        directory = write_llama(scratch / f"probe-{layers}", LlamaShape(layers=layers))
+        with child("hydra.bench.bare_loop", directory, 0, layers, 1, CONTEXT) as bare:
+            bare.ask({"from": PROMPT, "steps": TOKENS})
+            runs = [bare.ask({"from": PROMPT, "steps": TOKENS}) for _ in range(3)]
+        took[layers] = 1000 * min(run["seconds"] / run["steps"] for run in runs)
+    layer_ms = max(0.05, (took[6] - took[2]) / 4)
+    return layer_ms, max(0.0, took[2] - 2 * layer_ms)
+
+
+def measure_token_time(scratch: Path, *, rounds: int, device: str) -> dict[str, Measured]:
+    """{"P1": ..., "R": ...}; R only on the CPU."""
+    shape = LlamaShape(layers=layers_for(*probe_layer_ms(scratch)))
+    directory = write_llama(scratch / "llama", shape)
+    pairs: list[tuple[float, float]] = []
+    prompt = [1 + i % 200 for i in range(PROMPT)]
+    with (
+        child("hydra.bench.bare_loop", directory, 0, shape.layers, 1, CONTEXT) as bare,
+        served(directory, scratch, workers=2, device=device) as cluster,
+    ):
+        for number in range(rounds + 1):
+            ours_s = _per_token_s(cluster, prompt)
+            ran = bare.ask({"from": PROMPT, "steps": TOKENS})
+            if number:  # the first round warms both up
+                pairs.append((ours_s, ran["seconds"] / ran["steps"]))
+        found = {"P1": _token_time(pairs, shape)}
+        if device == "cpu":
+            found["R"] = _memory(cluster, shape, directory)
+    return found
+
+
+def _per_token_s(cluster: Served, prompt: list[int]) -> float:
+    arrived = cluster.stream_s(prompt, TOKENS)
+    return (arrived[-1] - arrived[0]) / (len(arrived) - 1)
+
+
+def _token_time(pairs: list[tuple[float, float]], shape: LlamaShape) -> Measured:
+    detail = {
+        "layers": shape.layers,
+        "bare_ms": round(1000 * statistics.median(bare for _, bare in pairs), 2),
+        "ours_ms": round(1000 * statistics.median(ours for ours, _ in pairs), 2),
+        "rounds": spread(pairs),
+    }
+    return Measured(ratio=median_ratio(pairs), detail=detail)
+
+
+def _memory(cluster: Served, shape: LlamaShape, directory: Path) -> Measured:
+    """The worst worker. Peak resident memory as the operating system counted it, model file pages included."""
+    worst, detail = 0.0, {}
+    for node in cluster.status()["nodes"]:
+        stage = node["stages"][0]
+        n_layers = stage["end_layer"] - stage["first_layer"]
+        weights = n_layers * shape.layer_bytes
+        weights += shape.head_bytes * ((stage["first_layer"] == 0) + (stage["end_layer"] == shape.layers))
+        kv = (PROMPT + TOKENS) * shape.kv_token_bytes * n_layers // shape.layers
+        peak = peak_bytes(node["pid"])
+        ratio = peak / (weights + kv + ALLOWANCE_BYTES)
+        detail[node["node_id"]] = {
+            "peak_bytes": peak,
+            "weight_bytes": weights,
+            "kv_bytes": kv,
+            "ratio": round(ratio, 3),
+        }
+        worst = max(worst, ratio)
+    return Measured(ratio=worst, detail=detail)
+
+
+def peak_bytes(pid: int) -> int:
+    """VmHWM of a process. Raises OSError where there is no /proc."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no VmHWM")
