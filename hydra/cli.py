@@ -238,6 +238,24 @@ def unload(model_id: str, url: str, as_json: bool) -> None:
     click.echo(json.dumps(told) if as_json else f"{told['model_id']} {told['state']}")
 
 
+@cli.command()
+@click.argument("budgets", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Of the served model: cpu, or a list like cuda:0,cuda:1."
+)
+@click.option("--quick", is_flag=True, help="Fewer rounds: minutes become one, and the figures noisier.")
+def bench(budgets: tuple[str, ...], as_json: bool, device: str, quick: bool) -> None:
+    """Measure BUDGETS (P1, P2, P4, R; default: all) as ratios. Exit 0 when all are met, 1 when one is not."""
+    from hydra.bench import command
+
+    set_up_logging("bench")
+    names = command.wanted_names(budgets)
+    found = command.measure(names, device=device, quick=quick, say=lambda line: click.echo(line, err=True))
+    click.echo(json.dumps(command.as_json(found), indent=2) if as_json else command.as_table(found))
+    sys.exit(0 if command.all_hold(found) else 1)
+
+
 # ---------------------------------------------------------------- children, started by a parent only
 
 

@@ -4,6 +4,9 @@ The Broker composes it once and it travels through the stages whole. Row columns
 `blocks` are the rows' runs laid end to end. A row is opened once, in full; afterwards it gets deltas only (new tokens,
 new KV blocks). Nothing here knows frames, sockets or tensors: `codec_data` turns a batch into bytes, `kernels` into
 tensors.
+
+What is made anew in every step of every stage is not frozen, because that costs three times as much; nobody writes to
+it all the same.
 """
 
 from typing import TypeAlias
@@ -20,10 +23,6 @@ Int32Column: TypeAlias = npt.NDArray[np.int32]
 
 ROWS_MAX = 4096  # per micro-batch; a header that says more is a lie
 TOKENS_MAX = 1 << 20
-
-
-# Made several times per step on every stage, where a frozen class costs three times as much. Nobody writes to them.
-per_step = attrs.define(kw_only=True)
 
 
 def int32(values: object) -> Int32Column:
@@ -55,7 +54,7 @@ class RowOpening:
     history: Int32Column = _column()
 
 
-@per_step
+@attrs.define(kw_only=True)
 class Batch:
     """One step of one route. Row i computes `length[i]` tokens from `position[i]` on; `sample[i]` asks for the next.
 
@@ -84,7 +83,7 @@ class Batch:
         return len(self.tokens)
 
 
-@per_step
+@attrs.define(kw_only=True)
 class Step:
     """A batch on its way to one stage; `hidden` is absent on the way to the first.
 
@@ -111,7 +110,7 @@ class Logprobs:
     top: npt.NDArray[np.float32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))  # [n, k]
 
 
-@per_step
+@attrs.define(kw_only=True)
 class StepResult:
     """What the last stage says to the Broker: the sampled rows of one step, and nothing of the logits."""
 
@@ -142,7 +141,7 @@ class OpenRow:
     history: list[int] = attrs.field(factory=list)
 
 
-@per_step
+@attrs.define(kw_only=True)
 class Run:
     """An accepted step, ready to compute: the batch with each row's state beside it (`rows[i]` belongs to row i)."""
 
@@ -154,7 +153,7 @@ class Run:
     hidden: Blob | None
 
 
-@per_step
+@attrs.define(kw_only=True)
 class Outcome:
     """What a stage made of a Run: hidden states for the next stage, or (last stage) one token per sampled row."""
 

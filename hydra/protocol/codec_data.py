@@ -4,8 +4,9 @@
     result: header | columns | log-probabilities (may be empty)
 
 One frame holds it all, because every further frame costs as much as a small message. Only hidden states above 64 KiB
-travel in a second frame of their own, which is never copied. Every count, length and dtype is checked before it is used; malformed frames become
-TheyBrokeTheRules. Whether a step is stale, in sequence or makes sense to its rows is not known here: see StageLine.
+travel in a second frame of their own, which is never copied. Every count, length and dtype is checked before it is
+used; malformed frames become TheyBrokeTheRules. Whether a step is stale, in sequence or makes sense to its rows is not
+known here: see StageLine.
 """
 
 import struct

@@ -138,7 +138,7 @@ def _push_now(socket: Socket, frames: Frames) -> bool:
     A send that must not wait looks at the news of its pipe only once a millisecond, and may believe a queue full that
     has long been emptied. Asking for the events makes it look now.
     """
-    return _put(socket, frames) or (bool(socket.get(zmq.EVENTS) & zmq.POLLOUT) and _put(socket, frames))
+    return _put(socket, frames) or (bool(int(socket.get(zmq.EVENTS)) & zmq.POLLOUT) and _put(socket, frames))
 
 
 def _put(socket: Socket, frames: Frames) -> bool:

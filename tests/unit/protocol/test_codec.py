@@ -210,7 +210,13 @@ def mutations(frame, rng, n):
 
 def test_mutated_sentences_never_raise_anything_else():
     rng = random.Random(5)
-    for message in (OPEN, EIGHT, SayHello(term=3, generation=1), Beacon(term=1, number=2, counter=3), Close(session=1, attempt=1)):
+    for message in (
+        OPEN,
+        EIGHT,
+        SayHello(term=3, generation=1),
+        Beacon(term=1, number=2, counter=3),
+        Close(session=1, attempt=1),
+    ):
         (frame,) = codec.encode("broker", "sessions", message)
         for mutant in mutations(frame, rng, 1000):
             with contextlib.suppress(TheyBrokeTheRules):

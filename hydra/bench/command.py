@@ -1,0 +1,79 @@
+"""Which budgets are measured, and how the table is printed."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.bench.budget import BUDGETS, Budget, Measured
+from hydra.complaint import Complaint
+
+NAMES = ("P1", "P2", "P4", "R")
+OF = {"P1": ("P1",), "P2": ("P2",), "P4": ("P4a", "P4b"), "R": ("R",)}
+
+
+def wanted_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The asked budgets in the table's order; none asked means all. Raises Complaint (exit 2)."""
+    asked = {name.upper() for name in names} or set(NAMES)
+    unknown = asked - set(NAMES)
+    if unknown:
+        known = ", ".join(NAMES)
+        raise Complaint(
+            f"there is no budget {sorted(unknown)[0]!r}", "it is not in the table", f"choose from {known}", 2
+        )
+    return tuple(name for name in NAMES if name in asked)
+
+
+def measure(names: Sequence[str], *, device: str, quick: bool, say: Callable[[str], None]) -> dict[str, Measured]:
+    """One after the other; `say` hears what is under way."""
+    from hydra.bench.hop import measure_hop
+    from hydra.bench.pipeline import measure_timed, measure_torch
+    from hydra.bench.token_time import measure_token_time
+
+    found: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory(prefix="hydra-bench-") as scratch:
+        if "P1" in names or "R" in names:
+            say("P1, R: a cluster of two workers, and a bare loop beside it")
+            both = measure_token_time(Path(scratch), rounds=3 if quick else 9, device=device)
+            found |= {name: measured for name, measured in both.items() if name in names}
+        if "P2" in names:
+            say("P2: hidden states to and fro")
+            found["P2"] = measure_hop(blocks=5 if quick else 25)
+        if "P4" in names:
+            say("P4a: pipelines of timed stages")
+            found["P4a"] = measure_timed(rounds=2 if quick else 5)
+            say("P4b: a pipeline of torch stages, and its processes running free")
+            found["P4b"] = measure_torch(Path(scratch), rounds=2 if quick else 5)
+    return found
+
+
+def as_json(found: dict[str, Measured]) -> dict[str, Any]:
+    return {
+        budget.name: {
+            "ratio": round(found[budget.name].ratio, 4),
+            "must": budget.must,
+            "aim": budget.aim,
+            "ok": budget.holds(found[budget.name].ratio),
+            "detail": found[budget.name].detail,
+        }
+        for budget in BUDGETS
+        if budget.name in found
+    }
+
+
+def as_table(found: dict[str, Measured]) -> str:
+    lines = [f"{'':<5}{'RATIO':>7}{'MUST':>9}{'AIM':>9}"]
+    lines += [_line(budget, found[budget.name].ratio) for budget in BUDGETS if budget.name in found]
+    return "\n".join(lines)
+
+
+def _line(budget: Budget, ratio: float) -> str:
+    sign = ">=" if budget.higher else "<="
+    verdict = "ok" if budget.holds(ratio) else "NOT MET"
+    return (
+        f"{budget.name:<5}{ratio:>7.3f}{sign:>4} {budget.must:<4}{sign:>4} {budget.aim:<4}  {verdict:<8} {budget.what}"
+    )
+
+
+def all_hold(found: dict[str, Measured]) -> bool:
+    return all(budget.holds(found[budget.name].ratio) for budget in BUDGETS if budget.name in found)

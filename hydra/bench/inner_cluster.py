@@ -1,0 +1,115 @@
+"""A coordinator and a frontend inside this process, with worker processes around it: a pipeline without HTTP.
+
+For measuring what the pipeline itself carries. Sessions are asked for here; tokens are counted at the Broker.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+
+import attrs
+import trio
+
+from hydra.actors.broker import Limits
+from hydra.actors.client import GenerateRequest
+from hydra.actors.coordinator import Coordinator, CoordinatorParts, SavedState
+from hydra.actors.frontend import Frontend, FrontendParts
+from hydra.actors.planner import Policy, Wish
+from hydra.actors.ports import Library
+from hydra.protocol.ids import NodeId, PeerId
+from hydra.protocol.model_spec import Described
+from hydra.protocol.refusal import Refusal, RefusalError
+from hydra.protocol.sampling import GREEDY
+from hydra.protocol.wire import Hub
+from hydra.protocol.zmq_wire import ZmqWires
+
+MODEL_ID = "bench"
+UP_WITHIN_S = 120.0
+ROUND_WITHIN_S = 300.0
+PROMPT_TOKENS = 16
+
+Command = Callable[[NodeId, Hub], Sequence[str]]  # the argv of a worker process
+
+
+@attrs.define(eq=False)
+class InnerCluster:
+    """Ready to take sessions."""
+
+    coordinator: Coordinator
+    frontend: Frontend
+
+    async def tokens_per_s(self, sessions: int, tokens: int) -> float:
+        """All sessions at once; timed from when every one is decoding until the first is about to end."""
+        told = self.coordinator.broker.tokens_told
+        first, last = told + 3 * sessions, told + (tokens - 3) * sessions
+        with trio.fail_after(ROUND_WITHIN_S):
+            async with trio.open_nursery() as nursery:
+                for number in range(sessions):
+                    nursery.start_soon(self._read, number, tokens)
+                began = await self._reaches(first)
+                ended = await self._reaches(last)
+        return (ended[1] - began[1]) / (ended[0] - began[0])
+
+    async def _reaches(self, count: int) -> tuple[float, int]:
+        while (told := self.coordinator.broker.tokens_told) < count:
+            await trio.sleep(0.002)
+        return trio.current_time(), told
+
+    async def _read(self, number: int, tokens: int) -> None:
+        prompt = [(number * 31 + i) % 250 for i in range(PROMPT_TOKENS)]
+        request = GenerateRequest(model_id=MODEL_ID, prompt_ids=prompt, max_tokens=tokens, params=GREEDY, stop_ids=())
+        async with self.frontend.generate(request) as pieces:
+            async for _ in pieces:
+                pass
+
+
+@asynccontextmanager
+async def inner_cluster(
+    library: Library, model_path: str, workers: int, command: Command
+) -> AsyncIterator[InnerCluster]:
+    """Up, with every worker in the route. Raises RefusalError when the model cannot be served."""
+    wires = ZmqWires()
+    refused: list[Refusal] = []
+    hub = wires.hub("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+
+    async def describe(path: str) -> Described:
+        return await trio.to_thread.run_sync(library.describe, path)
+
+    parts = CoordinatorParts(
+        hub=hub,
+        lane=wires,
+        results=wires.step_source("tcp://127.0.0.1:*", 64),
+        library=library,
+        describe=describe,
+        saved=SavedState(wishes=(Wish(model_path, MODEL_ID),)),
+        save=lambda state: None,
+        policy=Policy(reserve_bytes=0, max_model_len=1024),
+        limits=Limits(running_max=1024),
+        on_wish_failed=refused.append,
+        expected_workers=workers,
+        patience_s=UP_WITHIN_S,
+    )
+    spoke = wires.spoke(PeerId("bench-frontend"), hub.command_addr, hub.broadcast_addr)
+    frontend = Frontend(FrontendParts(node_id=NodeId("bench-frontend"), spoke=spoke, host="here", pid=os.getpid()))
+    coordinator = Coordinator(parts)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HYDRA_LOG": "warning"}
+    try:
+        with ExitStack() as processes:
+            for number in range(workers):
+                argv = [sys.executable, "-m", *command(NodeId(f"w{number}"), hub)]
+                process = processes.enter_context(subprocess.Popen(argv, env=env))  # noqa: ASYNC220 - before anything runs
+                processes.callback(process.kill)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(coordinator.run)
+                await nursery.start(frontend.run)
+                with trio.fail_after(UP_WITHIN_S):
+                    while not any(phase == "ready" for _, phase, _ in coordinator.planner.models()):
+                        if refused:
+                            raise RefusalError(refused[0])
+                        await trio.sleep(0.05)
+                yield InnerCluster(coordinator, frontend)
+                nursery.cancel_scope.cancel()
+    finally:
+        wires.close()

@@ -1,0 +1,33 @@
+"""A worker process whose stages take a known time and compute nothing: `timed_worker NODE ROUTER BROADCAST STEP_S`."""
+
+import os
+import sys
+
+import trio
+
+from hydra.actors.worker import Worker, WorkerParts, run_worker
+from hydra.bench.echo_compute import EchoCompute
+from hydra.protocol.ids import NodeId, PeerId
+from hydra.protocol.zmq_wire import ZmqWires
+
+HIDDEN_BYTES = 256
+
+
+async def main() -> None:
+    node_id, router, broadcast, step_s = sys.argv[1:5]
+    wires = ZmqWires()
+    source = wires.blocking_source("tcp://127.0.0.1:*", 64)
+    parts = WorkerParts(
+        node_id=NodeId(node_id),
+        spoke=wires.spoke(PeerId(f"{node_id}-{os.getpid()}"), router, broadcast),
+        pipeline_addr=source.addr,
+        compute=EchoCompute(HIDDEN_BYTES, float(step_s)),
+        aside=trio.to_thread.run_sync,
+        host="here",
+        pid=os.getpid(),
+    )
+    await run_worker(Worker(parts), source, wires)
+
+
+if __name__ == "__main__":
+    trio.run(main)
