@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hydra.kernels.attention import StepPlan, attend
 from hydra.kernels.kv_pool import LayerCache
-from hydra.kernels.layers import linear, rms_norm, rotate, swiglu
+from hydra.kernels.layers import rms_norm, rotate, swiglu
+from hydra.kernels.products import linear, pack
 from hydra.protocol.model_spec import ModelSpec
 
 
@@ -30,6 +31,11 @@ class LayerWeights:
     @property
     def n_bytes(self) -> int:
         return sum(t.nbytes for t in attrs.asdict(self, recurse=False).values() if t is not None)
+
+    def packed(self) -> "LayerWeights":
+        """The same weights, their matrices as the device multiplies by them fastest."""
+        matrices = {name: pack(getattr(self, name)) for name in ("qkv", "out", "gate_up", "down")}
+        return attrs.evolve(self, **matrices)
 
 
 def decode(

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-linear = functional.linear  # x @ weight.T + bias
-
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x scaled to unit root mean square along its last side (in float32 whatever the dtype), times the weight."""

@@ -15,7 +15,8 @@ from torch.nn import functional
 from hydra.kernels.attention import plan_step
 from hydra.kernels.decoder import LayerWeights, decode
 from hydra.kernels.kv_pool import KvPool
-from hydra.kernels.layers import linear, rms_norm, rotary_frequencies, rotary_tables
+from hydra.kernels.layers import rms_norm, rotary_frequencies, rotary_tables
+from hydra.kernels.products import linear
 from hydra.kernels.sampling import Drawn, Pick, sample
 from hydra.kernels.tensors import put
 from hydra.kernels.weights import Part, PartWeights

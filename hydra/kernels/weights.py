@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hydra.kernels.decoder import LayerWeights
+from hydra.kernels.products import pack
 from hydra.kernels.reader import Progress, read_ranges
 from hydra.protocol.model_spec import ModelSpec, TensorRange
 from hydra.protocol.refusal import refuse
@@ -63,7 +64,17 @@ def fetch_parts(
     for source, place in wanted:
         if source.name.endswith("norm.weight") and not bool(torch.isfinite(place).all()):
             raise refuse("bad_model", f"{source.file}: {source.name} holds NaN or infinity; the file is damaged")
+    wanted.clear()  # its views would keep the plain matrices
+    for part in made:
+        made[part] = _packed(part, made[part])
     return made, read_bytes
+
+
+def _packed(part: Part, weights: PartWeights) -> PartWeights:
+    """An embedding stays plain: its rows are looked up, also where it is the head as well."""
+    if isinstance(weights, LayerWeights):
+        return weights.packed()
+    return pack(weights) if part == "head" else weights
 
 
 def _sorted_ranges(
