@@ -372,7 +372,9 @@ class Broker:
         for token in drawn:
             if token.finish:
                 self._forget(token.row.key)
-        return [*effects, *self._pump(model, now_s)]
+        pumped = self._pump(model, now_s)
+        steps = [effect for effect in pumped if isinstance(effect, SendStep)]  # first: the stages wait for them
+        return [*steps, *effects, *pumped[len(steps) :]]
 
     def _tell(self, peer: PeerId, drawn: list[Drawn], logprobs: Logprobs | None) -> list[Effect]:
         if peer == PROBE_PEER:
