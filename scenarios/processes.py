@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -53,10 +53,12 @@ class Processes:
     started: dict[str, "subprocess.Popen[str]"] = attrs.field(factory=dict, init=False)
     _known: list[psutil.Process] = attrs.field(factory=list, init=False)
 
-    def start_up(self, model: Path, workers: int, *, min_nodes: int = 0, **env: str) -> "subprocess.Popen[str]":
+    def start_up(
+        self, model: Path | None, workers: int, *more: str, min_nodes: int = 0, **env: str
+    ) -> "subprocess.Popen[str]":
         """`python -m hydra up`; its ready line can be read from its standard output."""
-        argv = ["-m", "hydra", "up", str(model), "--workers", str(workers), "--device", "cpu"]
-        argv += ["--http", f"{LOOPBACK}:0", "--state-dir", str(self.scratch / "state")]
+        argv = ["-m", "hydra", "up", *([str(model)] if model else []), "--workers", str(workers), "--device", "cpu"]
+        argv += ["--http", f"{LOOPBACK}:0", "--state-dir", str(self.scratch / "state"), *more]
         return self._start("up", argv, {"HYDRA_CLUSTER_MIN_NODES": str(min_nodes), **env}, subprocess.PIPE)
 
     def start_worker(self, name: str, *more: str, program: Sequence[str] = ("hydra", "worker")) -> None:
@@ -83,12 +85,13 @@ class Processes:
         """Whoever is left, those that lost their parent among them as far as `family` ever saw them."""
         self.family()
         for process in dict.fromkeys(self._known):
-            if process.is_running():  # and is not a stranger with the same pid
+            with suppress(psutil.NoSuchProcess):  # gone, or a stranger with the same pid
                 process.kill()
         for started in self.started.values():
             started.wait()
             if started.stdout is not None:
                 started.stdout.close()
+        psutil.wait_procs(self._known, timeout=STOP_WITHIN_S)
 
     def stop(self) -> dict[str, int]:
         """Ctrl-C: first for `up`, whose streams drain, then for the others. Returns their exit statuses by name.
