@@ -107,7 +107,7 @@ def complete(cluster: RunningCluster, prompt: list[int], *, stream: bool) -> str
 
 
 def all_at_once(cluster: RunningCluster, asked: Served, *, during: Callable[[], None] | None = None) -> list[str]:
-    """All prompts as streams side by side; `during` runs once the first text has arrived."""
+    """All prompts as streams side by side; `during` runs once each has brought its first text."""
     answers: list[str] = [""] * len(asked.prompts)
     begun = threading.Event()
 
@@ -117,13 +117,15 @@ def all_at_once(cluster: RunningCluster, asked: Served, *, during: Callable[[], 
         )
         for chunk in stream:
             answers[index] += chunk.choices[0].text
-            begun.set()
+            if all(answers):
+                begun.set()
 
     readers = [threading.Thread(target=read, args=(index,)) for index in range(len(asked.prompts))]
     for reader in readers:
         reader.start()
     if during is not None:
         assert begun.wait(60)
+        assert answers != asked.answers, "they are over already"
         during()
     for reader in readers:
         reader.join(110)
