@@ -29,6 +29,7 @@ from scenarios.theatre import BLIND, Cast, Reader, Sight
 
 READY_WITHIN_S = 90.0
 ASK_WITHIN_S = 5.0
+POISON = VOCAB - 1  # a special token, which the built-in model never draws
 MARGIN = 1e-3  # between the logits of the best and the second token; two correct runs differ by some 1e-6
 ROUNDS_MAX = 20
 ELSEWHERE = "127.0.0.2"  # where a distant worker says that it listens: the near end of its line
@@ -50,7 +51,7 @@ class RealTheatre:
     n_layers: int = LAYERS
     answer_tokens: int = 300
     long_answer_tokens: int = 1900
-    poison: int = VOCAB - 1
+    poison: int = POISON
     _answers: dict[tuple[int, ...], list[int]] = attrs.field(factory=dict, init=False)
     _stopped: dict[str, int] = attrs.field(factory=dict, init=False)
     _asked: int = attrs.field(default=0, init=False)
@@ -228,7 +229,7 @@ async def _start(cast: Cast, running: Processes, nursery: trio.Nursery) -> dict[
         if cast.distant:
             lines[name] = await _start_distant(name, running, nursery)
         elif cast.mortal:
-            poison = ("--poison", str(VOCAB - 1), "--diary", str(diary_of(running)))
+            poison = ("--poison", str(POISON), "--diary", str(diary_of(running)))
             running.start_worker(name, *poison, program=("scenarios.poisoned_worker", "worker"))
         else:
             running.start_worker(name)

@@ -33,7 +33,7 @@ class TcpProxy:
     def heal(self) -> None:
         self._whole.set()
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Raises OSError when the port is taken."""
         await trio.serve_tcp(self._carry, self.port, host=self.host, task_status=task_status)
 
