@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from hydra.actors.lifeline import Lifeline
+from hydra.actors.ports import Compute
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
 from hydra.complaint import Complaint
 from hydra.protocol.ids import NodeId, PeerId
@@ -139,15 +140,23 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         raise Complaint(refused[0].message, "the model cannot be served", fix, WISH_EXIT.get(refused[0].code, 7))
 
 
-def worker_main(spec: WorkerSpec, lifeline_fds: tuple[int, int]) -> None:
-    """A worker child. A lost parent is outlived while the coordinator still speaks."""
-    from hydra.actors.worker import Worker, WorkerParts, run_worker
+def device_of(spec: WorkerSpec) -> Compute:
+    """What a worker computes with. Imports torch."""
     from hydra.kernels.runner import Runner
     from hydra.protocol.model_spec import Dtype
-    from hydra.protocol.zmq_wire import ZmqWires
 
     dtypes: tuple[Dtype, ...] | None = None if spec.dtype == "auto" else (spec.dtype,)  # type: ignore[assignment]
-    runner = Runner(spec.device, threads=spec.threads, dtypes=dtypes, memory_bytes=spec.memory_bytes)
+    return Runner(spec.device, threads=spec.threads, dtypes=dtypes, memory_bytes=spec.memory_bytes)
+
+
+def worker_main(
+    spec: WorkerSpec, lifeline_fds: tuple[int, int], make_compute: Callable[[WorkerSpec], Compute] = device_of
+) -> None:
+    """A worker child. A lost parent is outlived while the coordinator still speaks."""
+    from hydra.actors.worker import Worker, WorkerParts, run_worker
+    from hydra.protocol.zmq_wire import ZmqWires
+
+    compute = make_compute(spec)
 
     async def main() -> None:
         wires = ZmqWires()
@@ -157,7 +166,7 @@ def worker_main(spec: WorkerSpec, lifeline_fds: tuple[int, int]) -> None:
             node_id=NodeId(spec.node_id),
             spoke=wires.spoke(peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
             pipeline_addr=f"tcp://{spec.advertise_host}:{port}" if spec.advertise_host else source.addr,
-            compute=runner,
+            compute=compute,
             aside=trio.to_thread.run_sync,
             host=socket.gethostname(),
             pid=os.getpid(),

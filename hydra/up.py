@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -212,11 +212,18 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
     return _run_parent(supervisor, commands, near, "up", settings.cluster.join_token, lambda: say_ready(url))
 
 
-def run_worker_parent(spec: WorkerSpec, join_token: str) -> int:
-    """The whole life of `worker`: the same program with one child. Returns the exit code."""
+def worker_child(spec_json: str) -> Sequence[str]:
+    return python_child("_worker", spec_json)
+
+
+def run_worker_parent(spec: WorkerSpec, join_token: str, child: Callable[[str], Sequence[str]] = worker_child) -> int:
+    """The whole life of `worker`: the same program with one child, whose command line `child` makes of its spec.
+
+    Returns the exit code.
+    """
     supervisor = Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random())
     env = {"HYDRA_CLUSTER_JOIN_TOKEN": join_token} if join_token else {}
-    command = ChildCommand(argv=tuple(python_child("_worker", to_json(spec))), env=env)
+    command = ChildCommand(argv=tuple(child(to_json(spec))), env=env)
     addrs = {"router_addr": spec.router_addr, "broadcast_addr": spec.broadcast_addr}
     commands = {NodeId(spec.node_id): command}
     return _run_parent(supervisor, commands, addrs, f"parent-{spec.node_id}", join_token, lambda: None)

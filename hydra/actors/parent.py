@@ -189,7 +189,7 @@ async def _wait(process: "Popen[bytes]") -> int:
     return process.wait()
 
 
-def python_child(role: str, spec_json: str, *more: str) -> Sequence[str]:
-    """The command line of one of our own children."""
+def python_child(role: str, spec_json: str, *more: str, module: str = "hydra") -> Sequence[str]:
+    """The command line of one of our own children: a command of `module` that takes a lifeline and a spec."""
     escaped = spec_json.replace("{", "{{").replace("}", "}}")
-    return (sys.executable, "-m", "hydra", role, "--lifeline", "{read_fd},{write_fd}", "--spec", escaped, *more)
+    return (sys.executable, "-m", module, role, "--lifeline", "{read_fd},{write_fd}", "--spec", escaped, *more)

@@ -2,8 +2,9 @@
 
 One for one: a dead child says nothing about its siblings. Each has a restart intensity (deaths within a window) and a
 back-off that doubles; a child beyond its intensity is given up, and a house without its coordinator or frontend is
-closed. Each child beats on a pipe: silence gets it SIGKILL and a restart, a stopped one too. Stopping is in reverse
-order of starting. Source: Erlang/OTP's supervisor principles; the numbers are sized for processes that load weights.
+closed. Each child beats on a pipe: silence gets it SIGKILL and a restart, a stopped one too, but not when the parent
+was stopped as well and could not have heard it. Stopping is in reverse order of starting. Source: Erlang/OTP's
+supervisor principles; the numbers are sized for processes that load weights.
 """
 
 import random
@@ -23,6 +24,7 @@ BACKOFF_MOST_S = 30.0
 SILENCE_MAX_S = 10.0
 HOPELESS = (2, 3, 4, 7)  # exit codes of the front door that another try cannot mend
 START_GRACE_S = 60.0  # importing torch on a busy machine
+ASLEEP_S = 1.0  # a look at a child that comes so late tells that this parent was stopped itself
 
 
 @attrs.frozen(kw_only=True)
@@ -122,6 +124,7 @@ class _Child:
     pid: int | None = None
     last_beat_s: float = 0.0
     beaten: bool = False  # since this start
+    look_at_s: float = 0.0  # when its silence is judged next
     ready: bool = False
     given_up: bool = False
     restarts: int = 0
@@ -186,7 +189,7 @@ class Supervisor:
         child.pid, child.last_beat_s, child.beaten = pid, now_s, False
         if self._stopping != "no":
             return [SignalChild(name, pid, signal.SIGKILL)]
-        return [SetTimer(("silence", name), now_s + self.silence_max_s)]
+        return self._look_at(child, now_s + self.silence_max_s)
 
     def _ready(self, name: NodeId) -> list[Effect]:
         self._children[name].ready = True
@@ -199,11 +202,17 @@ class Supervisor:
         child = self._children[name]
         if child.pid is None:
             return []
+        if now_s > child.look_at_s + ASLEEP_S:  # what it said meanwhile may be in its pipe still
+            return self._look_at(child, now_s + self.silence_max_s)
         limit_s = self.silence_max_s if child.beaten else max(START_GRACE_S, self.silence_max_s)
         due_s = child.last_beat_s + limit_s
         if now_s < due_s:
-            return [SetTimer(("silence", name), due_s)]
+            return self._look_at(child, due_s)
         return [SignalChild(name, child.pid, signal.SIGKILL)]
+
+    def _look_at(self, child: _Child, at_s: float) -> list[Effect]:
+        child.look_at_s = at_s
+        return [SetTimer(("silence", child.plan.name), at_s)]
 
     def _gone(self, gone: ChildGone, now_s: float) -> list[Effect]:
         child = self._children[gone.name]

@@ -13,7 +13,14 @@ from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    ConnectionState,
+    Scope,
+)
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
@@ -63,6 +70,24 @@ class DeadlineStream(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
 
+def finishing(app: QuartTrio) -> ASGIFramework:
+    """`app`, except that the sending of a response's last part is never cancelled.
+
+    That part closes the stream, and quart-trio cancels the request's tasks when it hears of it: in the middle of the
+    send, before hypercorn has noted that the connection is idle. It would have no timeout then, and hold a drain.
+    """
+
+    async def whole(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def send_whole(message: ASGISendEvent) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            with trio.CancelScope(shield=last):
+                await send(message)
+
+        await app(scope, receive, send_whole)
+
+    return whole
+
+
 def hypercorn_config(settings: HttpSettings) -> Config:
     config = Config()
     config.bind = []
@@ -78,7 +103,7 @@ async def serve_app(app: QuartTrio, settings: HttpSettings, shutdown: Shutdown) 
     """Until `shutdown.begun`; then no new connection, and open streams have the drain time to end."""
     config = hypercorn_config(settings)
     context = WorkerContext(None)
-    asgi = wrap_app(app, config.wsgi_max_body_size, None)
+    asgi = wrap_app(finishing(app), config.wsgi_max_body_size, None)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=socket.dup(settings.fd))))
     lifespan = Lifespan(asgi, config, {})
     limit = trio.CapacityLimiter(CONNECTIONS_MAX)

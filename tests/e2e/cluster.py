@@ -1,10 +1,7 @@
-"""A real cluster for tests: `python -m hydra up` as a child process, its pids, and the signals that hit them."""
+"""A real cluster for tests: `python -m hydra up`, workers started by hand, and what can be seen of them."""
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,17 +10,16 @@ from typing import Any
 
 import httpx2
 import openai
-import psutil
 
-ROOT = Path(__file__).parents[2]
-READY_WITHIN_S = 60.0
+from scenarios.processes import Processes, processes
 
 
 class RunningCluster:
     """What a test may do to a cluster. Every wait is a poll with a deadline on something that can be observed."""
 
-    def __init__(self, process: "subprocess.Popen[str]", url: str) -> None:
-        self.process = process
+    def __init__(self, processes: Processes, url: str) -> None:
+        self.processes = processes
+        self.process = processes.started["up"]
         self.url = url
         self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=90.0)
 
@@ -45,9 +41,17 @@ class RunningCluster:
         return self.client.models.list().data[0].id
 
     def family(self) -> list[int]:
-        """The parent and all that live under it."""
-        parent = psutil.Process(self.process.pid)
-        return [parent.pid, *(child.pid for child in parent.children(recursive=True))]
+        """The parents and all that live under them."""
+        return self.processes.family()
+
+    def layers(self) -> dict[str, list[int]]:
+        """Who computes what; spares are not in it."""
+        stages = {node["node_id"]: node["stages"] for node in self.status()["nodes"]}
+        return {name: [*range(s[0]["first_layer"], s[0]["end_layer"])] for name, s in stages.items() if s}
+
+    def rebalance(self) -> None:
+        answer = httpx2.post(f"{self.url}/api/cluster/rebalance", timeout=60.0)
+        assert answer.status_code == 200, answer.text
 
     def wait_until(self, what: str, within_s: float, holds: Any) -> None:
         deadline_s = time.monotonic() + within_s
@@ -57,38 +61,34 @@ class RunningCluster:
             time.sleep(0.05)
 
 
-def environment() -> dict[str, str]:
-    ports = {f"HYDRA_ZMQ_{key}_ADDR": "tcp://127.0.0.1:0" for key in ("ROUTER", "BROADCAST", "METRICS", "RESULTS")}
-    return {**os.environ, **ports, "HYDRA_LOG": "warning", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 @contextmanager
 def running_cluster(
-    state_dir: Path, model: Path | None = None, *, workers: int = 2, more: Sequence[str] = (), **env: str
+    scratch: Path,
+    model: Path | None = None,
+    *,
+    workers: int = 2,
+    by_hand: Sequence[str] = (),
+    more: Sequence[str] = (),
+    program: Sequence[str] = ("hydra", "worker"),
+    **env: str,
 ) -> Iterator[RunningCluster]:
-    """Up and ready; whatever is left of it at the end is killed."""
-    argv = [sys.executable, "-m", "hydra", "up", *([str(model)] if model else []), "--workers", str(workers)]
-    argv += ["--device", "cpu", "--http", "127.0.0.1:0", "--state-dir", str(state_dir / "state"), *more]
-    process = subprocess.Popen(
-        argv, cwd=state_dir, env={**environment(), **env}, stdout=subprocess.PIPE, text=True, process_group=0
-    )
-    family: list[int] = []
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("ready http://"), f"up said {line!r}"
-        cluster = RunningCluster(process, line.split()[1])
-        family = cluster.family()
-        yield cluster
-        if process.poll() is None:
-            family = cluster.family()
-    finally:
-        for pid in dict.fromkeys([*family, process.pid]):
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    """Up and ready, with `workers` under `up` and those `by_hand` each under a parent of its own, started as `program`.
+
+    Whatever is left of it at the end is killed; what the processes wrote is shown when a test fails.
+    """
+    with processes(scratch) as running:
+        up = running.start_up(model, workers, *more, min_nodes=workers + len(by_hand), **env)
+        for name in by_hand:
+            running.start_worker(name, program=program)
+        try:
+            assert up.stdout is not None
+            line = up.stdout.readline()
+            assert line.startswith("ready http://"), f"up said {line!r}"
+            cluster = RunningCluster(running, line.split()[1])
+            cluster.family()
+            yield cluster
+        finally:
+            print(running.messages()[-20_000:])
 
 
 def sse_content(text: str) -> list[dict[str, Any]]:

@@ -3,142 +3,20 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import attrs
 import httpx2
 import psutil
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.e2e.cluster import RunningCluster, running_cluster
-
-TOKENS = 64
-LENGTHS = (1, 2, 5, 9, 17, 33, 40, 64)
-MARGIN = 1e-3  # between the best and the second logit: below it two correct programs may differ
-
-
-def save_model(directory: Path, *, tied: bool) -> LlamaForCausalLM:
-    """A random Llama: grouped-query heads, sharded files, a vocabulary that is no multiple of 8."""
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=1003,
-        hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=1002,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.save_pretrained(directory, max_shard_size="450KB")
-    assert len(list(directory.glob("*.safetensors"))) >= 3
-    return model
-
-
-@attrs.frozen
-class Served:
-    """A model directory, prompts of different lengths, and transformers' own greedy answers to them."""
-
-    directory: Path
-    prompts: tuple[list[int], ...]
-    answers: list[str]
-
-
-def greedy(model: LlamaForCausalLM, prompt: list[int]) -> list[int] | None:
-    """transformers' own greedy answer; None when one of its steps is a near tie."""
-    told = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-        max_new_tokens=TOKENS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        pad_token_id=0,
-    )
-    top = torch.cat(told.logits).topk(2).values
-    if float((top[:, 0] - top[:, 1]).min()) <= MARGIN:
-        return None
-    ids: list[int] = told.sequences[0, len(prompt) :].tolist()
-    return ids
-
-
-def served(directory: Path, *, tied: bool) -> Served:
-    """A model with its answers: for each length the first prompt without a near tie."""
-    llama = save_model(directory, tied=tied)
-    byte_tokenizer(directory, 1003)
-    prompts: list[list[int]] = []
-    answers: list[str] = []
-    for length in LENGTHS:
-        for first in range(3, 60):
-            prompt = [first + 7 * i for i in range(length)]
-            answer = greedy(llama, prompt)
-            if answer is not None:
-                prompts.append(prompt)
-                answers.append(named(answer))
-                break
-    assert len(prompts) == len(LENGTHS), "near ties everywhere: choose another seed"
-    return Served(directory, tuple(prompts), answers)
-
-
-def byte_tokenizer(directory: Path, vocab: int) -> None:
-    """A tokenizer whose text names every id, so that text can be compared id for id."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    words = {f"<{i}>": i for i in range(vocab)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.save(str(directory / "tokenizer.json"))
-
-
-def named(ids: list[int]) -> str:
-    return "".join(f"<{i}>" for i in ids if i != 1002)
+from tests.e2e.served import Served, all_at_once, complete, served, wait_whole
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     return served(tmp_path_factory.mktemp("model"), tied=request.param)
-
-
-def complete(cluster: RunningCluster, prompt: list[int], *, stream: bool) -> str:
-    asked = {"model": cluster.model_id(), "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
-    if not stream:
-        return cluster.client.completions.create(**asked).choices[0].text
-    chunks = list(cluster.client.completions.create(**asked, stream=True))
-    assert chunks[-1].choices[0].finish_reason in ("length", "stop")
-    return "".join(chunk.choices[0].text for chunk in chunks)
-
-
-def all_at_once(cluster: RunningCluster, asked: Served, *, during: Callable[[], None] | None = None) -> list[str]:
-    """All prompts as streams side by side; `during` runs once the first text has arrived."""
-    answers: list[str] = [""] * len(asked.prompts)
-    begun = threading.Event()
-
-    def read(index: int) -> None:
-        stream = cluster.client.completions.create(
-            model=cluster.model_id(), prompt=asked.prompts[index], max_tokens=TOKENS, temperature=0, stream=True
-        )
-        for chunk in stream:
-            answers[index] += chunk.choices[0].text
-            begun.set()
-
-    readers = [threading.Thread(target=read, args=(index,)) for index in range(len(asked.prompts))]
-    for reader in readers:
-        reader.start()
-    if during is not None:
-        assert begun.wait(60)
-        during()
-    for reader in readers:
-        reader.join(110)
-        assert not reader.is_alive(), "an answer hangs"
-    return answers
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
@@ -154,23 +32,9 @@ def test_every_split_answers_as_transformers_does(workers: int, model: Served, t
 
 
 @pytest.fixture(scope="module")
-def untied(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return served(tmp_path_factory.mktemp("untied"), tied=False)
-
-
-@pytest.fixture(scope="module")
 def cluster(untied: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     with running_cluster(tmp_path_factory.mktemp("cluster"), untied.directory, workers=3) as running:
         yield running
-
-
-def wait_whole(cluster: RunningCluster, workers: int) -> None:
-    """Until the supervisor has brought everybody back and the model serves."""
-    cluster.wait_until(
-        f"{workers} workers and a ready model",
-        60,
-        lambda: (status := cluster.status())["ready"] and len(status["nodes"]) == workers,
-    )
 
 
 @pytest.mark.parametrize("victim", ["w0", "w1", "w2"])
@@ -241,6 +105,25 @@ def test_ctrl_c_drains_and_leaves_nothing_behind(untied: Served, tmp_path: Path)
         answers = all_at_once(cluster, untied, during=lambda: cluster.process.send_signal(signal.SIGINT))
         assert answers == untied.answers
         assert cluster.process.wait(40) == 0
+        assert not [pid for pid in family if psutil.pid_exists(pid)]
+
+
+def test_a_second_ctrl_c_stops_at_once(untied: Served, tmp_path: Path) -> None:
+    """With status 0: who asked got what they asked for. A stream is cut, and says so by having no end."""
+    body = {"prompt": [3], "max_tokens": 500, "temperature": 0, "ignore_eos": True, "stream": True}
+    with running_cluster(tmp_path, untied.directory, workers=2, HYDRA_SERVER_DRAIN_TIMEOUT="60s") as cluster:
+        family, seen = cluster.family(), 0
+        asked = {**body, "model": cluster.model_id()}
+        with httpx2.stream("POST", f"{cluster.url}/v1/completions", json=asked, timeout=60.0) as stream:
+            with pytest.raises(httpx2.RemoteProtocolError):
+                for line in stream.iter_lines():
+                    seen += line.startswith("data: ")
+                    if seen in (5, 10) and line:
+                        cluster.process.send_signal(signal.SIGINT)
+                    if seen == 5:
+                        cluster.wait_until("it drains", 10, lambda: '"stopping"' in cluster.processes.messages())
+            assert 10 <= seen < 500
+        assert cluster.process.wait(10) == 0
         assert not [pid for pid in family if psutil.pid_exists(pid)]
 
 

@@ -119,6 +119,20 @@ async def test_an_idle_connection_does_not_hold_the_shutdown(app, shutdown, nurs
         await idle.aclose()
 
 
+async def test_a_connection_that_is_kept_after_an_answer_does_not_hold_the_shutdown(app, shutdown, nursery):
+    server = Server(nursery, app, shutdown, drain_timeout_s=60.0)
+    with trio.fail_after(15):
+        kept = await server.post({**TEXT, "stream": False})
+        await read_until(kept, b'"finish_reason"')
+        again = await server.post(TEXT)
+        await read_until(again, b"0\r\n\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        shutdown.begun.set()
+        await server.ended.wait()
+        await kept.aclose()
+        await again.aclose()
+
+
 async def test_a_client_that_closes_its_socket_ends_its_generation(app, cluster, shutdown, nursery):
     cluster.gate = trio.Event()
     server = Server(nursery, app, shutdown)
