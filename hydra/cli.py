@@ -246,7 +246,7 @@ def unload(model_id: str, url: str, as_json: bool) -> None:
 )
 @click.option("--quick", is_flag=True, help="Fewer rounds: minutes become one, and the figures noisier.")
 def bench(budgets: tuple[str, ...], as_json: bool, device: str, quick: bool) -> None:
-    """Measure BUDGETS (P1, P2, P4, R; default: all) as ratios. Exit 0 when all are met, 1 when one is not."""
+    """Measure BUDGETS (P1, P2, P4, R, L = load; default: all) as ratios. Exit 0 when all are met, 1 when one is not."""
     from hydra.bench import command
 
     set_up_logging("bench")
