@@ -34,6 +34,8 @@ def _pairs(directory: Path, rounds: int) -> list[tuple[tuple[float, float], int]
         found: list[tuple[tuple[float, float], int]] = []
         for number in range(rounds + 1):
             ours, plain = measuring.ask("load"), measuring.ask("plain")
+            if ours["bytes"] != plain["bytes"]:
+                raise RuntimeError(f"the two sides read different things: {ours} and {plain}")
             if number:
                 per_s = (ours["bytes"] / ours["seconds"], plain["bytes"] / plain["seconds"])
                 found.append((per_s, ours["bytes"]))
