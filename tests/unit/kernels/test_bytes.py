@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from hydra.bench.llama_dir import LlamaShape, write_llama
-from hydra.store.ranges import EMBEDDING
 
 SHAPE = LlamaShape(layers=9, hidden=256, intermediate=704, heads=4, kv_heads=2, vocab=4096)
 CUTS = (0, 1, 4, 6, 9)  # four slices, one of them a single layer
 PART_MAX = 1.03
+EMBEDDING = "model.embed_tokens.weight"
 ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the cross-check needs /proc/self/io")

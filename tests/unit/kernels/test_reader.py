@@ -42,7 +42,8 @@ class Stored:
 
 
 @pytest.fixture
-def stored(tmp_path):
+def stored(tmp_path, untied):
+    any_range = untied.tensors[0]
     rng = np.random.default_rng(3)
     sources, values = [], []
     for file in ("a.safetensors", "b.safetensors"):
@@ -51,7 +52,8 @@ def stored(tmp_path):
             for number, size in enumerate(SIZES):
                 data = rng.standard_normal(size).astype(np.float32)
                 sources.append(
-                    TensorRange(
+                    attrs.evolve(
+                        any_range,
                         name=f"{file[0]}{number}",
                         file=file,
                         offset=out.tell(),
