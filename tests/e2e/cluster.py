@@ -59,7 +59,8 @@ class RunningCluster:
 
 def environment() -> dict[str, str]:
     ports = {f"HYDRA_ZMQ_{key}_ADDR": "tcp://127.0.0.1:0" for key in ("ROUTER", "BROADCAST", "METRICS", "RESULTS")}
-    return {**os.environ, **ports, "HYDRA_LOG": "warning", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # the audit hook is on it
+    return {**os.environ, **ports, "HYDRA_LOG": "warning", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import weakref
 
 import attrs
@@ -12,8 +13,10 @@ import torch
 from hydra.kernels import landing
 from hydra.kernels.fresh import HUGE_BYTES, fresh
 from hydra.kernels.reader import read_ranges
+from hydra.kernels.runner import Runner
 from hydra.protocol.model_spec import TensorRange
 from hydra.protocol.refusal import RefusalError
+from tests.unit.kernels.bench import order, quiet
 
 CPU = torch.device("cpu")
 SIZES = (3000, 1, 4096, 777, 0)  # items
@@ -21,10 +24,6 @@ SIZES = (3000, 1, 4096, 777, 0)  # items
 
 def never(bytes_done: int, bytes_total: int) -> None:
     raise AssertionError("a byte was read before everything was checked")
-
-
-def quiet(bytes_done: int, bytes_total: int) -> None:
-    assert 0 < bytes_done <= bytes_total
 
 
 @attrs.frozen
@@ -244,6 +243,21 @@ def test_a_refusal_keeps_no_tensor_alive(stored):
             assert [ref() for ref in way()] == [None] * 2 * len(SIZES), way.__name__
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_damaged_norm_is_refused_by_name_and_the_runner_holds_nothing(untied, tmp_path, value):
+    folder = shutil.copytree(untied.path, tmp_path / "damaged")
+    norm = next(source for source in untied.tensors if source.name == "model.norm.weight")
+    with (folder / norm.file).open("r+b") as file:
+        file.seek(norm.offset + norm.length - 4)
+        file.write(np.float32(value).tobytes())
+    runner = Runner("cpu")
+    runner.load(order(untied, 0, 2), quiet)
+    with pytest.raises(RefusalError, match=rf"{norm.file}: model\.norm\.weight holds NaN or infinity"):
+        runner.load(order(untied, 2, 4, sources=(str(folder),)), quiet)
+    assert runner.held() == () and runner._used_bytes() == 0
+    assert runner.load(order(untied, 2, 4), quiet).read_bytes == sum(t.length for t in untied.ranges(2, 4))
 
 
 def test_whoever_listens_may_end_it(stored, monkeypatch):
