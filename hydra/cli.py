@@ -239,6 +239,24 @@ def unload(model_id: str, url: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--nodes", required=True, help="Each node's memory in GB, in order: 11,32,32.")
+@click.option("--dtype", help="auto (as stored), float32, bfloat16 or float16.")
+@click.option("--max-model-len", type=click.IntRange(min=0), help="Tokens of the longest sequence (0: what fits).")
+@click.option("--config", type=click.Path(path_type=Path), help="A TOML file (default: ./config.toml if it is there).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table, in bytes.")
+def plan(
+    model: str, nodes: str, dtype: str | None, max_model_len: int | None, config: Path | None, as_json: bool
+) -> None:
+    """Show how MODEL would be split over nodes of so much memory. Exit 0 when it fits, 3 when it does not."""
+    from hydra import plan_command
+
+    said = plan_command.answer(plan_command.ask(model, nodes, dtype, max_model_len, load_settings(config, {})))
+    click.echo(json.dumps(said, indent=2) if as_json else plan_command.as_text(said))
+    sys.exit(0 if said["fits"] else 3)
+
+
+@cli.command()
 @click.argument("budgets", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 @click.option(
@@ -246,7 +264,7 @@ def unload(model_id: str, url: str, as_json: bool) -> None:
 )
 @click.option("--quick", is_flag=True, help="Fewer rounds: minutes become one, and the figures noisier.")
 def bench(budgets: tuple[str, ...], as_json: bool, device: str, quick: bool) -> None:
-    """Measure BUDGETS (P1, P2, P4, R; default: all) as ratios. Exit 0 when all are met, 1 when one is not."""
+    """Measure BUDGETS (P1, P2, P4, R, L = load; default: all) as ratios. Exit 0 when all are met, 1 when one is not."""
     from hydra.bench import command
 
     set_up_logging("bench")

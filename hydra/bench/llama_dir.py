@@ -41,8 +41,8 @@ class LlamaShape:
         return 2 * 4 * self.layers * self.kv_heads * (self.hidden // self.heads)
 
 
-def write_llama(directory: Path, shape: LlamaShape) -> Path:
-    """The directory, made now."""
+def write_llama(directory: Path, shape: LlamaShape, *, bfloat16: bool = False) -> Path:
+    """The directory, made now; weights in float32, or in bfloat16."""
     directory.mkdir(parents=True)
     demo = ensure_demo_model(directory.parent / "words")
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
@@ -58,11 +58,11 @@ def write_llama(directory: Path, shape: LlamaShape) -> Path:
         "head_dim": shape.hidden // shape.heads,
     }
     (directory / "config.json").write_text(json.dumps(config))
-    _write_weights(directory, shape)
+    _write_weights(directory, shape, bfloat16)
     return directory
 
 
-def _write_weights(directory: Path, shape: LlamaShape) -> None:
+def _write_weights(directory: Path, shape: LlamaShape, bfloat16: bool) -> None:
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(7)
@@ -73,7 +73,10 @@ def _write_weights(directory: Path, shape: LlamaShape) -> None:
     files: dict[str, str] = {}
 
     def save(name: str, tensors: "dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]") -> None:
-        save_file(tensors, directory / name)
+        if bfloat16:
+            _save_bfloat16(tensors, directory / name)
+        else:
+            save_file(tensors, directory / name)
         files.update(dict.fromkeys(tensors, name))
 
     keys = shape.kv_heads * shape.hidden // shape.heads
@@ -104,3 +107,17 @@ def _write_weights(directory: Path, shape: LlamaShape) -> None:
     )
     index = {"metadata": {}, "weight_map": files}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _save_bfloat16(tensors: "dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]", path: Path) -> None:
+    """A safetensors file of the upper halves; numpy has no such dtype, so the library will not write it from there."""
+    entries, at = {}, 0
+    for name, tensor in tensors.items():
+        end = at + tensor.size * 2
+        entries[name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": (at, end)}
+        at = end
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in tensors.values():
+            file.write((tensor.view(np.uint32) >> 16).astype(np.uint16).tobytes())

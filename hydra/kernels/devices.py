@@ -20,7 +20,7 @@ def native_dtypes(device: torch.device) -> tuple[Dtype, ...]:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    return platform.machine()
 
 
 def memory_bytes(device: torch.device) -> tuple[int, int]:

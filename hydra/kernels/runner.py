@@ -177,7 +177,7 @@ class Runner:
                 self._device,
                 progress,
             )
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError) as error:
             raise refuse("does_not_fit", f"{self._device} ran out of memory while loading: {error}") from error
         self._shelf.put(copy, made)
         return read_bytes

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hydra.kernels.decoder import LayerWeights
+from hydra.kernels.fresh import fresh
 from hydra.kernels.products import pack
 from hydra.kernels.reader import Progress, read_ranges
 from hydra.protocol.model_spec import ModelSpec, TensorRange
@@ -126,7 +127,7 @@ def _make(
         return _make_layer(spec, part, dtype, device)
     name = next(name for name, end in _ENDS.items() if end == part)
     shape = (spec.hidden,) if part == "norm" else (spec.vocab, spec.hidden)
-    whole = torch.empty(shape, dtype=dtype, device=device)
+    whole = fresh(shape, dtype, device)
     return whole, {name: whole}
 
 
@@ -134,7 +135,7 @@ def _make_layer(
     spec: ModelSpec, layer: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[LayerWeights, dict[str, Tensor]]:
     def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
+        return fresh(shape, dtype, device)
 
     q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     qkv_rows = (q_rows, kv_rows, kv_rows)

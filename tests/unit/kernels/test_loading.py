@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hydra.kernels import reader
+from hydra.kernels import landing
 from hydra.kernels.runner import Runner
 from hydra.kernels.tensors import blob_of, put, tensor_of
 from hydra.protocol.blob import Blob
@@ -97,7 +97,7 @@ def plain(matrix):
 
 
 def test_small_chunks_and_dtype_conversion_place_every_byte(untied, monkeypatch):
-    monkeypatch.setattr(reader, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(landing, "CHUNK_BYTES", 1000)
     runner = Runner("cpu", dtypes=("bfloat16",))
     facts = runner.load(order(untied, 3, 4, dtype="bfloat16"), quiet)
     assert facts.read_bytes == 2 * facts.weight_bytes == n_bytes(untied.ranges(3, 4))

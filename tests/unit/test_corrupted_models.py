@@ -1,0 +1,120 @@
+"""Hundreds of broken model directories, tried by one process: each is refused in time and leaves nothing behind."""
+
+import json
+import select
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+
+from hydra.store.demo_model import ensure_demo_model
+from tests.unit.corrupted import all_cases
+from tests.unit.store.conftest import saved  # noqa: F401 - the fixture
+
+ROOT = Path(__file__).parents[2]
+REFUSED_WITHIN_S = 2.0
+START_S = 60.0
+LEFT_BYTES_MAX = 16 << 20
+VARIANTS_MIN = 200
+# What the reader of words takes, waits for or dies of. A variant leaves this list on the day it is refused.
+NOT_REFUSED = {
+    "tokenizer_config.json twice",
+    "tokenizer.json linked outside",
+    "tokenizer_config.json linked outside",
+    "tokenizer_config.json a circle of links",
+    "tokenizer.json a pipe",
+    "tokenizer_config.json a pipe",
+    "tokenizer: a charsmap of rubbish",
+    "tokenizer: a normalizer that doubles",
+    "tokenizer: a normalizer that explodes",
+    "tokenizer: a huge replacement",
+}
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is counted in /proc")
+
+
+@attrs.define
+class Trier:
+    """The process that tries them; a new one when it has died or was killed for being late."""
+
+    good: Path
+    process: "subprocess.Popen[str] | None" = None
+    base_bytes: int = 0
+
+    def attempt(self, directory: Path) -> dict:
+        """What it said, or what became of it under the key "died"."""
+        if self.process is None:
+            argv = [sys.executable, "-m", "tests.unit.try_child", str(self.good)]
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+            )
+            first = self._hear(START_S)
+            assert first.get("code", "none") is None, first
+            self.base_bytes = first["resident_bytes"]
+        self.process.stdin.write(f"{directory}\n")
+        self.process.stdin.flush()
+        return self._hear(REFUSED_WITHIN_S)
+
+    def _hear(self, within_s: float) -> dict:
+        ready, _, _ = select.select([self.process.stdout], [], [], within_s)
+        if ready and (line := self.process.stdout.readline()):
+            return json.loads(line)
+        return {"died": self.end() or f"no answer within {within_s} s"}
+
+    def end(self) -> str:
+        """Its last words."""
+        process, self.process = self.process, None
+        process.kill()
+        _, said = process.communicate()
+        return " | ".join(said.splitlines()[-2:])
+
+
+@pytest.fixture(scope="module")
+def bases(saved, tmp_path_factory) -> Path:  # noqa: F811
+    """The saved models, with the demo model's words."""
+    root = tmp_path_factory.mktemp("bases")
+    demo = ensure_demo_model(tmp_path_factory.mktemp("demo"))
+    for base in saved.iterdir():
+        shutil.copytree(base, root / base.name)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(demo / name, root / base.name)
+    return root
+
+
+def complaint(case, said: dict, base_bytes: int) -> str | None:
+    """What is wrong with an answer; None when it is as it should be."""
+    if "died" in said:
+        return f"died: {said['died']}"
+    if said["code"] != case.code:
+        return f"ended with {said['code']} at {said['step']}, not with {case.code}: {said['message']}"
+    if case.names not in said["message"]:
+        return f"does not name {case.names!r}: {said['message']}"
+    if not 10 < len(said["message"].encode()) < 1000:
+        return f"is not said clearly: {said['message']!r}"
+    if said["seconds"] > REFUSED_WITHIN_S:
+        return f"took {said['seconds']:.1f} s"
+    if said["resident_bytes"] - base_bytes > LEFT_BYTES_MAX:
+        return f"left {(said['resident_bytes'] - base_bytes) >> 20} MiB behind"
+    return None
+
+
+@pytest.mark.timeout(500)  # on a busy machine; every single attempt has its own deadline
+def test_every_broken_directory_is_refused_in_time_and_leaves_nothing(bases, tmp_path):
+    cases = all_cases()
+    assert len({case.label for case in cases}) == len(cases) >= VARIANTS_MIN
+    trier, wrong = Trier(bases / "single"), {}
+    for number, case in enumerate(cases):
+        path = tmp_path / str(number) / case.base
+        shutil.copytree(bases / case.base, path)
+        case.broken(path)
+        if (found := complaint(case, trier.attempt(path), trier.base_bytes)) is not None:
+            wrong[case.label] = found
+        shutil.rmtree(path.parent)
+    if trier.process is not None:
+        trier.end()
+    assert set(wrong) == NOT_REFUSED, "\n".join(
+        f"{label}: {wrong.get(label, 'is refused: take it off the list')}" for label in set(wrong) ^ NOT_REFUSED
+    )
