@@ -17,6 +17,7 @@ CHAT = {
     "messages", "tools", "tool_choice", "documents", "chat_template", "chat_template_kwargs", "add_generation_prompt",
     "continue_final_message",
 }  # fmt: skip
+JSON_DEPTH_MAX = 64
 ROLES = ("developer", "system", "user", "assistant", "tool")
 MESSAGES_MAX, TOOLS_MAX, DOCUMENTS_MAX, KWARGS_MAX = 2048, 128, 128, 64
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -140,14 +141,14 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     if call.get("id") is not None and not isinstance(call["id"], str):
         raise _no(f"{where}.id must be a string")
     arguments = function.get("arguments")
-    if isinstance(arguments, str) and arguments.strip():
+    if isinstance(arguments, str):
         try:
-            arguments = orjson.loads(arguments)
+            arguments = orjson.loads(arguments) if arguments.strip() else {}
         except orjson.JSONDecodeError as why:
             raise _no(f"{where}.function.arguments is not valid JSON: {why}") from why
     arguments = arguments or {}
-    if not isinstance(arguments, dict):
-        raise _no(f"{where}.function.arguments must be a JSON object")
+    if not isinstance(arguments, dict) or json_depth(arguments) > JSON_DEPTH_MAX:
+        raise _no(f"{where}.function.arguments must be a JSON object at most {JSON_DEPTH_MAX} deep")
     named = {"id": call["id"]} if call.get("id") is not None else {}
     return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
@@ -205,3 +206,17 @@ def _template(body: dict[str, Any]) -> str | None:
         message = "a chat template in a request is not supported; chat_template names one of the model's own"
         raise refuse("unsupported", message, param="chat_template")
     return name
+
+
+def json_depth(value: Any) -> int:
+    """Levels of a JSON value, counted to one beyond JSON_DEPTH_MAX."""
+    deepest, level = 0, [value]
+    while level:
+        deepest += 1
+        if deepest > JSON_DEPTH_MAX:
+            break
+        children = [
+            item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)
+        ]
+        level = [child for group in children for child in group]
+    return deepest

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import attrs
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 from hydra.http.marks import CLOSES, MARKS, OPENS
 from hydra.protocol.refusal import refuse
@@ -41,13 +41,17 @@ class ControlTokens:
     _own: "re.Pattern[str] | None"  # finds a token as the tokenizer does, with the blanks it swallows
     _fenced: "re.Pattern[str]"
     _edges: tuple[frozenset[str], frozenset[str]]  # proper beginnings, proper ends
-    _normalized: bool  # some are looked for in normalized text, where other characters may become theirs
+    _normalizes: bool  # before it looks for some of them, so that other characters may become theirs
     _tokens: tuple[AddedToken, ...]
+    _unknown: dict[int, str]
     _literal: Tokenizer | None = attrs.field(default=None, init=False)
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, template_text: str) -> "ControlTokens":
-        """All special tokens, and those other added tokens that a template (`template_text`) writes itself."""
+    def of(cls, tokenizer: Tokenizer, template_text: str, unknown: str = "") -> "ControlTokens":
+        """All special tokens, and those other added tokens that a template (`template_text`) writes itself.
+
+        `unknown`: the special token that stands for whatever the vocabulary lacks.
+        """
         added = tokenizer.get_added_tokens_decoder()
         control = {
             number: token
@@ -56,8 +60,9 @@ class ControlTokens:
         }
         tokens = tuple(sorted(control.values(), key=lambda token: len(token.content), reverse=True))
         words = [token.content for token in tokens]
-        normalized = tokenizer.normalizer is not None and any(token.normalized for token in tokens)
-        inside = f"[^{OPENS}{CLOSES}]+" if normalized else "|".join(map(re.escape, words)) or "(?!)"
+        finds = any(token.normalized for token in tokens) or not isinstance(tokenizer.model, models.BPE)
+        normalizes = tokenizer.normalizer is not None and finds
+        inside = f"[^{OPENS}{CLOSES}]+" if normalizes else "|".join(map(re.escape, words)) or "(?!)"
         return cls(
             tokenizer,
             frozenset(control),
@@ -69,8 +74,9 @@ class ControlTokens:
                 frozenset(word[:size] for word in words for size in range(EDGE_MIN, len(word))),
                 frozenset(word[-size:] for word in words for size in range(EDGE_MIN, len(word))),
             ),
-            normalized,
+            normalizes,
             tokens,
+            {number: token.content for number, token in control.items() if token.content == unknown},
         )
 
     # ------------------------------------------------------------ before the template
@@ -93,9 +99,13 @@ class ControlTokens:
         plain = MARKS.sub("", text)
         if pattern is None or not plain:
             return plain
-        marked = pattern.sub(lambda found: f"{OPENS}{found.group()}{CLOSES}", plain)
-        if self._normalized and marked == plain:
-            marked = self._mark_found(plain)
+        spans = [found.span() for found in pattern.finditer(plain)]
+        pieces: list[str] = []
+        at = 0
+        for start, end in sorted([*spans, *self._disguised(plain, spans)]):
+            pieces += (plain[at:start], OPENS, plain[start:end], CLOSES)
+            at = end
+        marked = "".join([*pieces, plain[at:]])
         begins, ends = self._edges
         longest = min(len(plain), max(map(len, begins), default=0))
         if any(plain[-size:] in begins for size in range(EDGE_MIN, longest + 1)):
@@ -104,13 +114,12 @@ class ControlTokens:
             marked = CLOSES + marked
         return marked
 
-    def _mark_found(self, plain: str) -> str:
-        """Marks what the tokenizer itself takes for a control token, in other characters than the token's own."""
-        encoding = self.tokenizer.encode(plain, add_special_tokens=False)
-        spans = [span for number, span in zip(encoding.ids, encoding.offsets, strict=True) if number in self.ids]
-        for start, end in reversed(spans):
-            plain = f"{plain[:start]}{OPENS}{plain[start:end]}{CLOSES}{plain[end:]}"
-        return plain
+    def _disguised(self, plain: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where the tokenizer finds a control token in other characters than the token's own."""
+        if not self._normalizes:
+            return []
+        found = self._forged(self.tokenizer.encode(plain, add_special_tokens=False), plain)
+        return [span for span in found if not _between(spans, *span) and span[0] < span[1]]
 
     # ------------------------------------------------------------ after it
 
@@ -171,16 +180,26 @@ class ControlTokens:
 
     def _encode_literally(self, stretch: Stretch) -> list[int]:
         encoding = self._twin_encode(stretch.text, stretch.first)
-        spans = [span for number, span in zip(encoding.ids, encoding.offsets, strict=True) if number in self.ids]
+        spans = self._forged(encoding, stretch.text)
         if not spans:
             return list(encoding.ids)
         ids: list[int] = []  # the vocabulary itself has it as a piece: read its halves apart
         cuts = [0, *[(start + end + 1) // 2 for start, end in spans], len(stretch.text)]
         for start, end in pairwise(cuts):
-            ids += self._twin_encode(stretch.text[start:end], stretch.first and start == 0).ids
-        if self.ids & set(ids):
-            raise refuse("invalid_value", "a control token in a message cannot be read as text", param="messages")
+            text = stretch.text[start:end]
+            encoding = self._twin_encode(text, stretch.first and start == 0)
+            if self._forged(encoding, text):
+                raise refuse("invalid_value", "a control token in a message cannot be read as text", param="messages")
+            ids += encoding.ids
         return ids
+
+    def _forged(self, encoding: Any, text: str) -> list[tuple[int, int]]:
+        """Where text became a control token. What is merely unknown becomes one too, and may."""
+        return [
+            (start, end)
+            for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if number in self.ids and (number not in self._unknown or self._unknown[number] in text[start:end])
+        ]
 
     def _twin_encode(self, text: str, first: bool) -> Any:
         """By the twin. In the middle of a text it is read after a token that is taken away again."""

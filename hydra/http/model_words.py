@@ -51,23 +51,23 @@ def read_words(directory: Path, template_file: Path | None = None) -> WordFiles:
 def read_tokenizer(directory: Path) -> Tokenizer:
     """tokenizer.json, without truncation and padding."""
     text = _read(directory / "tokenizer.json", TOKENIZER_BYTES_MAX)
-    try:
-        tokenizer = natively(Tokenizer.from_str, text)
-    except Exception as why:
-        raise refuse("bad_model", f"tokenizer.json makes no sense: {str(why)[:300]}") from why
+    tokenizer = natively(Tokenizer.from_str, text)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def natively(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Runs the tokenizer's native code, whose panics are no Exception. Raises RefusalError bad_model for one."""
+    """Runs the tokenizer's native code. Raises RefusalError bad_model for its errors, and its panics.
+
+    The first are plain Exceptions and no subclass; the second are no Exceptions at all.
+    """
     try:
         return work(*args, **kwargs)
     except BaseException as why:
-        if type(why).__name__ != "PanicException":
+        if type(why) is not Exception and type(why).__name__ != "PanicException":
             raise
-        raise refuse("bad_model", f"tokenizer.json breaks its tokenizer: {str(why)[:300]}") from why
+        raise refuse("bad_model", f"tokenizer.json makes no sense: {str(why)[:300]}") from why
 
 
 def _read(path: Path, bytes_max: int) -> str:

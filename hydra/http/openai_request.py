@@ -11,12 +11,11 @@ from typing import Any, Literal
 import attrs
 import orjson
 
-from hydra.http.chat_request import CHAT, parse_chat
+from hydra.http.chat_request import CHAT, JSON_DEPTH_MAX, json_depth, parse_chat
 from hydra.http.tokenizer import ChatInput
 from hydra.protocol.refusal import refuse
 from hydra.protocol.sampling import DefaultSampling
 
-JSON_DEPTH_MAX = 64
 STOP_MAX, N_MAX, LOGPROBS_MAX, BIAS_MAX = 16, 16, 20, 1024
 TOP_P_MIN = 1e-6  # 0 means: only the best one
 
@@ -78,22 +77,9 @@ def parse_json(body: bytes | str) -> dict[str, Any]:
         raise refuse("invalid_json", f"the body is not valid JSON: {why}") from why
     if not isinstance(content, dict):
         raise refuse("invalid_json", "the body must be a JSON object")
-    if _depth(content) > JSON_DEPTH_MAX:
+    if json_depth(content) > JSON_DEPTH_MAX:
         raise refuse("invalid_json", f"the body is nested more than {JSON_DEPTH_MAX} deep")
     return content
-
-
-def _depth(value: Any) -> int:
-    deepest, level = 0, [value]
-    while level:
-        deepest += 1
-        if deepest > JSON_DEPTH_MAX:
-            break
-        children = [
-            item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)
-        ]
-        level = [child for group in children for child in group]
-    return deepest
 
 
 @attrs.define

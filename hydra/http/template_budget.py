@@ -21,8 +21,8 @@ ROOM_MAX, ROOM_PER_CHARACTER = 16 << 20, 16  # the second for every character of
 OUTPUT_MAX, OUTPUT_PER_CHARACTER = 1 << 20, 4
 DEPTH_MAX = 128
 NUMBER_MAX = 1 << 63
-RENDER_S_MAX = 2.0  # of one thread's CPU: the backstop behind the counters
-LOOK_EVERY_TURNS = 10_000
+RENDER_S_MAX = 1.0  # of one thread's CPU: the backstop behind the counters
+LOOK_EVERY_TURNS = 2_000
 
 
 class BudgetSpent(TemplateError):

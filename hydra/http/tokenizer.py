@@ -50,7 +50,8 @@ class Words:
         files = read_words(directory, template_file)
         templates = {name: _compiled(source) for name, source in files.templates.items()}
         literals = "\0".join(made.literals for made in templates.values() if isinstance(made, ChatTemplate))
-        control = ControlTokens.of(files.tokenizer, literals)
+        unknown = files.special.get("unk_token") or getattr(files.tokenizer.model, "unk_token", None) or ""
+        control = ControlTokens.of(files.tokenizer, literals, unknown)
         return cls(files.tokenizer, control, templates, files.special)
 
     # ------------------------------------------------------------ words to ids
