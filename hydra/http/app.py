@@ -55,6 +55,16 @@ class Api:
             raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
         return card, await self.shelf.words_of(card, cards)
 
+    async def prove(self, name: str) -> None:
+        """A model that has just been loaded is unloaded again when its words are refused. Raises RefusalError."""
+        try:
+            await self.model(name)
+        except RefusalError as why:
+            if why.refusal.code == "model_not_found":
+                return  # somebody else has unloaded it by now
+            await self.cluster.unload_model(name)
+            raise
+
     async def generate(self, kind: Literal["chat", "text"]) -> Response:
         parsed = parse_request(kind, parse_json(await request.get_data()))
         if self.shutdown.begun.is_set():
@@ -170,7 +180,10 @@ def _add_cluster(app: QuartTrio, api: Api) -> None:
     @app.post("/api/models/load")
     async def load() -> Response:
         body = parse_json(await request.get_data())
-        return _told(await api.cluster.load_model(**_load_wish(body)))
+        told = await api.cluster.load_model(**_load_wish(body))
+        if told.refusal is None and told.state == "ready" and told.model_id:
+            await api.prove(told.model_id)
+        return _told(told)
 
     @app.post("/api/models/unload")
     async def unload() -> Response:

@@ -163,6 +163,16 @@ async def test_a_bad_tokenizer_is_a_400_for_every_request_and_is_tried_once(clus
     assert tried == [(directory, None)] and cluster.requests == []
 
 
+async def test_a_model_with_a_bad_tokenizer_does_not_stay_loaded(cluster, shutdown):
+    def load(path, template):
+        raise refuse("bad_model", "tokenizer.json makes no sense")
+
+    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, load=load)
+    answer = await ask(app, "POST", "/api/models/load", {"model_path": "/x"})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "bad_model")
+    assert cluster.unloaded == ["m"]
+
+
 async def test_a_template_bomb_is_a_400_for_chats_and_nothing_for_others(cluster, shutdown, tmp_path):
     made = save(tmp_path, byte_level(), LOOP)
     cluster.card = attrs.evolve(cluster.card, model_path=str(made), vocab=1000)
