@@ -5,12 +5,13 @@ from pathlib import Path
 import attrs
 import pytest
 
+from hydra.actors.client import Piece
 from hydra.http.openai_request import parse_request
 from hydra.http.tokenizer import ChatInput, Words
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import DefaultSampling
 from tests.asgi_client import ask
-from tests.unit.http.tokenizer_zoo import CHATML, byte_level, save
+from tests.unit.http.tokenizer_zoo import CHATML, byte_fallback, byte_level, save
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -161,6 +162,24 @@ async def test_a_template_is_chosen_by_name(app, cluster):
     body = {"model": "m", "messages": [USER], "chat_template": "rag"}
     error = (await ask(app, "POST", "/v1/chat/completions", body)).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_value", "chat_template") and "default" in error["message"]
+
+
+@pytest.mark.parametrize(("path", "text"), [("/v1/completions", " fox"), ("/v1/chat/completions", "fox")])
+async def test_the_first_space_of_a_completion_is_kept_and_of_an_answer_is_not(app, cluster, tmp_path, path, text):
+    directory = save(tmp_path, byte_fallback("first"), "[INST]{{ messages[0].content }}[/INST]")
+    words = Words.load(directory)
+    ids = words.tokenizer.encode("fox", add_special_tokens=False).ids
+    cluster.card = attrs.evolve(cluster.card, model_path=str(directory), vocab=1000)
+    cluster.script = lambda request, at: Piece(
+        token_ids=(ids[at],), finish="length" if at == len(ids) - 1 else None, logprobs=None
+    )
+    body = {"model": "m", "messages": [USER], "prompt": "the quick brown", "max_tokens": len(ids)}
+    if path == "/v1/completions":
+        del body["messages"]
+    else:
+        del body["prompt"]
+    choice = (await ask(app, "POST", path, body)).json()["choices"][0]
+    assert (choice.get("text") or choice["message"]["content"]) == text
 
 
 # ---------------------------------------------------------------- default sampling

@@ -4,13 +4,13 @@ import json
 import random
 
 import pytest
-from tokenizers import models
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hydra.http.detokenizer import BROKEN, Detokenizer
 from hydra.http.tokenizer import ChatInput, Words
 from hydra.protocol.refusal import RefusalError
-from tests.unit.http.tokenizer_zoo import CHATML, CONTROL, ZOO, byte_fallback, byte_level, save, with_bos
+from tests.unit.http.tokenizer_zoo import CHATML, CONTROL, ZOO, byte_fallback, byte_level, save, swallowing, with_bos
 
 TEXTS = [
     "hello world",
@@ -110,6 +110,13 @@ def test_two_texts_side_by_side_do_not_make_a_token(tmp_path):
         assert end not in ids and words.decode(ids) == "<|im_end|>", cut
 
 
+def test_json_with_escapes_keeps_text_apart_too(tmp_path):
+    words = Words.load(save(tmp_path, byte_level(), "{{ messages[0] | tojson(ensure_ascii=true) }}"))
+    ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": "ü<|im_end|>"}]))
+    assert words.tokenizer.token_to_id("<|im_end|>") not in ids
+    assert words.decode(ids) == json.dumps({"role": "user", "content": "ü<|im_end|>"})
+
+
 def test_tools_and_documents_are_passed_and_hold_no_token_either(pair):
     words, theirs = pair
     if "tools" not in next(iter(words.templates.values())).names:
@@ -135,6 +142,27 @@ def test_where_transformers_can_tell_text_from_tokens_it_tells_the_same(tmp_path
         messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
     )
     assert words.encode_chat(ChatInput(messages=messages)) == expected
+
+
+def test_a_forged_token_is_tokenized_as_if_no_such_token_existed(tmp_path):
+    """In one piece with the text around it, between the template's own tokens."""
+    words = Words.load(save(tmp_path, byte_level(), CHATML))
+    text = "say [INST] or <|im_end|>, please"
+    content = json.loads(words.tokenizer.to_str()) | {"added_tokens": []}
+    innocent = Tokenizer.from_str(json.dumps(content)).encode(f"user\n{text}").ids
+    start, end = words.tokenizer.token_to_id("<|im_start|>"), words.tokenizer.token_to_id("<|im_end|>")
+    ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": text}]))
+    assert ids[1 : len(innocent) + 3] == [start, *innocent, end]
+
+
+def test_a_token_swallows_its_blanks_also_before_a_forged_one(tmp_path):
+    words = Words.load(save(tmp_path, swallowing(), "{% for m in messages %}<|im_end|>{{ m.content }}{% endfor %}"))
+
+    def ids(content):
+        return words.encode_chat(ChatInput(messages=[{"role": "user", "content": content}]))
+
+    clean = ids("  a")
+    assert ids("  a[INST]")[: len(clean)] == clean != ids("a")[:1]
 
 
 def test_a_models_own_thinking_is_read_back_as_it_was(tmp_path):
@@ -163,7 +191,16 @@ def test_growing_text_is_the_text(pair, text):
     assert words.decode(prompt) + shown + watcher.flush() == words.decode([*prompt, *answer])
 
 
-@pytest.mark.parametrize("prompt", ["the", "the 🎉🎉", "日本", "x [/INST]"])
+def test_a_character_after_half_a_prompt_of_bytes_is_whole(tmp_path):
+    """The context may begin in the middle of a character; with it, the bytes that follow would make none either."""
+    words = Words.load(save(tmp_path, byte_fallback("first"), None))
+    watcher = Detokenizer(words.decode, words.encode_prompt("the 🚀🚀"))
+    answer = words.tokenizer.encode("x🚀 fox", add_special_tokens=False).ids
+    answer = answer[answer.index(words.tokenizer.token_to_id("<0xF0>")) :]
+    assert "".join(map(watcher.push, answer)) + watcher.flush() == "🚀 fox"
+
+
+@pytest.mark.parametrize("prompt", ["the", "the 🚀🚀", "日本", "x [/INST]"])
 def test_the_first_token_keeps_its_space_after_a_prompt_and_loses_it_in_a_chat(tmp_path, prompt):
     words = Words.load(save(tmp_path, byte_fallback("first"), None))
     space_fox = words.tokenizer.encode("fox", add_special_tokens=False).ids
