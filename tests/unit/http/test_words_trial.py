@@ -2,6 +2,7 @@
 
 import base64
 import json
+import resource
 import struct
 import time
 
@@ -240,8 +241,10 @@ def test_what_ends_the_process_is_a_refusal(tmp_path):
         content["added_tokens"][0] | {"id": 600 + at, "content": f"{at}" + "y" * 400_000} for at in range(9)
     ]
     (directory / "tokenizer.json").write_text(json.dumps(content))
+    began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     with pytest.raises(RefusalError, match="ran out of time or memory"):
         load_tried(directory)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began < 4.0, "seconds of CPU"
 
 
 def test_a_refusal_names_what_it_is_about(tmp_path):
