@@ -25,6 +25,7 @@ SHALLOW = {
     "abs", "count", "d", "default", "first", "items", "last", "length", "list", "map", "reject", "rejectattr",
     "reverse", "safe", "select", "selectattr",
 }  # fmt: skip
+GLANCES = {"abs", "count", "d", "default", "first", "last", "length", "safe"}  # of SHALLOW, at one item at most
 # These read their values to the bottom: as text, or to compare them.
 DEEP = {
     "capitalize", "dictsort", "e", "escape", "float", "groupby", "int", "lower", "max", "min", "sort", "title",
@@ -44,7 +45,10 @@ def metered_filters() -> dict[str, Callable[..., Any]]:
         "string": text, "sum": summed,
     }  # fmt: skip
     jinjas: dict[str, Any] = {name: FILTERS[name] for name in SHALLOW | DEEP}
-    jinjas = {name: _metered(made, deep=name in DEEP, pieces=name in PIECES) for name, made in jinjas.items()}
+    jinjas = {
+        name: _metered(made, deep=name in DEEP, walks=name not in GLANCES, pieces=name in PIECES)
+        for name, made in jinjas.items()
+    }
     return jinjas | {name: _metered(made, deep=False) for name, made in own.items()}
 
 
@@ -54,7 +58,7 @@ def metered_tests() -> dict[str, Callable[..., Any]]:
     return {name: _metered(made, deep=name in COMPARING_TESTS) for name, made in jinjas.items()}
 
 
-def _metered(work: Callable[..., Any], *, deep: bool, pieces: bool = False) -> Callable[..., Any]:
+def _metered(work: Callable[..., Any], *, deep: bool, walks: bool = True, pieces: bool = False) -> Callable[..., Any]:
     first = 1 if hasattr(work, "jinja_pass_arg") else 0  # the environment, which is nobody's value
 
     @wraps(work)
@@ -66,7 +70,7 @@ def _metered(work: Callable[..., Any], *, deep: bool, pieces: bool = False) -> C
             weight = budget.weigh(*args[first:], *kwargs.values())
             if pieces:
                 budget.build(8 * weight.characters)
-        elif len(args) > first:
+        elif walks and len(args) > first:
             budget.work(size_of(args[first]) // (256 if isinstance(args[first], str) else 4))
         return budget.received(work(*args, **kwargs))
 

@@ -234,6 +234,13 @@ def test_most_of_these_render():
     assert refused <= 5
 
 
+@pytest.mark.parametrize("name", ["thinking", "strict turns", "generation blocks", "turns by macro"])
+def test_the_longest_conversation_is_within_the_budget(name):
+    turn = [{"role": "user", "content": "x" * 1000}, {"role": "assistant", "content": "<think>a</think>" + "y" * 1000}]
+    values = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "add_generation_prompt": True}
+    assert len(ChatTemplate.of(TEMPLATES[name]).render(turn * 1024, values)) > 2_000_000
+
+
 def test_a_template_is_compiled_once_and_its_budget_is_each_renderings_own():
     template = ChatTemplate.of("{% for i in range(90000) %}{% endfor %}{{ messages | length }}")
     assert {template.render([{"role": "user", "content": "x"}], {}) for _ in range(15)} == {"1"}
