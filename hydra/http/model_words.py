@@ -6,6 +6,7 @@ sense is refused with the file's name. It knows no template's meaning and encode
 
 import json
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import attrs
 from tokenizers import AddedToken, Tokenizer
 
 from hydra.http.template import SOURCE_MAX
-from hydra.protocol.refusal import refuse
+from hydra.protocol.refusal import Refusal, RefusalError, refuse
 
 TOKENIZER_BYTES_MAX = 64 << 20
 CONFIG_BYTES_MAX = 16 << 20  # some list thousands of added tokens
@@ -26,11 +27,11 @@ T = TypeVar("T")
 
 @attrs.frozen(eq=False)
 class WordFiles:
-    """What a directory says. `templates` by name; the one that is used by itself is "default"."""
+    """What a directory says. `templates` by name, or why one cannot be read; the one used by itself is "default"."""
 
     tokenizer: Tokenizer
     special: dict[str, str]  # "bos_token" -> "<s>", as templates see them
-    templates: dict[str, str]
+    templates: dict[str, str | Refusal]
 
 
 def read_words(directory: Path, template_file: Path | None = None) -> WordFiles:
@@ -41,10 +42,7 @@ def read_words(directory: Path, template_file: Path | None = None) -> WordFiles:
         config = config | _json_object(directory / "special_tokens_map.json")
     special = {name: text for name in NAMED_TOKENS if (text := _token_text(config.get(name)))}
     _add_tokens(tokenizer, config, special)
-    if template_file is not None:
-        templates = {"default": _read(template_file, 4 * SOURCE_MAX)}
-    else:
-        templates = _templates(directory, config)
+    templates = {"default": _source(template_file)} if template_file is not None else _templates(directory, config)
     return WordFiles(tokenizer, special, templates)
 
 
@@ -106,8 +104,8 @@ def _add_tokens(tokenizer: Tokenizer, config: dict[str, Any], special: dict[str,
     fresh = [token for token in wanted if _shape(token) not in known]
     there = {shape[0] for shape in known} | {token.content for token in fresh}
     fresh += [AddedToken(text, special=True) for text in dict.fromkeys(special.values()) if text not in there]
-    for token in fresh:
-        natively(tokenizer.add_special_tokens if token.special else tokenizer.add_tokens, [token])
+    for special_ones, group in groupby(fresh, key=lambda token: token.special):  # each call builds its automaton anew
+        natively(tokenizer.add_special_tokens if special_ones else tokenizer.add_tokens, list(group))
 
 
 def _added(listed: dict[str, Any]) -> AddedToken:
@@ -123,16 +121,24 @@ def _shape(token: AddedToken) -> tuple[str, ...]:
     return (token.content, *(str(getattr(token, name)) for name in FLAGS))
 
 
-def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
+def _source(path: Path) -> str | Refusal:
+    """A template that cannot be read costs the chats that ask for it, and not the model."""
+    try:
+        return _read(path, 4 * SOURCE_MAX)
+    except RefusalError as why:
+        return attrs.evolve(why.refusal, code="invalid_value", param="messages")
+
+
+def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str | Refusal]:
     """Files go before entries of the configuration; chat_template.json is where processors kept theirs."""
-    found: dict[str, str] = {}
+    found: dict[str, str | Refusal] = {}
     main = directory / "chat_template.jinja"
     if main.exists():
-        found["default"] = _read(main, 4 * SOURCE_MAX)
+        found["default"] = _source(main)
     extra = directory / "additional_chat_templates"
     if extra.is_dir():
         for path in sorted(extra.glob("*.jinja"))[:TEMPLATES_MAX]:
-            found[path.name.removesuffix(".jinja")] = _read(path, 4 * SOURCE_MAX)
+            found[path.name.removesuffix(".jinja")] = _source(path)
     if found:
         return found
     entry = config.get("chat_template")

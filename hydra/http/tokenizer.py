@@ -128,7 +128,9 @@ class Words:
         return natively(self.tokenizer.decode, [token], skip_special_tokens=False)
 
 
-def _compiled(source: str) -> ChatTemplate | Refusal:
+def _compiled(source: str | Refusal) -> ChatTemplate | Refusal:
+    if isinstance(source, Refusal):
+        return source
     try:
         return ChatTemplate.of(source)
     except RefusalError as why:

@@ -26,7 +26,7 @@ MEGABYTE = 1 << 20
 PARSE_S, PARSE_S_PER_MB = 0.8, 0.15  # CPU time of each part
 PROBE_S, RENDER_S = 0.8, 0.8
 MEMORY_BYTES, MEMORY_PER_BYTE = 1 << 30, 24  # address space, and more for every byte of tokenizer.json
-START_S = 20.0  # of a busy machine, until the parts begin
+START_S = 10.0  # of a busy machine, until the parts begin
 SLOWNESS = 8.0  # a busy machine's time for a second of CPU
 
 SAID = {"role": "user", "content": "Hello {{ there }} <b>"}

@@ -318,6 +318,20 @@ def test_a_developer_speaks_as_the_system_where_a_template_knows_no_developer(tm
         assert words.decode(words.encode_chat(message)) == text
 
 
+@pytest.mark.parametrize(
+    "content", [b"\xff", b" " * 600_000, b" " * 200_000, None], ids=["bytes", "huge", "long", "gone"]
+)
+def test_a_template_file_that_cannot_be_read_costs_only_the_chats(tmp_path, content):
+    directory, file = save(tmp_path, byte_level(), CHATML), tmp_path / "mine.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    words = Words.load(directory, file)
+    with pytest.raises(RefusalError) as refused:
+        words.encode_chat(ChatInput(messages=CHATS[0]))
+    assert (refused.value.refusal.code, refused.value.refusal.param) == ("invalid_value", "messages")
+    assert words.encode_prompt("hi")
+
+
 BROKEN_FILES = {
     "no tokenizer": ("tokenizer.json", None, "tokenizer.json"),
     "a tokenizer of nothing": ("tokenizer.json", "{}", "tokenizer.json"),
