@@ -6,6 +6,7 @@ sense is refused with the file's name. It knows no template's meaning and encode
 
 import json
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +16,12 @@ from tokenizers import AddedToken, Tokenizer
 
 from hydra.http.template import SOURCE_MAX
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
+from hydra.store.directory import locate
 
 TOKENIZER_BYTES_MAX = 64 << 20
 CONFIG_BYTES_MAX = 16 << 20  # some list thousands of added tokens
 TEMPLATES_MAX = 16
+TOKENIZER, MAIN_TEMPLATE, MORE_TEMPLATES = "tokenizer.json", "chat_template.jinja", "additional_chat_templates"
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -37,18 +40,21 @@ class WordFiles:
 def read_words(directory: Path, template_file: Path | None = None) -> WordFiles:
     """`template_file` stands for all templates of the directory. Raises RefusalError bad_model."""
     tokenizer = read_tokenizer(directory)
-    config = _json_object(directory / "tokenizer_config.json")
+    config = _json_object(directory, "tokenizer_config.json")
     if "added_tokens_decoder" not in config:  # older directories keep some of it in a file of its own
-        config = config | _json_object(directory / "special_tokens_map.json")
+        config = config | _json_object(directory, "special_tokens_map.json")
     special = {name: text for name in NAMED_TOKENS if (text := _token_text(config.get(name)))}
     _add_tokens(tokenizer, config, special)
-    templates = {"default": _source(template_file)} if template_file is not None else _templates(directory, config)
+    if template_file is not None:
+        templates = {"default": _source(lambda: template_file, template_file.name)}
+    else:
+        templates = _templates(directory, config)
     return WordFiles(tokenizer, special, templates)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     """tokenizer.json, without truncation and padding."""
-    text = _read(directory / "tokenizer.json", TOKENIZER_BYTES_MAX)
+    text = _read(locate(directory, TOKENIZER), TOKENIZER, TOKENIZER_BYTES_MAX)
     tokenizer = natively(Tokenizer.from_str, text)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -68,29 +74,30 @@ def natively(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         raise refuse("bad_model", f"tokenizer.json makes no sense: {str(why)[:300]}") from why
 
 
-def _read(path: Path, bytes_max: int) -> str:
+def _read(path: Path | None, name: str, bytes_max: int) -> str:
     try:
-        if not path.is_file():
-            raise refuse("bad_model", f"{path.name} cannot be read: there is no such file")
+        if path is None or not path.is_file():
+            raise refuse("bad_model", f"{name} cannot be read: there is no such file")
         if path.stat().st_size > bytes_max:
-            raise refuse("bad_model", f"{path.name} is larger than {bytes_max} bytes")
+            raise refuse("bad_model", f"{name} is larger than {bytes_max} bytes")
         return path.read_text(encoding="utf-8")
     except OSError as why:
-        raise refuse("bad_model", f"{path.name} cannot be read: {why.strerror}") from why
+        raise refuse("bad_model", f"{name} cannot be read: {why.strerror}") from why
     except UnicodeDecodeError as why:
-        raise refuse("bad_model", f"{path.name} is not UTF-8") from why
+        raise refuse("bad_model", f"{name} is not UTF-8") from why
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _json_object(directory: Path, name: str) -> dict[str, Any]:
     """Empty when there is no such file."""
-    if not path.exists():
+    path = locate(directory, name)
+    if path is None:
         return {}
     try:
-        content = json.loads(_read(path, CONFIG_BYTES_MAX))
+        content = json.loads(_read(path, name, CONFIG_BYTES_MAX))
     except (ValueError, RecursionError) as why:
-        raise refuse("bad_model", f"{path.name} is not valid JSON: {why}") from why
+        raise refuse("bad_model", f"{name} is not valid JSON: {why}") from why
     if not isinstance(content, dict):
-        raise refuse("bad_model", f"{path.name} must hold a JSON object")
+        raise refuse("bad_model", f"{name} must hold a JSON object")
     return content
 
 
@@ -121,10 +128,10 @@ def _shape(token: AddedToken) -> tuple[str, ...]:
     return (token.content, *(str(getattr(token, name)) for name in FLAGS))
 
 
-def _source(path: Path) -> str | Refusal:
+def _source(find: Callable[[], Path | None], name: str) -> str | Refusal:
     """A template that cannot be read costs the chats that ask for it, and not the model."""
     try:
-        return _read(path, 4 * SOURCE_MAX)
+        return _read(find(), name, 4 * SOURCE_MAX)
     except RefusalError as why:
         return attrs.evolve(why.refusal, code="invalid_value", param="messages")
 
@@ -132,18 +139,15 @@ def _source(path: Path) -> str | Refusal:
 def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str | Refusal]:
     """Files go before entries of the configuration; chat_template.json is where processors kept theirs."""
     found: dict[str, str | Refusal] = {}
-    main = directory / "chat_template.jinja"
-    if main.exists():
-        found["default"] = _source(main)
-    extra = directory / "additional_chat_templates"
-    if extra.is_dir():
-        for path in sorted(extra.glob("*.jinja"))[:TEMPLATES_MAX]:
-            found[path.name.removesuffix(".jinja")] = _source(path)
+    if (directory / MAIN_TEMPLATE).exists():
+        found["default"] = _source(partial(locate, directory, MAIN_TEMPLATE), MAIN_TEMPLATE)
+    for path in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))[:TEMPLATES_MAX]:
+        found[path.stem] = _source(partial(locate, directory, path.name, MORE_TEMPLATES), path.name)
     if found:
         return found
     entry = config.get("chat_template")
     if entry is None:
-        entry = _json_object(directory / "chat_template.json").get("chat_template")
+        entry = _json_object(directory, "chat_template.json").get("chat_template")
     if isinstance(entry, str):
         return {"default": entry}
     named = entry if isinstance(entry, list) else []

@@ -332,6 +332,43 @@ def test_a_template_file_that_cannot_be_read_costs_only_the_chats(tmp_path, cont
     assert words.encode_prompt("hi")
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.json"])
+def test_a_link_out_of_the_directory_is_not_followed(tmp_path, name):
+    directory = save(tmp_path / "model", byte_level(), None)
+    real = tmp_path / "elsewhere"
+    real.write_text((directory / name).read_text() if (directory / name).exists() else "{}")
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).symlink_to(real)
+    with pytest.raises(RefusalError, match="outside the model directory"):
+        Words.load(directory)
+
+
+@pytest.mark.parametrize("folder", ["", "additional_chat_templates/"])
+def test_a_template_that_is_a_link_out_of_the_directory_costs_only_the_chats(tmp_path, folder):
+    directory = save(tmp_path / "model", byte_level(), None)
+    (tmp_path / "secret").write_text("secret")
+    (directory / folder).mkdir(exist_ok=True)
+    (directory / f"{folder}chat_template.jinja").symlink_to(tmp_path / "secret")
+    words = Words.load(directory)
+    name = "chat_template" if folder else None
+    with pytest.raises(RefusalError, match="outside the model directory"):
+        words.encode_chat(ChatInput(messages=CHATS[0], template=name))
+
+
+def test_links_inside_a_hub_cache_are_followed(tmp_path):
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "main", tmp_path / "models--a--b" / "blobs"
+    save(snapshot, byte_level(), None)
+    (snapshot / "additional_chat_templates").mkdir()
+    blobs.mkdir()
+    (blobs / "t").write_text("from a blob")
+    (blobs / "tokenizer").write_text((snapshot / "tokenizer.json").read_text())
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/tokenizer")
+    (snapshot / "additional_chat_templates" / "rag.jinja").symlink_to("../../../blobs/t")
+    words = Words.load(snapshot)
+    assert words.decode(words.encode_chat(ChatInput(messages=CHATS[0], template="rag"))) == "from a blob"
+
+
 BROKEN_FILES = {
     "no tokenizer": ("tokenizer.json", None, "tokenizer.json"),
     "a tokenizer of nothing": ("tokenizer.json", "{}", "tokenizer.json"),
