@@ -52,12 +52,10 @@ def load_tried(directory: Path, template_file: Path | None = None) -> Words:
     """Blocks for as long as the trial takes. Raises RefusalError bad_model."""
     file = directory / "tokenizer.json"
     size = file.stat().st_size if file.is_file() else 0
-    if size <= TOKENIZER_BYTES_MAX:  # else reading it says no, at no cost
-        failed = _try_elsewhere(directory, template_file, size)
-        words = Words.load(directory, template_file)
-        words.templates.update(failed)
-        return words
-    return Words.load(directory, template_file)
+    failed = _try_elsewhere(directory, template_file, size) if size <= TOKENIZER_BYTES_MAX else {}
+    words = Words.load(directory, template_file)  # which says no to what is larger, at no cost
+    words.templates.update(failed)
+    return words
 
 
 def _try_elsewhere(directory: Path, template_file: Path | None, size: int) -> dict[str, Refusal]:
