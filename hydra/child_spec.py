@@ -67,6 +67,8 @@ class FrontendSpec:
     max_body_bytes: int = 4_194_304
     max_replays: int = 5
     high_water_mark: int = 1000
+    chat_template: str = ""  # a file, for the one model at `chat_template_model`
+    chat_template_model: str = ""
 
 
 S = TypeVar("S", CoordinatorSpec, WorkerSpec, FrontendSpec)

@@ -59,6 +59,7 @@ def cli() -> None:
 @click.option("--dtype", help="auto, float32, bfloat16 or float16.")
 @click.option("--http", "http_addr", help="HOST:PORT of the API (default 127.0.0.1:8080).")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Where the coordinator remembers its term.")
+@click.option("--chat-template", help="A Jinja file to use in place of MODEL's own chat templates.")
 @click.option("--lan", is_flag=True, help="Let workers on other machines join (needs [cluster] join_token).")
 def up(
     model: str | None,
@@ -68,13 +69,19 @@ def up(
     dtype: str | None,
     http_addr: str | None,
     state_dir: Path | None,
+    chat_template: str | None,
     lan: bool,
 ) -> None:
     """Start a cluster on this machine and serve MODEL (a directory; default: a tiny built-in model)."""
     from hydra.store.demo_model import ensure_demo_model
     from hydra.up import UpWish, local_workers, run_up
 
-    flags = {("server", "http_addr"): http_addr, ("model", "dtype"): dtype, ("model", "path"): model}
+    flags = {
+        ("server", "http_addr"): http_addr,
+        ("model", "dtype"): dtype,
+        ("model", "path"): model,
+        ("model", "chat_template"): chat_template,
+    }
     settings = load_settings(config, flags)
     set_up_logging("parent")
     if lan and not settings.cluster.join_token:
@@ -93,6 +100,9 @@ def up(
             "check the path; fetching from a hub comes with a later version",
             7,
         )
+    template = settings.model.chat_template
+    if template and not Path(template).expanduser().is_file():
+        raise Complaint(f"no chat template at {template}", "it is a file with a Jinja template", "check the path", 2)
     wish = UpWish(
         model_path=str(Path(path).expanduser().absolute()),
         workers=local_workers(workers, device),

@@ -201,6 +201,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int]) -> None:
     """The frontend child: the HTTP server on the inherited socket, and the sessions behind it."""
     from hydra.actors.frontend import Frontend, FrontendParts
     from hydra.http.serve import HttpSettings, serve_cluster
+    from hydra.http.words_shelf import ChatTemplateFile
     from hydra.protocol.zmq_wire import ZmqWires
 
     async def main() -> None:
@@ -216,8 +217,12 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int]) -> None:
         frontend = Frontend(parts)
         stopping = trio.Event()
         held: list[Lifeline] = []
+        template = ChatTemplateFile(Path(spec.chat_template), spec.chat_template_model) if spec.chat_template else None
         settings = HttpSettings(
-            fd=spec.http_fd, drain_timeout_s=spec.drain_timeout_s, max_body_bytes=spec.max_body_bytes
+            fd=spec.http_fd,
+            drain_timeout_s=spec.drain_timeout_s,
+            max_body_bytes=spec.max_body_bytes,
+            chat_template=template,
         )
 
         async def prove() -> None:

@@ -77,6 +77,7 @@ class Model:
     id: str = ""
     dtype: str = "auto"
     max_model_len: int = 0
+    chat_template: str = ""
     cache_dir: str = "~/.cache/hydra/models"
     hf_token: str = ""
     max_cache_gb: float = 100.0

@@ -201,6 +201,8 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
         max_body_bytes=settings.server.max_body_bytes,
         max_replays=settings.engine.max_replays,
         high_water_mark=settings.zmq.high_water_mark,
+        chat_template=settings.model.chat_template and str(Path(settings.model.chat_template).expanduser().absolute()),
+        chat_template_model=wish.model_path,
     )
     specs["frontend"] = ("_frontend", to_json(frontend), (listener.fileno(),))
     env = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token} if settings.cluster.join_token else {}

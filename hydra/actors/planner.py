@@ -259,6 +259,7 @@ class Planner:
                 eos_ids=model.described.spec.eos_ids,
                 dtype=model.route.dtype if model.route else model.described.spec.stored_dtype,
                 total_layers=model.described.spec.n_layers,
+                default_sampling=model.described.spec.default_sampling,
             )
             for model in self._models.values()
             if model.described is not None

@@ -1,7 +1,7 @@
 """The routes. Each is a few lines: read, check, ask the cluster, answer. Errors are OpenAI's, with all four keys."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 import attrs
@@ -19,6 +19,8 @@ from hydra.http.openai_response import PING, Writer, sse
 from hydra.http.request_scope import RequestScope, request_nursery
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
+from hydra.http.words_shelf import ChatTemplateFile, LoadWords, WordsShelf
+from hydra.http.words_trial import load_tried
 from hydra.protocol.messages import ModelTold, Sample, StatusTold
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
@@ -42,7 +44,7 @@ class Api:
     cluster: Cluster
     shutdown: Shutdown
     aside: Aside
-    _words: dict[str, Words] = attrs.field(factory=dict, init=False)
+    shelf: WordsShelf
 
     async def model(self, name: str) -> tuple[ModelCard, Words]:
         """Raises RefusalError model_not_found, bad_model."""
@@ -51,20 +53,30 @@ class Api:
         if card is None:
             known = ", ".join(card.model_id for card in cards) or "none"
             raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
-        if card.model_path not in self._words:
-            self._words[card.model_path] = await self.aside(Words.load, Path(card.model_path))
-        return card, self._words[card.model_path]
+        return card, await self.shelf.words_of(card, cards)
+
+    async def prove(self, name: str) -> None:
+        """A model that has just been loaded is unloaded again when its words are refused. Raises RefusalError."""
+        try:
+            await self.model(name)
+        except RefusalError as why:
+            if why.refusal.code == "model_not_found":
+                return  # somebody else has unloaded it by now
+            await self.cluster.unload_model(name)
+            raise
 
     async def generate(self, kind: Literal["chat", "text"]) -> Response:
         parsed = parse_request(kind, parse_json(await request.get_data()))
         if self.shutdown.begun.is_set():
             raise refuse("shutting_down", "the server is stopping", retry_after_s=5.0)
         card, words = await self.model(parsed.model)
+        parsed = parsed.with_defaults(card.default_sampling)
         answers = await self.aside(answers_of, parsed, words, card)
         writer = Writer(parsed, answers, words)
         headers = {"x-request-id": writer.id}
-        if parsed.ignored:
-            headers["x-hydra-ignored"] = ",".join(parsed.ignored)[:1000]
+        ignored = [*parsed.ignored, *(words.overlooked(parsed.chat) if kind == "chat" else ())]
+        if ignored:
+            headers["x-hydra-ignored"] = ",".join(ignored)[:1000]
         asked = Asked(cluster=self.cluster, request=parsed, answers=answers, words=words, card=card)
         deltas = start_answers(request_nursery(), asked, self.shutdown.last_call)
         if not parsed.stream:
@@ -100,13 +112,19 @@ def json_response(content: dict[str, Any], status: int = 200, headers: dict[str,
 
 
 def make_app(
-    cluster: Cluster, *, max_body_bytes: int, shutdown: Shutdown, aside: Aside = trio.to_thread.run_sync
+    cluster: Cluster,
+    *,
+    max_body_bytes: int,
+    shutdown: Shutdown,
+    aside: Aside = trio.to_thread.run_sync,
+    load: LoadWords = load_tried,
+    chat_template: ChatTemplateFile | None = None,
 ) -> QuartTrio:
-    """The ASGI app over a cluster. `aside` runs what blocks: reading a tokenizer, rendering a template."""
+    """The ASGI app over a cluster. `aside` runs what blocks: trying and reading words, rendering a template."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.asgi_app = RequestScope(app.asgi_app)  # type: ignore[method-assign]
-    api = Api(cluster, shutdown, aside)
+    api = Api(cluster, shutdown, aside, WordsShelf(partial(aside, load), chat_template))
     _add_openai(app, api)
     _add_cluster(app, api)
     _add_errors(app)
@@ -162,7 +180,10 @@ def _add_cluster(app: QuartTrio, api: Api) -> None:
     @app.post("/api/models/load")
     async def load() -> Response:
         body = parse_json(await request.get_data())
-        return _told(await api.cluster.load_model(**_load_wish(body)))
+        told = await api.cluster.load_model(**_load_wish(body))
+        if told.refusal is None and told.state == "ready" and told.model_id:
+            await api.prove(told.model_id)
+        return _told(told)
 
     @app.post("/api/models/unload")
     async def unload() -> Response:

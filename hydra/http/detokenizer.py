@@ -2,7 +2,8 @@
 
 Pure, over a `decode(ids) -> str`. Two windows into the ids are decoded and compared, so that a token whose text
 depends on its neighbour (a byte of a longer character, a leading space) comes out right; ids before the window are
-settled and never decoded again.
+settled and never decoded again. The first window begins with the end of the prompt: decoders of the sentencepiece kind
+drop the space in front of whatever they decode first.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,24 +11,36 @@ from collections.abc import Callable, Sequence
 import attrs
 
 BROKEN = "\ufffd"  # what decoders give for bytes that are not a character (yet)
+CONTEXT = 6  # ids of the prompt that the first window begins with
+HELD_MAX = 16  # ids that may wait for the end of a character; four would do, for tokens of one byte
 
 
 @attrs.define
 class Detokenizer:
-    """`push` returns the text that is certain by now; `flush` what is left at the end."""
+    """`push` returns the text that is certain by now; `flush` what is left at the end. `context`: ids before it."""
 
     decode: Callable[[Sequence[int]], str]
+    context: Sequence[int] = ()
     _ids: list[int] = attrs.field(factory=list, init=False)
     _settled: int = attrs.field(default=0, init=False)  # ids whose text is out and no longer context
     _read: int = attrs.field(default=0, init=False)  # ids whose text is out
 
+    def __attrs_post_init__(self) -> None:
+        for size in range(min(CONTEXT, len(self.context)), 0, -1):
+            ids = list(self.context[-size:])
+            if BROKEN not in self.decode(ids):  # it may begin in the middle of a character
+                self._ids, self._read = ids, size
+                return
+
     def push(self, token: int) -> str:
         self._ids.append(token)
+        held = len(self._ids) - self._read > HELD_MAX
         before = self.decode(self._ids[self._settled : self._read])
         after = self.decode(self._ids[self._settled :])
-        if len(after) <= len(before) or after.endswith(BROKEN):
+        if not held and (len(after) <= len(before) or after.endswith(BROKEN)):
             return ""
-        self._settled, self._read = self._read, len(self._ids)
+        self._settled = len(self._ids) if held else self._read
+        self._read = len(self._ids)
         return after[len(before) :]
 
     def flush(self) -> str:

@@ -57,7 +57,7 @@ class Answer:
 def answers_of(request: ApiRequest, words: Words, card: ModelCard) -> tuple[Answer, ...]:
     """Raises RefusalError: context_length_exceeded, or what the template says."""
     if request.kind == "chat":
-        prompts = [tuple(words.encode_chat(request.messages, request.template_kwargs))]
+        prompts = [tuple(words.encode_chat(request.chat))]
     else:
         prompts = [
             tuple(words.encode_prompt(prompt)) if isinstance(prompt, str) else prompt for prompt in request.prompts
@@ -208,7 +208,8 @@ class Teller:
 
     @classmethod
     def of(cls, request: ApiRequest, answer: Answer, words: Words) -> "Teller":
-        return cls(answer.index, Detokenizer(words.decode), StopWatch(request.stop, request.include_stop))
+        context = answer.prompt if request.kind == "text" or request.chat.continue_final_message else ()
+        return cls(answer.index, Detokenizer(words.decode, context), StopWatch(request.stop, request.include_stop))
 
     def tell(self, piece: Piece) -> Delta:
         text, used = "", 0

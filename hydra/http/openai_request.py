@@ -11,12 +11,13 @@ from typing import Any, Literal
 import attrs
 import orjson
 
+from hydra.http.chat_request import CHAT, JSON_DEPTH_MAX, json_depth, parse_chat
+from hydra.http.tokenizer import ChatInput
 from hydra.protocol.refusal import refuse
+from hydra.protocol.sampling import DefaultSampling
 
-JSON_DEPTH_MAX = 64
-STOP_MAX, N_MAX, LOGPROBS_MAX, MESSAGES_MAX, BIAS_MAX = 16, 16, 20, 2048, 1024
+STOP_MAX, N_MAX, LOGPROBS_MAX, BIAS_MAX = 16, 16, 20, 1024
 TOP_P_MIN = 1e-6  # 0 means: only the best one
-ROLES = ("developer", "system", "user", "assistant", "tool")
 
 SAMPLING = {
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
@@ -24,7 +25,6 @@ SAMPLING = {
     "stream_options", "max_tokens", "max_completion_tokens", "model", "include_stop_str_in_output",
     "return_token_ids",
 }  # fmt: skip
-CHAT = {"messages", "top_logprobs", "chat_template_kwargs"}
 TEXT = {"prompt", "echo"}
 INERT = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls",
@@ -33,13 +33,12 @@ INERT = {
 
 @attrs.frozen(kw_only=True)
 class ApiRequest:
-    """What both endpoints have in common, checked; `messages` or `prompts` by kind."""
+    """What both endpoints have in common, checked; `chat` or `prompts` by kind."""
 
     kind: Literal["chat", "text"]
     model: str
-    messages: tuple[dict[str, Any], ...] = ()
+    chat: ChatInput = ChatInput(messages=())
     prompts: tuple[str | tuple[int, ...], ...] = ()
-    template_kwargs: dict[str, Any] = attrs.field(factory=dict)
     stream: bool = False
     include_usage: bool = False
     max_tokens: int | None = None
@@ -62,6 +61,12 @@ class ApiRequest:
     return_ids: bool = False
     echo: bool = False
     ignored: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()  # parameters that the request has a value for
+
+    def with_defaults(self, defaults: DefaultSampling) -> "ApiRequest":
+        """What a request leaves out is as the model's publisher would have it, else as OpenAI does."""
+        wished = {name: value for name, value in attrs.asdict(defaults).items() if value is not None}
+        return attrs.evolve(self, **{name: value for name, value in wished.items() if name not in self.given})
 
 
 def parse_json(body: bytes | str) -> dict[str, Any]:
@@ -72,22 +77,9 @@ def parse_json(body: bytes | str) -> dict[str, Any]:
         raise refuse("invalid_json", f"the body is not valid JSON: {why}") from why
     if not isinstance(content, dict):
         raise refuse("invalid_json", "the body must be a JSON object")
-    if _depth(content) > JSON_DEPTH_MAX:
+    if json_depth(content) > JSON_DEPTH_MAX:
         raise refuse("invalid_json", f"the body is nested more than {JSON_DEPTH_MAX} deep")
     return content
-
-
-def _depth(value: Any) -> int:
-    deepest, level = 0, [value]
-    while level:
-        deepest += 1
-        if deepest > JSON_DEPTH_MAX:
-            break
-        children = [
-            item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)
-        ]
-        level = [child for group in children for child in group]
-    return deepest
 
 
 @attrs.define
@@ -138,13 +130,17 @@ def parse_request(kind: Literal["chat", "text"], body: dict[str, Any]) -> ApiReq
     options = body.get("stream_options") or {}
     if not isinstance(options, dict) or type(options.get("include_usage", False)) is not bool:
         raise refuse("invalid_value", "stream_options must be an object", param="stream_options")
-    known = SAMPLING | INERT | (CHAT if kind == "chat" else TEXT)
+    known = SAMPLING | INERT | (CHAT | {"top_logprobs"} if kind == "chat" else TEXT)
+    ignored = {key for key in body if key not in known and key.isidentifier()}
+    chat = ChatInput(messages=())
+    if kind == "chat":
+        chat, overlooked = parse_chat(body)
+        ignored |= overlooked
     return ApiRequest(
         kind=kind,
         model=fields.text("model"),
-        messages=_messages(body) if kind == "chat" else (),
+        chat=chat,
         prompts=_prompts(body) if kind == "text" else (),
-        template_kwargs=_template_kwargs(body) if kind == "chat" else {},
         stream=fields.flag("stream"),
         include_usage=options.get("include_usage", False),
         max_tokens=max_tokens or (16 if kind == "text" else None),
@@ -166,7 +162,8 @@ def parse_request(kind: Literal["chat", "text"], body: dict[str, Any]) -> ApiReq
         include_stop=fields.flag("include_stop_str_in_output"),
         return_ids=fields.flag("return_token_ids"),
         echo=fields.flag("echo") if kind == "text" else False,
-        ignored=tuple(sorted(key for key in body if key not in known and key.isidentifier())),
+        ignored=tuple(sorted(ignored)),
+        given=frozenset(key for key, value in body.items() if value is not None),
     )
 
 
@@ -174,7 +171,7 @@ def _refuse_unsupported(kind: str, body: dict[str, Any]) -> None:
     """What we know and do not do: better a 400 than an answer to another question."""
     best_of = body.get("best_of")
     no = {
-        "tools": bool(body.get("tools")),
+        "tools": kind == "text" and bool(body.get("tools")),
         "functions": bool(body.get("functions")),
         "tool_choice": body.get("tool_choice") not in (None, "none", "auto"),
         "response_format": body.get("response_format") not in (None, {"type": "text"}),
@@ -183,7 +180,6 @@ def _refuse_unsupported(kind: str, body: dict[str, Any]) -> None:
         "modalities": body.get("modalities") not in (None, ["text"]),
         "audio": body.get("audio") is not None,
         "prediction": body.get("prediction") is not None,
-        "chat_template": body.get("chat_template") is not None,
         "guided_json": body.get("guided_json") is not None,
         "structured_outputs": body.get("structured_outputs") is not None,
         "echo": kind == "text" and bool(body.get("echo")) and body.get("logprobs") is not None,
@@ -191,36 +187,6 @@ def _refuse_unsupported(kind: str, body: dict[str, Any]) -> None:
     for param, asked in no.items():
         if asked:
             raise refuse("unsupported", f"{param} is not supported by this version", param=param)
-
-
-def _messages(body: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise refuse("invalid_value", "messages must be a non-empty list", param="messages")
-    if len(messages) > MESSAGES_MAX:
-        raise refuse("invalid_value", f"at most {MESSAGES_MAX} messages", param="messages")
-    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
-
-
-def _message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise refuse("invalid_value", f"{where} needs a role, one of {', '.join(ROLES)}", param="messages")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(part, where) for part in content)
-    if not isinstance(content, str):
-        raise refuse("invalid_value", f"{where}.content must be a string or a list of text parts", param="messages")
-    name = message.get("name")
-    if name is not None and not isinstance(name, str):
-        raise refuse("invalid_value", f"{where}.name must be a string", param="messages")
-    return {"role": message["role"], "content": content, **({"name": name} if name else {})}
-
-
-def _part(part: Any, where: str) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise refuse("invalid_value", f"{where}.content: only text parts are supported", param="messages")
-    text: str = part["text"]
-    return text
 
 
 def _prompts(body: dict[str, Any]) -> tuple[str | tuple[int, ...], ...]:
@@ -239,14 +205,6 @@ def _prompts(body: dict[str, Any]) -> tuple[str | tuple[int, ...], ...]:
     if len(found) > N_MAX:
         raise refuse("invalid_value", f"at most {N_MAX} prompts", param="prompt")
     return found
-
-
-def _template_kwargs(body: dict[str, Any]) -> dict[str, Any]:
-    kwargs = body.get("chat_template_kwargs") or {}
-    if not isinstance(kwargs, dict) or not all(isinstance(v, str | int | float | bool) for v in kwargs.values()):
-        message = "chat_template_kwargs must be an object of plain values"
-        raise refuse("invalid_value", message, param="chat_template_kwargs")
-    return kwargs
 
 
 def _token_ids(values: Any, param: str) -> tuple[int, ...]:

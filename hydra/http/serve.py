@@ -26,6 +26,7 @@ from quart_trio import QuartTrio
 
 from hydra.actors.client import Cluster
 from hydra.http.shutdown import Shutdown
+from hydra.http.words_shelf import ChatTemplateFile
 
 WRITE_DEADLINE_S = 30.0
 CONNECTIONS_MAX = 4096
@@ -39,6 +40,7 @@ class HttpSettings:
     drain_timeout_s: float = 30.0
     max_body_bytes: int = 4_194_304
     write_deadline_s: float = WRITE_DEADLINE_S
+    chat_template: ChatTemplateFile | None = None
 
 
 class DeadlineStream(trio.abc.HalfCloseableStream):
@@ -138,5 +140,7 @@ async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio
     from hydra.http.app import make_app
 
     shutdown = Shutdown(begun=stopping)
-    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown)
+    app: Any = make_app(
+        cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown, chat_template=settings.chat_template
+    )
     await serve_app(app, settings, shutdown)

@@ -1,135 +1,154 @@
-"""A model directory's tokenizer and chat template: words to ids and back. Nothing in the directory is executed.
+"""A model's words: text to ids and back, chats through a template. Nothing in the model's directory is executed.
 
-Text inside chat messages that looks like a control token is encoded as text: it travels through the template between
-two private-use marks, and what stands between them is read without control tokens. Everything else is tokenized in one
-piece, as the model was trained on it.
+Text inside chats that looks like a control token is encoded as text (control_tokens). A raw prompt may use control
+tokens. Which tokens are put before and after a raw prompt is for the post-processor of tokenizer.json to say, as in
+transformers; a chat has exactly those that its template writes.
 """
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 from tokenizers import Tokenizer
 
+from hydra.http.control_tokens import ControlTokens
+from hydra.http.marks import CUT
+from hydra.http.model_words import natively, read_words
 from hydra.http.template import ChatTemplate
-from hydra.protocol.refusal import refuse
+from hydra.protocol.refusal import Refusal, RefusalError, refuse
 
-TOKENIZER_BYTES_MAX = 64 << 20
-TEMPLATE_BYTES_MAX = 1 << 20
-OPENS, CLOSES = "\U000f0000", "\U000f0001"  # private use: no text that means anything contains them
-MARKED = re.compile(f"({OPENS}[^{CLOSES}]*{CLOSES})")
+MODELS_OWN = ("content", "reasoning_content", "reasoning", "thinking")  # of an assistant's message
+NO_TEMPLATE = "this model has no chat template; use /v1/completions, or start with --chat-template FILE"
+
+
+@attrs.frozen(kw_only=True)
+class ChatInput:
+    """What a chat template is given, as plain JSON. None: not given."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    documents: Sequence[Mapping[str, Any]] | None = None
+    kwargs: Mapping[str, Any] = attrs.field(factory=dict)
+    template: str | None = None  # by name
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 @attrs.define(eq=False)
 class Words:
-    """One model's words. Raises RefusalError bad_model from `load`."""
+    """One model's words. May be used from any thread."""
 
     tokenizer: Tokenizer
-    literal: Tokenizer  # the same, with control tokens read as plain text
-    control: "re.Pattern[str] | None"  # finds what looks like a control token
-    template: ChatTemplate | None
-    bos: str
-    eos: str
-    adds_bos: bool
+    control: ControlTokens
+    templates: dict[str, ChatTemplate | Refusal]  # a refusal: why it cannot be used
+    special: dict[str, str]
 
     @classmethod
-    def load(cls, directory: Path) -> "Words":
-        text = _read(directory / "tokenizer.json", TOKENIZER_BYTES_MAX)
-        try:
-            tokenizer, literal = Tokenizer.from_str(text), Tokenizer.from_str(text)
-        except Exception as why:
-            raise refuse("bad_model", f"tokenizer.json makes no sense: {why}") from why
-        for each in (tokenizer, literal):
-            each.no_truncation()
-            each.no_padding()
-        literal.encode_special_tokens = True
-        config: dict[str, Any] = {}
-        if (directory / "tokenizer_config.json").exists():
-            config = _json_object(directory / "tokenizer_config.json")
-        return cls(
-            tokenizer,
-            literal,
-            _control_pattern(tokenizer),
-            _template(directory, config),
-            _token_text(config.get("bos_token")),
-            _token_text(config.get("eos_token")),
-            bool(tokenizer.encode("x").ids != tokenizer.encode("x", add_special_tokens=False).ids),
-        )
+    def load(cls, directory: Path, template_file: Path | None = None) -> "Words":
+        """Raises RefusalError bad_model. A template that makes no sense is refused when it is asked for."""
+        files = read_words(directory, template_file)
+        templates = {name: _compiled(source) for name, source in files.templates.items()}
+        literals = "\0".join(made.literals for made in templates.values() if isinstance(made, ChatTemplate))
+        unknown = files.special.get("unk_token") or getattr(files.tokenizer.model, "unk_token", None) or ""
+        control = ControlTokens.of(files.tokenizer, literals, unknown)
+        return cls(files.tokenizer, control, templates, files.special)
+
+    # ------------------------------------------------------------ words to ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A raw completion prompt: control tokens in it are control tokens."""
-        ids: list[int] = self.tokenizer.encode(text).ids
+        """A raw completion prompt: control tokens in it are control tokens. A BOS that it has is not added again."""
+        ids: list[int] = natively(self.tokenizer.encode, text).ids
+        bos = self.special.get("bos_token")
+        if bos and text.startswith(bos) and len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.token_to_id(bos):
+            return ids[1:]
         return ids
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], kwargs: dict[str, Any]) -> list[int]:
+    def encode_chat(self, chat: ChatInput) -> list[int]:
         """Raises RefusalError invalid_value when there is no template, or when it refuses (see ChatTemplate)."""
-        if self.template is None:
-            message = "this model has no chat template; use /v1/completions"
-            raise refuse("invalid_value", message, param="messages")
-        marked = [{**message, "content": self._mark(message["content"])} for message in messages]
-        values = {**kwargs, "bos_token": self.bos, "eos_token": self.eos, "add_generation_prompt": True}
-        ids: list[int] = []
-        for piece in MARKED.split(self.template.render(marked, values)):
-            tokenizer = self.literal if piece.startswith(OPENS) else self.tokenizer
-            ids += tokenizer.encode(piece.strip(OPENS + CLOSES), add_special_tokens=False).ids
-        return ids
+        return natively(self.control.encode, self.render(chat))
 
-    def _mark(self, text: str) -> str:
-        """Control tokens in what somebody wrote, fenced in. Text without them is left as it is."""
-        plain = text.replace(OPENS, "").replace(CLOSES, "")
-        return self.control.sub(lambda found: f"{OPENS}{found.group()}{CLOSES}", plain) if self.control else plain
+    def render(self, chat: ChatInput) -> str:
+        """The chat as the template writes it, with the marks of `control` in it."""
+        template = self.template_for(chat)
+        mark = self.control.mark
+        messages = [self._message(message, template) for message in chat.messages]
+        if chat.continue_final_message:
+            _open_end(messages)
+        values = {
+            **self.special,
+            **{name: mark(value) for name, value in chat.kwargs.items()},
+            "tools": None if chat.tools is None else mark(chat.tools),
+            "documents": None if chat.documents is None else mark(chat.documents),
+            "add_generation_prompt": chat.add_generation_prompt,
+        }
+        rendered = template.render(messages, values)
+        return _up_to_the_cut(rendered) if chat.continue_final_message else rendered
+
+    def overlooked(self, chat: ChatInput) -> list[str]:
+        """What the request would tell the template, and the template never asks for."""
+        names = self.template_for(chat).names
+        return [f"chat_template_kwargs.{name}" for name in chat.kwargs if name not in names and name.isidentifier()]
+
+    def template_for(self, chat: ChatInput) -> ChatTemplate:
+        """By name; else the one for tools, when there are tools and it exists; else the default one."""
+        if not self.templates:
+            raise refuse("invalid_value", NO_TEMPLATE, param="messages")
+        name = chat.template or ("tool_use" if chat.tools and "tool_use" in self.templates else "default")
+        found = self.templates.get(name)
+        if found is None:
+            known = ", ".join(sorted(self.templates))
+            message = f"this model has no chat template called {name!r} (it has: {known})"
+            raise refuse("invalid_value", message, param="chat_template")
+        if isinstance(found, Refusal):
+            raise RefusalError(found)
+        for param, given in (("tools", chat.tools), ("documents", chat.documents)):
+            if given and param not in found.names:
+                raise refuse("unsupported", f"this model's chat template does not use {param}", param=param)
+        return found
+
+    def _message(self, message: Mapping[str, Any], template: ChatTemplate) -> dict[str, Any]:
+        role = message["role"]
+        mark = self.control.mark
+        marked = {
+            key: mark(value, models_own=role == "assistant" and key in MODELS_OWN)
+            for key, value in message.items()
+            if key != "role"
+        }
+        if role == "developer" and role not in template.literals:
+            role = "system"  # what the newer name means, for a template that has only the older one
+        return {"role": role, **marked}
+
+    # ------------------------------------------------------------ ids to words
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return natively(self.tokenizer.decode, list(ids), skip_special_tokens=True)
 
     def token_text(self, token: int) -> str:
-        text: str = self.tokenizer.decode([token], skip_special_tokens=False)
-        return text
+        return natively(self.tokenizer.decode, [token], skip_special_tokens=False)
 
 
-def _control_pattern(tokenizer: Tokenizer) -> "re.Pattern[str] | None":
-    tokens = [added.content for added in tokenizer.get_added_tokens_decoder().values() if added.special]
-    longest_first = sorted((token for token in tokens if token), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def _read(path: Path, bytes_max: int) -> str:
+def _compiled(source: str | Refusal) -> ChatTemplate | Refusal:
+    if isinstance(source, Refusal):
+        return source
     try:
-        if path.stat().st_size > bytes_max:
-            raise refuse("bad_model", f"{path.name} is larger than {bytes_max} bytes")
-        return path.read_text(encoding="utf-8")
-    except OSError as why:
-        raise refuse("bad_model", f"{path.name} cannot be read: {why.strerror}") from why
-    except UnicodeDecodeError as why:
-        raise refuse("bad_model", f"{path.name} is not UTF-8") from why
+        return ChatTemplate.of(source)
+    except RefusalError as why:
+        return why.refusal
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path, TEMPLATE_BYTES_MAX))
-    except (ValueError, RecursionError) as why:
-        raise refuse("bad_model", f"{path.name} is not valid JSON: {why}") from why
-    if not isinstance(content, dict):
-        raise refuse("bad_model", f"{path.name} must hold a JSON object")
-    return content
+def _open_end(messages: list[dict[str, Any]]) -> None:
+    """Marks the end of the last message. The blank shows later whether the template trims what is said."""
+    if not messages or not isinstance(messages[-1].get("content"), str):
+        message = "continue_final_message needs a last message with content"
+        raise refuse("invalid_value", message, param="continue_final_message")
+    messages[-1]["content"] += f"{CUT} "
 
 
-def _template(directory: Path, config: dict[str, Any]) -> ChatTemplate | None:
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        return ChatTemplate(_read(file, TEMPLATE_BYTES_MAX))
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {str(item.get("name")): item.get("template") for item in template if isinstance(item, dict)}
-        template = named.get("default")
-    return ChatTemplate(template) if isinstance(template, str) else None
-
-
-def _token_text(token: Any) -> str:
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
+def _up_to_the_cut(rendered: str) -> str:
+    before, cut, after = rendered.rpartition(CUT)
+    if not cut:
+        message = "the chat template does not write the last message as it is, so it cannot be continued"
+        raise refuse("invalid_value", message, param="continue_final_message")
+    kept = before if after.startswith(" ") else before.rstrip()
+    return kept.replace(f"{CUT} ", "").replace(CUT, "")

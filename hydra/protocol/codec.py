@@ -19,7 +19,7 @@ from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import ActorName, Epoch
 from hydra.protocol.messages import Message, Open, Tokens
 from hydra.protocol.model_spec import TensorRange
-from hydra.protocol.sampling import SamplingParams
+from hydra.protocol.sampling import DefaultSampling, SamplingParams
 from hydra.protocol.wire import Frames, MessageTooBig, TheyBrokeTheRules
 
 CONTROL_BYTES_MAX = 4 << 20
@@ -142,6 +142,12 @@ def _rule_sampling(params: SamplingParams) -> bool:
     )
 
 
+def _rule_default_sampling(default: DefaultSampling) -> bool:
+    """The ranges of SamplingParams, where there is a value."""
+    given = {name: value for name, value in attrs.asdict(default).items() if value is not None}
+    return _rule_sampling(SamplingParams(**given))
+
+
 def _rule_open(said: Open) -> bool:
     return 0 <= said.prompt_tokens <= len(said.history) and said.max_tokens >= 0 and said.deaths >= 0
 
@@ -162,6 +168,7 @@ def _rule_epoch(epoch: Epoch) -> bool:
 RULES: dict[type, Callable[[Any], bool]] = {
     Tokens: _rule_tokens,
     SamplingParams: _rule_sampling,
+    DefaultSampling: _rule_default_sampling,
     Open: _rule_open,
     RowOpening: _rule_opening,
     TensorRange: _rule_range,

@@ -15,7 +15,7 @@ from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 Role = Literal["worker", "frontend", "parent"]
 NodeState = Literal["joining", "ready", "suspect", "draining", "lost"]
 

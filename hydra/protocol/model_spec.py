@@ -8,6 +8,8 @@ from typing import Literal
 
 import attrs
 
+from hydra.protocol.sampling import DefaultSampling
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -43,6 +45,7 @@ class ModelSpec:
     norm_params: int
     bos_id: int | None
     eos_ids: tuple[int, ...]
+    default_sampling: DefaultSampling = DefaultSampling()
 
     def kv_token_bytes(self, n_layers: int, dtype: Dtype) -> int:
         """Bytes of keys and values that one token leaves in `n_layers` layers."""
@@ -100,3 +103,4 @@ class ModelCard:
     eos_ids: tuple[int, ...]
     dtype: Dtype
     total_layers: int
+    default_sampling: DefaultSampling = DefaultSampling()

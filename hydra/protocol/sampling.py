@@ -35,4 +35,18 @@ class SamplingParams:
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
 
+@attrs.frozen(kw_only=True)
+class DefaultSampling:
+    """What a model's publisher would have in place of each parameter that a request leaves out; None: no opinion.
+
+    Ranges are those of SamplingParams. A model published as greedy has no opinion on temperature and the masks.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None  # 0: off
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
 GREEDY = SamplingParams(temperature=0.0)

@@ -11,12 +11,13 @@ from typing import Any
 import attrs
 
 from hydra.protocol.refusal import RefusalError, refuse
+from hydra.protocol.sampling import DefaultSampling
+from hydra.store.config_values import Values
 from hydra.store.directory import read_json_file, shown
+from hydra.store.generation_config import read_generation
 
 ARCHITECTURE = "LlamaForCausalLM"
 CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
-EOS_MAX = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -39,10 +40,11 @@ class LlamaConfig:
     mlp_bias: bool
     bos_id: int | None
     eos_ids: tuple[int, ...]
+    default_sampling: DefaultSampling
 
 
 def read_config(directory: Path) -> LlamaConfig:
-    """Reads config.json and, for the end tokens, generation_config.json where there is one."""
+    """Reads config.json, and of generation_config.json what it says of tokens and sampling."""
     found = read_json_file(directory, CONFIG)
     if found is None:
         raise refuse("bad_model", f"{directory} has no {CONFIG}. Give a directory in the Hugging Face layout.")
@@ -59,9 +61,7 @@ def read_config(directory: Path) -> LlamaConfig:
     if head_dim % 2:
         raise _bad(f"head_dim {head_dim} is odd, which rotary positions cannot halve")
     vocab = _int(config, "vocab_size", 2**22)
-    generation = read_json_file(directory, GENERATION_CONFIG)
-    speech = {**_tokens(config), **_tokens(generation[0] if generation else {})}
-    bos_ids = _ids(speech, "bos_token_id", vocab)
+    speech = read_generation(directory, Values(config, CONFIG), vocab)
     return LlamaConfig(
         raw=raw,
         n_layers=_int(config, "num_hidden_layers", 1024),
@@ -77,8 +77,9 @@ def read_config(directory: Path) -> LlamaConfig:
         tied=_bool(config, "tie_word_embeddings"),
         attention_bias=_bool(config, "attention_bias"),
         mlp_bias=_bool(config, "mlp_bias"),
-        bos_id=bos_ids[0] if bos_ids else None,
-        eos_ids=_ids(speech, "eos_token_id", vocab),
+        bos_id=speech.bos_id,
+        eos_ids=speech.eos_ids,
+        default_sampling=speech.default_sampling,
     )
 
 
@@ -143,19 +144,6 @@ def _bool(config: dict[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise _bad(f"{key} must be true or false, not {shown(value)}")
     return value
-
-
-def _tokens(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
-
-
-def _ids(config: dict[str, Any], key: str, vocab: int) -> tuple[int, ...]:
-    """One token id or several, each of the vocabulary; none when the key is absent."""
-    value = config.get(key, [])
-    ids = value if isinstance(value, list) else [value]
-    if len(ids) > EOS_MAX or not all(type(item) is int and 0 <= item < vocab for item in ids):
-        raise _bad(f"{key} must name tokens from 0 to {vocab - 1}, not {shown(value)}")
-    return tuple(dict.fromkeys(ids))
 
 
 def _bad(what: str) -> RefusalError:

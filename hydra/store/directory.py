@@ -42,13 +42,16 @@ def is_plain_name(name: str) -> bool:
     return plain and len(name.encode()) <= NAME_MAX_BYTES
 
 
-def locate(directory: Path, name: str) -> Path | None:
-    """The real file behind `name`, or None when there is none; refused when it lies outside the fence."""
-    if not is_plain_name(name):
+def locate(directory: Path, name: str, folder: str = ".") -> Path | None:
+    """The real file behind `name`, or None when there is none; refused when it lies outside the fence.
+
+    `folder`: the one inside the directory that it is in, a plain name too.
+    """
+    if not is_plain_name(name) or not (folder == "." or is_plain_name(folder)):
         raise refuse("bad_model", f"{name!r} is not a plain file name, so {directory.name} cannot ask for it.")
     try:
         root = directory.resolve(strict=True)
-        real = (root / name).resolve(strict=True)
+        real = (root / folder / name).resolve(strict=True)
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, up to Python 3.12

@@ -194,4 +194,5 @@ def _spec(config: LlamaConfig, tensors: tuple[TensorRange, ...], fingerprint: st
         norm_params=params[NORM],
         bos_id=config.bos_id,
         eos_ids=config.eos_ids,
+        default_sampling=config.default_sampling,
     )

@@ -33,6 +33,7 @@ from hydra.actors.post import Post
 from hydra.actors.worker import ComputeStuck, Worker, WorkerParts
 from hydra.http.app import make_app
 from hydra.http.shutdown import Shutdown
+from hydra.http.tokenizer import Words
 from hydra.protocol.batch import Run
 from hydra.protocol.ids import COORDINATOR, REGISTRY, ActorName, NodeId, PeerId
 from hydra.protocol.memory_wire import MemoryNetwork, MemoryWires
@@ -474,7 +475,9 @@ class World:
         )
         node.family = Frontend(parts)
         if self.shape.http:
-            node.app = make_app(node.family, max_body_bytes=1 << 20, shutdown=Shutdown(), aside=_at_once)
+            node.app = make_app(
+                node.family, max_body_bytes=1 << 20, shutdown=Shutdown(), aside=_at_once, load=Words.load
+            )
         await node.family.run()
 
     async def _worker(self, node: Node) -> None:

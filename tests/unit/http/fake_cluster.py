@@ -42,6 +42,7 @@ class FakeCluster:
     pieces: int = 0
     gate: trio.Event | None = None  # holds everything after the first piece until it is set
     is_ready: bool = True
+    unloaded: list[str] = attrs.field(factory=list)
 
     async def models(self) -> tuple[ModelCard, ...]:
         return (self.card,)
@@ -87,6 +88,7 @@ class FakeCluster:
         return ModelTold(ask=1, model_id=wish["model_id"] or "m", state="ready" if wish["wait"] else "loading")
 
     async def unload_model(self, model_id: str) -> ModelTold:
+        self.unloaded.append(model_id)
         refusal = Refusal(code="model_not_found", message="no such model", param="model_id")
         return ModelTold(ask=1, refusal=refusal) if model_id != "m" else ModelTold(ask=1, state="unloaded")
 

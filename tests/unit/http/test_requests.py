@@ -178,7 +178,7 @@ def test_names_that_are_newer_win_and_nulls_are_nothing():
 
 def test_content_may_come_in_parts():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert parsed("chat", messages=[{"role": "user", "content": parts}]).messages[0]["content"] == "ab"
+    assert parsed("chat", messages=[{"role": "user", "content": parts}]).chat.messages[0]["content"] == "ab"
 
 
 def test_unknown_keys_are_named_and_inert_ones_are_not():

@@ -1,0 +1,163 @@
+"""The word files of a model directory: which tokenizer, which special tokens, which chat templates. Read, never run.
+
+Promises what transformers finds in the same directory. Sizes are checked before anything is parsed; what makes no
+sense is refused with the file's name. It knows no template's meaning and encodes nothing.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+from tokenizers import AddedToken, Tokenizer
+
+from hydra.http.template import SOURCE_MAX
+from hydra.protocol.refusal import Refusal, RefusalError, refuse
+from hydra.store.directory import locate
+
+TOKENIZER_BYTES_MAX = 64 << 20
+CONFIG_BYTES_MAX = 16 << 20  # some list thousands of added tokens
+TEMPLATES_MAX = 16
+TOKENIZER, MAIN_TEMPLATE, MORE_TEMPLATES = "tokenizer.json", "chat_template.jinja", "additional_chat_templates"
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+T = TypeVar("T")
+
+
+@attrs.frozen(eq=False)
+class WordFiles:
+    """What a directory says. `templates` by name, or why one cannot be read; the one used by itself is "default"."""
+
+    tokenizer: Tokenizer
+    special: dict[str, str]  # "bos_token" -> "<s>", as templates see them
+    templates: dict[str, str | Refusal]
+
+
+def read_words(directory: Path, template_file: Path | None = None) -> WordFiles:
+    """`template_file` stands for all templates of the directory. Raises RefusalError bad_model."""
+    tokenizer = read_tokenizer(directory)
+    config = _json_object(directory, "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # older directories keep some of it in a file of its own
+        config = config | _json_object(directory, "special_tokens_map.json")
+    special = {name: text for name in NAMED_TOKENS if (text := _token_text(config.get(name)))}
+    _add_tokens(tokenizer, config, special)
+    if template_file is not None:
+        templates = {"default": _source(lambda: template_file, template_file.name)}
+    else:
+        templates = _templates(directory, config)
+    return WordFiles(tokenizer, special, templates)
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """tokenizer.json, without truncation and padding."""
+    text = _read(locate(directory, TOKENIZER), TOKENIZER, TOKENIZER_BYTES_MAX)
+    tokenizer = natively(Tokenizer.from_str, text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def natively(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Runs the tokenizer's native code. Raises RefusalError bad_model for its errors, and its panics.
+
+    The first are plain Exceptions and no subclass; the second are no Exceptions at all.
+    """
+    try:
+        return work(*args, **kwargs)
+    except BaseException as why:
+        if type(why) is not Exception and type(why).__name__ != "PanicException":
+            raise
+        raise refuse("bad_model", f"tokenizer.json makes no sense: {str(why)[:300]}") from why
+
+
+def _read(path: Path | None, name: str, bytes_max: int) -> str:
+    try:
+        if path is None or not path.is_file():
+            raise refuse("bad_model", f"{name} cannot be read: there is no such file")
+        if path.stat().st_size > bytes_max:
+            raise refuse("bad_model", f"{name} is larger than {bytes_max} bytes")
+        return path.read_text(encoding="utf-8")
+    except OSError as why:
+        raise refuse("bad_model", f"{name} cannot be read: {why.strerror}") from why
+    except UnicodeDecodeError as why:
+        raise refuse("bad_model", f"{name} is not UTF-8") from why
+
+
+def _json_object(directory: Path, name: str) -> dict[str, Any]:
+    """Empty when there is no such file."""
+    path = locate(directory, name)
+    if path is None:
+        return {}
+    try:
+        content = json.loads(_read(path, name, CONFIG_BYTES_MAX))
+    except (ValueError, RecursionError) as why:
+        raise refuse("bad_model", f"{name} is not valid JSON: {why}") from why
+    if not isinstance(content, dict):
+        raise refuse("bad_model", f"{name} must hold a JSON object")
+    return content
+
+
+def _add_tokens(tokenizer: Tokenizer, config: dict[str, Any], special: dict[str, str]) -> None:
+    """Tokens that only the configuration knows. The flags that it gives to a token hold, as in transformers."""
+    listed = config.get("added_tokens_decoder", {})
+    if not isinstance(listed, dict) or not all(key.isdecimal() and isinstance(listed[key], dict) for key in listed):
+        raise refuse("bad_model", "tokenizer_config.json: added_tokens_decoder must map token ids to objects")
+    known = {_shape(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    wanted = [_added(listed[key]) for key in sorted(listed, key=int)]
+    fresh = [token for token in wanted if _shape(token) not in known]
+    there = {shape[0] for shape in known} | {token.content for token in fresh}
+    fresh += [AddedToken(text, special=True) for text in dict.fromkeys(special.values()) if text not in there]
+    for special_ones, group in groupby(fresh, key=lambda token: token.special):  # each call builds its automaton anew
+        natively(tokenizer.add_special_tokens if special_ones else tokenizer.add_tokens, list(group))
+
+
+def _added(listed: dict[str, Any]) -> AddedToken:
+    content, flags = listed.get("content"), {name: listed[name] for name in FLAGS if name in listed}
+    if not isinstance(content, str) or not content or not all(type(flag) is bool for flag in flags.values()):
+        raise refuse(
+            "bad_model", "tokenizer_config.json: an added token needs content and flags that are true or false"
+        )
+    return AddedToken(content, **flags)
+
+
+def _shape(token: AddedToken) -> tuple[str, ...]:
+    return (token.content, *(str(getattr(token, name)) for name in FLAGS))
+
+
+def _source(find: Callable[[], Path | None], name: str) -> str | Refusal:
+    """A template that cannot be read costs the chats that ask for it, and not the model."""
+    try:
+        return _read(find(), name, 4 * SOURCE_MAX)
+    except RefusalError as why:
+        return attrs.evolve(why.refusal, code="invalid_value", param="messages")
+
+
+def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str | Refusal]:
+    """Files go before entries of the configuration; chat_template.json is where processors kept theirs."""
+    found: dict[str, str | Refusal] = {}
+    if (directory / MAIN_TEMPLATE).exists():
+        found["default"] = _source(partial(locate, directory, MAIN_TEMPLATE), MAIN_TEMPLATE)
+    for path in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))[:TEMPLATES_MAX]:
+        found[path.stem] = _source(partial(locate, directory, path.name, MORE_TEMPLATES), path.name)
+    if found:
+        return found
+    entry = config.get("chat_template")
+    if entry is None:
+        entry = _json_object(directory, "chat_template.json").get("chat_template")
+    if isinstance(entry, str):
+        return {"default": entry}
+    named = entry if isinstance(entry, list) else []
+    if len(named) > TEMPLATES_MAX:
+        raise refuse("bad_model", f"tokenizer_config.json: more than {TEMPLATES_MAX} chat templates")
+    pairs = [(item.get("name"), item.get("template")) for item in named if isinstance(item, dict)]
+    return {name: source for name, source in pairs if isinstance(name, str) and isinstance(source, str)}
+
+
+def _token_text(token: Any) -> str:
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""

@@ -1,0 +1,62 @@
+"""The words of the models that are loaded: read once each, by one request, while others for the same model wait.
+
+A model whose words are refused is refused until it is loaded anew: a trial is not repeated for every request. It knows
+models by their cards, and no route.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import attrs
+import trio
+
+from hydra.http.tokenizer import Words
+from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.refusal import Refusal, RefusalError
+
+LoadWords = Callable[[Path, Path | None], Words]
+Key = tuple[str, int]  # a model's path, and when it was loaded
+
+
+@attrs.frozen
+class ChatTemplateFile:
+    """The operator's template, for the model at one path."""
+
+    file: Path
+    model_path: str
+
+
+@attrs.define(eq=False)
+class WordsShelf:
+    """`load` reads a model's words without holding the event loop."""
+
+    load: Callable[[Path, Path | None], Awaitable[Words]]
+    chat_template: ChatTemplateFile | None = None
+    _words: dict[Key, Words | Refusal] = attrs.field(factory=dict, init=False)
+    _reading: dict[Key, trio.Lock] = attrs.field(factory=dict, init=False)
+
+    async def words_of(self, card: ModelCard, loaded: Sequence[ModelCard]) -> Words:
+        """Forgets the words of models that are not `loaded`. Raises RefusalError bad_model."""
+        key = _key(card)
+        for gone in self._words.keys() - {_key(other) for other in loaded}:
+            del self._words[gone]
+        found = self._words.get(key)
+        if found is None:
+            async with self._reading.setdefault(key, trio.Lock()):
+                found = self._words.get(key) or await self._read(card)
+                self._words[key] = found
+            self._reading.pop(key, None)
+        if isinstance(found, Refusal):
+            raise RefusalError(found)
+        return found
+
+    async def _read(self, card: ModelCard) -> Words | Refusal:
+        own = self.chat_template if self.chat_template and self.chat_template.model_path == card.model_path else None
+        try:
+            return await self.load(Path(card.model_path), own.file if own else None)
+        except RefusalError as why:
+            return why.refusal
+
+
+def _key(card: ModelCard) -> Key:
+    return card.model_path, card.created_s

@@ -1,0 +1,42 @@
+"""The front door: a chat template of the operator's own, from the command line to the frontend."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from hydra.child_spec import FrontendSpec, from_json, to_json
+from hydra.settings import load_settings
+
+
+def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text('[model]\nchat_template = "of the file"\n')
+    environ = {"HYDRA_MODEL_CHAT_TEMPLATE": "of the environment"}
+    flag = {("model", "chat_template"): "of the flag"}
+    assert load_settings(config, {}, {}).model.chat_template == "of the file"
+    assert load_settings(config, {}, environ).model.chat_template == "of the environment"
+    assert load_settings(config, flag, environ).model.chat_template == "of the flag"
+    assert load_settings(config, {("model", "chat_template"): None}, {}).model.chat_template == "of the file"
+
+
+def test_a_frontend_is_told_which_model_it_is_for():
+    spec = FrontendSpec(
+        node_id="frontend", router_addr="a", broadcast_addr="b", http_fd=3, http_url="c",
+        chat_template="/t.jinja", chat_template_model="/m",
+    )  # fmt: skip
+    assert from_json(to_json(spec), FrontendSpec) == spec
+
+
+def test_a_chat_template_that_is_not_there_is_a_complaint(tmp_path):
+    argv = [
+        sys.executable,
+        "-m",
+        "hydra",
+        "up",
+        "--state-dir",
+        str(tmp_path),
+        "--chat-template",
+        str(tmp_path / "none"),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2 and "no chat template at" in done.stderr and done.stdout == ""
