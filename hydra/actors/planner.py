@@ -259,6 +259,7 @@ class Planner:
                 eos_ids=model.described.spec.eos_ids,
                 dtype=model.route.dtype if model.route else model.described.spec.stored_dtype,
                 total_layers=model.described.spec.n_layers,
+                folder=model.described.folder,
             )
             for model in self._models.values()
             if model.described is not None
@@ -465,7 +466,8 @@ class Planner:
             first_layer=share.first_layer,
             end_layer=share.end_layer,
             tensors=self.ranges(described, share.first_layer, share.end_layer),
-            sources=(described.model_path,),
+            sources=described.sources,
+            files=described.files,
             block_size=self.policy.block_size,
             kv_memory_bytes=share.kv_memory_bytes,
         )

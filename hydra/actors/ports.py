@@ -1,9 +1,10 @@
 """The world outside the actors, as interfaces: whoever starts the actors hands in something that keeps them.
 
-`Compute` is satisfied by the kernel room (torch) and by the simulator's pocket model; `Library` by the store room and
-by a simulated shelf. No file here knows which.
+`Compute` is satisfied by the kernel room (torch) and by the simulator's pocket model; `Library` and `Supply` by the
+store room and by a simulated shelf. No file here knows which.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from hydra.protocol.batch import Outcome, Run
@@ -52,11 +53,30 @@ class Compute(Protocol):
     def collect(self, ticket: Ticket) -> Outcome: ...
 
 
+class Supply(Protocol):
+    """The bytes of an ordered slice, brought to this machine. Called on the loader thread, before Compute.load."""
+
+    def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
+        """The same order with one local directory as its only source, in which every range of the order can be read.
+
+        `cancelled` is asked now and then, from threads of the supply; once it says yes, what has come so far is kept
+        and the refusal `cancelled` is raised. Raises RefusalError: bad_model, access_denied, source_unreachable,
+        does_not_fit, model_not_found, cancelled.
+        """
+
+
+class AtHand:
+    """A supply where nothing has to be brought: the order's first source is a directory of this machine already."""
+
+    def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
+        return order
+
+
 class Library(Protocol):
-    """Model directories, described. Called in a thread of its own."""
+    """Models, described: directories, and Hub ids. Called in a thread of its own."""
 
     def describe(self, model_path: str) -> Described:
-        """Raises RefusalError: model_not_found, bad_model, unsupported."""
+        """Raises RefusalError: model_not_found, bad_model, unsupported, access_denied, source_unreachable."""
 
     def slice_ranges(self, described: Described, first_layer: int, end_layer: int) -> tuple[TensorRange, ...]:
         """The tensors of one slice: embedding with layer 0, norm and head with the last, tied or not."""

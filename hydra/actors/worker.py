@@ -14,7 +14,7 @@ import trio
 from hydra.actors.cell import House
 from hydra.actors.machine import Effect
 from hydra.actors.member import Leave, Member, Start, TurnedAway
-from hydra.actors.ports import Compute
+from hydra.actors.ports import AtHand, Compute, Progress, Supply
 from hydra.actors.post import Post
 from hydra.actors.stage import (
     Activated,
@@ -31,7 +31,7 @@ from hydra.actors.stage import (
 from hydra.actors.stage_line import FenceBoard, StageLine
 from hydra.actors.stage_thread import StageThread
 from hydra.protocol.ids import ActorName, Generation, NodeId
-from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello, LoadSlice, StageProgress
+from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello, LoadPhase, LoadSlice, StageProgress
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.wire import BlockingSource, DataLane, Spoke
 
@@ -40,7 +40,8 @@ log = structlog.get_logger()
 MEMBER = ActorName("member")
 STAGE = ActorName("stage")
 CHORES_MAX = 64  # loads and drops that wait for the loader; a planner orders far fewer
-PROGRESS_EVERY_BYTES = 64 << 20
+PROGRESS_EVERY_BYTES = 1 << 20  # at least; of a large slice a 200th
+PROGRESS_STEPS = 200
 
 T = TypeVar("T")
 Aside = Callable[..., Awaitable[Any]]  # runs a blocking function off the loop: a thread, or virtual time
@@ -62,6 +63,7 @@ class WorkerParts:
     host: str
     pid: int
     auth: str = ""
+    supply: Supply = AtHand()
 
 
 @attrs.define(eq=False)
@@ -166,22 +168,35 @@ class Worker:
     async def _load(self, order: LoadSlice) -> None:
         if not self.stage.wants(order.route, order.epoch):
             return
-        token = trio.lowlevel.current_trio_token()
-        told_bytes = 0
 
-        def progress(bytes_done: int, bytes_total: int) -> None:
-            nonlocal told_bytes
-            if bytes_done - told_bytes >= PROGRESS_EVERY_BYTES:
-                told_bytes = bytes_done
-                moved = LoadMoved(order.route, order.epoch, bytes_done, bytes_total)
-                token.run_sync_soon(self.house.post, STAGE, moved)
+        def let_go() -> bool:
+            """Asked from the loader thread: another order or a drop has taken this one's place."""
+            return not self.stage.wants(order.route, order.epoch)
 
+        aside, compute, supply = self.parts.aside, self.parts.compute, self.parts.supply
         try:
-            facts = await self.parts.aside(self.parts.compute.load, order, progress)
+            at_hand = await aside(supply.ensure, order, self._teller(order, "fetching"), let_go)
+            facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
         except RefusalError as why:
             self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
         else:
             self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
+
+    def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:
+        """A progress that other threads may call; it speaks at the first word, the last, and not too often between."""
+        token = trio.lowlevel.current_trio_token()
+        told_bytes = -1
+
+        def tell(bytes_done: int, bytes_total: int) -> None:
+            nonlocal told_bytes
+            step_bytes = max(PROGRESS_EVERY_BYTES, bytes_total // PROGRESS_STEPS)
+            if told_bytes >= 0 and bytes_done < bytes_total and bytes_done - told_bytes < step_bytes:
+                return
+            told_bytes = bytes_done
+            moved = LoadMoved(order.route, order.epoch, bytes_done, bytes_total, phase)
+            token.run_sync_soon(self.house.post, STAGE, moved)
+
+        return tell
 
 
 async def run_worker(worker: Worker, source: BlockingSource, lane: DataLane, *, overlapped: bool = False) -> None:

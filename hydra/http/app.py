@@ -51,9 +51,9 @@ class Api:
         if card is None:
             known = ", ".join(card.model_id for card in cards) or "none"
             raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
-        if card.model_path not in self._words:
-            self._words[card.model_path] = await self.aside(Words.load, Path(card.model_path))
-        return card, self._words[card.model_path]
+        if card.folder not in self._words:
+            self._words[card.folder] = await self.aside(Words.load, Path(card.folder))
+        return card, self._words[card.folder]
 
     async def generate(self, kind: Literal["chat", "text"]) -> Response:
         parsed = parse_request(kind, parse_json(await request.get_data()))

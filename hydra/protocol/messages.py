@@ -11,12 +11,13 @@ import numpy as np
 
 from hydra.protocol.batch import Int32Column, Logprobs, int32
 from hydra.protocol.ids import AskId, Attempt, Epoch, Generation, NodeId, RouteId, SessionId, StepId
-from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, TensorRange
+from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 Role = Literal["worker", "frontend", "parent"]
+LoadPhase = Literal["fetching", "reading"]
 NodeState = Literal["joining", "ready", "suspect", "draining", "lost"]
 
 
@@ -181,8 +182,9 @@ class SpawnWorker:
 class LoadSlice:
     """Planner -> Stage. Fence at this epoch, free the pool, hold exactly these layers, answer SliceLoaded.
 
-    `tensors` are the byte ranges of the slice, `sources` where to read them, best first (a local directory whose
-    fingerprint is equal, in this version).
+    `tensors` are the byte ranges of the slice, `files` all weights files of the model, `sources` where to read them,
+    best first: an absolute path (a directory, if it is there and its fingerprint is equal), `hub:org/name@commit`, or
+    `lane:...`.
     """
 
     route: RouteId
@@ -193,18 +195,23 @@ class LoadSlice:
     end_layer: int
     tensors: tuple[TensorRange, ...]
     sources: tuple[str, ...]
+    files: tuple[StoredFile, ...] = ()
     block_size: int
     kv_memory_bytes: int  # the pool may use so much of this node's memory
 
 
 @attrs.frozen(kw_only=True)
 class LoadProgress:
-    """Stage -> Planner, about once a second while loading."""
+    """Stage -> Planner while loading, at most a few hundred times per load.
+
+    Bytes of the slice: first those that are on this machine ("fetching"), then those read from it ("reading").
+    """
 
     route: RouteId
     epoch: Epoch
     bytes_done: int
     bytes_total: int
+    phase: LoadPhase = "reading"
 
 
 @attrs.frozen(kw_only=True)
