@@ -70,7 +70,10 @@ def up(
     state_dir: Path | None,
     lan: bool,
 ) -> None:
-    """Start a cluster on this machine and serve MODEL (a directory; default: a tiny built-in model)."""
+    """Start a cluster on this machine and serve MODEL: a directory, or org/name[@revision] of the Hugging Face Hub.
+
+    Without MODEL it serves a tiny built-in one.
+    """
     from hydra.store.demo_model import ensure_demo_model
     from hydra.up import UpWish, local_workers, run_up
 
@@ -84,17 +87,8 @@ def up(
             "set HYDRA_CLUSTER_JOIN_TOKEN (or [cluster] join_token) here and on every worker",
             6,
         )
-    cache = Path(settings.model.cache_dir).expanduser()
-    path = settings.model.path or str(ensure_demo_model(cache))
-    if not Path(path).expanduser().is_dir():
-        raise Complaint(
-            f"no model at {path}",
-            "a model is a directory with config.json and safetensors files",
-            "check the path; fetching from a hub comes with a later version",
-            7,
-        )
     wish = UpWish(
-        model_path=str(Path(path).expanduser().absolute()),
+        model_path=_model(settings.model.path or str(ensure_demo_model(settings.model.cache_path()))),
         workers=local_workers(workers, device),
         state_dir=state_dir or _state_dir(settings),
         lan=lan,
@@ -102,10 +96,23 @@ def up(
     sys.exit(run_up(settings, wish, lambda url: click.echo(f"ready {url}")))
 
 
+def _model(text: str) -> str:
+    """An absolute directory, or a Hub id as it was written. Raises Complaint (exit 7)."""
+    from hydra.protocol.refusal import RefusalError
+    from hydra.store.model_ref import parse_ref
+
+    try:
+        ref = parse_ref(text)
+    except RefusalError as why:
+        fix = "give a directory with config.json and safetensors files, or a Hub id"
+        raise Complaint(f"no model {text!r}", str(why), fix, 7) from why
+    return str(ref.absolute()) if isinstance(ref, Path) else text
+
+
 def _state_dir(settings: Settings) -> Path:
     """One per HTTP address, so that two clusters of one user do not share a memory by accident."""
     address = settings.server.http_addr.replace(":", "_").replace("/", "_")
-    return Path(settings.model.cache_dir).expanduser().parent / "state" / address
+    return settings.model.cache_path().parent / "state" / address
 
 
 @cli.command()
@@ -139,10 +146,13 @@ def worker(
     if not host or not port.isdigit():
         raise Complaint(f"{coordinator!r} is no address", "it is tcp://HOST:PORT", "for example tcp://10.0.0.5:5555", 2)
     wish = local_workers(1, device)[0]
+    settings = load_settings(None, {})
     spec = WorkerSpec(
         node_id=node_id,
         router_addr=f"tcp://{host}:{port}",
         broadcast_addr=broadcast or f"tcp://{host}:{int(port) + 2}",
+        cache_dir=str(settings.model.cache_path()),
+        max_cache_bytes=settings.model.max_cache_bytes(),
         pipeline_bind=settle_addr("pipeline_port", f"tcp://{bind}:{pipeline_port}"),
         advertise_host=advertise or _reachable_host(bind, host, int(port)),
         device=wish.device,
@@ -150,8 +160,7 @@ def worker(
         threads=threads or wish.threads,
         memory_bytes=int(memory_gb * 1e9) or wish.memory_bytes,
     )
-    settings = load_settings(None, {})
-    sys.exit(run_worker_parent(spec, settings.cluster.join_token))
+    sys.exit(run_worker_parent(spec, settings))
 
 
 def _reachable_host(bind: str, coordinator_host: str, port: int) -> str:

@@ -25,7 +25,13 @@ from hydra.protocol.refusal import Refusal
 log = structlog.get_logger()
 
 ORPHAN_SILENCE_S = 2.0  # a coordinator that says nothing for so long is gone too
-WISH_EXIT = {"does_not_fit": 3, "no_workers": 3, "internal_error": 1}  # every other refusal of a model: 7
+WISH_EXIT = {
+    "does_not_fit": 3,
+    "no_workers": 3,
+    "source_unreachable": 4,
+    "access_denied": 6,
+    "internal_error": 1,
+}  # every other refusal of a model: 7
 LINGER_AFTER_S = 0.2  # between the last word and the closing of sockets
 
 
@@ -65,7 +71,9 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     from hydra.actors.planner import Policy, Wish
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.state_dir import read_state, write_state
-    from hydra.store.library import LocalLibrary
+    from hydra.store.hub import Hub
+    from hydra.store.library import HubLibrary
+    from hydra.store.model_ref import HubAccess
 
     directory = Path(spec.state_dir)
     saved = read_state(directory)
@@ -74,7 +82,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         wish = Wish(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
         saved = attrs.evolve(saved, wishes=(wish,), nodes=())
         fresh = True
-    library = LocalLibrary()
+    library = HubLibrary(Hub(HubAccess.of(os.environ), Path(spec.cache_dir)))
 
     refused: list[Refusal] = []
 
@@ -93,7 +101,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             lane=wires,
             results=wires.step_source(spec.results_addr, spec.high_water_mark),
             library=library,
-            describe=lambda path: trio.to_thread.run_sync(library.describe, path),
+            describe=lambda path: trio.to_thread.run_sync(library.describe, path, abandon_on_cancel=True),
             saved=saved,
             save=lambda state: write_state(directory, state),
             policy=Policy(
@@ -145,7 +153,13 @@ def worker_main(spec: WorkerSpec, lifeline_fds: tuple[int, int]) -> None:
     from hydra.kernels.runner import Runner
     from hydra.protocol.model_spec import Dtype
     from hydra.protocol.zmq_wire import ZmqWires
+    from hydra.store.cache_room import CacheRoom
+    from hydra.store.model_ref import HubAccess
+    from hydra.store.range_cache import RangeCache
+    from hydra.store.supply import StoreSupply, hub_opener
 
+    room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
+    supply = StoreSupply(RangeCache(room), hub_opener(HubAccess.of(os.environ)))
     dtypes: tuple[Dtype, ...] | None = None if spec.dtype == "auto" else (spec.dtype,)  # type: ignore[assignment]
     runner = Runner(spec.device, threads=spec.threads, dtypes=dtypes, memory_bytes=spec.memory_bytes)
 
@@ -158,6 +172,7 @@ def worker_main(spec: WorkerSpec, lifeline_fds: tuple[int, int]) -> None:
             spoke=wires.spoke(peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
             pipeline_addr=f"tcp://{spec.advertise_host}:{port}" if spec.advertise_host else source.addr,
             compute=runner,
+            supply=supply,
             aside=trio.to_thread.run_sync,
             host=socket.gethostname(),
             pid=os.getpid(),

@@ -78,8 +78,14 @@ class Model:
     dtype: str = "auto"
     max_model_len: int = 0
     cache_dir: str = "~/.cache/hydra/models"
-    hf_token: str = ""
+    hf_token: str = attrs.field(default="", repr=False)
     max_cache_gb: float = 100.0
+
+    def cache_path(self) -> Path:
+        return Path(self.cache_dir).expanduser().absolute()
+
+    def max_cache_bytes(self) -> int:
+        return int(self.max_cache_gb * 1e9)
 
 
 @attrs.frozen(kw_only=True)

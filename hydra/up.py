@@ -142,6 +142,7 @@ def coordinator_spec(settings: Settings, wish: UpWish, addrs: dict[str, str]) ->
         broadcast_addr=addrs["broadcast_addr"],
         results_addr=addrs["results_addr"],
         state_dir=str(wish.state_dir),
+        cache_dir=str(settings.model.cache_path()),
         model_path=wish.model_path,
         model_id=settings.model.id,
         dtype=settings.model.dtype,
@@ -160,6 +161,12 @@ def coordinator_spec(settings: Settings, wish: UpWish, addrs: dict[str, str]) ->
         recovery_deadline_s=engine.recovery_deadline,
         high_water_mark=settings.zmq.high_water_mark,
     )
+
+
+def secrets_env(settings: Settings) -> dict[str, str]:
+    """What children must know and no command line or log may show."""
+    found = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token, "HF_TOKEN": settings.model.hf_token}
+    return {name: secret for name, secret in found.items() if secret}
 
 
 def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -> int:
@@ -183,6 +190,8 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
             node_id=worker.node_id,
             router_addr=near["router_addr"],
             broadcast_addr=near["broadcast_addr"],
+            cache_dir=str(settings.model.cache_path()),
+            max_cache_bytes=settings.model.max_cache_bytes(),
             device=worker.device,
             dtype=settings.model.dtype,
             threads=worker.threads,
@@ -203,7 +212,7 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
         high_water_mark=settings.zmq.high_water_mark,
     )
     specs["frontend"] = ("_frontend", to_json(frontend), (listener.fileno(),))
-    env = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token} if settings.cluster.join_token else {}
+    env = secrets_env(settings)
     commands = {
         NodeId(name): ChildCommand(argv=tuple(python_child(role, spec)), pass_fds=fds, env=env)
         for name, (role, spec, fds) in specs.items()
@@ -212,14 +221,14 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
     return _run_parent(supervisor, commands, near, "up", settings.cluster.join_token, lambda: say_ready(url))
 
 
-def run_worker_parent(spec: WorkerSpec, join_token: str) -> int:
+def run_worker_parent(spec: WorkerSpec, settings: Settings) -> int:
     """The whole life of `worker`: the same program with one child. Returns the exit code."""
     supervisor = Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random())
-    env = {"HYDRA_CLUSTER_JOIN_TOKEN": join_token} if join_token else {}
-    command = ChildCommand(argv=tuple(python_child("_worker", to_json(spec))), env=env)
+    command = ChildCommand(argv=tuple(python_child("_worker", to_json(spec))), env=secrets_env(settings))
     addrs = {"router_addr": spec.router_addr, "broadcast_addr": spec.broadcast_addr}
     commands = {NodeId(spec.node_id): command}
-    return _run_parent(supervisor, commands, addrs, f"parent-{spec.node_id}", join_token, lambda: None)
+    name = f"parent-{spec.node_id}"
+    return _run_parent(supervisor, commands, addrs, name, settings.cluster.join_token, lambda: None)
 
 
 def _run_parent(

@@ -17,6 +17,7 @@ from hydra.actors.machine import Effect
 from hydra.actors.planner import (
     Begin,
     Describe,
+    Moved,
     NotDescribed,
     Planner,
     Policy,
@@ -30,12 +31,14 @@ from hydra.actors.post import Post
 from hydra.actors.registry import Broadcast, Opened, Registry
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, Epoch, NodeId, RouteId
+from hydra.protocol.messages import NodeLoad
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wire import DataLane, Hub, StepLink, StepSource, TheyBrokeTheRules, WireFull
 
 log = structlog.get_logger()
 MEMBER = ActorName("member")
+SHOW_EVERY_S = 3.0
 
 
 @attrs.frozen(kw_only=True)
@@ -82,6 +85,7 @@ class Coordinator:
     _post: Post = attrs.field(init=False)
     _links: dict[RouteId, tuple[Epoch, StepLink]] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _shown: dict[tuple[str, str, str], float] = attrs.field(factory=dict, init=False)  # progress lines: the last one
 
     def __attrs_post_init__(self) -> None:
         parts = self.parts
@@ -141,11 +145,25 @@ class Coordinator:
             case WishFailed(refusal=refusal):
                 log.error("the model cannot be served", code=refusal.code, why=refusal.message)
                 self.parts.on_wish_failed(refusal)
+            case Moved(model_id=model_id, load=load):
+                self._show(model_id, load)
             case Describe(model_path=path):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._describe, path)
             case _:
                 raise AssertionError(f"a coordinator cannot do {effect!r}")
+
+    def _show(self, model_id: str, load: NodeLoad) -> None:
+        """A line per node every few seconds, and one when a phase is over."""
+        key, now_s = (model_id, load.node_id, load.state), trio.current_time()
+        over = load.bytes_done >= load.bytes_total
+        if not over and now_s - self._shown.get(key, -SHOW_EVERY_S) < SHOW_EVERY_S:
+            return
+        self._shown[key] = now_s
+        if over:
+            del self._shown[key]
+        done, total = (f"{size / 1e6:.1f} MB" for size in (load.bytes_done, load.bytes_total))
+        log.info(load.state, model=model_id, node=load.node_id, done=done, total=total)
 
     def _send_step(self, effect: SendStep) -> None:
         step = effect.step

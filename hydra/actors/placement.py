@@ -1,13 +1,14 @@
 """A route as the planner holds it, and the arithmetic around it: dtype, seats, and the size of the KV pool."""
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import attrs
 
 from hydra.actors.facts import NodeJoined
 from hydra.actors.split import Seat, Share
 from hydra.protocol.ids import Epoch, NodeId, RouteId
-from hydra.protocol.messages import SliceLoaded
+from hydra.protocol.messages import LoadPhase, SliceLoaded
 from hydra.protocol.model_spec import Dtype, ModelSpec
 from hydra.protocol.refusal import refuse
 
@@ -23,6 +24,8 @@ class Placed:
     loaded: SliceLoaded | None = None
     ready: bool = False
     bytes_done: int = 0
+    bytes_total: int = 0
+    phase: Literal["waiting", LoadPhase] = "waiting"
 
 
 @attrs.define(eq=False)

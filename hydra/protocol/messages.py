@@ -313,11 +313,62 @@ class Rebalance:
 
 @attrs.frozen(kw_only=True)
 class ModelTold:
-    """Answer to LoadModel, UnloadModel and Rebalance. Exactly one of `refusal` and `state` is set."""
+    """Answer to LoadModel, UnloadModel and Rebalance. Exactly one of `refusal` and `state` is set.
+
+    `job` names the load while it goes on.
+    """
 
     ask: AskId
     model_id: str | None = None
     state: Literal["loading", "ready", "unloaded", "rebalancing", "unchanged"] | None = None
+    refusal: Refusal | None = None
+    job: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class JobsAsked:
+    """How far is this load job? None: all that are remembered. Answered by JobsTold."""
+
+    ask: AskId
+    job: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CancelJob:
+    """Stop loading. What was fetched stays in the caches. Answered by JobsTold."""
+
+    ask: AskId
+    job: str
+
+
+@attrs.frozen(kw_only=True)
+class NodeLoad:
+    """One node's part of a load; bytes as in LoadProgress."""
+
+    node_id: str
+    state: Literal["waiting", "fetching", "reading", "loaded"]
+    bytes_done: int
+    bytes_total: int
+
+
+@attrs.frozen(kw_only=True)
+class JobStatus:
+    """A load that was asked for. `refusal` says why it failed or was cancelled."""
+
+    job: str
+    model_id: str
+    model_path: str  # as asked for
+    state: Literal["loading", "ready", "failed", "cancelled"]
+    nodes: tuple[NodeLoad, ...]
+    refusal: Refusal | None = None
+
+
+@attrs.frozen(kw_only=True)
+class JobsTold:
+    """Answer to JobsAsked and CancelJob. Without `refusal`, the jobs asked for."""
+
+    ask: AskId
+    jobs: tuple[JobStatus, ...] = ()
     refusal: Refusal | None = None
 
 
@@ -514,6 +565,9 @@ Message: TypeAlias = (
     | UnloadModel
     | Rebalance
     | ModelTold
+    | JobsAsked
+    | CancelJob
+    | JobsTold
     | ModelsChanged
     | StatusAsked
     | StatusTold

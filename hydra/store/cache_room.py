@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from hydra.protocol.refusal import refuse
+from hydra.protocol.refusal import RefusalError, refuse
 
 LOCK = ".lock"  # held shared by whoever uses the entry; its modification time is the last use
 GIGABYTE = 1_000_000_000
@@ -84,6 +84,14 @@ class CacheRoom:
             return
         with os.scandir(self.root) as found:
             yield from [Path(item.path) for item in found if item.is_dir(follow_symlinks=False)]
+
+
+def unusable(place: Path, error: OSError) -> RefusalError:
+    """The refusal for a cache that the operating system does not let us use."""
+    return refuse(
+        "source_unreachable",
+        f"The model cache {place} cannot be used: {error}. Mend it, or set [model] cache_dir to another place.",
+    )
 
 
 def _is_at(lock: int, path: Path) -> bool:

@@ -39,6 +39,7 @@ from hydra.store.safetensors_header import HEADER_MAX_BYTES, LENGTH_BYTES
 
 SMALL_MAX_BYTES = 64 << 20  # the largest tokenizers have about 35 MB
 FILES_MAX = 10_000
+CACHED_TRIES = 2  # where the cache can answer, a Hub that is away costs a second, not a minute
 HEADER_GUESS_BYTES = 64 << 10  # one request is enough for most headers
 SMALL_FILES = frozenset(
     (
@@ -99,10 +100,11 @@ class Hub:
         """
         if self.access.offline:
             return self._cached(ref, "offline mode is on")
+        patience = attrs.evolve(self.patience, tries=CACHED_TRIES) if self._is_cached(ref) else self.patience
         try:
-            commit = persist(lambda: self._told(ref, lambda: self._commit(ref)), self.patience)
+            commit = persist(lambda: self._told(ref, lambda: self._commit(ref)), patience)
             at = HubRef(ref.repo, commit)
-            files = persist(lambda: self._told(at, lambda: self._list(at)), self.patience)
+            files = persist(lambda: self._told(at, lambda: self._list(at)), patience)
         except SourceFault as fault:
             found = self._cached(ref, f"{self.access.endpoint} cannot be reached ({fault})")
             log.warning("the Hub cannot be reached; going on with what is cached", model=str(found.ref), why=str(fault))
@@ -139,7 +141,7 @@ class Hub:
     # ------------------------------------------------------------ asking the Hub
 
     def _commit(self, ref: HubRef) -> str:
-        commit = self._api.model_info(ref.repo, revision=ref.revision, timeout=30.0).sha
+        commit = self._api.model_info(ref.repo, revision=ref.revision, timeout=10.0).sha
         if not commit or not _COMMIT.fullmatch(commit):
             raise SourceFault(f"{self.access.endpoint} names no commit for {ref}")
         return commit
@@ -199,6 +201,13 @@ class Hub:
 
     def _branch(self, ref: HubRef) -> Path:
         return self._repo(ref) / "revisions" / quote(ref.revision, safe="")
+
+    def _is_cached(self, ref: HubRef) -> bool:
+        try:
+            self._cached(ref, "")
+        except RefusalError:
+            return False
+        return True
 
     def _cached(self, ref: HubRef, why: str) -> Snapshot:
         """What `snapshot` found the last time. Raises RefusalError source_unreachable, saying what is missing."""

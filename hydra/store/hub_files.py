@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from hydra.protocol.model_spec import Described, StoredFile
+from hydra.store.cache_room import unusable
 from hydra.store.hub import Hub, Snapshot
 from hydra.store.hub_source import HubSource
 from hydra.store.model_dir import INDEX, SINGLE, describe_files
@@ -68,9 +69,12 @@ class HubFiles:
 
 def describe_hub_model(hub: Hub, ref: HubRef) -> Described:
     """Raises RefusalError: model_not_found, access_denied, source_unreachable, bad_model, unsupported."""
-    snapshot = hub.snapshot(ref)
-    with closing(hub.source(snapshot)) as source:
-        files = HubFiles(hub, snapshot, source)
-        files.fetch_headers()
-        described = describe_files(files, str(snapshot.ref), ref.repo)
+    try:
+        snapshot = hub.snapshot(ref)
+        with closing(hub.source(snapshot)) as source:
+            files = HubFiles(hub, snapshot, source)
+            files.fetch_headers()
+            described = describe_files(files, str(snapshot.ref), ref.repo)
+    except OSError as error:
+        raise unusable(hub.cache_dir, error) from error
     return attrs.evolve(described, sources=(source_of(snapshot.ref),))

@@ -18,7 +18,7 @@ import attrs
 
 from hydra.protocol.model_spec import StoredFile, TensorRange
 from hydra.protocol.refusal import refuse
-from hydra.store.cache_room import CacheRoom, Hold
+from hydra.store.cache_room import CacheRoom, Hold, unusable
 from hydra.store.patience import Patience
 from hydra.store.range_fetch import Fetch, Piece
 from hydra.store.range_file import RangeFile
@@ -73,10 +73,7 @@ class RangeCache:
                 fetch.report()
             return hold.folder
         except OSError as error:
-            raise refuse(
-                "source_unreachable",
-                f"The model cache {self.room.root} cannot be used: {error}. Mend it, or set [model] cache_dir.",
-            ) from error
+            raise unusable(self.room.root, error) from error
 
     def close(self) -> None:
         """Nothing is in use any more."""

@@ -423,7 +423,7 @@ def test_who_asked_for_a_model_is_answered_when_it_is_ready():
 
 def test_or_at_once_without_wait():
     hall = Hall()
-    assert answers(asked(hall, wait=False)) == [ModelTold(ask=7, model_id="m", state="loading")]
+    assert answers(asked(hall, wait=False)) == [ModelTold(ask=7, model_id="m", state="loading", job="load-3-1")]
     effects = hall.tell(WasDescribed("/models/m", MODEL))
     assert answers(hall.warms(hall.loads(effects))) == []
 
