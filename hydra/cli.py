@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -11,11 +12,12 @@ import click
 import httpx2
 
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, from_json
-from hydra.complaint import Complaint
+from hydra.complaint import Complaint, exit_code_of
 from hydra.log import set_up_logging
 from hydra.settings import Settings, load_settings
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+FOLLOW_EVERY_S = 1.0
 
 
 def refuse_foreign_hydra() -> None:
@@ -163,6 +165,22 @@ def worker(
     sys.exit(run_worker_parent(spec, settings))
 
 
+@cli.command()
+@click.argument("model")
+@click.option("--config", type=click.Path(path_type=Path), help="A TOML file (default: ./config.toml if it is there).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a line.")
+def pull(model: str, config: Path | None, as_json: bool) -> None:
+    """Fetch MODEL, org/name[@revision] of the Hub, into this machine's cache. May be interrupted and run again."""
+    from hydra import pull as pulling
+
+    set_up_logging("pull")
+    told = pulling.pull(model, load_settings(config, {}), lambda line: click.echo(line, err=True))
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    click.echo(f"{told['model']} is in the cache: {told['bytes_total'] / 1e6:.1f} MB of weights in {told['weights']}")
+
+
 def _reachable_host(bind: str, coordinator_host: str, port: int) -> str:
     """As bound, or (bound to everything) this machine's address on the way to the coordinator."""
     import socket
@@ -186,8 +204,8 @@ def _ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -
     if answer.is_success:
         return content
     error = content.get("error", {})
-    codes = {401: 6, 404: 7}
-    exit_code = 3 if error.get("code") == "does_not_fit" else codes.get(answer.status_code, 1)
+    codes = {401: 6, 403: 6, 404: 7}
+    exit_code = {"does_not_fit": 3, "source_unreachable": 4}.get(error.get("code"), codes.get(answer.status_code, 1))
     raise Complaint(str(error.get("message")), f"the cluster answered {answer.status_code}", "see above", exit_code)
 
 
@@ -232,10 +250,32 @@ def ps(url: str, as_json: bool) -> None:
 @click.option("--dtype")
 @_talks
 def load(model_path: str, model_id: str | None, dtype: str | None, url: str, as_json: bool) -> None:
-    """Load another model."""
-    body = {"model_path": model_path, "model_id": model_id, "dtype": dtype}
-    told = _ask("POST", url, "/api/models/load", {key: value for key, value in body.items() if value is not None})
-    click.echo(json.dumps(told) if as_json else f"{told['model_id']} {told['state']}")
+    """Load another model: a directory, or org/name[@revision] of the Hub. Shows how far each node is."""
+    body = {"model_path": model_path, "model_id": model_id, "dtype": dtype, "wait": False}
+    begun = _ask("POST", url, "/api/models/load", {key: value for key, value in body.items() if value is not None})
+    told = _follow(url, begun["job"])
+    if told["error"] is not None:
+        fix = "what was fetched is kept; mend it and load again"
+        raise Complaint(told["error"]["message"], f"the load {told['state']}", fix, exit_code_of(told["error"]["code"]))
+    shown = {"model_id": told["model_id"], "state": told["state"]}
+    click.echo(json.dumps(shown) if as_json else f"{told['model_id']} {told['state']}")
+
+
+def _follow(url: str, job: str) -> Any:
+    """The job once it is over; until then a line of progress whenever there is something new to say."""
+    shown = ""
+    while True:
+        told = _ask("GET", url, f"/api/models/jobs/{job}")
+        if told["state"] != "loading":
+            return told
+        line = "  ".join(
+            f"{node['node_id']} {node['state']} {node['bytes_done'] / 1e6:.0f}/{node['bytes_total'] / 1e6:.0f} MB"
+            for node in told["nodes"]
+        )
+        if line != shown:
+            click.echo(line, err=True)
+            shown = line
+        time.sleep(FOLLOW_EVERY_S)
 
 
 @cli.command()

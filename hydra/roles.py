@@ -18,20 +18,13 @@ import trio
 
 from hydra.actors.lifeline import Lifeline
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
-from hydra.complaint import Complaint
+from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.refusal import Refusal
 
 log = structlog.get_logger()
 
 ORPHAN_SILENCE_S = 2.0  # a coordinator that says nothing for so long is gone too
-WISH_EXIT = {
-    "does_not_fit": 3,
-    "no_workers": 3,
-    "source_unreachable": 4,
-    "access_denied": 6,
-    "internal_error": 1,
-}  # every other refusal of a model: 7
 LINGER_AFTER_S = 0.2  # between the last word and the closing of sockets
 
 
@@ -144,7 +137,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     trio.run(main)
     if refused:
         fix = "choose another model, or add memory or workers"
-        raise Complaint(refused[0].message, "the model cannot be served", fix, WISH_EXIT.get(refused[0].code, 7))
+        raise Complaint(refused[0].message, "the model cannot be served", fix, exit_code_of(refused[0].code))
 
 
 def worker_main(spec: WorkerSpec, lifeline_fds: tuple[int, int]) -> None:

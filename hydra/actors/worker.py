@@ -190,7 +190,7 @@ class Worker:
         def tell(bytes_done: int, bytes_total: int) -> None:
             nonlocal told_bytes
             step_bytes = max(PROGRESS_EVERY_BYTES, bytes_total // PROGRESS_STEPS)
-            if told_bytes >= 0 and bytes_done < bytes_total and bytes_done - told_bytes < step_bytes:
+            if bytes_done == told_bytes or (told_bytes >= 0 and bytes_done < min(bytes_total, told_bytes + step_bytes)):
                 return
             told_bytes = bytes_done
             moved = LoadMoved(order.route, order.epoch, bytes_done, bytes_total, phase)

@@ -66,11 +66,11 @@ class RangeCache:
             with self._opened(hold.folder, files, ranges) as opened:
                 fetch = Fetch(tuple(sources), self.patience, progress, cancelled)
                 self._check(opened, fetch)
+                fetch.report()
                 missing = _pieces(opened)
                 if missing:
                     self.room.make_room(sum(piece.end - piece.start for piece in missing))
                     self._in_parallel(fetch, [partial(fetch.bring, piece) for piece in missing])
-                fetch.report()
             return hold.folder
         except OSError as error:
             raise unusable(self.room.root, error) from error
