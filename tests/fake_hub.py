@@ -7,6 +7,7 @@ about speed and keeps repositories in memory, one commit each.
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -53,7 +55,7 @@ class FakeHub:
     lie_size: int = 0  # added to the size that Content-Range tells
     tags: dict[str, str] = attrs.field(factory=dict)  # ETags that are not those of the listing
     redirect_to: str = ""  # weights are handed out by this other host
-    sent: list[tuple[str, int, int]] = attrs.field(factory=list)
+    bodies: list[list[Any]] = attrs.field(factory=list)  # the ledger: [path, first byte, bytes that went out]
     requests: list[tuple[str, str, str]] = attrs.field(factory=list)  # (method, path, Range)
     authorized: list[tuple[str, str]] = attrs.field(factory=list)  # (path, Authorization)
     url: str = ""
@@ -77,9 +79,9 @@ class FakeHub:
             self._counts[what] += 1
             return self._counts[what]
 
-    def note(self, path: str, start: int, length: int) -> None:
-        with self._lock:
-            self.sent.append((path, start, length))
+    @property
+    def sent(self) -> list[tuple[str, int, int]]:
+        return [(path, start, sent) for path, start, sent in self.bodies]
 
     def times_sent(self, file: str, size: int) -> list[int]:
         """For each byte of a file how often it went out."""
@@ -189,19 +191,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._body(memoryview(content)[start:end], start, fault or Fault(), weights=weights)
 
     def _body(self, content: memoryview, start: int, fault: Fault, *, weights: bool) -> None:
-        path, sent = unquote(self.path), 0
+        """Each piece is in the ledger before it goes out, so that who has read it finds it there."""
+        entry, sent = [unquote(self.path), start, 0], 0
+        if weights:
+            self.hub.bodies.append(entry)
         last = len(content) if fault.cut_after is None else min(len(content), fault.cut_after)
         try:
             while sent < last:
                 if fault.pause_s:
                     time.sleep(fault.pause_s)
                 piece = content[sent : min(sent + PIECE_BYTES, last)]
-                self.wfile.write(piece)
                 sent += len(piece)
+                entry[2] = sent
+                self.wfile.write(piece)
         except OSError:
             self.close_connection = True  # the reader has gone
-        if weights:
-            self.hub.note(path, start, sent)
         if last < len(content):
             self.close_connection = True
 
@@ -218,13 +222,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hung up is what tests are about; anything else is a fault of this file."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def fake_hub() -> Iterator[FakeHub]:
     """A Hub that listens, with nothing in it."""
     hub = FakeHub()
     handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

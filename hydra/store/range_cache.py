@@ -126,8 +126,11 @@ class RangeCache:
                 for done in as_completed(running):
                     done.result()
             except BaseException:
+                first = fetch.failure
                 fetch.stop()
                 pool.shutdown(cancel_futures=True)
+                if first is not None:
+                    raise first from None
                 raise
 
 

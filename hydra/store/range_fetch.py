@@ -37,6 +37,7 @@ class Fetch:
     patience: Patience
     progress: Callable[[int, int], None]
     cancelled: Callable[[], bool]
+    failure: BaseException | None = attrs.field(default=None, init=False)  # the first: the others follow from it
     _sure: dict[RangeFile, set[Chunk]] = attrs.field(factory=dict, init=False)
     _whole_only: set[tuple[str, RangeFile]] = attrs.field(factory=set, init=False)
     _done_bytes: int = attrs.field(default=0, init=False)
@@ -61,7 +62,17 @@ class Fetch:
         self._stopped.set()
 
     def bring(self, piece: Piece) -> None:
-        """Asks one source after the other until the piece is here. Raises RefusalError."""
+        """Asks one source after the other until the piece is here. Raises RefusalError; the others then stop too."""
+        try:
+            self._check_wanted()
+            self._bring(piece)
+        except BaseException as error:
+            with self._lock:
+                self.failure = self.failure or error
+            self.stop()
+            raise
+
+    def _bring(self, piece: Piece) -> None:
         faults: list[tuple[RangeSource, SourceFault]] = []
         for source in self.sources:
             try:
