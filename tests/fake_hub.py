@@ -19,6 +19,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 PIECE_BYTES = 64 << 10
 
@@ -59,6 +61,7 @@ class FakeHub:
     requests: list[tuple[str, str, str]] = attrs.field(factory=list)  # (method, path, Range)
     authorized: list[tuple[str, str]] = attrs.field(factory=list)  # (path, Authorization)
     url: str = ""
+    went_out: Callable[[int], None] = lambda n_bytes: None  # after every piece of a weights file
     _counts: Counter[str] = attrs.field(factory=Counter, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
@@ -83,22 +86,14 @@ class FakeHub:
     def sent(self) -> list[tuple[str, int, int]]:
         return [(path, start, sent) for path, start, sent in self.bodies]
 
-    def times_sent(self, file: str, size: int) -> list[int]:
+    def times_sent(self, file: str, size: int) -> NDArray[np.int64]:
         """For each byte of a file how often it went out."""
-        steps = [0] * (size + 1)
+        steps = np.zeros(size + 1, np.int64)
         for path, start, length in self.sent:
             if path.endswith("/" + file):
                 steps[start] += 1
                 steps[start + length] -= 1
-        counts, level = [], 0
-        for step in steps[:-1]:
-            level += step
-            counts.append(level)
-        return counts
-
-    def weight_requests(self) -> list[tuple[str, str, str]]:
-        return [request for request in self.requests if request[0] == "GET" and ".safetensors" in request[1]
-                and not request[1].endswith(".json")]  # fmt: skip
+        return np.cumsum(steps)[:-1]
 
 
 def tag_of(content: bytes, name: str) -> str:
@@ -204,6 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
                 sent += len(piece)
                 entry[2] = sent
                 self.wfile.write(piece)
+                if weights:
+                    self.hub.went_out(len(piece))
         except OSError:
             self.close_connection = True  # the reader has gone
         if last < len(content):
