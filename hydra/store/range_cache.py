@@ -20,7 +20,7 @@ from hydra.protocol.model_spec import StoredFile, TensorRange
 from hydra.protocol.refusal import refuse
 from hydra.store.cache_room import CacheRoom, Hold, unusable
 from hydra.store.patience import Patience
-from hydra.store.range_fetch import Fetch, Piece
+from hydra.store.range_fetch import Fetch, Piece, Unsupplied
 from hydra.store.range_file import RangeFile
 from hydra.store.range_journal import Chunk
 from hydra.store.range_source import RangeSource
@@ -28,6 +28,7 @@ from hydra.store.spans import cut
 
 REQUEST_BYTES = 64 << 20  # of one GET
 THREADS = 8
+FILES_NAMED_MAX = 8  # in a refusal
 
 
 class Progress(Protocol):
@@ -70,7 +71,7 @@ class RangeCache:
                 missing = _pieces(opened)
                 if missing:
                     self.room.make_room(sum(piece.end - piece.start for piece in missing))
-                    self._in_parallel(fetch, [partial(fetch.bring, piece) for piece in missing])
+                    self._fetch(opened, fetch, missing)
             return hold.folder
         except OSError as error:
             raise unusable(self.room.root, error) from error
@@ -116,6 +117,16 @@ class RangeCache:
         for file in opened:
             fetch.admit(file, self._sure[file.path])
 
+    def _fetch(self, opened: list[RangeFile], fetch: Fetch, missing: list[Piece]) -> None:
+        try:
+            self._in_parallel(fetch, [partial(fetch.bring, piece) for piece in missing])
+        except Unsupplied as why:
+            raise refuse(
+                "source_unreachable",
+                f"Of the weights are missing: {_still_missing(opened)}. Nobody gives them ({why}). What has come so "
+                "far is kept: try again.",
+            ) from why
+
     def _in_parallel(self, fetch: Fetch, jobs: Sequence[Callable[[], None]]) -> None:
         """Runs them all, or raises what the first failing one raised, after the others have stopped."""
         if not jobs:
@@ -150,6 +161,13 @@ def _file_name(stored: StoredFile) -> str:
 def _pieces(opened: Sequence[RangeFile]) -> list[Piece]:
     gaps = [(file, gap) for file in opened for gap in file.missing_wanted()]
     return [Piece(file, start, end) for file, gap in gaps for start, end in cut(gap, REQUEST_BYTES)]
+
+
+def _still_missing(opened: Sequence[RangeFile]) -> str:
+    sizes = [(file.stored.file, sum(end - start for start, end in file.missing_wanted())) for file in opened]
+    told = [f"{size} bytes of {file}" for file, size in sizes if size]
+    more = f" and of {len(told) - FILES_NAMED_MAX} other files" if len(told) > FILES_NAMED_MAX else ""
+    return ", ".join(told[:FILES_NAMED_MAX]) + more
 
 
 def _believe(file: RangeFile, chunk: Chunk, sure: set[Chunk]) -> None:

@@ -20,6 +20,10 @@ from hydra.store.range_source import RangeIgnored, RangeSource, SourceFault, Sou
 CHUNK_BYTES = 4 << 20  # what a kill can cost per thread
 
 
+class Unsupplied(Exception):
+    """No source gives a piece; the text says of each why."""
+
+
 @attrs.frozen(eq=False)
 class Piece:
     """[start, end) of one file, to be brought by one thread."""
@@ -62,7 +66,7 @@ class Fetch:
         self._stopped.set()
 
     def bring(self, piece: Piece) -> None:
-        """Asks one source after the other until the piece is here. Raises RefusalError; the others then stop too."""
+        """Asks one source after the other. Raises RefusalError or Unsupplied; the other threads then stop too."""
         try:
             self._check_wanted()
             self._bring(piece)
@@ -80,13 +84,7 @@ class Fetch:
                 return
             except SourceFault as fault:
                 faults.append((source, fault))
-        told = "; ".join(f"{source.name}: {fault}" for source, fault in faults) or "the order names no source"
-        missing = sum(end - start for start, end in piece.file.missing(piece.start, piece.end))
-        raise refuse(
-            "source_unreachable",
-            f"{missing} bytes of {piece.file.stored.file} from byte {piece.start} on are missing, and nobody gives "
-            f"them ({told}). What has come so far is kept: try again.",
-        )
+        raise Unsupplied("; ".join(f"{source.name}: {fault}" for source, fault in faults) or "there is no source")
 
     def _from(self, source: RangeSource, piece: Piece) -> None:
         """Raises SourceFault once patience with this source is at its end."""
