@@ -136,7 +136,8 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
 
     trio.run(main)
     if refused:
-        fix = "choose another model, or add memory or workers"
+        more = refused[0].code in ("does_not_fit", "no_workers")
+        fix = "choose another model, or add memory or workers" if more else "mend what is said above, or choose another"
         raise Complaint(refused[0].message, "the model cannot be served", fix, exit_code_of(refused[0].code))
 
 

@@ -64,7 +64,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def running_cluster(
-    state_dir: Path, model: Path | None = None, *, workers: int = 2, more: Sequence[str] = (), **env: str
+    state_dir: Path, model: Path | str | None = None, *, workers: int = 2, more: Sequence[str] = (), **env: str
 ) -> Iterator[RunningCluster]:
     """Up and ready; whatever is left of it at the end is killed."""
     argv = [sys.executable, "-m", "hydra", "up", *([str(model)] if model else []), "--workers", str(workers)]
@@ -80,6 +80,7 @@ def running_cluster(
         cluster = RunningCluster(process, line.split()[1])
         family = cluster.family()
         yield cluster
+        cluster.client.close()
         if process.poll() is None:
             family = cluster.family()
     finally:

@@ -69,13 +69,13 @@ def greedy(model: LlamaForCausalLM, prompt: list[int]) -> list[int] | None:
     return ids
 
 
-def served(directory: Path, *, tied: bool) -> Served:
+def served(directory: Path, *, tied: bool, lengths: tuple[int, ...] = LENGTHS) -> Served:
     """A model with its answers: for each length the first prompt without a near tie."""
     llama = save_model(directory, tied=tied)
     byte_tokenizer(directory, 1003)
     prompts: list[list[int]] = []
     answers: list[str] = []
-    for length in LENGTHS:
+    for length in lengths:
         for first in range(3, 60):
             prompt = [first + 7 * i for i in range(length)]
             answer = greedy(llama, prompt)
@@ -83,7 +83,7 @@ def served(directory: Path, *, tied: bool) -> Served:
                 prompts.append(prompt)
                 answers.append(named(answer))
                 break
-    assert len(prompts) == len(LENGTHS), "near ties everywhere: choose another seed"
+    assert len(prompts) == len(lengths), "near ties everywhere: choose another seed"
     return Served(directory, tuple(prompts), answers)
 
 
