@@ -55,7 +55,7 @@ from hydra.protocol.messages import (
     SliceLoaded,
     UnloadModel,
 )
-from hydra.protocol.model_name import default_model_id
+from hydra.protocol.model_name import default_model_id, hub_parts
 from hydra.protocol.model_spec import Described, ModelCard, TensorRange
 from hydra.protocol.refusal import Refusal, RefusalError
 
@@ -113,6 +113,12 @@ class Wish:
     model_path: str
     model_id: str | None = None
     dtype: str | None = None
+    pinned: str | None = None  # the commit that a Hub id meant when it was first described
+
+    @property
+    def place(self) -> str:
+        """What is to be described: always the same weights, also after the branch has moved on."""
+        return self.pinned or self.model_path
 
 
 @attrs.frozen
@@ -311,7 +317,7 @@ class Planner:
             model.asks.append(asker)
         self._models[model_id] = model
         known = ModelKnown(model_id=model_id, max_model_len=0)  # so that sessions of a former life may wait already
-        return [Tell(BROKER_NAME, known), Describe(wish.model_path)]
+        return [Tell(BROKER_NAME, known), Describe(wish.place)]
 
     def _load(self, sender: Address, ask: LoadModel) -> list[Effect]:
         wish = Wish(ask.model_path, ask.model_id, ask.dtype)
@@ -328,7 +334,7 @@ class Planner:
     def _described(self, path: str, described: Described, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         for model in list(self._models.values()):
-            if model.phase != "describing" or model.wish.model_path != path:
+            if model.phase != "describing" or model.wish.place != path:
                 continue
             layers = described.spec.n_layers
             if model.total_layers not in (None, layers):
@@ -337,12 +343,14 @@ class Planner:
                 effects += self._fail(model, refusal)
                 continue
             model.described, model.phase = described, "waiting"
+            if hub_parts(described.model_path) is not None:
+                model.wish = attrs.evolve(model.wish, pinned=described.model_path)
             effects.append(Tell(BROKER_NAME, ModelKnown(model_id=model.model_id, max_model_len=self._context(model))))
             effects += [self._save(), *self._announce(), *self._plan(model, now_s)]
         return effects
 
     def _not_described(self, path: str, refusal: Refusal, now_s: float) -> list[Effect]:
-        wanted = [m for m in self._models.values() if m.phase == "describing" and m.wish.model_path == path]
+        wanted = [m for m in self._models.values() if m.phase == "describing" and m.wish.place == path]
         return [effect for model in wanted for effect in self._endure(model, refusal, now_s)]
 
     def _endure(self, model: _Model, refusal: Refusal, now_s: float) -> list[Effect]:
@@ -359,7 +367,7 @@ class Planner:
             return []
         if model.described is None:
             model.phase = "describing"
-            return [Describe(model.wish.model_path)]
+            return [Describe(model.wish.place)]
         return self._plan(model, now_s)
 
     def _fail(self, model: _Model, refusal: Refusal) -> list[Effect]:

@@ -93,14 +93,18 @@ class Hub:
         self._api = HfApi(endpoint=self.access.endpoint, token=self.access.token or False)
 
     def snapshot(self, ref: HubRef) -> Snapshot:
-        """The commit that `ref` means now, listed and with its small files here.
+        """The commit that `ref` means now, listed and with its small files here. A cached commit is not asked for.
 
         A Hub that cannot be reached is answered for by the cache, with a warning in the log. Raises RefusalError:
         model_not_found, access_denied, source_unreachable, bad_model.
         """
         if self.access.offline:
             return self._cached(ref, "offline mode is on")
-        patience = attrs.evolve(self.patience, tries=CACHED_TRIES) if self._is_cached(ref) else self.patience
+        patience = self.patience
+        if self._is_cached(ref):
+            if _COMMIT.fullmatch(ref.revision):
+                return self._cached(ref, "")
+            patience = attrs.evolve(patience, tries=CACHED_TRIES)
         try:
             commit = persist(lambda: self._told(ref, lambda: self._commit(ref)), patience)
             at = HubRef(ref.repo, commit)

@@ -86,6 +86,20 @@ def test_offline_a_cluster_starts_and_recovers_from_its_cache(hub: FakeHub, mode
     assert not hub.requests
 
 
+def test_a_coordinator_that_is_killed_stays_at_its_commit(hub: FakeHub, model: Served, tmp_path: Path) -> None:
+    """The branch moves on meanwhile; running answers go on with the weights they began with."""
+    with running_cluster(tmp_path, REPO, workers=2, **settings(hub, tmp_path)) as cluster:
+        before = cluster.status()["models"][0]["model_path"]
+        for name in list(hub.repos[REPO]):
+            if name.endswith(".safetensors"):
+                hub.repos[REPO][name] = hub.repos[REPO][name][:-400] + bytes(400)
+        pid = cluster.pid_of_role("coordinator")
+        assert all_at_once(cluster, model, during=lambda: os.kill(pid, signal.SIGKILL)) == model.answers
+        wait_whole(cluster, 2)
+        assert cluster.status()["models"][0]["model_path"] == before == f"{REPO}@{before.split('@')[1]}"
+        assert before.split("@")[1] != hub.commit(REPO)
+
+
 def hydra(tmp_path: Path, *argv: str, **env: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "hydra", *argv],

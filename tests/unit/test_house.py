@@ -22,6 +22,7 @@ ONLY_IN = {
     "quart_trio": ("http/",),
     "hypercorn": ("http/",),
     "tokenizers": ("http/",),
+    "huggingface_hub": ("store/",),
     "jinja2": ("http/",),
     "msgpack": ("protocol/",),
     "cattrs": ("protocol/", "child_spec.py"),

@@ -76,7 +76,16 @@ def test_a_hub_model_goes_by_its_id_and_its_sources():
         assert order.sources == HUB_MODEL.sources and order.files == HUB_MODEL.files
     (card,) = desk.planner.cards()
     assert (card.model_id, card.model_path, card.folder) == ("org/m", "org/m@0123", "/cache/org--m")
-    assert desk.saved[-1].wishes == (Wish(HUB_ID),)
+    assert desk.saved[-1].wishes == (Wish(HUB_ID, pinned="org/m@0123"),)
+
+
+def test_a_later_life_describes_the_commit_that_the_first_one_found():
+    hall = Hall()
+    effects = hall.tell(Begin((Wish(HUB_ID, pinned="org/m@0123"),), 1, (), 6.0))
+    assert Describe("org/m@0123") in effects and Describe(HUB_ID) not in effects
+    hall.tell(joined("a"))
+    assert orders(hall.tell(WasDescribed("org/m@0123", HUB_MODEL)))
+    assert hall.planner.cards()[0].model_id == "org/m"
 
 
 def test_a_job_shows_each_node_until_it_is_ready():

@@ -65,9 +65,10 @@ def test_small_files_lie_in_the_folder(hub, library, saved):
 
 
 def test_the_second_time_only_the_listing_is_asked_for(hub, library, saved):
-    hub.add("org/m", saved / "sharded")
+    commit = hub.add("org/m", saved / "sharded")
     first = library().describe("org/m")
     hub.requests.clear()
+    assert library().describe(f"org/m@{commit}") == first and not hub.requests, "and of a commit nothing at all"
     assert library().describe("org/m") == first
     assert [path.split("/")[4:6] for _, path, _ in hub.requests] == [["m", "revision"], ["m", "tree"]]
 
