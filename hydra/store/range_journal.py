@@ -18,6 +18,7 @@ from hydra.protocol.model_spec import StoredFile
 
 DIGEST_BYTES = 16
 LINE_MAX_BYTES = 4096
+CHUNK_MAX_BYTES = 64 << 20  # a line that claims more is nonsense: a chunk is read whole to be checked
 
 
 @attrs.frozen
@@ -102,5 +103,5 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def _chunk(offset: object, length: object, digest: object, size_bytes: int) -> Chunk | None:
     if type(offset) is not int or type(length) is not int or type(digest) is not str:
         return None
-    inside = offset >= 0 and length > 0 and offset + length <= size_bytes
+    inside = offset >= 0 and 0 < length <= CHUNK_MAX_BYTES and offset + length <= size_bytes
     return Chunk(offset, length, digest) if inside and len(digest) == 2 * DIGEST_BYTES else None

@@ -303,3 +303,36 @@ def test_two_processes_fill_one_entry_side_by_side(tmp_path):
     nothing = MemorySource()
     folder = ensure(cache_at(tmp_path), nothing, *parts[0], *parts[1])
     assert held(folder, *parts[0], *parts[1]) and not nothing.reads
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "null", "[]", "{", '{"at": 0}', '{"at": -1, "len": 5, "sum": "SUM"}', '{"at": 0, "len": 0, "sum": "SUM"}',
+        '{"at": 39990, "len": 11, "sum": "SUM"}', '{"at": 0, "len": true, "sum": "SUM"}',
+        '{"at": 0, "len": 5, "sum": "short"}', '{"at": 0, "len": 99999999999, "sum": "SUM"}', "[" * 3000, "x" * 5000,
+    ],
+)  # fmt: skip
+def test_nonsense_in_a_journal_is_no_chunk(tmp_path, line):
+    """Neither is it read from the file, nor does it hide what stands before and behind it."""
+    folder = ensure(cache_at(tmp_path), MemorySource(), B)
+    with (folder / f"{B.file}.ranges").open("a") as journal:
+        journal.write(line.replace("SUM", "0" * 32) + "\n")
+    source = MemorySource()
+    folder = ensure(cache_at(tmp_path), source, B, tensor(B.file, 0, 500))
+    assert source.handed.total() == 500 and held(folder, B)
+    source = MemorySource()
+    assert held(ensure(cache_at(tmp_path), source, B, tensor(B.file, 0, 500)), B) and not source.reads
+    retracted = [said for said in (folder / f"{B.file}.ranges").read_text().splitlines() if '"bad"' in said]
+    assert not retracted
+
+
+def test_a_chunk_larger_than_any_that_is_written_is_not_read(tmp_path):
+    size = 10 << 30
+    files = (StoredFile(file=B.file, size_bytes=size, tag="t"),)
+    folder = ensure(cache_at(tmp_path), MemorySource(), B, files=files)
+    with (folder / f"{B.file}.ranges").open("a") as journal:
+        journal.write(f'{{"at": 0, "len": {size}, "sum": "{"0" * 32}"}}\n')
+    source = MemorySource()
+    ensure(cache_at(tmp_path), source, B, files=files)
+    assert not source.reads and '"bad"' not in (folder / f"{B.file}.ranges").read_text()
