@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "http": {"protocol", "store", "actors.client"},
 }
 ONLY_IN = {
-    "zmq": ("protocol/zmq_wire.py", "bench/hop"),  # the bench needs the other side of its ratios
+    "zmq": ("protocol/zmq_", "bench/hop"),  # the bench needs the other side of its ratios
     "torch": ("kernels/", "bench/bare_loop.py"),
     "quart": ("http/",),
     "quart_trio": ("http/",),
