@@ -1,17 +1,20 @@
 """The world outside the actors, as interfaces: whoever starts the actors hands in something that keeps them.
 
-`Compute` is satisfied by the kernel room (torch) and by the simulator's pocket model; `Library` and `Supply` by the
-store room and by a simulated shelf. No file here knows which.
+`Compute` is satisfied by the kernel room (torch) and by the simulator's pocket model; `Library`, `Supply` and `Lender`
+by the store room and by a simulated shelf. No file here knows which.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
 
 from hydra.protocol.batch import Outcome, Run
+from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
 from hydra.protocol.model_spec import Described, TensorRange
 from hydra.protocol.slice_facts import SliceFacts
+
+Aside: TypeAlias = Callable[..., Awaitable[Any]]  # runs a blocking function off the loop: a thread, or virtual time
 
 
 class Progress(Protocol):
@@ -70,6 +73,27 @@ class AtHand:
 
     def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
         return order
+
+
+class Lent(Protocol):
+    """A chunk of a file, and the size of the whole file."""
+
+    @property
+    def data(self) -> Buffer: ...
+
+    @property
+    def file_bytes(self) -> int: ...
+
+
+class Lender(Protocol):
+    """What this process may hand to others of described models' files. Any thread may call."""
+
+    def lend_slice(self, order: LoadSlice) -> None:
+        """From now on the ranges of this order, which was loaded from the folder that is its one source; no other
+        slice any more. Raises OSError when the folder went away."""
+
+    def read(self, fingerprint: str, file: str, offset: int, length: int) -> Lent:
+        """Exactly `length` bytes. Raises RefusalError: model_not_found, invalid_value, bad_model."""
 
 
 class Library(Protocol):

@@ -4,8 +4,8 @@ The event loop supervises; the hot path never touches it. Loads, activations and
 loader thread of their own, while other routes keep stepping on the compute thread.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import attrs
 import structlog
@@ -14,7 +14,7 @@ import trio
 from hydra.actors.cell import House
 from hydra.actors.machine import Effect
 from hydra.actors.member import Leave, Member, Start, TurnedAway
-from hydra.actors.ports import AtHand, Compute, Progress, Supply
+from hydra.actors.ports import Aside, AtHand, Compute, Progress, Supply
 from hydra.actors.post import Post
 from hydra.actors.stage import (
     Activated,
@@ -44,7 +44,6 @@ PROGRESS_EVERY_BYTES = 1 << 20  # at least; of a large slice a 200th
 PROGRESS_STEPS = 200
 
 T = TypeVar("T")
-Aside = Callable[..., Awaitable[Any]]  # runs a blocking function off the loop: a thread, or virtual time
 
 
 class ComputeStuck(Exception):

@@ -27,7 +27,7 @@ ONLY_IN = {
     "msgpack": ("protocol/",),
     "cattrs": ("protocol/", "child_spec.py"),
 }
-SHELLS = {"cell", "coordinator", "frontend", "lifeline", "parent", "post", "stage_thread", "worker"}
+SHELLS = {"cell", "coordinator", "frontend", "lifeline", "parent", "post", "stage_thread", "store_server", "worker"}
 IMPURE = {"trio", "time", "threading", "os", "socket", "subprocess", "secrets", "asyncio"}
 FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "imp"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
