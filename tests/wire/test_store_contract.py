@@ -152,11 +152,14 @@ async def test_an_asker_that_left_is_gone(open_hub, open_line):
     line.send([b"one"])
     (item,) = await heard(hub, 1)
     line.close()
-    with pytest.raises(PeerGone):
-        while True:  # the world needs a moment to notice
-            with contextlib.suppress(WireFull):
-                hub.send_nowait(item.peer, [b"answer"])
-            await trio.lowlevel.checkpoint()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heard, hub, 1)  # whoever does not listen does not hear of partings either
+        with pytest.raises(PeerGone):
+            while True:  # the world needs a moment to notice
+                with contextlib.suppress(WireFull):
+                    hub.send_nowait(item.peer, [b"answer"])
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_asker_that_takes_nothing_fills_its_own_queue_only(open_hub, open_line):

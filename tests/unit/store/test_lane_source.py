@@ -13,6 +13,7 @@ from hydra.store.lane_source import SHUNNED_S, LaneSource
 from hydra.store.range_source import SourceFault, SourceUnfit
 
 FILE = bytes(range(251)) * (5 * CHUNK_BYTES // 251)
+LENGTH = len(FILE)
 A, B, C = "tcp://a:1", "tcp://b:1", "tcp://c:1"
 
 
@@ -96,7 +97,7 @@ class World:
         return [(offset, length) for asked, offset, length in self.asked if asked == addr]
 
 
-def read(source, offset=0, length=len(FILE)):
+def read(source, offset=0, length=LENGTH):
     return b"".join(source.read("file", offset, length))
 
 

@@ -49,6 +49,12 @@ def order_of(described, first, end, folder):
     )
 
 
+def n_open():
+    """Descriptors of this process, where the system says."""
+    listed = Path("/proc/self/fd")
+    return len(list(listed.iterdir())) if listed.exists() else None
+
+
 def refused(keeper, *asked):
     with pytest.raises(RefusalError) as caught:
         keeper.read(*asked)
@@ -197,7 +203,7 @@ def test_the_next_slice_takes_the_place_of_the_one_before(keeper, copy_of):
     directory = copy_of("single")
     described = LocalLibrary().describe(str(directory))
     first, last = slice_ranges(described, 0, 1)[0], slice_ranges(described, 4, 5)[-1]
-    opened = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else None
+    opened = n_open()
     for _ in range(3):
         keeper.lend_slice(order_of(described, 0, 1, directory))
         keeper.read(described.spec.fingerprint, first.file, first.offset, first.length)
@@ -206,17 +212,17 @@ def test_the_next_slice_takes_the_place_of_the_one_before(keeper, copy_of):
         assert refused(keeper, described.spec.fingerprint, first.file, first.offset, 1).code == "model_not_found"
     keeper.close()
     assert refused(keeper, described.spec.fingerprint, last.file, last.offset, 1).code == "model_not_found"
-    assert opened is None or len(os.listdir("/proc/self/fd")) == opened
+    assert n_open() == opened
 
 
 def test_a_slice_whose_folder_went_away_is_a_fault_and_leaves_nothing_open(keeper, copy_of):
     directory = copy_of("sharded")
     described = LocalLibrary().describe(str(directory))
     (directory / "model-00003-of-00003.safetensors").unlink()
-    opened = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else None
+    opened = n_open()
     with pytest.raises(FileNotFoundError):
         keeper.lend_slice(order_of(described, 0, 5, directory))
-    assert opened is None or len(os.listdir("/proc/self/fd")) == opened
+    assert n_open() == opened
 
 
 def test_models_lent_are_bounded(keeper, copy_of):
