@@ -17,6 +17,7 @@ class CoordinatorSpec:
     router_addr: str
     broadcast_addr: str
     results_addr: str
+    store_addr: str
     state_dir: str
     cache_dir: str
     model_path: str = ""  # empty: whatever the state directory remembers
@@ -48,6 +49,7 @@ class WorkerSpec:
     cache_dir: str
     max_cache_bytes: int
     pipeline_bind: str = "tcp://127.0.0.1:0"
+    store_bind: str = "tcp://127.0.0.1:0"
     advertise_host: str = ""  # empty: as bound
     device: str = "cpu"
     dtype: str = "auto"

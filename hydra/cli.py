@@ -124,7 +124,8 @@ def _state_dir(settings: Settings) -> Path:
 @click.option("--device", default="auto", show_default=True, help="cpu, mps or cuda:N.")
 @click.option("--dtype", default="auto", show_default=True, help="Restricts what this worker offers.")
 @click.option("--pipeline-port", type=click.IntRange(0, 65535), default=6000, show_default=True)
-@click.option("--bind", default="127.0.0.1", show_default=True, help="Where to listen for steps.")
+@click.option("--store-port", type=click.IntRange(0, 65535), default=0, help="Where it lends its layers (any).")
+@click.option("--bind", default="127.0.0.1", show_default=True, help="Where to listen for steps and for other workers.")
 @click.option("--advertise", default="", help="The host under which others reach this worker (default: as bound).")
 @click.option("--memory-gb", type=click.FloatRange(min=0), default=0.0, help="Caps what it offers (default: all).")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Compute threads on the CPU.")
@@ -135,20 +136,22 @@ def worker(
     device: str,
     dtype: str,
     pipeline_port: int,
+    store_port: int,
     bind: str,
     advertise: str,
     memory_gb: float,
     threads: int,
 ) -> None:
     """Add this machine's device to a cluster."""
-    from hydra.up import local_workers, run_worker_parent, settle_addr
+    from hydra.up import local_workers, require_token, run_worker_parent, settle_addr
 
     set_up_logging("parent", node_id)
+    settings = load_settings(None, {})
+    require_token("--bind", f"tcp://{bind}:{pipeline_port}", settings.cluster.join_token)
     host, _, port = coordinator.removeprefix("tcp://").rpartition(":")
     if not host or not port.isdigit():
         raise Complaint(f"{coordinator!r} is no address", "it is tcp://HOST:PORT", "for example tcp://10.0.0.5:5555", 2)
     wish = local_workers(1, device)[0]
-    settings = load_settings(None, {})
     spec = WorkerSpec(
         node_id=node_id,
         router_addr=f"tcp://{host}:{port}",
@@ -156,6 +159,7 @@ def worker(
         cache_dir=str(settings.model.cache_path()),
         max_cache_bytes=settings.model.max_cache_bytes(),
         pipeline_bind=settle_addr("pipeline_port", f"tcp://{bind}:{pipeline_port}"),
+        store_bind=settle_addr("store_port", f"tcp://{bind}:{store_port}"),
         advertise_host=advertise or _reachable_host(bind, host, int(port)),
         device=wish.device,
         dtype=dtype,

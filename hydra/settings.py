@@ -68,6 +68,7 @@ class Zmq:
     metrics_addr: str = "tcp://127.0.0.1:5556"
     broadcast_addr: str = "tcp://127.0.0.1:5557"
     results_addr: str = "tcp://127.0.0.1:0"
+    store_addr: str = "tcp://127.0.0.1:0"
     high_water_mark: int = 1000
 
 

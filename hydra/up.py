@@ -110,6 +110,18 @@ def settle_addr(key: str, addr: str, *, host: str | None = None) -> str:
         return f"tcp://{bind_host}:{probe.getsockname()[1]}"
 
 
+def require_token(key: str, addr: str, join_token: str) -> None:
+    """Off loopback a join token must be set. Raises Complaint (exit 6)."""
+    host = addr.partition("://")[2].rpartition(":")[0].strip("[]")
+    if not join_token and host not in ("localhost", "::1") and not host.startswith("127."):
+        raise Complaint(
+            f"{key}: {addr} can be reached from other machines, and no join token is set",
+            "off loopback every process must show one",
+            "set HYDRA_CLUSTER_JOIN_TOKEN (or [cluster] join_token) here and on every worker",
+            6,
+        )
+
+
 def lock_state(directory: Path) -> int:
     """Holds the directory until the process ends. Raises Complaint (exit 4) when another cluster does."""
     try:
@@ -142,6 +154,7 @@ def coordinator_spec(settings: Settings, wish: UpWish, addrs: dict[str, str]) ->
         router_addr=addrs["router_addr"],
         broadcast_addr=addrs["broadcast_addr"],
         results_addr=addrs["results_addr"],
+        store_addr=addrs["store_addr"],
         state_dir=str(wish.state_dir),
         cache_dir=str(settings.model.cache_path()),
         model_path=wish.model_path,
@@ -178,9 +191,12 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
     host = "*" if wish.lan else None
     addrs = {
         key: settle_addr(key, getattr(settings.zmq, key), host=host)
-        for key in ("router_addr", "broadcast_addr", "results_addr")
+        for key in ("router_addr", "broadcast_addr", "results_addr", "store_addr")
     }
+    for key, addr in addrs.items():
+        require_token(key, addr, settings.cluster.join_token)
     near = {key: addr.replace("//*:", "//127.0.0.1:") for key, addr in addrs.items()}
+    any_port = "tcp://*:0" if wish.lan else "tcp://127.0.0.1:0"  # of the local workers
     url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
     plans = [ChildPlan(name=NodeId("coordinator"), role="coordinator", vital=True)]
     specs: dict[str, tuple[str, str, tuple[int, ...]]] = {
@@ -194,6 +210,8 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
             broadcast_addr=near["broadcast_addr"],
             cache_dir=str(settings.model.cache_path()),
             max_cache_bytes=settings.model.max_cache_bytes(),
+            pipeline_bind=any_port,
+            store_bind=any_port,
             device=worker.device,
             dtype=settings.model.dtype,
             threads=worker.threads,

@@ -29,6 +29,7 @@ from hydra.actors.planner import (
 from hydra.actors.ports import Library
 from hydra.actors.post import Post
 from hydra.actors.registry import Broadcast, Opened, Registry
+from hydra.actors.store_server import StoreServer
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, Epoch, NodeId, RouteId
 from hydra.protocol.messages import NodeLoad
@@ -71,6 +72,7 @@ class CoordinatorParts:
     join_token: str = ""
     pid: int = 0
     wall_s: int = 0
+    store: StoreServer | None = None  # lends the files of described models
 
 
 @attrs.define(eq=False)
@@ -103,6 +105,7 @@ class Coordinator:
             ranges=parts.library.slice_ranges,
             results_addr=parts.results.addr,
             wall_s=parts.wall_s,
+            store_addr=parts.store.hub.addr if parts.store is not None else "",
         )
         self.broker = Broker(limits=parts.limits)
         self._post = Post(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor)
@@ -124,6 +127,8 @@ class Coordinator:
                 self._nursery.start_soon(self.house.keep_timers)
                 self._nursery.start_soon(self._post.pump, self.house)
                 self._nursery.start_soon(self._take_results)
+                if self.parts.store is not None:
+                    self._nursery.start_soon(self.parts.store.run)
                 task_status.started()
         finally:
             for _, link in self._links.values():

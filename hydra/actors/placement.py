@@ -12,6 +12,7 @@ from hydra.protocol.messages import LoadPhase, SliceLoaded
 from hydra.protocol.model_spec import Dtype, ModelSpec
 from hydra.protocol.refusal import refuse
 
+LENDERS_MAX = 8  # workers named as sources of one slice
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 
 
@@ -98,6 +99,12 @@ def _held_layers(spec: ModelSpec, dtype: Dtype, node: NodeJoined, route: Route |
             return frozenset(range(placed.share.first_layer, placed.share.end_layer))
     same = [held for held in node.held if held.fingerprint == spec.fingerprint and held.dtype == dtype]
     return frozenset(layer for held in same for layer in held.layers)
+
+
+def lane_sources(coordinator_addr: str, lenders: Iterable[NodeJoined]) -> tuple[str, ...]:
+    """Where a slice may be had on the store lane, as LoadSlice names it; the coordinator first, if it lends."""
+    workers = [node.store_addr for node in lenders if node.store_addr][:LENDERS_MAX]
+    return tuple(f"lane:{addr}" for addr in (coordinator_addr, *workers) if addr)
 
 
 def pool_size(spec: ModelSpec, route: Route, context_tokens: int, block_size: int, running_max: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from hydra.actors.facts import (
 )
 from hydra.actors.jobs import Jobs, node_loads
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.placement import Placed, Route, pool_size, route_dtype, seats_for
+from hydra.actors.placement import Placed, Route, lane_sources, pool_size, route_dtype, seats_for
 from hydra.actors.split import Terms, split_vram
 from hydra.protocol.ids import ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages import (
@@ -186,6 +186,7 @@ class Planner:
     ranges: Callable[[Described, int, int], tuple[TensorRange, ...]]
     results_addr: str
     wall_s: int = 0
+    store_addr: str = ""  # where the coordinator lends the files of what it described; empty: it does not
     number: int = attrs.field(default=0, init=False)
     _nodes: dict[NodeId, NodeJoined] = attrs.field(factory=dict, init=False)
     _suspects: set[NodeId] = attrs.field(factory=set, init=False)
@@ -196,6 +197,7 @@ class Planner:
     _patient: bool = attrs.field(default=False, init=False)
     _next_route: int = attrs.field(default=1, init=False)
     _jobs: Jobs = attrs.field(factory=Jobs, init=False)
+    _lent: dict[NodeId, frozenset[str]] = attrs.field(factory=dict, init=False)  # fingerprints by who may lend them
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -423,6 +425,7 @@ class Planner:
 
     def _joined(self, joined: NodeJoined, now_s: float) -> list[Effect]:
         self._nodes[joined.node] = joined
+        self._lent[joined.node] = frozenset(held.fingerprint for held in joined.held)
         self._suspects.discard(joined.node)
         if self._patient:
             back = self._awaited and all(node in self._nodes for node in self._awaited)
@@ -442,6 +445,7 @@ class Planner:
 
     def _lost(self, node: NodeId, now_s: float) -> list[Effect]:
         self._nodes.pop(node, None)
+        self._lent.pop(node, None)
         self._suspects.discard(node)
         effects: list[Effect] = []
         for model in list(self._models.values()):
@@ -515,7 +519,7 @@ class Planner:
             first_layer=share.first_layer,
             end_layer=share.end_layer,
             tensors=self.ranges(described, share.first_layer, share.end_layer),
-            sources=described.sources,
+            sources=self._sources(described, placed.share.node),
             files=described.files,
             block_size=self.policy.block_size,
             kv_memory_bytes=share.kv_memory_bytes,
@@ -533,6 +537,12 @@ class Planner:
         )
         return [Moved(model.model_id, load)]
 
+    def _sources(self, described: Described, to: NodeId) -> tuple[str, ...]:
+        """The model's own sources, then the store lane: the coordinator, and workers that have loaded some of it."""
+        others = [node for name, node in self._nodes.items() if name != to and name not in self._suspects]
+        lent = [node for node in others if described.spec.fingerprint in self._lent.get(node.node, ())]
+        return (*described.sources, *lane_sources(self.store_addr, lent))
+
     def _slice_loaded(self, peer: PeerId, loaded: SliceLoaded, now_s: float) -> list[Effect]:
         found = self._placed(peer, loaded.route, loaded.epoch)
         if found is None:
@@ -541,6 +551,7 @@ class Planner:
         placed.loaded = loaded
         route = model.route
         assert route is not None and model.described is not None
+        self._lent[placed.share.node] = frozenset({model.described.spec.fingerprint})  # a worker lends its last slice
         if model.phase != "loading" or any(stage.loaded is None for stage in route.stages):
             return []
         model.phase = "activating"

@@ -30,6 +30,7 @@ from hydra.actors.stage import (
 )
 from hydra.actors.stage_line import FenceBoard, StageLine
 from hydra.actors.stage_thread import StageThread
+from hydra.actors.store_server import StoreServer
 from hydra.protocol.ids import ActorName, Generation, NodeId
 from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello, LoadPhase, LoadSlice, StageProgress
 from hydra.protocol.refusal import RefusalError
@@ -63,6 +64,8 @@ class WorkerParts:
     pid: int
     auth: str = ""
     supply: Supply = AtHand()
+    store: StoreServer | None = None  # lends to others what was loaded here
+    store_addr: str | None = None  # as others reach it
 
 
 @attrs.define(eq=False)
@@ -98,6 +101,8 @@ class Worker:
             nursery.start_soon(self.house.keep_timers)
             nursery.start_soon(self._post.pump, self.house)
             nursery.start_soon(self._do_chores)
+            if self.parts.store is not None:
+                nursery.start_soon(self.parts.store.run)
             self.house.post(MEMBER, Start())
             task_status.started()
 
@@ -125,6 +130,7 @@ class Worker:
             term_seen=term,
             device=self.parts.compute.offer(),
             pipeline_addr=self.parts.pipeline_addr,
+            store_addr=self.parts.store_addr,
             held=self.parts.compute.held(),
         )
 
@@ -176,10 +182,20 @@ class Worker:
         try:
             at_hand = await aside(supply.ensure, order, self._teller(order, "fetching"), let_go)
             facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
+            await self._lend(at_hand)
         except RefusalError as why:
             self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
         else:
             self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
+
+    async def _lend(self, at_hand: LoadSlice) -> None:
+        """From now on others may fetch this slice here. That nobody can is no reason not to serve it."""
+        if self.parts.store is None:
+            return
+        try:
+            await self.parts.aside(self.parts.store.lender.lend_slice, at_hand)
+        except OSError as why:
+            log.warning("the loaded slice cannot be lent to others", folder=at_hand.sources[0], why=str(why))
 
     def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:
         """A progress that other threads may call; it speaks at the first word, the last, and not too often between."""

@@ -62,6 +62,7 @@ class Hello:
     term_seen: int  # the highest term this process has heard of
     device: DeviceOffer | None = None  # workers only
     pipeline_addr: str | None = None  # workers only: where the stage's PULL socket can be reached
+    store_addr: str | None = None  # where this process answers on the store lane, if it does
     held: tuple[Held, ...] = ()
 
 

@@ -20,6 +20,7 @@ Socket = zmq.Socket[bytes]
 T = TypeVar("T")
 
 ZERO_COPY_BYTES = 64 << 10  # below, a copy is cheaper than the bookkeeping
+EVERYWHERE = ("0.0.0.0", "*", "[::]")
 RECEIVE_BATCH = 256  # messages per wake-up, so that one loud peer does not starve the loop
 
 
@@ -57,6 +58,16 @@ def bind(socket: Socket, addr: str) -> str:
     endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(endpoint, bytes)
     return endpoint.rstrip(b"\0").decode()
+
+
+def as_reached(addr: str, via: str) -> str:
+    """`addr` for a process that reaches its neighbours' machine as `via`, a host; empty: as it is.
+
+    Who is bound to every address of the coordinator's machine says 0.0.0.0: "where you found the coordinator".
+    """
+    scheme, _, rest = addr.partition("://")
+    host, _, port = rest.rpartition(":")
+    return f"{scheme}://{via}:{port}" if via and host in EVERYWHERE else addr
 
 
 def connect(socket: Socket, addr: str) -> None:

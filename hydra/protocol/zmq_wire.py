@@ -18,6 +18,7 @@ from hydra.protocol.wire import STORE_BOUND, Delivery, Frames, WireClosed, WireE
 from hydra.protocol.zmq_sockets import (
     Ears,
     Socket,
+    as_reached,
     bind,
     connect,
     from_peer,
@@ -213,10 +214,14 @@ class ZmqBlockingLink:
 
 
 class ZmqWires:
-    """Implements Wires for one process. Close the ends first, each in its own thread, then this."""
+    """Implements Wires for one process. Close the ends first, each in its own thread, then this.
 
-    def __init__(self) -> None:
+    `coordinator_addr` is where this process reaches the coordinator: there are those who say they are at 0.0.0.0.
+    """
+
+    def __init__(self, coordinator_addr: str = "") -> None:
         self._context: zmq.Context[Socket] = zmq.Context()
+        self._via = coordinator_addr.partition("://")[2].rpartition(":")[0]
 
     def hub(self, command_addr: str, broadcast_addr: str, bound: int = 1000) -> ZmqHub:
         return ZmqHub(self._context, command_addr, broadcast_addr, bound)
@@ -228,19 +233,19 @@ class ZmqWires:
         return ZmqStepSource(self._context, addr, bound)
 
     def step_link(self, addr: str, bound: int) -> ZmqStepLink:
-        return ZmqStepLink(self._context, addr, bound)
+        return ZmqStepLink(self._context, as_reached(addr, self._via), bound)
 
     def blocking_source(self, addr: str, bound: int) -> ZmqBlockingSource:
         return ZmqBlockingSource(self._context, addr, bound)
 
     def blocking_link(self, addr: str, bound: int) -> ZmqBlockingLink:
-        return ZmqBlockingLink(self._context, addr, bound)
+        return ZmqBlockingLink(self._context, as_reached(addr, self._via), bound)
 
     def store_hub(self, addr: str, bound: int = STORE_BOUND) -> ZmqStoreHub:
         return ZmqStoreHub(self._context, addr, bound)
 
     def store_line(self, addr: str, bound: int = STORE_BOUND) -> ZmqStoreLine:
-        return ZmqStoreLine(self._context, addr, bound)
+        return ZmqStoreLine(self._context, as_reached(addr, self._via), bound)
 
     def close(self) -> None:
         self._context.destroy()
