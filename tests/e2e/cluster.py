@@ -58,7 +58,9 @@ class RunningCluster:
 
 
 def environment() -> dict[str, str]:
-    ports = {f"HYDRA_ZMQ_{key}_ADDR": "tcp://127.0.0.1:0" for key in ("ROUTER", "BROADCAST", "METRICS", "RESULTS", "STORE")}
+    ports = {
+        f"HYDRA_ZMQ_{key}_ADDR": "tcp://127.0.0.1:0" for key in ("ROUTER", "BROADCAST", "METRICS", "RESULTS", "STORE")
+    }
     return {**os.environ, **ports, "HYDRA_LOG": "warning", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
