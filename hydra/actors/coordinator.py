@@ -109,7 +109,8 @@ class Coordinator:
         )
         self.broker = Broker(limits=parts.limits)
         self._post = Post(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor)
-        desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense)
+        more = parts.store.samples if parts.store is not None else tuple
+        desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense, more)
         self.house = House(COORDINATOR, self._post.carry)
         self.house.add(REGISTRY.actor, self.registry, self._perform)
         self.house.add(PLANNER.actor, self.planner, self._perform)

@@ -15,6 +15,7 @@ import trio
 
 from hydra.actors.ports import Aside, Lender
 from hydra.protocol import store_lane
+from hydra.protocol.messages import Sample
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.store_lane import Answer, ChunkAsked, ChunkRefused, ChunkTold
 from hydra.protocol.wire import Delivery, PeerGone, StoreHub, TheyBrokeTheRules, WireFull
@@ -47,6 +48,19 @@ class StoreServer:
             while True:
                 for delivery in await self.hub.receive():
                     await passing.send(delivery)  # what nobody is free to read stays in the askers' queues
+
+    def samples(self) -> tuple[Sample, ...]:
+        """What this end has counted, as metrics."""
+        counted = (
+            ("bytes", "Bytes of models' files handed out on the store lane.", self.told_bytes),
+            ("refusals", "Questions on the store lane that were refused.", self.refused),
+            ("dropped", "Answers on the store lane that nobody took.", self.dropped),
+            ("nonsense", "Messages refused at the door of the store lane.", self.nonsense),
+        )
+        return tuple(
+            Sample(name=f"hydra_store_{what}_total", kind="counter", help=text, value=value)
+            for what, text, value in counted
+        )
 
     async def _answer_all(self, taking: trio.MemoryReceiveChannel[Delivery]) -> None:
         async for delivery in taking:

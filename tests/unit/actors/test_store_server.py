@@ -86,6 +86,8 @@ async def test_a_chunk_is_told_with_its_number_and_the_size_of_its_file(autojump
     async with open_lane() as lane:
         assert await lane.ask(ASK) == ChunkTold(number=5, file_bytes=len(FILE), data=FILE[100:150])
         assert lane.server.told_bytes == 50 and not lane.server.refused
+        told = {sample.name: sample.value for sample in lane.server.samples()}
+        assert told["hydra_store_bytes_total"] == 50 and sum(told.values()) == 50
 
 
 @pytest.mark.parametrize(
