@@ -20,9 +20,9 @@ LENGTHS = (1, 2, 5, 9, 17, 33, 40, 64)
 MARGIN = 1e-3  # between the best and the second logit: below it two correct programs may differ
 
 
-def save_model(directory: Path, *, tied: bool) -> LlamaForCausalLM:
+def save_model(directory: Path, *, tied: bool, seed: int = 5) -> LlamaForCausalLM:
     """A random Llama: grouped-query heads, sharded files, a vocabulary that is no multiple of 8."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=1003,
         hidden_size=64,
