@@ -177,32 +177,35 @@ def worker_main(spec: WorkerSpec, lifeline_fds: tuple[int, int]) -> None:
     from hydra.protocol.model_spec import Dtype
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.store.cache_room import CacheRoom
+    from hydra.store.lane_source import lane_opener
     from hydra.store.model_ref import HubAccess
     from hydra.store.range_cache import RangeCache
-    from hydra.store.supply import StoreSupply, hub_opener
     from hydra.store.shelf_keeper import ShelfKeeper
+    from hydra.store.supply import StoreSupply, hub_opener
 
+    auth = os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", "")
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
-    supply = StoreSupply(RangeCache(room), hub_opener(HubAccess.of(os.environ)))
     dtypes: tuple[Dtype, ...] | None = None if spec.dtype == "auto" else (spec.dtype,)  # type: ignore[assignment]
     runner = Runner(spec.device, threads=spec.threads, dtypes=dtypes, memory_bytes=spec.memory_bytes)
 
     async def main() -> None:
         wires = ZmqWires(spec.router_addr)
         source = wires.blocking_source(spec.pipeline_bind, spec.data_bound)
+        openers = {**hub_opener(HubAccess.of(os.environ)), **lane_opener(wires.store_line, auth)}
+        supply = StoreSupply(RangeCache(room), openers)
         store = _store_server(wires.store_hub(spec.store_bind), ShelfKeeper())
         parts = WorkerParts(
             node_id=NodeId(spec.node_id),
             spoke=wires.spoke(peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
             pipeline_addr=_advertised(source.addr, spec.advertise_host),
+            supply=supply,
             store=store,
             store_addr=_advertised(store.hub.addr, spec.advertise_host),
             compute=runner,
-            supply=supply,
             aside=trio.to_thread.run_sync,
             host=socket.gethostname(),
             pid=os.getpid(),
-            auth=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
+            auth=auth,
         )
         stopping = trio.Event()
         held: list[Lifeline] = []

@@ -101,10 +101,12 @@ def _held_layers(spec: ModelSpec, dtype: Dtype, node: NodeJoined, route: Route |
     return frozenset(layer for held in same for layer in held.layers)
 
 
-def lane_sources(coordinator_addr: str, lenders: Iterable[NodeJoined]) -> tuple[str, ...]:
-    """Where a slice may be had on the store lane, as LoadSlice names it; the coordinator first, if it lends."""
+def lane_source(coordinator_addr: str, lenders: Iterable[NodeJoined]) -> tuple[str, ...]:
+    """Where a slice may be had on the store lane, as LoadSlice names it: all who may hold it as one source, the
+    coordinator first. Nothing, when nobody lends."""
     workers = [node.store_addr for node in lenders if node.store_addr][:LENDERS_MAX]
-    return tuple(f"lane:{addr}" for addr in (coordinator_addr, *workers) if addr)
+    addrs = [addr for addr in (coordinator_addr, *workers) if addr]
+    return ("lane:" + ",".join(addrs),) if addrs else ()
 
 
 def pool_size(spec: ModelSpec, route: Route, context_tokens: int, block_size: int, running_max: int) -> tuple[int, int]:

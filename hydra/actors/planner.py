@@ -32,7 +32,7 @@ from hydra.actors.facts import (
 )
 from hydra.actors.jobs import Jobs, node_loads
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.placement import Placed, Route, lane_sources, pool_size, route_dtype, seats_for
+from hydra.actors.placement import Placed, Route, lane_source, pool_size, route_dtype, seats_for
 from hydra.actors.split import Terms, split_vram
 from hydra.protocol.ids import ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages import (
@@ -541,7 +541,7 @@ class Planner:
         """The model's own sources, then the store lane: the coordinator, and workers that have loaded some of it."""
         others = [node for name, node in self._nodes.items() if name != to and name not in self._suspects]
         lent = [node for node in others if described.spec.fingerprint in self._lent.get(node.node, ())]
-        return (*described.sources, *lane_sources(self.store_addr, lent))
+        return (*described.sources, *lane_source(self.store_addr, lent))
 
     def _slice_loaded(self, peer: PeerId, loaded: SliceLoaded, now_s: float) -> list[Effect]:
         found = self._placed(peer, loaded.route, loaded.epoch)

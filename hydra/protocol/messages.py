@@ -185,7 +185,7 @@ class LoadSlice:
 
     `tensors` are the byte ranges of the slice, `files` all weights files of the model, `sources` where to read them,
     best first: an absolute path (a directory, if it is there and its fingerprint is equal), `hub:org/name@commit`, or
-    `lane:...`.
+    `lane:tcp://HOST:PORT,...`, all who may lend it.
     """
 
     route: RouteId

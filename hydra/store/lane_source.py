@@ -7,11 +7,12 @@ sockets, and who the addresses are.
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 
 import attrs
 
+from hydra.protocol.messages import LoadSlice
 from hydra.protocol.range_window import RangeWindow
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.store_lane import ChunkRefused, decode_answer, encode_ask
@@ -96,6 +97,15 @@ class LaneSource:
     def _shun(self, addr: str) -> None:
         with self._lock:
             self._shunned_until[addr] = self.now() + SHUNNED_S
+
+
+def lane_opener(open_line: Callable[[str], BlockingStoreLine], auth: str) -> Mapping[str, Callable[..., LaneSource]]:
+    """Opens `lane:tcp://HOST:PORT,...` for a StoreSupply."""
+
+    def open_lane(name: str, order: LoadSlice) -> LaneSource:
+        return LaneSource(name.removeprefix(LANE).split(","), order.spec.fingerprint, open_line, auth)
+
+    return {LANE: open_lane}
 
 
 def _fault(refusal: Refusal) -> SourceFault:
