@@ -20,6 +20,7 @@ class CoordinatorSpec:
     store_addr: str
     state_dir: str
     cache_dir: str
+    max_cache_bytes: int
     model_path: str = ""  # empty: whatever the state directory remembers
     model_id: str = ""
     dtype: str = "auto"

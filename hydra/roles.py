@@ -81,7 +81,9 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     from hydra.actors.planner import Policy, Wish
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.state_dir import read_state, write_state
+    from hydra.store.cache_room import CacheRoom
     from hydra.store.hub import Hub
+    from hydra.store.hub_place import lend_model
     from hydra.store.library import HubLibrary
     from hydra.store.model_ref import HubAccess
     from hydra.store.shelf_keeper import ShelfKeeper
@@ -93,11 +95,13 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         wish = Wish(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
         saved = attrs.evolve(saved, wishes=(wish,), nodes=())
         fresh = True
-    library, keeper = HubLibrary(Hub(HubAccess.of(os.environ), Path(spec.cache_dir))), ShelfKeeper()
+    access, keeper = HubAccess.of(os.environ), ShelfKeeper()
+    library = HubLibrary(Hub(access, Path(spec.cache_dir)))
+    room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
 
     def describe(path: str) -> Described:
         described = library.describe(path)
-        keeper.lend_described(described)
+        lend_model(keeper, described, access, room)
         return described
 
     refused: list[Refusal] = []

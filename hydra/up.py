@@ -157,6 +157,7 @@ def coordinator_spec(settings: Settings, wish: UpWish, addrs: dict[str, str]) ->
         store_addr=addrs["store_addr"],
         state_dir=str(wish.state_dir),
         cache_dir=str(settings.model.cache_path()),
+        max_cache_bytes=settings.model.max_cache_bytes(),
         model_path=wish.model_path,
         model_id=settings.model.id,
         dtype=settings.model.dtype,

@@ -538,9 +538,14 @@ class Planner:
         return [Moved(model.model_id, load)]
 
     def _sources(self, described: Described, to: NodeId) -> tuple[str, ...]:
-        """The model's own sources, then the store lane: the coordinator, and workers that have loaded some of it."""
+        """The model's own sources, and the store lane: the coordinator, and workers that have loaded some of it.
+
+        Of a Hub model those workers come first, since they are near, and the coordinator last: it would have to fetch.
+        """
         others = [node for name, node in self._nodes.items() if name != to and name not in self._suspects]
         lent = [node for node in others if described.spec.fingerprint in self._lent.get(node.node, ())]
+        if any(source.startswith("hub:") for source in described.sources):
+            return (*lane_source("", lent), *described.sources, *lane_source(self.store_addr, ()))
         return (*described.sources, *lane_source(self.store_addr, lent))
 
     def _slice_loaded(self, peer: PeerId, loaded: SliceLoaded, now_s: float) -> list[Effect]:

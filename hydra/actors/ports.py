@@ -89,8 +89,8 @@ class Lender(Protocol):
     """What this process may hand to others of described models' files. Any thread may call."""
 
     def lend_slice(self, order: LoadSlice) -> None:
-        """From now on the ranges of this order, which was loaded from the folder that is its one source; no other
-        slice any more. Raises OSError when the folder went away."""
+        """From now on the ranges of this order, which was loaded from the folder that is its one source; of no other
+        model any more. Raises OSError when the folder went away."""
 
     def read(self, fingerprint: str, file: str, offset: int, length: int) -> Lent:
         """Exactly `length` bytes. Raises RefusalError: model_not_found, invalid_value, bad_model."""

@@ -53,7 +53,7 @@ class ChunkTold:
 
 @attrs.frozen(kw_only=True)
 class ChunkRefused:
-    """These bytes do not come from here: unauthorized, model_not_found, invalid_value, bad_model or timeout."""
+    """These bytes do not come from here. SPEC.md says which codes there are, and what each means."""
 
     number: int = attrs.field(validator=_size)
     refusal: Refusal

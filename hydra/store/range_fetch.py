@@ -44,6 +44,7 @@ class Fetch:
     failure: BaseException | None = attrs.field(default=None, init=False)  # the first: the others follow from it
     _sure: dict[RangeFile, set[Chunk]] = attrs.field(factory=dict, init=False)
     _whole_only: set[tuple[str, RangeFile]] = attrs.field(factory=set, init=False)
+    _spent: set[str] = attrs.field(factory=set, init=False)  # sources that used up somebody's patience: asked last
     _done_bytes: int = attrs.field(default=0, init=False)
     _total_bytes: int = attrs.field(default=0, init=False)
     _stopped: threading.Event = attrs.field(factory=threading.Event, init=False)
@@ -78,12 +79,14 @@ class Fetch:
 
     def _bring(self, piece: Piece) -> None:
         faults: list[tuple[RangeSource, SourceFault]] = []
-        for source in self.sources:
+        for source in sorted(self.sources, key=lambda source: source.name in self._spent):
             try:
                 self._from(source, piece)
                 return
             except SourceFault as fault:
                 faults.append((source, fault))
+                if not isinstance(fault, SourceUnfit):
+                    self._spent.add(source.name)
         raise Unsupplied("; ".join(f"{source.name}: {fault}" for source, fault in faults) or "there is no source")
 
     def _from(self, source: RangeSource, piece: Piece) -> None:

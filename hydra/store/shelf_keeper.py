@@ -4,8 +4,8 @@ Promises: only bytes of a file that was lent, as it was when it was lent, and al
 else is a typed refusal. A name from outside is looked up among the names that were lent and never becomes a path.
 Any thread may ask. Refuses to know who asks, and how the bytes travel.
 
-A whole model directory is lent by whoever described it (the coordinator), a slice by the worker that has loaded it: in
-a cache its files have holes, and the worker knows only its own ranges to be there.
+A whole model directory is lent by whoever described it (the coordinator), slices by the worker that has loaded them: in
+a cache the files have holes, and the worker knows only the ranges that it has loaded to be there.
 """
 
 import os
@@ -76,15 +76,18 @@ class ShelfKeeper:
         self.lend(described.spec.fingerprint, WholeFiles.of(Path(described.folder), names))
 
     def lend_slice(self, order: LoadSlice) -> None:
-        """Exactly the ranges of an order that was loaded from a folder of this machine, and no other slice beside it.
+        """The ranges of an order that was loaded from a folder of this machine, and no other model beside it.
 
-        The cache keeps no other entry from being removed, so nothing else is promised. Raises OSError.
+        Ranges of the same model that were lent before stay lent, while they lie in the same files: a plan that moves
+        layers away has them fetched here. Of other models the cache keeps nothing from being removed. Raises OSError.
         """
-        place = HeldOpen.of(Path(order.sources[0]), order)
         with self._lock:
-            former = list(self._places.values())
+            former = self._places.get(order.spec.fingerprint)
+        place = HeldOpen.of(Path(order.sources[0]), order, former if isinstance(former, HeldOpen) else None)
+        with self._lock:
+            taken_back = list(self._places.values())
             self._places = {order.spec.fingerprint: place}
-        for each in former:
+        for each in taken_back:
             each.close()
 
     def read(self, fingerprint: str, file: str, offset: int, length: int) -> Lent:
@@ -144,7 +147,7 @@ class WholeFiles:
         try:
             if _Identity.of(os.fstat(opened)) != identity:
                 raise refuse("bad_model", f"{file} was changed since the model was described")
-            return _read(opened, file, identity.size_bytes, offset, length)
+            return read_chunk(opened, file, identity.size_bytes, offset, length)
         finally:
             os.close(opened)
 
@@ -164,27 +167,44 @@ class _OpenFile:
 
 @attrs.frozen
 class HeldOpen:
-    """The files of one slice, held open, with the ranges that are known to be in them."""
+    """The files of one worker's slices, held open, with the ranges that are known to be in them."""
 
-    _files: Mapping[str, _OpenFile]
+    _files: dict[str, _OpenFile] = attrs.field(factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, order: LoadSlice) -> "HeldOpen":
-        files: dict[str, _OpenFile] = {}
-        made = cls(files)
+    def of(cls, folder: Path, order: LoadSlice, former: "HeldOpen | None" = None) -> "HeldOpen":
+        """Also what `former` lent of those files that are still the same. Raises OSError."""
+        made = cls()
         try:
             for tensor in order.tensors:
-                if tensor.file not in files:
-                    real = locate(folder, tensor.file)
-                    if real is None:
-                        raise FileNotFoundError(folder / tensor.file)
-                    opened = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                    files[tensor.file] = _OpenFile(opened, os.fstat(opened).st_size)
-                files[tensor.file].spans.add(tensor.offset, tensor.offset + tensor.length)
+                if tensor.file not in made._files and not made._open(folder, tensor.file):
+                    raise FileNotFoundError(folder / tensor.file)
+                made._files[tensor.file].spans.add(tensor.offset, tensor.offset + tensor.length)
+            for file, held in former._files.items() if former is not None else ():
+                made._inherit(folder, file, held)
         except BaseException:
             made.close()
             raise
         return made
+
+    def _open(self, folder: Path, file: str) -> bool:
+        real = locate(folder, file)
+        if real is None:
+            return False
+        opened = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._files[file] = _OpenFile(opened, os.fstat(opened).st_size)
+        return True
+
+    def _inherit(self, folder: Path, file: str, former: _OpenFile) -> None:
+        """The ranges of `former`, if its file is still the one in the folder: while it is open no other can be taken
+        for it."""
+        if file not in self._files and not self._open(folder, file):
+            return
+        mine = self._files[file]
+        assert mine.opened is not None, "just opened"
+        if former.opened is not None and os.path.samestat(os.fstat(mine.opened), os.fstat(former.opened)):
+            for start, end in former.spans:
+                mine.spans.add(start, end)
 
     def read(self, file: str, offset: int, length: int) -> Lent:
         held = self._files.get(file)
@@ -195,7 +215,7 @@ class HeldOpen:
         with held.lock:
             if held.opened is None:
                 raise refuse("model_not_found", f"{file} is not held here any more")
-            return _read(held.opened, file, held.size_bytes, offset, length)
+            return read_chunk(held.opened, file, held.size_bytes, offset, length)
 
     def close(self) -> None:
         for held in self._files.values():
@@ -205,7 +225,8 @@ class HeldOpen:
                 os.close(opened)
 
 
-def _read(opened: int, file: str, file_bytes: int, offset: int, length: int) -> Lent:
+def read_chunk(opened: int, file: str, file_bytes: int, offset: int, length: int) -> Lent:
+    """All of [offset, offset + length) of an open file. Raises RefusalError: invalid_value, bad_model."""
     if offset < 0 or length < 0 or offset + length > file_bytes:
         what = f"{file} has {file_bytes} bytes; {offset} to {offset + length} were asked for"
         raise refuse("invalid_value", what, param="offset")

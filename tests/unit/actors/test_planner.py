@@ -631,3 +631,16 @@ def test_nobody_lends_where_nobody_says_so():
     hall.begin(expected=1)
     hall.tell(WasDescribed("/models/m", MODEL))
     assert sources(hall.tell(joined("a")))["a-1"] == ("/models/m",)
+
+
+def test_a_hub_model_is_had_from_a_worker_nearby_then_from_the_hub_and_last_through_the_coordinator():
+    hall = Hall(store_addr="tcp://c")
+    hall.begin(expected=2)
+    hub = "hub:org/name@" + "0" * 40
+    hall.tell(WasDescribed("/models/m", attrs.evolve(MODEL, sources=(hub,))))
+    hall.tell(joined("a", store_addr="tcp://store-a"))
+    effects = hall.tell(joined("b", store_addr="tcp://store-b"))
+    assert sources(effects) == {"a-1": (hub, "lane:tcp://c"), "b-1": (hub, "lane:tcp://c")}
+    hall.warms(hall.loads(effects))
+    again = sources(hall.hears(Rebalance(ask=1)))
+    assert again["a-1"] == ("lane:tcp://store-b", hub, "lane:tcp://c")

@@ -199,19 +199,43 @@ def test_a_slice_stays_true_when_its_folder_is_removed_and_made_anew_with_holes(
     assert got.data == whole[tensor.offset : tensor.offset + tensor.length]
 
 
-def test_the_next_slice_takes_the_place_of_the_one_before(keeper, copy_of):
-    directory = copy_of("single")
+def lends(keeper, described, first, end):
+    """Whether every tensor of these layers can be had."""
+    try:
+        for tensor in slice_ranges(described, first, end):
+            keeper.read(described.spec.fingerprint, tensor.file, tensor.offset, tensor.length)
+    except RefusalError as why:
+        assert why.refusal.code in ("model_not_found", "invalid_value")
+        return False
+    return True
+
+
+def test_what_was_loaded_before_stays_lent_while_its_files_are_the_same(keeper, copy_of):
+    """Else nobody could fetch from here the layers that a new plan takes away from here."""
+    directory = copy_of("sharded")
     described = LocalLibrary().describe(str(directory))
-    first, last = slice_ranges(described, 0, 1)[0], slice_ranges(described, 4, 5)[-1]
+    opened = n_open()
+    keeper.lend_slice(order_of(described, 0, 4, directory))
+    keeper.lend_slice(order_of(described, 0, 1, directory))
+    assert lends(keeper, described, 0, 4) and not lends(keeper, described, 4, 5)
+    again = directory.with_name("again")
+    shutil.copytree(directory, again)
+    keeper.lend_slice(order_of(described, 0, 1, again))
+    assert lends(keeper, described, 0, 1) and not lends(keeper, described, 1, 4)
+    keeper.close()
+    assert not lends(keeper, described, 0, 1) and n_open() == opened
+
+
+def test_another_model_takes_the_place_of_the_one_before(keeper, copy_of):
+    one, other = copy_of("single"), copy_of("sharded_tied")
+    first, second = (LocalLibrary().describe(str(directory)) for directory in (one, other))
     opened = n_open()
     for _ in range(3):
-        keeper.lend_slice(order_of(described, 0, 1, directory))
-        keeper.read(described.spec.fingerprint, first.file, first.offset, first.length)
-        keeper.lend_slice(order_of(described, 4, 5, directory))
-        keeper.read(described.spec.fingerprint, last.file, last.offset, last.length)
-        assert refused(keeper, described.spec.fingerprint, first.file, first.offset, 1).code == "model_not_found"
+        keeper.lend_slice(order_of(first, 0, 1, one))
+        assert lends(keeper, first, 0, 1)
+        keeper.lend_slice(order_of(second, 0, 1, other))
+        assert lends(keeper, second, 0, 1) and not lends(keeper, first, 0, 1)
     keeper.close()
-    assert refused(keeper, described.spec.fingerprint, last.file, last.offset, 1).code == "model_not_found"
     assert n_open() == opened
 
 
