@@ -5,7 +5,9 @@ process that was started elsewhere.
 """
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from hydra.store.library import LocalLibrary
 from hydra.store.ranges import slice_ranges
 from tests.e2e.cluster import RunningCluster, environment, running_cluster
 from tests.e2e.test_cluster import Served, complete, save_model, served
+from tests.fake_hub import fake_hub
 
 SAME_PATH = Path("/proc/self/cwd/model")
 JOIN_TOKEN = "open-sesame"
@@ -44,7 +47,7 @@ def cluster(first: Served, tmp_path: Path) -> Iterator[RunningCluster]:
 
 
 @contextmanager
-def second_machine(cluster: RunningCluster, disk: Path) -> Iterator[None]:
+def second_machine(cluster: RunningCluster, disk: Path, **more: str) -> Iterator[None]:
     """A worker started by hand, on a disk of its own, that has joined."""
     command = psutil.Process(cluster.pid_of_role("coordinator")).cmdline()
     spec = json.loads(command[command.index("--spec") + 1])
@@ -54,6 +57,7 @@ def second_machine(cluster: RunningCluster, disk: Path) -> Iterator[None]:
         **environment(),
         "HYDRA_CLUSTER_JOIN_TOKEN": JOIN_TOKEN,
         "HYDRA_MODEL_CACHE_DIR": str(disk / "cache"),
+        **more,
     }
     process = subprocess.Popen(argv, cwd=disk, env=env, process_group=0)
     try:
@@ -106,6 +110,21 @@ def test_a_machine_without_the_model_fetches_its_layers_and_answers_as_before(
         assert cluster.metric("hydra_store_refusals_total") == 0
 
 
+def test_a_coordinator_that_is_killed_while_it_lends_is_waited_for(
+    cluster: RunningCluster, first: Served, tmp_path: Path
+) -> None:
+    with second_machine(cluster, tmp_path):
+        pid = cluster.pid_of_role("coordinator")
+        assert httpx2.post(f"{cluster.url}/api/cluster/rebalance", timeout=60.0).is_success
+        os.kill(pid, signal.SIGKILL)
+        assert [complete(cluster, prompt, stream=True) for prompt in first.prompts] == first.answers
+        assert cluster.pid_of_role("coordinator") != pid
+        cluster.wait_until("both are back", 60, lambda: set(stages(cluster)) == {"w0", "far"})
+        mine = slice_bytes(first.directory, rebalanced(cluster))
+        assert [complete(cluster, prompt, stream=True) for prompt in first.prompts] == first.answers
+        assert cluster.metric("hydra_store_bytes_total") <= 1.03 * mine
+
+
 def test_another_model_at_the_same_path_is_not_taken_for_it(
     cluster: RunningCluster, first: Served, tmp_path: Path
 ) -> None:
@@ -122,3 +141,23 @@ def test_the_same_model_at_the_same_path_is_read_there(cluster: RunningCluster, 
         rebalanced(cluster)
         assert [complete(cluster, prompt, stream=True) for prompt in first.prompts] == first.answers
         assert cluster.metric("hydra_store_bytes_total") == 0
+
+
+def test_a_machine_that_cannot_reach_the_hub_fetches_from_the_worker_that_has(first: Served, tmp_path: Path) -> None:
+    (tmp_path / "near").mkdir()
+    (tmp_path / "far").mkdir()
+    with fake_hub() as hub:
+        hub.add("org/name", first.directory)
+        near = {
+            "HF_ENDPOINT": hub.url,
+            "HYDRA_MODEL_CACHE_DIR": str(tmp_path / "near"),
+            "HYDRA_CLUSTER_JOIN_TOKEN": JOIN_TOKEN,
+        }
+        with running_cluster(tmp_path, Path("org/name"), workers=1, **near) as cluster:
+            assert complete(cluster, first.prompts[3], stream=True) == first.answers[3]
+            sent = len(hub.sent)
+            with second_machine(cluster, tmp_path / "far", HF_ENDPOINT="http://127.0.0.1:1"):
+                rebalanced(cluster)
+                assert [complete(cluster, prompt, stream=True) for prompt in first.prompts] == first.answers
+            assert sent and len(hub.sent) == sent, "the Hub was asked again for what a neighbour holds"
+            assert cluster.metric("hydra_store_bytes_total") == 0, "the coordinator was asked where a worker would do"
