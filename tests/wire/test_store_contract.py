@@ -142,8 +142,12 @@ async def test_a_line_breaks_with_its_hub_and_never_speaks_to_the_next(open_hub,
         for _ in range(100):
             line.send([b"three"])
     again = open_line(addr)
-    again.send([b"four"])
-    assert [plain(item.frames) for item in await heard(second, 1)] == [[b"four"]]
+    for number in range(300):  # time enough to dial anew, for whoever would
+        again.send([b"%d" % number])
+        (item,) = await heard(second, 1)
+        assert plain(item.frames) == [b"%d" % number]
+        second.send_nowait(item.peer, [b"answer"])
+        assert plain(await again.receive()) == [b"answer"]
 
 
 async def test_an_asker_that_left_is_gone(open_hub, open_line):
