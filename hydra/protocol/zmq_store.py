@@ -11,7 +11,7 @@ import zmq
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import PeerId
 from hydra.protocol.store_lane import ANSWER_BYTES_MAX, ASK_BYTES_MAX
-from hydra.protocol.wire import Delivery, Frames, LineBroken, WireClosed, WireFull
+from hydra.protocol.wire import Delivery, Frames, LineBroken, WireClosed, WireError, WireFull
 from hydra.protocol.zmq_sockets import (
     Ears,
     Socket,
@@ -74,7 +74,11 @@ class ZmqStoreLine:
         self._poller = zmq.Poller()
         self._poller.register(self._dealer, zmq.POLLIN)
         self._poller.register(self._news, zmq.POLLIN)
-        connect(self._dealer, addr)
+        try:
+            connect(self._dealer, addr)
+        except WireError:
+            self._news.close()
+            raise
 
     def send(self, frames: Frames) -> None:
         if not push_now(self._dealer, frames):

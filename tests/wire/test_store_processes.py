@@ -76,6 +76,21 @@ def test_a_file_comes_over_a_real_socket_and_strangers_get_nothing(directory, wi
                 list(source(wires, addr, auth=auth).read(file, offset, 1))
 
 
+@pytest.mark.parametrize("addr", ["tcp://127.0.0.1:1", "tcp://", "tcp://127.0.0.1:x"])
+def test_an_address_where_nobody_is_is_a_fault_of_that_address_only(addr, directory, wires):
+    with pytest.raises(SourceFault) as caught:
+        list(source(wires, addr).read("model", 0, 1))
+    assert not isinstance(caught.value, SourceUnfit)
+    with serving(directory) as (_, second):
+        assert len(b"".join(source(wires, addr, second).read("model", 0, 9))) == 9
+
+
+@pytest.mark.parametrize("addr", ["ipc:///tmp/socket", "inproc://store", "", "file:///etc/passwd"])
+def test_only_other_machines_are_asked(addr, wires):
+    with pytest.raises(SourceUnfit):
+        list(source(wires, addr).read("model", 0, 1))
+
+
 def test_a_server_killed_in_the_middle_of_a_transfer_is_replaced_by_a_peer_at_once(directory, wires):
     whole = (directory / "model").read_bytes()
     with serving(directory, disk_s=0.02) as (victim, first), serving(directory) as (_, second):
