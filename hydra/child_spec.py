@@ -17,7 +17,10 @@ class CoordinatorSpec:
     router_addr: str
     broadcast_addr: str
     results_addr: str
+    store_addr: str
     state_dir: str
+    cache_dir: str
+    max_cache_bytes: int
     model_path: str = ""  # empty: whatever the state directory remembers
     model_id: str = ""
     dtype: str = "auto"
@@ -44,7 +47,10 @@ class WorkerSpec:
     node_id: str
     router_addr: str
     broadcast_addr: str
+    cache_dir: str
+    max_cache_bytes: int
     pipeline_bind: str = "tcp://127.0.0.1:0"
+    store_bind: str = "tcp://127.0.0.1:0"
     advertise_host: str = ""  # empty: as bound
     device: str = "cpu"
     dtype: str = "auto"

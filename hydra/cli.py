@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -11,11 +12,12 @@ import click
 import httpx2
 
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, from_json
-from hydra.complaint import Complaint
+from hydra.complaint import Complaint, exit_code_of
 from hydra.log import set_up_logging
 from hydra.settings import Settings, load_settings
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+FOLLOW_EVERY_S = 1.0
 
 
 def refuse_foreign_hydra() -> None:
@@ -72,7 +74,10 @@ def up(
     chat_template: str | None,
     lan: bool,
 ) -> None:
-    """Start a cluster on this machine and serve MODEL (a directory; default: a tiny built-in model)."""
+    """Start a cluster on this machine and serve MODEL: a directory, or org/name[@revision] of the Hugging Face Hub.
+
+    Without MODEL it serves a tiny built-in one.
+    """
     from hydra.store.demo_model import ensure_demo_model
     from hydra.up import UpWish, local_workers, run_up
 
@@ -91,20 +96,11 @@ def up(
             "set HYDRA_CLUSTER_JOIN_TOKEN (or [cluster] join_token) here and on every worker",
             6,
         )
-    cache = Path(settings.model.cache_dir).expanduser()
-    path = settings.model.path or str(ensure_demo_model(cache))
-    if not Path(path).expanduser().is_dir():
-        raise Complaint(
-            f"no model at {path}",
-            "a model is a directory with config.json and safetensors files",
-            "check the path; fetching from a hub comes with a later version",
-            7,
-        )
     template = settings.model.chat_template
     if template and not Path(template).expanduser().is_file():
         raise Complaint(f"no chat template at {template}", "it is a file with a Jinja template", "check the path", 2)
     wish = UpWish(
-        model_path=str(Path(path).expanduser().absolute()),
+        model_path=_model(settings.model.path or str(ensure_demo_model(settings.model.cache_path()))),
         workers=local_workers(workers, device),
         state_dir=state_dir or _state_dir(settings),
         lan=lan,
@@ -112,10 +108,23 @@ def up(
     sys.exit(run_up(settings, wish, lambda url: click.echo(f"ready {url}")))
 
 
+def _model(text: str) -> str:
+    """An absolute directory, or a Hub id as it was written. Raises Complaint (exit 7)."""
+    from hydra.protocol.refusal import RefusalError
+    from hydra.store.model_ref import parse_ref
+
+    try:
+        ref = parse_ref(text)
+    except RefusalError as why:
+        fix = "give a directory with config.json and safetensors files, or a Hub id"
+        raise Complaint(f"no model {text!r}", str(why), fix, 7) from why
+    return str(ref.absolute()) if isinstance(ref, Path) else text
+
+
 def _state_dir(settings: Settings) -> Path:
     """One per HTTP address, so that two clusters of one user do not share a memory by accident."""
     address = settings.server.http_addr.replace(":", "_").replace("/", "_")
-    return Path(settings.model.cache_dir).expanduser().parent / "state" / address
+    return settings.model.cache_path().parent / "state" / address
 
 
 @cli.command()
@@ -125,7 +134,8 @@ def _state_dir(settings: Settings) -> Path:
 @click.option("--device", default="auto", show_default=True, help="cpu, mps or cuda:N.")
 @click.option("--dtype", default="auto", show_default=True, help="Restricts what this worker offers.")
 @click.option("--pipeline-port", type=click.IntRange(0, 65535), default=6000, show_default=True)
-@click.option("--bind", default="127.0.0.1", show_default=True, help="Where to listen for steps.")
+@click.option("--store-port", type=click.IntRange(0, 65535), default=0, help="Where it lends its layers (any).")
+@click.option("--bind", default="127.0.0.1", show_default=True, help="Where to listen for steps and for other workers.")
 @click.option("--advertise", default="", help="The host under which others reach this worker (default: as bound).")
 @click.option("--memory-gb", type=click.FloatRange(min=0), default=0.0, help="Caps what it offers (default: all).")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Compute threads on the CPU.")
@@ -136,15 +146,18 @@ def worker(
     device: str,
     dtype: str,
     pipeline_port: int,
+    store_port: int,
     bind: str,
     advertise: str,
     memory_gb: float,
     threads: int,
 ) -> None:
     """Add this machine's device to a cluster."""
-    from hydra.up import local_workers, run_worker_parent, settle_addr
+    from hydra.up import local_workers, require_token, run_worker_parent, settle_addr
 
     set_up_logging("parent", node_id)
+    settings = load_settings(None, {})
+    require_token("--bind", f"tcp://{bind}:{pipeline_port}", settings.cluster.join_token)
     host, _, port = coordinator.removeprefix("tcp://").rpartition(":")
     if not host or not port.isdigit():
         raise Complaint(f"{coordinator!r} is no address", "it is tcp://HOST:PORT", "for example tcp://10.0.0.5:5555", 2)
@@ -153,15 +166,33 @@ def worker(
         node_id=node_id,
         router_addr=f"tcp://{host}:{port}",
         broadcast_addr=broadcast or f"tcp://{host}:{int(port) + 2}",
+        cache_dir=str(settings.model.cache_path()),
+        max_cache_bytes=settings.model.max_cache_bytes(),
         pipeline_bind=settle_addr("pipeline_port", f"tcp://{bind}:{pipeline_port}"),
+        store_bind=settle_addr("store_port", f"tcp://{bind}:{store_port}"),
         advertise_host=advertise or _reachable_host(bind, host, int(port)),
         device=wish.device,
         dtype=dtype,
         threads=threads or wish.threads,
         memory_bytes=int(memory_gb * 1e9) or wish.memory_bytes,
     )
-    settings = load_settings(None, {})
-    sys.exit(run_worker_parent(spec, settings.cluster.join_token))
+    sys.exit(run_worker_parent(spec, settings))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--config", type=click.Path(path_type=Path), help="A TOML file (default: ./config.toml if it is there).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a line.")
+def pull(model: str, config: Path | None, as_json: bool) -> None:
+    """Fetch MODEL, org/name[@revision] of the Hub, into this machine's cache. May be interrupted and run again."""
+    from hydra import pull as pulling
+
+    set_up_logging("pull")
+    told = pulling.pull(model, load_settings(config, {}), lambda line: click.echo(line, err=True))
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    click.echo(f"{told['model']} is in the cache: {told['bytes_total'] / 1e6:.1f} MB of weights in {told['weights']}")
 
 
 def _reachable_host(bind: str, coordinator_host: str, port: int) -> str:
@@ -187,8 +218,8 @@ def _ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -
     if answer.is_success:
         return content
     error = content.get("error", {})
-    codes = {401: 6, 404: 7}
-    exit_code = 3 if error.get("code") == "does_not_fit" else codes.get(answer.status_code, 1)
+    codes = {401: 6, 403: 6, 404: 7}
+    exit_code = {"does_not_fit": 3, "source_unreachable": 4}.get(error.get("code"), codes.get(answer.status_code, 1))
     raise Complaint(str(error.get("message")), f"the cluster answered {answer.status_code}", "see above", exit_code)
 
 
@@ -233,10 +264,32 @@ def ps(url: str, as_json: bool) -> None:
 @click.option("--dtype")
 @_talks
 def load(model_path: str, model_id: str | None, dtype: str | None, url: str, as_json: bool) -> None:
-    """Load another model."""
-    body = {"model_path": model_path, "model_id": model_id, "dtype": dtype}
-    told = _ask("POST", url, "/api/models/load", {key: value for key, value in body.items() if value is not None})
-    click.echo(json.dumps(told) if as_json else f"{told['model_id']} {told['state']}")
+    """Load another model: a directory, or org/name[@revision] of the Hub. Shows how far each node is."""
+    body = {"model_path": model_path, "model_id": model_id, "dtype": dtype, "wait": False}
+    begun = _ask("POST", url, "/api/models/load", {key: value for key, value in body.items() if value is not None})
+    told = _follow(url, begun["job"])
+    if told["error"] is not None:
+        fix = "what was fetched is kept; mend it and load again"
+        raise Complaint(told["error"]["message"], f"the load {told['state']}", fix, exit_code_of(told["error"]["code"]))
+    shown = {"model_id": told["model_id"], "state": told["state"]}
+    click.echo(json.dumps(shown) if as_json else f"{told['model_id']} {told['state']}")
+
+
+def _follow(url: str, job: str) -> Any:
+    """The job once it is over; until then a line of progress whenever there is something new to say."""
+    shown = ""
+    while True:
+        told = _ask("GET", url, f"/api/models/jobs/{job}")
+        if told["state"] != "loading":
+            return told
+        line = "  ".join(
+            f"{node['node_id']} {node['state']} {node['bytes_done'] / 1e6:.0f}/{node['bytes_total'] / 1e6:.0f} MB"
+            for node in told["nodes"]
+        )
+        if line != shown:
+            click.echo(line, err=True)
+            shown = line
+        time.sleep(FOLLOW_EVERY_S)
 
 
 @cli.command()

@@ -3,6 +3,19 @@
 0 ok, 1 bug, 2 usage, 3 does not fit, 4 environment, 5 cannot reach the cluster, 6 auth, 7 model not found.
 """
 
+REFUSAL_EXIT = {
+    "does_not_fit": 3,
+    "no_workers": 3,
+    "source_unreachable": 4,
+    "access_denied": 6,
+    "internal_error": 1,
+}
+
+
+def exit_code_of(code: str) -> int:
+    """The exit code for a model that was refused with this code; what is not listed is the model's own fault: 7."""
+    return REFUSAL_EXIT.get(code, 7)
+
 
 class Complaint(Exception):
     """Ends the program with three lines on standard error."""

@@ -10,7 +10,9 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 import structlog
@@ -19,14 +21,20 @@ import trio
 from hydra.actors.lifeline import Lifeline
 from hydra.actors.ports import Compute
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
-from hydra.complaint import Complaint
+from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId, PeerId
+from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.wire import StoreHub
+
+if TYPE_CHECKING:
+    from hydra.actors.ports import Lender
+    from hydra.actors.store_server import StoreServer
 
 log = structlog.get_logger()
 
 ORPHAN_SILENCE_S = 2.0  # a coordinator that says nothing for so long is gone too
-WISH_EXIT = {"does_not_fit": 3, "no_workers": 3, "internal_error": 1}  # every other refusal of a model: 7
+STORE_THREADS = 8  # reads of the store lane, the hanging ones among them
 LINGER_AFTER_S = 0.2  # between the last word and the closing of sockets
 
 
@@ -59,6 +67,14 @@ async def _live(
         nursery.cancel_scope.cancel()
 
 
+def _store_server(hub: StoreHub, lender: "Lender") -> "StoreServer":
+    """The answering end of the store lane. Its reads have threads of their own, and are abandoned when they hang."""
+    from hydra.actors.store_server import StoreServer
+
+    aside = partial(trio.to_thread.run_sync, abandon_on_cancel=True, limiter=trio.CapacityLimiter(STORE_THREADS))
+    return StoreServer(hub, lender, aside, os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""))
+
+
 def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> None:
     """The coordinator child, until its parent ends it. A lost parent is outlived while a frontend drains."""
     from hydra.actors.broker import Limits
@@ -66,7 +82,12 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     from hydra.actors.planner import Policy, Wish
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.state_dir import read_state, write_state
-    from hydra.store.library import LocalLibrary
+    from hydra.store.cache_room import CacheRoom
+    from hydra.store.hub import Hub
+    from hydra.store.hub_place import lend_model
+    from hydra.store.library import HubLibrary
+    from hydra.store.model_ref import HubAccess
+    from hydra.store.shelf_keeper import ShelfKeeper
 
     directory = Path(spec.state_dir)
     saved = read_state(directory)
@@ -75,12 +96,19 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         wish = Wish(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
         saved = attrs.evolve(saved, wishes=(wish,), nodes=())
         fresh = True
-    library = LocalLibrary()
+    access, keeper = HubAccess.of(os.environ), ShelfKeeper()
+    library = HubLibrary(Hub(access, Path(spec.cache_dir)))
+    room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
+
+    def describe(path: str) -> Described:
+        described = library.describe(path)
+        lend_model(keeper, described, access, room)
+        return described
 
     refused: list[Refusal] = []
 
     async def main() -> None:
-        wires = ZmqWires()
+        wires = ZmqWires("tcp://127.0.0.1:0")
         stopping = trio.Event()
 
         def give_up(refusal: Refusal) -> None:
@@ -94,7 +122,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             lane=wires,
             results=wires.step_source(spec.results_addr, spec.high_water_mark),
             library=library,
-            describe=lambda path: trio.to_thread.run_sync(library.describe, path),
+            describe=lambda path: trio.to_thread.run_sync(describe, path, abandon_on_cancel=True),
             saved=saved,
             save=lambda state: write_state(directory, state),
             policy=Policy(
@@ -115,6 +143,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             join_token=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
             pid=os.getpid(),
             wall_s=int(time.time()),
+            store=_store_server(wires.store_hub(spec.store_addr), keeper),
         )
         coordinator = Coordinator(parts)
 
@@ -136,8 +165,14 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
 
     trio.run(main)
     if refused:
-        fix = "choose another model, or add memory or workers"
-        raise Complaint(refused[0].message, "the model cannot be served", fix, WISH_EXIT.get(refused[0].code, 7))
+        more = refused[0].code in ("does_not_fit", "no_workers")
+        fix = "choose another model, or add memory or workers" if more else "mend what is said above, or choose another"
+        raise Complaint(refused[0].message, "the model cannot be served", fix, exit_code_of(refused[0].code))
+
+
+def _advertised(addr: str, host: str) -> str:
+    """An address as others reach it; without a host of its own, as bound."""
+    return f"tcp://{host}:{addr.rpartition(':')[2]}" if host else addr
 
 
 def device_of(spec: WorkerSpec) -> Compute:
@@ -155,22 +190,35 @@ def worker_main(
     """A worker child. A lost parent is outlived while the coordinator still speaks."""
     from hydra.actors.worker import Worker, WorkerParts, run_worker
     from hydra.protocol.zmq_wire import ZmqWires
+    from hydra.store.cache_room import CacheRoom
+    from hydra.store.lane_source import lane_opener
+    from hydra.store.model_ref import HubAccess
+    from hydra.store.range_cache import RangeCache
+    from hydra.store.shelf_keeper import ShelfKeeper
+    from hydra.store.supply import StoreSupply, hub_opener
 
+    auth = os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", "")
+    room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
     compute = make_compute(spec)
 
     async def main() -> None:
-        wires = ZmqWires()
+        wires = ZmqWires(spec.router_addr)
         source = wires.blocking_source(spec.pipeline_bind, spec.data_bound)
-        port = source.addr.rsplit(":", 1)[1]
+        openers = {**hub_opener(HubAccess.of(os.environ)), **lane_opener(wires.store_line, auth)}
+        supply = StoreSupply(RangeCache(room), openers)
+        store = _store_server(wires.store_hub(spec.store_bind), ShelfKeeper())
         parts = WorkerParts(
             node_id=NodeId(spec.node_id),
             spoke=wires.spoke(peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
-            pipeline_addr=f"tcp://{spec.advertise_host}:{port}" if spec.advertise_host else source.addr,
+            pipeline_addr=_advertised(source.addr, spec.advertise_host),
+            supply=supply,
+            store=store,
+            store_addr=_advertised(store.hub.addr, spec.advertise_host),
             compute=compute,
             aside=trio.to_thread.run_sync,
             host=socket.gethostname(),
             pid=os.getpid(),
-            auth=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
+            auth=auth,
         )
         stopping = trio.Event()
         held: list[Lifeline] = []

@@ -68,6 +68,7 @@ class Zmq:
     metrics_addr: str = "tcp://127.0.0.1:5556"
     broadcast_addr: str = "tcp://127.0.0.1:5557"
     results_addr: str = "tcp://127.0.0.1:0"
+    store_addr: str = "tcp://127.0.0.1:0"
     high_water_mark: int = 1000
 
 
@@ -79,8 +80,14 @@ class Model:
     max_model_len: int = 0
     chat_template: str = ""
     cache_dir: str = "~/.cache/hydra/models"
-    hf_token: str = ""
+    hf_token: str = attrs.field(default="", repr=False)
     max_cache_gb: float = 100.0
+
+    def cache_path(self) -> Path:
+        return Path(self.cache_dir).expanduser().absolute()
+
+    def max_cache_bytes(self) -> int:
+        return int(self.max_cache_gb * 1e9)
 
 
 @attrs.frozen(kw_only=True)

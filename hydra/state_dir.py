@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+import attrs
 import structlog
 
 from hydra.actors.coordinator import SavedState
@@ -25,7 +26,9 @@ def read_state(directory: Path) -> SavedState:
         saved = json.loads((directory / FILE_NAME).read_text())
         return SavedState(
             term=int(saved["term"]),
-            wishes=tuple(Wish(str(w["model_path"]), w.get("model_id"), w.get("dtype")) for w in saved["wishes"]),
+            wishes=tuple(
+                Wish(str(w["model_path"]), w.get("model_id"), w.get("dtype"), w.get("pinned")) for w in saved["wishes"]
+            ),
             nodes=tuple(NodeId(str(node)) for node in saved["nodes"]),
         )
     except FileNotFoundError:
@@ -35,14 +38,20 @@ def read_state(directory: Path) -> SavedState:
         return SavedState()
 
 
+def unpin(directory: Path) -> None:
+    """A new `up` asks anew what a branch of the Hub means; later lives of its coordinator do not."""
+    saved = read_state(directory)
+    if any(wish.pinned for wish in saved.wishes):
+        wishes = tuple(attrs.evolve(wish, pinned=None) for wish in saved.wishes)
+        write_state(directory, attrs.evolve(saved, wishes=wishes))
+
+
 def write_state(directory: Path, state: SavedState) -> None:
     """Durable when it returns."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {
         "term": state.term,
-        "wishes": [
-            {"model_path": wish.model_path, "model_id": wish.model_id, "dtype": wish.dtype} for wish in state.wishes
-        ],
+        "wishes": [attrs.asdict(wish) for wish in state.wishes],
         "nodes": list(state.nodes),
     }
     fresh = directory / f"{FILE_NAME}.{os.getpid()}"

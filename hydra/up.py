@@ -23,6 +23,7 @@ from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
 from hydra.complaint import Complaint
 from hydra.protocol.ids import NodeId
 from hydra.settings import Settings
+from hydra.state_dir import unpin
 
 CPU_MEMORY_SHARE = 0.8  # of the RAM that is free at start, over all CPU workers of this machine
 GIGABYTE = 1_000_000_000
@@ -109,6 +110,18 @@ def settle_addr(key: str, addr: str, *, host: str | None = None) -> str:
         return f"tcp://{bind_host}:{probe.getsockname()[1]}"
 
 
+def require_token(key: str, addr: str, join_token: str) -> None:
+    """Off loopback a join token must be set. Raises Complaint (exit 6)."""
+    host = addr.partition("://")[2].rpartition(":")[0].strip("[]")
+    if not join_token and host not in ("localhost", "::1") and not host.startswith("127."):
+        raise Complaint(
+            f"{key}: {addr} can be reached from other machines, and no join token is set",
+            "off loopback every process must show one",
+            "set HYDRA_CLUSTER_JOIN_TOKEN (or [cluster] join_token) here and on every worker",
+            6,
+        )
+
+
 def lock_state(directory: Path) -> int:
     """Holds the directory until the process ends. Raises Complaint (exit 4) when another cluster does."""
     try:
@@ -141,7 +154,10 @@ def coordinator_spec(settings: Settings, wish: UpWish, addrs: dict[str, str]) ->
         router_addr=addrs["router_addr"],
         broadcast_addr=addrs["broadcast_addr"],
         results_addr=addrs["results_addr"],
+        store_addr=addrs["store_addr"],
         state_dir=str(wish.state_dir),
+        cache_dir=str(settings.model.cache_path()),
+        max_cache_bytes=settings.model.max_cache_bytes(),
         model_path=wish.model_path,
         model_id=settings.model.id,
         dtype=settings.model.dtype,
@@ -162,16 +178,26 @@ def coordinator_spec(settings: Settings, wish: UpWish, addrs: dict[str, str]) ->
     )
 
 
+def secrets_env(settings: Settings) -> dict[str, str]:
+    """What children must know and no command line or log may show."""
+    found = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token, "HF_TOKEN": settings.model.hf_token}
+    return {name: secret for name, secret in found.items() if secret}
+
+
 def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -> int:
     """The whole life of `up`. Returns the exit code."""
     lock_state(wish.state_dir)
+    unpin(wish.state_dir)
     listener = open_http(settings.server.http_addr)
     host = "*" if wish.lan else None
     addrs = {
         key: settle_addr(key, getattr(settings.zmq, key), host=host)
-        for key in ("router_addr", "broadcast_addr", "results_addr")
+        for key in ("router_addr", "broadcast_addr", "results_addr", "store_addr")
     }
+    for key, addr in addrs.items():
+        require_token(key, addr, settings.cluster.join_token)
     near = {key: addr.replace("//*:", "//127.0.0.1:") for key, addr in addrs.items()}
+    any_port = "tcp://*:0" if wish.lan else "tcp://127.0.0.1:0"  # of the local workers
     url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
     plans = [ChildPlan(name=NodeId("coordinator"), role="coordinator", vital=True)]
     specs: dict[str, tuple[str, str, tuple[int, ...]]] = {
@@ -183,6 +209,10 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
             node_id=worker.node_id,
             router_addr=near["router_addr"],
             broadcast_addr=near["broadcast_addr"],
+            cache_dir=str(settings.model.cache_path()),
+            max_cache_bytes=settings.model.max_cache_bytes(),
+            pipeline_bind=any_port,
+            store_bind=any_port,
             device=worker.device,
             dtype=settings.model.dtype,
             threads=worker.threads,
@@ -205,7 +235,7 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
         chat_template_model=wish.model_path,
     )
     specs["frontend"] = ("_frontend", to_json(frontend), (listener.fileno(),))
-    env = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token} if settings.cluster.join_token else {}
+    env = secrets_env(settings)
     commands = {
         NodeId(name): ChildCommand(argv=tuple(python_child(role, spec)), pass_fds=fds, env=env)
         for name, (role, spec, fds) in specs.items()
@@ -218,17 +248,19 @@ def worker_child(spec_json: str) -> Sequence[str]:
     return python_child("_worker", spec_json)
 
 
-def run_worker_parent(spec: WorkerSpec, join_token: str, child: Callable[[str], Sequence[str]] = worker_child) -> int:
+def run_worker_parent(
+    spec: WorkerSpec, settings: Settings, child: Callable[[str], Sequence[str]] = worker_child
+) -> int:
     """The whole life of `worker`: the same program with one child, whose command line `child` makes of its spec.
 
     Returns the exit code.
     """
     supervisor = Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random())
-    env = {"HYDRA_CLUSTER_JOIN_TOKEN": join_token} if join_token else {}
-    command = ChildCommand(argv=tuple(child(to_json(spec))), env=env)
+    command = ChildCommand(argv=tuple(child(to_json(spec))), env=secrets_env(settings))
     addrs = {"router_addr": spec.router_addr, "broadcast_addr": spec.broadcast_addr}
     commands = {NodeId(spec.node_id): command}
-    return _run_parent(supervisor, commands, addrs, f"parent-{spec.node_id}", join_token, lambda: None)
+    name = f"parent-{spec.node_id}"
+    return _run_parent(supervisor, commands, addrs, name, settings.cluster.join_token, lambda: None)
 
 
 def _run_parent(

@@ -16,6 +16,7 @@ from hydra.actors.parent import python_child
 from hydra.child_spec import WorkerSpec, from_json
 from hydra.log import set_up_logging
 from hydra.roles import worker_main
+from hydra.settings import load_settings
 from hydra.up import run_worker_parent
 
 MODULE = "scenarios.poisoned_worker"
@@ -53,17 +54,22 @@ def worker(
 ) -> None:
     """The parent: the product's own, with a child of ours."""
     set_up_logging("parent", node_id)
+    settings = load_settings(None, {})
     spec = WorkerSpec(
         node_id=node_id,
         router_addr=coordinator,
         broadcast_addr=broadcast,
+        cache_dir=str(settings.model.cache_path()),
+        max_cache_bytes=settings.model.max_cache_bytes(),
         pipeline_bind=f"tcp://127.0.0.1:{pipeline_port}",
         device=device,
         threads=threads,
         memory_bytes=int(memory_gb * 1e9),
     )
     more = ("--poison", str(poison), "--diary", str(diary))
-    sys.exit(run_worker_parent(spec, "", lambda spec_json: python_child("child", spec_json, *more, module=MODULE)))
+    sys.exit(
+        run_worker_parent(spec, settings, lambda spec_json: python_child("child", spec_json, *more, module=MODULE))
+    )
 
 
 @cli.command()

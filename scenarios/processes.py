@@ -41,6 +41,7 @@ class Ports:
             "HYDRA_ZMQ_BROADCAST_ADDR": f"tcp://{LOOPBACK}:{self.broadcast}",
             "HYDRA_ZMQ_RESULTS_ADDR": f"tcp://{LOOPBACK}:{self.results}",
             "HYDRA_ZMQ_METRICS_ADDR": f"tcp://{LOOPBACK}:0",
+            "HYDRA_ZMQ_STORE_ADDR": f"tcp://{LOOPBACK}:0",
         }
 
 
@@ -54,7 +55,7 @@ class Processes:
     _known: list[psutil.Process] = attrs.field(factory=list, init=False)
 
     def start_up(
-        self, model: Path | None, workers: int, *more: str, min_nodes: int = 0, **env: str
+        self, model: Path | str | None, workers: int, *more: str, min_nodes: int = 0, **env: str
     ) -> "subprocess.Popen[str]":
         """`python -m hydra up`; its ready line can be read from its standard output."""
         argv = ["-m", "hydra", "up", *([str(model)] if model else []), "--workers", str(workers), "--device", "cpu"]

@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from hydra.protocol.batch import Int32Column, int32
-from hydra.protocol.messages import ModelTold, ReadyTold, StatusTold
+from hydra.protocol.messages import JobStatus, ModelTold, ReadyTold, StatusTold
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.sampling import SamplingParams
 
@@ -70,6 +70,12 @@ class Cluster(Protocol):
     async def load_model(
         self, *, model_path: str, model_id: str | None, total_layers: int | None, dtype: str | None, wait: bool
     ) -> ModelTold: ...
+
+    async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
+        """One load job, or all that are remembered. Raises RefusalError job_not_found."""
+
+    async def cancel_job(self, job: str) -> tuple[JobStatus, ...]:
+        """The job as it is afterwards: cancelled, unless it had ended already. Raises RefusalError job_not_found."""
 
     async def unload_model(self, model_id: str) -> ModelTold: ...
 

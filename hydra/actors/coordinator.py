@@ -17,6 +17,7 @@ from hydra.actors.machine import Effect
 from hydra.actors.planner import (
     Begin,
     Describe,
+    Moved,
     NotDescribed,
     Planner,
     Policy,
@@ -28,14 +29,17 @@ from hydra.actors.planner import (
 from hydra.actors.ports import Library
 from hydra.actors.post import Post
 from hydra.actors.registry import Broadcast, Opened, Registry
+from hydra.actors.store_server import StoreServer
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, Epoch, NodeId, RouteId
+from hydra.protocol.messages import NodeLoad
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wire import DataLane, Hub, StepLink, StepSource, TheyBrokeTheRules, WireFull
 
 log = structlog.get_logger()
 MEMBER = ActorName("member")
+SHOW_EVERY_S = 3.0
 
 
 @attrs.frozen(kw_only=True)
@@ -68,6 +72,7 @@ class CoordinatorParts:
     join_token: str = ""
     pid: int = 0
     wall_s: int = 0
+    store: StoreServer | None = None  # lends the files of described models
 
 
 @attrs.define(eq=False)
@@ -82,6 +87,7 @@ class Coordinator:
     _post: Post = attrs.field(init=False)
     _links: dict[RouteId, tuple[Epoch, StepLink]] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _shown: dict[tuple[str, str, str], float] = attrs.field(factory=dict, init=False)  # progress lines: the last one
 
     def __attrs_post_init__(self) -> None:
         parts = self.parts
@@ -99,10 +105,12 @@ class Coordinator:
             ranges=parts.library.slice_ranges,
             results_addr=parts.results.addr,
             wall_s=parts.wall_s,
+            store_addr=parts.store.hub.addr if parts.store is not None else "",
         )
         self.broker = Broker(limits=parts.limits)
         self._post = Post(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor)
-        desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense)
+        more = parts.store.samples if parts.store is not None else tuple
+        desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense, more)
         self.house = House(COORDINATOR, self._post.carry)
         self.house.add(REGISTRY.actor, self.registry, self._perform)
         self.house.add(PLANNER.actor, self.planner, self._perform)
@@ -120,6 +128,8 @@ class Coordinator:
                 self._nursery.start_soon(self.house.keep_timers)
                 self._nursery.start_soon(self._post.pump, self.house)
                 self._nursery.start_soon(self._take_results)
+                if self.parts.store is not None:
+                    self._nursery.start_soon(self.parts.store.run)
                 task_status.started()
         finally:
             for _, link in self._links.values():
@@ -141,11 +151,25 @@ class Coordinator:
             case WishFailed(refusal=refusal):
                 log.error("the model cannot be served", code=refusal.code, why=refusal.message)
                 self.parts.on_wish_failed(refusal)
+            case Moved(model_id=model_id, load=load):
+                self._show(model_id, load)
             case Describe(model_path=path):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._describe, path)
             case _:
                 raise AssertionError(f"a coordinator cannot do {effect!r}")
+
+    def _show(self, model_id: str, load: NodeLoad) -> None:
+        """A line per node every few seconds, and one when a phase is over."""
+        key, now_s = (model_id, load.node_id, load.state), trio.current_time()
+        over = load.bytes_done >= load.bytes_total
+        if not over and now_s - self._shown.get(key, -SHOW_EVERY_S) < SHOW_EVERY_S:
+            return
+        self._shown[key] = now_s
+        if over:
+            del self._shown[key]
+        done, total = (f"{size / 1e6:.1f} MB" for size in (load.bytes_done, load.bytes_total))
+        log.info(load.state, model=model_id, node=load.node_id, done=done, total=total)
 
     def _send_step(self, effect: SendStep) -> None:
         step = effect.step

@@ -31,6 +31,7 @@ class Desk:
     broker: Broker
     pid: int
     nonsense: Callable[[], int]  # messages dropped at the door
+    more: Callable[[], tuple[Sample, ...]] = lambda: ()  # what the coordinator counts beside its actors
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -142,6 +143,7 @@ class Desk:
                 help="Workers that hold a generation.",
                 value=sum(1 for member in self.registry.members() if member.hello.role == "worker"),
             ),
+            *self.more(),
         )
 
 

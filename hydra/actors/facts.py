@@ -23,6 +23,7 @@ class NodeJoined:
     pipeline_addr: str
     held: tuple[Held, ...]
     term_seen: int
+    store_addr: str | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -25,8 +25,12 @@ from hydra.protocol.ids import BROKER, DESK, PLANNER, ActorName, Address, AskId,
 from hydra.protocol.ids import Generation as GenerationId
 from hydra.protocol.messages import (
     PROTOCOL_VERSION,
+    CancelJob,
     Heartbeat,
     Hello,
+    JobsAsked,
+    JobStatus,
+    JobsTold,
     LoadModel,
     Message,
     ModelsChanged,
@@ -145,7 +149,7 @@ class _Asks:
             case Received(message=ModelsChanged(models=models)):
                 self.models = models
                 self.informed.set()
-            case Received(message=(ModelTold() | StatusTold() | ReadyTold()) as told):
+            case Received(message=(ModelTold() | JobsTold() | StatusTold() | ReadyTold()) as told):
                 waiting = self._answers.pop(told.ask, None)
                 if waiting is not None:
                     waiting[1].append(told)
@@ -262,7 +266,20 @@ class Frontend:
     async def rebalance(self) -> ModelTold:
         return await self._ask_planner(lambda ask: self._say(PLANNER, Rebalance(ask=ask)), ANSWER_S, "rebalancing")
 
+    async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
+        return await self._ask_jobs(lambda ask: self._say(PLANNER, JobsAsked(ask=ask, job=job)), "a load job")
+
+    async def cancel_job(self, job: str) -> tuple[JobStatus, ...]:
+        return await self._ask_jobs(lambda ask: self._say(PLANNER, CancelJob(ask=ask, job=job)), "calling a job off")
+
     # ------------------------------------------------------------ inside
+
+    async def _ask_jobs(self, put: Callable[[AskId], None], what: str) -> tuple[JobStatus, ...]:
+        told = await self._asks.ask(put, ANSWER_S, what)
+        assert isinstance(told, JobsTold)
+        if told.refusal is not None:
+            raise RefusalError(told.refusal)
+        return told.jobs
 
     async def _ask_planner(self, put: Callable[[AskId], None], deadline_s: float, what: str) -> ModelTold:
         told = await self._asks.ask(put, deadline_s, what)

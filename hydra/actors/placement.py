@@ -1,16 +1,18 @@
 """A route as the planner holds it, and the arithmetic around it: dtype, seats, and the size of the KV pool."""
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import attrs
 
 from hydra.actors.facts import NodeJoined
 from hydra.actors.split import Seat, Share
 from hydra.protocol.ids import Epoch, NodeId, RouteId
-from hydra.protocol.messages import SliceLoaded
+from hydra.protocol.messages import LoadPhase, SliceLoaded
 from hydra.protocol.model_spec import Dtype, ModelSpec
 from hydra.protocol.refusal import refuse
 
+LENDERS_MAX = 8  # workers named as sources of one slice
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 
 
@@ -23,6 +25,8 @@ class Placed:
     loaded: SliceLoaded | None = None
     ready: bool = False
     bytes_done: int = 0
+    bytes_total: int = 0
+    phase: Literal["waiting", LoadPhase] = "waiting"
 
 
 @attrs.define(eq=False)
@@ -95,6 +99,14 @@ def _held_layers(spec: ModelSpec, dtype: Dtype, node: NodeJoined, route: Route |
             return frozenset(range(placed.share.first_layer, placed.share.end_layer))
     same = [held for held in node.held if held.fingerprint == spec.fingerprint and held.dtype == dtype]
     return frozenset(layer for held in same for layer in held.layers)
+
+
+def lane_source(coordinator_addr: str, lenders: Iterable[NodeJoined]) -> tuple[str, ...]:
+    """Where a slice may be had on the store lane, as LoadSlice names it: all who may hold it as one source, the
+    coordinator first. Nothing, when nobody lends."""
+    workers = [node.store_addr for node in lenders if node.store_addr][:LENDERS_MAX]
+    addrs = [addr for addr in (coordinator_addr, *workers) if addr]
+    return ("lane:" + ",".join(addrs),) if addrs else ()
 
 
 def pool_size(spec: ModelSpec, route: Route, context_tokens: int, block_size: int, running_max: int) -> tuple[int, int]:

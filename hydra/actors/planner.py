@@ -30,26 +30,32 @@ from hydra.actors.facts import (
     StepVanished,
     TermRaised,
 )
+from hydra.actors.jobs import Jobs, node_loads
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.placement import Placed, Route, pool_size, route_dtype, seats_for
+from hydra.actors.placement import Placed, Route, lane_source, pool_size, route_dtype, seats_for
 from hydra.actors.split import Terms, split_vram
 from hydra.protocol.ids import ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages import (
     Activate,
+    CancelJob,
     DropSlice,
     Fenced,
+    JobsAsked,
+    JobsTold,
     LoadFailed,
     LoadModel,
     LoadProgress,
     LoadSlice,
     ModelsChanged,
     ModelTold,
+    NodeLoad,
     Ready,
     Rebalance,
     RouteBroken,
     SliceLoaded,
     UnloadModel,
 )
+from hydra.protocol.model_name import default_model_id, hub_parts
 from hydra.protocol.model_spec import Described, ModelCard, TensorRange
 from hydra.protocol.refusal import Refusal, RefusalError
 
@@ -81,6 +87,14 @@ class WishFailed:
 
 
 @attrs.frozen
+class Moved:
+    """Effect: something of a model has been fetched or read by a node; for people to see."""
+
+    model_id: str
+    load: NodeLoad
+
+
+@attrs.frozen
 class WasDescribed:
     model_path: str  # as asked for
     described: Described
@@ -99,6 +113,12 @@ class Wish:
     model_path: str
     model_id: str | None = None
     dtype: str | None = None
+    pinned: str | None = None  # the commit that a Hub id meant when it was first described
+
+    @property
+    def place(self) -> str:
+        """What is to be described: always the same weights, also after the branch has moved on."""
+        return self.pinned or self.model_path
 
 
 @attrs.frozen
@@ -142,6 +162,7 @@ class _Model:
 
     wish: Wish
     model_id: str
+    job: str
     asks: list[tuple[Address, AskId]] = attrs.field(factory=list)
     described: Described | None = None
     total_layers: int | None = None
@@ -165,6 +186,7 @@ class Planner:
     ranges: Callable[[Described, int, int], tuple[TensorRange, ...]]
     results_addr: str
     wall_s: int = 0
+    store_addr: str = ""  # where the coordinator lends the files of what it described; empty: it does not
     number: int = attrs.field(default=0, init=False)
     _nodes: dict[NodeId, NodeJoined] = attrs.field(factory=dict, init=False)
     _suspects: set[NodeId] = attrs.field(factory=set, init=False)
@@ -174,6 +196,8 @@ class Planner:
     _awaited: tuple[NodeId, ...] = attrs.field(default=(), init=False)
     _patient: bool = attrs.field(default=False, init=False)
     _next_route: int = attrs.field(default=1, init=False)
+    _jobs: Jobs = attrs.field(factory=Jobs, init=False)
+    _lent: dict[NodeId, frozenset[str]] = attrs.field(factory=dict, init=False)  # fingerprints by who may lend them
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -222,11 +246,8 @@ class Planner:
                 return self._load_failed(sender.peer, route, epoch, refusal, now_s)
             case RouteBroken(route=route, epoch=epoch, why=why):
                 return self._broken(route, epoch, why, now_s)
-            case LoadProgress(route=route, epoch=epoch, bytes_done=done):
-                found = self._placed(sender.peer, route, epoch)
-                if found is not None:
-                    found[1].bytes_done = done
-                return []
+            case LoadProgress() as progress:
+                return self._progressed(sender.peer, progress)
             case Fenced():
                 return []  # kept for the log: the stage's thread has let go of the former epoch
             case LoadModel() as ask:
@@ -235,6 +256,10 @@ class Planner:
                 return self._unload(sender, ask_id, model_id)
             case Rebalance(ask=ask_id):
                 return self._rebalance(sender, ask_id, now_s)
+            case JobsAsked(ask=ask_id, job=job):
+                return self._tell_jobs(sender, ask_id, job)
+            case CancelJob(ask=ask_id, job=job):
+                return self._cancel(sender, ask_id, job)
             case _:
                 raise AssertionError(f"a planner cannot be told {message!r}")
 
@@ -260,6 +285,7 @@ class Planner:
                 dtype=model.route.dtype if model.route else model.described.spec.stored_dtype,
                 total_layers=model.described.spec.n_layers,
                 default_sampling=model.described.spec.default_sampling,
+                folder=model.described.folder,
             )
             for model in self._models.values()
             if model.described is not None
@@ -287,29 +313,31 @@ class Planner:
         return [self._save(), *effects]
 
     def _want(self, wish: Wish, asker: tuple[Address, AskId] | None) -> list[Effect]:
-        model_id = wish.model_id or wish.model_path.rstrip("/").rsplit("/", 1)[-1]
-        model = _Model(wish, model_id, created_s=self.wall_s)
+        model_id = wish.model_id or default_model_id(wish.model_path)
+        job = self._jobs.begin(self.term, model_id, wish.model_path)
+        model = _Model(wish, model_id, job, created_s=self.wall_s)
         if asker is not None:
             model.asks.append(asker)
         self._models[model_id] = model
         known = ModelKnown(model_id=model_id, max_model_len=0)  # so that sessions of a former life may wait already
-        return [Tell(BROKER_NAME, known), Describe(wish.model_path)]
+        return [Tell(BROKER_NAME, known), Describe(wish.place)]
 
     def _load(self, sender: Address, ask: LoadModel) -> list[Effect]:
         wish = Wish(ask.model_path, ask.model_id, ask.dtype)
-        model_id = wish.model_id or wish.model_path.rstrip("/").rsplit("/", 1)[-1]
+        model_id = wish.model_id or default_model_id(wish.model_path)
         if model_id in self._models and self._models[model_id].phase != "failed":
             message = f"a model {model_id!r} is there already; unload it first, or give another model_id"
             return self._told(sender, ask.ask, refusal=Refusal(code="invalid_value", message=message, param="model_id"))
-        told = [] if ask.wait else self._told(sender, ask.ask, model_id=model_id, state="loading")
         effects = self._want(wish, (sender, ask.ask) if ask.wait else None)
-        self._models[model_id].total_layers = ask.total_layers
+        model = self._models[model_id]
+        model.total_layers = ask.total_layers
+        told = [] if ask.wait else self._told(sender, ask.ask, model_id=model_id, state="loading", job=model.job)
         return [self._save(), *told, *effects]
 
     def _described(self, path: str, described: Described, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         for model in list(self._models.values()):
-            if model.phase != "describing" or model.wish.model_path != path:
+            if model.phase != "describing" or model.wish.place != path:
                 continue
             layers = described.spec.n_layers
             if model.total_layers not in (None, layers):
@@ -318,12 +346,14 @@ class Planner:
                 effects += self._fail(model, refusal)
                 continue
             model.described, model.phase = described, "waiting"
+            if hub_parts(described.model_path) is not None:
+                model.wish = attrs.evolve(model.wish, pinned=described.model_path)
             effects.append(Tell(BROKER_NAME, ModelKnown(model_id=model.model_id, max_model_len=self._context(model))))
             effects += [self._save(), *self._announce(), *self._plan(model, now_s)]
         return effects
 
     def _not_described(self, path: str, refusal: Refusal, now_s: float) -> list[Effect]:
-        wanted = [m for m in self._models.values() if m.phase == "describing" and m.wish.model_path == path]
+        wanted = [m for m in self._models.values() if m.phase == "describing" and m.wish.place == path]
         return [effect for model in wanted for effect in self._endure(model, refusal, now_s)]
 
     def _endure(self, model: _Model, refusal: Refusal, now_s: float) -> list[Effect]:
@@ -340,12 +370,13 @@ class Planner:
             return []
         if model.described is None:
             model.phase = "describing"
-            return [Describe(model.wish.model_path)]
+            return [Describe(model.wish.place)]
         return self._plan(model, now_s)
 
     def _fail(self, model: _Model, refusal: Refusal) -> list[Effect]:
         """The wish cannot be granted: whoever asked is told, and nothing of the model stays (but see `_endure`)."""
         model.phase, model.why = "failed", refusal.message
+        self._jobs.end(model.job, refusal, model.route)
         effects: list[Effect] = [Tell(BROKER_NAME, ModelGone(model_id=model.model_id, refusal=refusal, forget=True))]
         effects += self._drop(model)
         effects += self._answer(model, refusal=refusal)
@@ -362,6 +393,27 @@ class Planner:
         gone = Refusal(code="model_not_found", message=f"the model {model_id!r} was unloaded")
         return [*self._fail(model, gone), *self._told(sender, ask, model_id=model_id, state="unloaded")]
 
+    def _tell_jobs(self, sender: Address, ask: AskId, job: str | None) -> list[Effect]:
+        routes = {model.job: model.route for model in self._models.values()}
+        try:
+            told = self._jobs.told(job)
+        except RefusalError as why:
+            return [Send(sender, JobsTold(ask=ask, refusal=why.refusal))]
+        jobs = tuple(
+            attrs.evolve(one, nodes=node_loads(routes.get(one.job))) if one.state == "loading" else one for one in told
+        )
+        return [Send(sender, JobsTold(ask=ask, jobs=jobs))]
+
+    def _cancel(self, sender: Address, ask: AskId, job: str) -> list[Effect]:
+        """Stages that are told to drop their slice stop fetching; their caches keep what has come."""
+        model = next((model for model in self._models.values() if model.job == job), None)
+        effects: list[Effect] = []
+        if model is not None and not model.served:
+            model.kept = False
+            message = f"The loading of {model.model_id!r} was called off; what was fetched is kept."
+            effects = self._fail(model, Refusal(code="cancelled", message=message))
+        return [*effects, *self._tell_jobs(sender, ask, job)]
+
     def _rebalance(self, sender: Address, ask: AskId, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         for model in self._models.values():
@@ -374,6 +426,7 @@ class Planner:
 
     def _joined(self, joined: NodeJoined, now_s: float) -> list[Effect]:
         self._nodes[joined.node] = joined
+        self._lent[joined.node] = frozenset(held.fingerprint for held in joined.held)
         self._suspects.discard(joined.node)
         if self._patient:
             back = self._awaited and all(node in self._nodes for node in self._awaited)
@@ -393,6 +446,7 @@ class Planner:
 
     def _lost(self, node: NodeId, now_s: float) -> list[Effect]:
         self._nodes.pop(node, None)
+        self._lent.pop(node, None)
         self._suspects.discard(node)
         effects: list[Effect] = []
         for model in list(self._models.values()):
@@ -466,11 +520,34 @@ class Planner:
             first_layer=share.first_layer,
             end_layer=share.end_layer,
             tensors=self.ranges(described, share.first_layer, share.end_layer),
-            sources=(described.model_path,),
+            sources=self._sources(described, placed.share.node),
+            files=described.files,
             block_size=self.policy.block_size,
             kv_memory_bytes=share.kv_memory_bytes,
         )
         return Send(Address(placed.node.peer, STAGE), order)
+
+    def _progressed(self, peer: PeerId, said: LoadProgress) -> list[Effect]:
+        found = self._placed(peer, said.route, said.epoch)
+        if found is None:
+            return []
+        model, placed = found
+        placed.bytes_done, placed.bytes_total, placed.phase = said.bytes_done, said.bytes_total, said.phase
+        load = NodeLoad(
+            node_id=placed.share.node, state=said.phase, bytes_done=said.bytes_done, bytes_total=said.bytes_total
+        )
+        return [Moved(model.model_id, load)]
+
+    def _sources(self, described: Described, to: NodeId) -> tuple[str, ...]:
+        """The model's own sources, and the store lane: the coordinator, and workers that have loaded some of it.
+
+        Of a Hub model those workers come first, since they are near, and the coordinator last: it would have to fetch.
+        """
+        others = [node for name, node in self._nodes.items() if name != to and name not in self._suspects]
+        lent = [node for node in others if described.spec.fingerprint in self._lent.get(node.node, ())]
+        if any(source.startswith("hub:") for source in described.sources):
+            return (*lane_source("", lent), *described.sources, *lane_source(self.store_addr, ()))
+        return (*described.sources, *lane_source(self.store_addr, lent))
 
     def _slice_loaded(self, peer: PeerId, loaded: SliceLoaded, now_s: float) -> list[Effect]:
         found = self._placed(peer, loaded.route, loaded.epoch)
@@ -480,6 +557,7 @@ class Planner:
         placed.loaded = loaded
         route = model.route
         assert route is not None and model.described is not None
+        self._lent[placed.share.node] = frozenset({model.described.spec.fingerprint})  # a worker lends its last slice
         if model.phase != "loading" or any(stage.loaded is None for stage in route.stages):
             return []
         model.phase = "activating"
@@ -517,6 +595,7 @@ class Planner:
         if model.phase != "activating" or not all(stage.ready for stage in route.stages):
             return []
         model.phase, model.up_since_s, model.why, model.served = "ready", now_s, "", True
+        self._jobs.end(model.job, None, route)
         up = RouteUp(
             model_id=model.model_id,
             route=route.route,
@@ -619,5 +698,6 @@ class Planner:
         model_id: str | None = None,
         state: Literal["loading", "unloaded", "rebalancing", "unchanged"] | None = None,
         refusal: Refusal | None = None,
+        job: str | None = None,
     ) -> list[Effect]:
-        return [Send(to, ModelTold(ask=ask, model_id=model_id, state=state, refusal=refusal))]
+        return [Send(to, ModelTold(ask=ask, model_id=model_id, state=state, refusal=refusal, job=job))]

@@ -1,16 +1,20 @@
 """The world outside the actors, as interfaces: whoever starts the actors hands in something that keeps them.
 
-`Compute` is satisfied by the kernel room (torch) and by the simulator's pocket model; `Library` by the store room and
-by a simulated shelf. No file here knows which.
+`Compute` is satisfied by the kernel room (torch) and by the simulator's pocket model; `Library`, `Supply` and `Lender`
+by the store room and by a simulated shelf. No file here knows which.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
 
 from hydra.protocol.batch import Outcome, Run
+from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
 from hydra.protocol.model_spec import Described, TensorRange
 from hydra.protocol.slice_facts import SliceFacts
+
+Aside: TypeAlias = Callable[..., Awaitable[Any]]  # runs a blocking function off the loop: a thread, or virtual time
 
 
 class Progress(Protocol):
@@ -52,11 +56,51 @@ class Compute(Protocol):
     def collect(self, ticket: Ticket) -> Outcome: ...
 
 
+class Supply(Protocol):
+    """The bytes of an ordered slice, brought to this machine. Called on the loader thread, before Compute.load."""
+
+    def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
+        """The same order with one local directory as its only source, in which every range of the order can be read.
+
+        `cancelled` is asked now and then, from threads of the supply; once it says yes, what has come so far is kept
+        and the refusal `cancelled` is raised. Raises RefusalError: bad_model, access_denied, source_unreachable,
+        does_not_fit, model_not_found, cancelled.
+        """
+
+
+class AtHand:
+    """A supply where nothing has to be brought: the order's first source is a directory of this machine already."""
+
+    def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
+        return order
+
+
+class Lent(Protocol):
+    """A chunk of a file, and the size of the whole file."""
+
+    @property
+    def data(self) -> Buffer: ...
+
+    @property
+    def file_bytes(self) -> int: ...
+
+
+class Lender(Protocol):
+    """What this process may hand to others of described models' files. Any thread may call."""
+
+    def lend_slice(self, order: LoadSlice) -> None:
+        """From now on the ranges of this order, which was loaded from the folder that is its one source; of no other
+        model any more. Raises OSError when the folder went away."""
+
+    def read(self, fingerprint: str, file: str, offset: int, length: int) -> Lent:
+        """Exactly `length` bytes. Raises RefusalError: model_not_found, invalid_value, bad_model."""
+
+
 class Library(Protocol):
-    """Model directories, described. Called in a thread of its own."""
+    """Models, described: directories, and Hub ids. Called in a thread of its own."""
 
     def describe(self, model_path: str) -> Described:
-        """Raises RefusalError: model_not_found, bad_model, unsupported."""
+        """Raises RefusalError: model_not_found, bad_model, unsupported, access_denied, source_unreachable."""
 
     def slice_ranges(self, described: Described, first_layer: int, end_layer: int) -> tuple[TensorRange, ...]:
         """The tensors of one slice: embedding with layer 0, norm and head with the last, tied or not."""

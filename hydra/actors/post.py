@@ -21,6 +21,7 @@ from hydra.protocol.ids import ActorName, Address, PeerId
 from hydra.protocol.messages import (
     Activate,
     Beacon,
+    CancelJob,
     ChildExited,
     Close,
     DropSlice,
@@ -31,6 +32,8 @@ from hydra.protocol.messages import (
     HeartbeatSeen,
     Hello,
     HelloRefused,
+    JobsAsked,
+    JobsTold,
     KillWorker,
     LoadFailed,
     LoadModel,
@@ -61,14 +64,15 @@ from hydra.protocol.wire import Delivery, Frames, PeerGone, TheyBrokeTheRules, W
 ACCEPTS: Mapping[str, frozenset[type]] = {
     "registry": frozenset({Hello, Heartbeat, Goodbye, ChildExited}),
     "planner": frozenset(
-        {SliceLoaded, Ready, LoadFailed, RouteBroken, LoadProgress, Fenced, LoadModel, UnloadModel, Rebalance}
+        {SliceLoaded, Ready, LoadFailed, RouteBroken, LoadProgress, Fenced}
+        | {LoadModel, UnloadModel, Rebalance, JobsAsked, CancelJob}
     ),
     "broker": frozenset({Open, Close, ReadyAsked}),
     "desk": frozenset({StatusAsked}),
     "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon, HeartbeatSeen}),
     "stage": frozenset({LoadSlice, Activate, DropSlice}),
     "sessions": frozenset({Tokens, OpenRefused, Reopen}),
-    "asks": frozenset({ModelTold, ModelsChanged, StatusTold, ReadyTold}),
+    "asks": frozenset({ModelTold, JobsTold, ModelsChanged, StatusTold, ReadyTold}),
     "parent": frozenset({KillWorker, SpawnWorker}),
 }
 

@@ -155,6 +155,7 @@ class Registry:
                 pipeline_addr=hello.pipeline_addr,
                 held=hello.held,
                 term_seen=hello.term_seen,
+                store_addr=hello.store_addr,
             )
             effects.append(Tell(PLANNER_NAME, joined))
         elif hello.role == "frontend":

@@ -23,6 +23,7 @@ from hydra.protocol.messages import (
     DropSlice,
     Fenced,
     LoadFailed,
+    LoadPhase,
     LoadProgress,
     LoadSlice,
     Ready,
@@ -100,6 +101,7 @@ class LoadMoved:
     epoch: Epoch
     bytes_done: int
     bytes_total: int
+    phase: LoadPhase = "reading"
 
 
 @attrs.frozen
@@ -218,7 +220,11 @@ class Stage:
         if self._current(moved.route, moved.epoch, "loading") is None:
             return []
         progress = LoadProgress(
-            route=moved.route, epoch=moved.epoch, bytes_done=moved.bytes_done, bytes_total=moved.bytes_total
+            route=moved.route,
+            epoch=moved.epoch,
+            bytes_done=moved.bytes_done,
+            bytes_total=moved.bytes_total,
+            phase=moved.phase,
         )
         return [Send(PLANNER, progress)]
 

@@ -22,7 +22,7 @@ DEATHS_WITHIN_S = 300.0
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MOST_S = 30.0
 SILENCE_MAX_S = 10.0
-HOPELESS = (2, 3, 4, 7)  # exit codes of the front door that another try cannot mend
+HOPELESS = (2, 3, 4, 6, 7)  # exit codes of the front door that another try cannot mend
 START_GRACE_S = 60.0  # importing torch on a busy machine
 ASLEEP_S = 1.0  # a look at a child that comes so late tells that this parent was stopped itself
 

@@ -4,8 +4,8 @@ The event loop supervises; the hot path never touches it. Loads, activations and
 loader thread of their own, while other routes keep stepping on the compute thread.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import attrs
 import structlog
@@ -14,7 +14,7 @@ import trio
 from hydra.actors.cell import House
 from hydra.actors.machine import Effect
 from hydra.actors.member import Leave, Member, Start, TurnedAway
-from hydra.actors.ports import Compute
+from hydra.actors.ports import Aside, AtHand, Compute, Progress, Supply
 from hydra.actors.post import Post
 from hydra.actors.stage import (
     Activated,
@@ -30,8 +30,9 @@ from hydra.actors.stage import (
 )
 from hydra.actors.stage_line import FenceBoard, StageLine
 from hydra.actors.stage_thread import StageThread
+from hydra.actors.store_server import StoreServer
 from hydra.protocol.ids import ActorName, Generation, NodeId
-from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello, LoadSlice, StageProgress
+from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello, LoadPhase, LoadSlice, StageProgress
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.wire import BlockingSource, DataLane, Spoke
 
@@ -40,10 +41,10 @@ log = structlog.get_logger()
 MEMBER = ActorName("member")
 STAGE = ActorName("stage")
 CHORES_MAX = 64  # loads and drops that wait for the loader; a planner orders far fewer
-PROGRESS_EVERY_BYTES = 64 << 20
+PROGRESS_EVERY_BYTES = 1 << 20  # at least; of a large slice a 200th
+PROGRESS_STEPS = 200
 
 T = TypeVar("T")
-Aside = Callable[..., Awaitable[Any]]  # runs a blocking function off the loop: a thread, or virtual time
 
 
 class ComputeStuck(Exception):
@@ -62,6 +63,9 @@ class WorkerParts:
     host: str
     pid: int
     auth: str = ""
+    supply: Supply = AtHand()
+    store: StoreServer | None = None  # lends to others what was loaded here
+    store_addr: str | None = None  # as others reach it
 
 
 @attrs.define(eq=False)
@@ -97,6 +101,8 @@ class Worker:
             nursery.start_soon(self.house.keep_timers)
             nursery.start_soon(self._post.pump, self.house)
             nursery.start_soon(self._do_chores)
+            if self.parts.store is not None:
+                nursery.start_soon(self.parts.store.run)
             self.house.post(MEMBER, Start())
             task_status.started()
 
@@ -124,6 +130,7 @@ class Worker:
             term_seen=term,
             device=self.parts.compute.offer(),
             pipeline_addr=self.parts.pipeline_addr,
+            store_addr=self.parts.store_addr,
             held=self.parts.compute.held(),
         )
 
@@ -166,22 +173,45 @@ class Worker:
     async def _load(self, order: LoadSlice) -> None:
         if not self.stage.wants(order.route, order.epoch):
             return
-        token = trio.lowlevel.current_trio_token()
-        told_bytes = 0
 
-        def progress(bytes_done: int, bytes_total: int) -> None:
-            nonlocal told_bytes
-            if bytes_done - told_bytes >= PROGRESS_EVERY_BYTES:
-                told_bytes = bytes_done
-                moved = LoadMoved(order.route, order.epoch, bytes_done, bytes_total)
-                token.run_sync_soon(self.house.post, STAGE, moved)
+        def let_go() -> bool:
+            """Asked from the loader thread: another order or a drop has taken this one's place."""
+            return not self.stage.wants(order.route, order.epoch)
 
+        aside, compute, supply = self.parts.aside, self.parts.compute, self.parts.supply
         try:
-            facts = await self.parts.aside(self.parts.compute.load, order, progress)
+            at_hand = await aside(supply.ensure, order, self._teller(order, "fetching"), let_go)
+            facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
+            await self._lend(at_hand)
         except RefusalError as why:
             self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
         else:
             self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
+
+    async def _lend(self, at_hand: LoadSlice) -> None:
+        """From now on others may fetch this slice here. That nobody can is no reason not to serve it."""
+        if self.parts.store is None:
+            return
+        try:
+            await self.parts.aside(self.parts.store.lender.lend_slice, at_hand)
+        except OSError as why:
+            log.warning("the loaded slice cannot be lent to others", folder=at_hand.sources[0], why=str(why))
+
+    def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:
+        """A progress that other threads may call; it speaks at the first word, the last, and not too often between."""
+        token = trio.lowlevel.current_trio_token()
+        told_bytes = -1
+
+        def tell(bytes_done: int, bytes_total: int) -> None:
+            nonlocal told_bytes
+            step_bytes = max(PROGRESS_EVERY_BYTES, bytes_total // PROGRESS_STEPS)
+            if bytes_done == told_bytes or (told_bytes >= 0 and bytes_done < min(bytes_total, told_bytes + step_bytes)):
+                return
+            told_bytes = bytes_done
+            moved = LoadMoved(order.route, order.epoch, bytes_done, bytes_total, phase)
+            token.run_sync_soon(self.house.post, STAGE, moved)
+
+        return tell
 
 
 async def run_worker(worker: Worker, source: BlockingSource, lane: DataLane, *, overlapped: bool = False) -> None:

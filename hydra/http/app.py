@@ -21,7 +21,7 @@ from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
 from hydra.http.words_shelf import ChatTemplateFile, LoadWords, WordsShelf
 from hydra.http.words_trial import load_tried
-from hydra.protocol.messages import ModelTold, Sample, StatusTold
+from hydra.protocol.messages import JobStatus, ModelTold, Sample, StatusTold
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
 
@@ -185,6 +185,18 @@ def _add_cluster(app: QuartTrio, api: Api) -> None:
             await api.prove(told.model_id)
         return _told(told)
 
+    @app.get("/api/models/jobs")
+    async def jobs() -> Response:
+        return json_response({"jobs": [_job(job) for job in await api.cluster.jobs(None)]})
+
+    @app.get("/api/models/jobs/<job_id>")
+    async def job(job_id: str) -> Response:
+        return json_response(_job((await api.cluster.jobs(job_id))[0]))
+
+    @app.delete("/api/models/jobs/<job_id>")
+    async def cancel(job_id: str) -> Response:
+        return json_response(_job((await api.cluster.cancel_job(job_id))[0]))
+
     @app.post("/api/models/unload")
     async def unload() -> Response:
         body = parse_json(await request.get_data())
@@ -218,7 +230,24 @@ def _load_wish(body: dict[str, Any]) -> dict[str, Any]:
 def _told(told: ModelTold) -> Response:
     if told.refusal is not None:
         raise RefusalError(told.refusal)
-    return json_response({"model_id": told.model_id, "state": told.state}, 202 if told.state == "loading" else 200)
+    content = {"model_id": told.model_id, "state": told.state}
+    if told.state != "loading":
+        return json_response(content)
+    return json_response(content | {"job": told.job}, 202)
+
+
+def _job(job: JobStatus) -> dict[str, Any]:
+    """Bytes are sums over the nodes of the phase they are in; each node's own follow."""
+    return {
+        "job": job.job,
+        "model_id": job.model_id,
+        "model_path": job.model_path,
+        "state": job.state,
+        "bytes_done": sum(node.bytes_done for node in job.nodes),
+        "bytes_total": sum(node.bytes_total for node in job.nodes),
+        "nodes": [attrs.asdict(node) for node in job.nodes],
+        "error": None if job.refusal is None else body_of(job.refusal)["error"],
+    }
 
 
 def _model(card: ModelCard) -> dict[str, Any]:

@@ -11,7 +11,10 @@ STATUS: dict[RefusalCode, tuple[int, str]] = {
     "unsupported": (400, "invalid_request_error"),
     "bad_model": (400, "invalid_request_error"),
     "unauthorized": (401, "authentication_error"),
+    "access_denied": (403, "permission_error"),
     "model_not_found": (404, "invalid_request_error"),
+    "job_not_found": (404, "invalid_request_error"),
+    "cancelled": (409, "invalid_request_error"),
     "timeout": (408, "timeout_error"),
     "queue_full": (429, "rate_limit_error"),
     "replay_limit": (500, "server_error"),
@@ -22,6 +25,7 @@ STATUS: dict[RefusalCode, tuple[int, str]] = {
     "loading": (503, "server_error"),
     "recovery_deadline": (503, "server_error"),
     "shutting_down": (503, "server_error"),
+    "source_unreachable": (503, "server_error"),
 }
 
 

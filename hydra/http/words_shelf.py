@@ -15,7 +15,7 @@ from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError
 
 LoadWords = Callable[[Path, Path | None], Words]
-Key = tuple[str, int]  # a model's path, and when it was loaded
+Key = tuple[str, int]  # where a model's small files lie, and when it was loaded
 
 
 @attrs.frozen
@@ -23,7 +23,10 @@ class ChatTemplateFile:
     """The operator's template, for the model at one path."""
 
     file: Path
-    model_path: str
+    model_path: str  # a directory, or a Hub id as it was asked for: the card's names the commit as well
+
+    def stands_for(self, card: ModelCard) -> bool:
+        return card.model_path == self.model_path or card.model_path.startswith(f"{self.model_path}@")
 
 
 @attrs.define(eq=False)
@@ -51,12 +54,12 @@ class WordsShelf:
         return found
 
     async def _read(self, card: ModelCard) -> Words | Refusal:
-        own = self.chat_template if self.chat_template and self.chat_template.model_path == card.model_path else None
+        own = self.chat_template if self.chat_template and self.chat_template.stands_for(card) else None
         try:
-            return await self.load(Path(card.model_path), own.file if own else None)
+            return await self.load(Path(card.folder), own.file if own else None)
         except RefusalError as why:
             return why.refusal
 
 
 def _key(card: ModelCard) -> Key:
-    return card.model_path, card.created_s
+    return card.folder, card.created_s

@@ -18,7 +18,7 @@ from hydra.protocol.batch import Logprobs, RowOpening
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import ActorName, Epoch
 from hydra.protocol.messages import Message, Open, Tokens
-from hydra.protocol.model_spec import TensorRange
+from hydra.protocol.model_spec import StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
 from hydra.protocol.wire import Frames, MessageTooBig, TheyBrokeTheRules
 
@@ -156,9 +156,17 @@ def _rule_opening(opening: RowOpening) -> bool:
     return opening.prompt_tokens >= 0 and opening.cached_tokens >= 0
 
 
+def _one_component(file: str) -> bool:
+    return file not in ("", ".", "..") and not set("/\\\0") & set(file)
+
+
 def _rule_range(tensor: TensorRange) -> bool:
-    one_component = tensor.file not in ("", ".", "..") and not set("/\\\0") & set(tensor.file)
-    return one_component and tensor.offset >= 0 and tensor.length >= 0 and all(side >= 0 for side in tensor.shape)
+    sizes = (tensor.offset, tensor.length, *tensor.shape)
+    return _one_component(tensor.file) and all(size >= 0 for size in sizes)
+
+
+def _rule_file(stored: StoredFile) -> bool:
+    return _one_component(stored.file) and stored.size_bytes >= 0
 
 
 def _rule_epoch(epoch: Epoch) -> bool:
@@ -172,6 +180,7 @@ RULES: dict[type, Callable[[Any], bool]] = {
     Open: _rule_open,
     RowOpening: _rule_opening,
     TensorRange: _rule_range,
+    StoredFile: _rule_file,
     Epoch: _rule_epoch,
 }
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from hydra.protocol.batch import Int32Column, Logprobs, int32
 from hydra.protocol.ids import AskId, Attempt, Epoch, Generation, NodeId, RouteId, SessionId, StepId
-from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, TensorRange
+from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
 PROTOCOL_VERSION = 2
 Role = Literal["worker", "frontend", "parent"]
+LoadPhase = Literal["fetching", "reading"]
 NodeState = Literal["joining", "ready", "suspect", "draining", "lost"]
 
 
@@ -61,6 +62,7 @@ class Hello:
     term_seen: int  # the highest term this process has heard of
     device: DeviceOffer | None = None  # workers only
     pipeline_addr: str | None = None  # workers only: where the stage's PULL socket can be reached
+    store_addr: str | None = None  # where this process answers on the store lane, if it does
     held: tuple[Held, ...] = ()
 
 
@@ -181,8 +183,9 @@ class SpawnWorker:
 class LoadSlice:
     """Planner -> Stage. Fence at this epoch, free the pool, hold exactly these layers, answer SliceLoaded.
 
-    `tensors` are the byte ranges of the slice, `sources` where to read them, best first (a local directory whose
-    fingerprint is equal, in this version).
+    `tensors` are the byte ranges of the slice, `files` all weights files of the model, `sources` where to read them,
+    best first: an absolute path (a directory, if it is there and its fingerprint is equal), `hub:org/name@commit`, or
+    `lane:tcp://HOST:PORT,...`, all who may lend it.
     """
 
     route: RouteId
@@ -193,18 +196,23 @@ class LoadSlice:
     end_layer: int
     tensors: tuple[TensorRange, ...]
     sources: tuple[str, ...]
+    files: tuple[StoredFile, ...] = ()
     block_size: int
     kv_memory_bytes: int  # the pool may use so much of this node's memory
 
 
 @attrs.frozen(kw_only=True)
 class LoadProgress:
-    """Stage -> Planner, about once a second while loading."""
+    """Stage -> Planner while loading, at most a few hundred times per load.
+
+    Bytes of the slice: first those that are on this machine ("fetching"), then those read from it ("reading").
+    """
 
     route: RouteId
     epoch: Epoch
     bytes_done: int
     bytes_total: int
+    phase: LoadPhase = "reading"
 
 
 @attrs.frozen(kw_only=True)
@@ -306,11 +314,62 @@ class Rebalance:
 
 @attrs.frozen(kw_only=True)
 class ModelTold:
-    """Answer to LoadModel, UnloadModel and Rebalance. Exactly one of `refusal` and `state` is set."""
+    """Answer to LoadModel, UnloadModel and Rebalance. Exactly one of `refusal` and `state` is set.
+
+    `job` names the load while it goes on.
+    """
 
     ask: AskId
     model_id: str | None = None
     state: Literal["loading", "ready", "unloaded", "rebalancing", "unchanged"] | None = None
+    refusal: Refusal | None = None
+    job: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class JobsAsked:
+    """How far is this load job? None: all that are remembered. Answered by JobsTold."""
+
+    ask: AskId
+    job: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CancelJob:
+    """Stop loading. What was fetched stays in the caches. Answered by JobsTold."""
+
+    ask: AskId
+    job: str
+
+
+@attrs.frozen(kw_only=True)
+class NodeLoad:
+    """One node's part of a load; bytes as in LoadProgress."""
+
+    node_id: str
+    state: Literal["waiting", "fetching", "reading", "loaded"]
+    bytes_done: int
+    bytes_total: int
+
+
+@attrs.frozen(kw_only=True)
+class JobStatus:
+    """A load that was asked for. `refusal` says why it failed or was cancelled."""
+
+    job: str
+    model_id: str
+    model_path: str  # as asked for
+    state: Literal["loading", "ready", "failed", "cancelled"]
+    nodes: tuple[NodeLoad, ...]
+    refusal: Refusal | None = None
+
+
+@attrs.frozen(kw_only=True)
+class JobsTold:
+    """Answer to JobsAsked and CancelJob. Without `refusal`, the jobs asked for."""
+
+    ask: AskId
+    jobs: tuple[JobStatus, ...] = ()
     refusal: Refusal | None = None
 
 
@@ -507,6 +566,9 @@ Message: TypeAlias = (
     | UnloadModel
     | Rebalance
     | ModelTold
+    | JobsAsked
+    | CancelJob
+    | JobsTold
     | ModelsChanged
     | StatusAsked
     | StatusTold

@@ -80,18 +80,34 @@ class TensorRange:
 
 
 @attrs.frozen(kw_only=True)
-class Described:
-    """A model as the coordinator sees it: read from headers, nothing loaded."""
+class StoredFile:
+    """One weights file of a described model, wherever it lies."""
 
-    model_path: str
+    file: str  # relative to the model directory, one path component
+    size_bytes: int
+    tag: str  # another whenever the bytes differ: the Hub's ETag, or a digest over header and probes
+
+
+@attrs.frozen(kw_only=True)
+class Described:
+    """A model as the coordinator sees it: read from headers, nothing loaded.
+
+    `sources` are where a worker may read the tensors, best first, as in LoadSlice; `folder` is where config, tokenizer
+    and chat template lie on the coordinator's machine. Left empty, both are `model_path`.
+    """
+
+    model_path: str  # an absolute directory, or org/name@commit
     default_id: str
     spec: ModelSpec
     tensors: tuple[TensorRange, ...]  # of the whole model
+    files: tuple[StoredFile, ...] = ()  # all weights files
+    sources: tuple[str, ...] = attrs.field(default=attrs.Factory(lambda self: (self.model_path,), takes_self=True))
+    folder: str = attrs.field(default=attrs.Factory(lambda self: self.model_path, takes_self=True))
 
 
 @attrs.frozen(kw_only=True)
 class ModelCard:
-    """What a frontend must know of a loaded model to speak for it."""
+    """What a frontend must know of a loaded model to speak for it; `folder` holds its tokenizer and chat template."""
 
     model_id: str
     model_path: str
@@ -104,3 +120,4 @@ class ModelCard:
     dtype: Dtype
     total_layers: int
     default_sampling: DefaultSampling = DefaultSampling()
+    folder: str = attrs.field(default=attrs.Factory(lambda self: self.model_path, takes_self=True))

@@ -22,6 +22,10 @@ RefusalCode = Literal[
     "unsupported",  # known, and refused by name: 400
     "unauthorized",  # join token or key: 401
     "version_mismatch",  # the peer speaks another protocol version
+    "access_denied",  # a gated or private model, without a token that may read it: 403, exit 6
+    "source_unreachable",  # neither the Hub nor a peer hands out what is missing, or offline without it: 503, exit 4
+    "job_not_found",  # no load job of this name: 404
+    "cancelled",  # somebody called the job off: 409
     "shutting_down",  # draining: 503
     "timeout",  # a deadline passed: 408
     "internal_error",  # a bug on our side: 500

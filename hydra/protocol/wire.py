@@ -2,7 +2,8 @@
 
 Command lane: a star. The coordinator's hub knows its peers by the id they connected with; a spoke knows only the hub.
 Broadcast lane: beacons from the hub, may be lost. Data lane: one-way links that carry steps, one fresh link per
-(epoch, next hop). A wire moves frames; it does not know messages, machines or retries.
+(epoch, next hop). Store lane: a hub wherever files are held, and short-lived lines to it. A wire moves frames; it does
+not know messages, machines or retries.
 
 Order holds per connection. Frames may be lost when a connection breaks and never arrive in part. Every queue is
 bounded: a full one raises instead of waiting, and what is dropped is counted.
@@ -17,6 +18,8 @@ from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import PeerId
 
 Frames = Sequence[Buffer]
+
+STORE_BOUND = 16  # messages per connection of the store lane; an asker has far fewer questions open
 
 
 class WireError(Exception):
@@ -33,6 +36,10 @@ class WireFull(WireError):
 
 class WireClosed(WireError):
     """This end was closed."""
+
+
+class LineBroken(WireError):
+    """This end's one connection is gone, or never came to be. There will be no other: open a new end."""
 
 
 class AddressTaken(WireError):
@@ -143,7 +150,45 @@ class DataLane(Protocol):
     def blocking_link(self, addr: str, bound: int) -> BlockingLink: ...
 
 
-class Wires(DataLane, Protocol):
+class StoreHub(Protocol):
+    """The end of the store lane that answers, inside Trio. `addr` is the address really bound."""
+
+    addr: str
+
+    def send_nowait(self, peer: PeerId, frames: Frames) -> None:
+        """Raises PeerGone, WireFull or WireClosed; never waits. Large frames are not copied."""
+
+    async def receive(self) -> list[Delivery]:
+        """Everything that has arrived, at least one. Raises WireClosed."""
+
+    def close(self) -> None: ...
+
+
+class BlockingStoreLine(Protocol):
+    """The end of the store lane that asks, for one thread. One connection, and never a second one.
+
+    What was asked and not answered when it breaks is forgotten by both sides.
+    """
+
+    def send(self, frames: Frames) -> None:
+        """Waits for the connection in the queue. Raises WireFull or LineBroken; never waits itself."""
+
+    def receive(self, timeout_s: float) -> tuple[Buffer, ...] | None:
+        """The next answer, or None when none came in time. Raises LineBroken once all that arrived is taken."""
+
+    def close(self) -> None: ...
+
+
+class StoreLane(Protocol):
+    """Opens the ends of the store lane."""
+
+    def store_hub(self, addr: str, bound: int = STORE_BOUND) -> StoreHub:
+        """Raises AddressTaken."""
+
+    def store_line(self, addr: str, bound: int = STORE_BOUND) -> BlockingStoreLine: ...
+
+
+class Wires(DataLane, StoreLane, Protocol):
     """All a process needs to open its ends of all lanes. `bound` is in messages, per connection."""
 
     def hub(self, command_addr: str, broadcast_addr: str, bound: int = 1000) -> Hub:

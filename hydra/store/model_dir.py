@@ -1,7 +1,7 @@
-"""A model directory, described: the spec and the place of every tensor, from headers alone.
+"""A model, described: the spec and the place of every tensor, from config and headers alone.
 
 Promises: a described model is complete (every tensor a Llama of this config has, in the shape it must have) and all of
-it lies within the directory. Refuses to know how weights are read, sent or computed with.
+it lies within its own files. Refuses to know how weights are read, sent or computed with, and where the files lie.
 """
 
 import hashlib
@@ -10,41 +10,41 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import attrs
-
-from hydra.protocol.model_spec import Described, Dtype, ModelSpec, TensorRange
+from hydra.protocol.model_spec import Described, Dtype, ModelSpec, StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.config import ARCHITECTURE, LlamaConfig, read_config
-from hydra.store.directory import is_plain_name, locate, open_directory, read_json_file, shown
+from hydra.store.directory import is_plain_name, open_directory, read_json_file, shown
 from hydra.store.ranges import EMBEDDING, HEAD, LAYER_PREFIX, NORM, layer_of
-from hydra.store.safetensors_header import WEIGHT_DTYPES, Header, read_header
+from hydra.store.safetensors_header import WEIGHT_DTYPES, Header
+from hydra.store.weight_files import LocalFiles, WeightFiles, feed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PROBE_BYTES = 4096
 
 Shape = tuple[int, ...]
-
-
-@attrs.frozen(kw_only=True)
-class _Shard:
-    path: Path
-    header: Header
 
 
 def describe(model_path: str) -> Described:
     """Reads config and headers. Raises RefusalError: model_not_found, bad_model, unsupported."""
     directory = open_directory(model_path)
-    config = read_config(directory)
+    return describe_files(LocalFiles(directory), str(directory), directory.name)
+
+
+def describe_files(files: WeightFiles, model_path: str, default_id: str) -> Described:
+    """The same for files that may lie elsewhere; where to read the weights is then for the caller to say."""
+    config = read_config(files.folder)
     expected = dict(expected_tensors(config))
-    shards, placed = _open_shards(directory, set(expected))
+    shards, placed = _open_shards(files, set(expected))
     _check_nothing_unaccounted(config, set(expected), set(placed))
     tensors = tuple(_tensor(name, shape, placed, shards) for name, shape in expected.items())
+    stored = _stored_files(files, shards, set(expected))
     return Described(
-        model_path=str(directory),
-        default_id=directory.name,
-        spec=_spec(config, tensors, _fingerprint(config.raw, shards, tensors)),
+        model_path=model_path,
+        default_id=default_id,
+        spec=_spec(config, tensors, _fingerprint(config.raw, shards, stored)),
         tensors=tensors,
+        files=stored,
+        folder=str(files.folder),
     )
 
 
@@ -75,40 +75,47 @@ def expected_tensors(config: LlamaConfig) -> Iterator[tuple[str, Shape]]:
         yield HEAD, (config.vocab, hidden)
 
 
-def _open_shards(directory: Path, wanted: set[str]) -> tuple[dict[str, _Shard], dict[str, str]]:
-    """The files that hold wanted tensors, by name, and for each tensor stored anywhere the file it is in."""
-    if (path := locate(directory, SINGLE)) is not None:
-        header = read_header(path, SINGLE)
-        return {SINGLE: _Shard(path=path, header=header)}, dict.fromkeys(header.tensors, SINGLE)
-    index = read_json_file(directory, INDEX)
+def _open_shards(files: WeightFiles, wanted: set[str]) -> tuple[dict[str, Header], dict[str, str]]:
+    """The headers of the files that hold wanted tensors, and for each tensor stored anywhere the file it is in."""
+    if (header := files.header(SINGLE)) is not None:
+        return {SINGLE: header}, dict.fromkeys(header.tensors, SINGLE)
+    index = read_json_file(files.folder, INDEX)
     if index is None:
-        raise _no_weights(directory)
+        raise _no_weights(files)
     placed = index[0].get("weight_map")
     if not isinstance(placed, dict):
         raise refuse("bad_model", f"{INDEX} has no weight_map.")
-    shards: dict[str, _Shard] = {}
+    shards: dict[str, Header] = {}
     for name, file in placed.items():
         if not isinstance(file, str) or not is_plain_name(file):
             raise refuse("bad_model", f"{INDEX} puts {shown(name)} into {shown(file)}, which is not a plain file name.")
         if name not in wanted or file in shards:
             continue
-        path = locate(directory, file)
-        if path is None:
+        header = files.header(file)
+        if header is None:
             raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which is missing. Complete the download.")
-        shards[file] = _Shard(path=path, header=read_header(path, file))
+        shards[file] = header
     return shards, placed
 
 
-def _no_weights(directory: Path) -> RefusalError:
-    try:
-        pickled = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
-    except OSError as error:
-        return refuse("bad_model", f"{directory} cannot be listed: {error}.")
+def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: set[str]) -> tuple[StoredFile, ...]:
+    return tuple(
+        StoredFile(
+            file=file,
+            size_bytes=header.file_bytes,
+            tag=files.tag(file, header, [tensor for name, tensor in header.tensors.items() if name in expected]),
+        )
+        for file, header in sorted(shards.items())
+    )
+
+
+def _no_weights(files: WeightFiles) -> RefusalError:
+    pickled = [name for name in files.names() if Path(name).suffix in (".bin", ".pt", ".pth")]
     if not pickled:
-        return refuse("bad_model", f"{directory} has neither {SINGLE} nor {INDEX}.")
+        return refuse("bad_model", f"{files.folder} has neither {SINGLE} nor {INDEX}.")
     return refuse(
         "unsupported",
-        f"{directory} holds pickled weights ({shown(pickled[0])}), which can run code when read. "
+        f"{files.folder} holds pickled weights ({shown(pickled[0])}), which can run code when read. "
         "Convert them to safetensors: load the model with transformers where you trust it, then save_pretrained().",
     )
 
@@ -121,11 +128,11 @@ def _check_nothing_unaccounted(config: LlamaConfig, expected: set[str], stored: 
             raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for.")
 
 
-def _tensor(name: str, shape: Shape, placed: dict[str, str], shards: dict[str, _Shard]) -> TensorRange:
+def _tensor(name: str, shape: Shape, placed: dict[str, str], shards: dict[str, Header]) -> TensorRange:
     if name not in placed:
         raise refuse("bad_model", f"The weights lack {name!r}, which config.json asks for.")
     file = placed[name]
-    stored = shards[file].header.tensors.get(name)
+    stored = shards[file].tensors.get(name)
     if stored is None:
         raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which does not hold it.")
     if stored.shape != shape:
@@ -139,28 +146,16 @@ def _tensor(name: str, shape: Shape, placed: dict[str, str], shards: dict[str, _
     )
 
 
-def _fingerprint(config_raw: bytes, shards: dict[str, _Shard], tensors: tuple[TensorRange, ...]) -> str:
-    """Config, headers, sizes, and a probe from the middle of every tensor: two fine-tunes differ in nothing else."""
+def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[StoredFile, ...]) -> str:
+    """Config, headers, sizes and tags of the files. Where they came from does not enter."""
     digest = hashlib.sha256()
-    _feed(digest, config_raw)
-    for file, shard in sorted(shards.items()):
-        _feed(digest, file.encode())
-        _feed(digest, shard.header.raw)
-        _feed(digest, str(shard.header.file_bytes).encode())
-        try:
-            with shard.path.open("rb") as stream:
-                for tensor in (tensor for tensor in tensors if tensor.file == file):
-                    stream.seek(tensor.offset + max(0, tensor.length - PROBE_BYTES) // 2)
-                    _feed(digest, stream.read(min(PROBE_BYTES, tensor.length)))
-        except OSError as error:
-            raise refuse("bad_model", f"The weights file {file} cannot be read: {error}.") from error
+    feed(digest, config_raw)
+    for item in stored:
+        feed(digest, item.file.encode())
+        feed(digest, shards[item.file].raw)
+        feed(digest, str(item.size_bytes).encode())
+        feed(digest, item.tag.encode())
     return digest.hexdigest()
-
-
-def _feed(digest: "hashlib._Hash", part: bytes) -> None:
-    """Length first, so that no two sequences of parts read the same."""
-    digest.update(len(part).to_bytes(8, "little"))
-    digest.update(part)
 
 
 def _spec(config: LlamaConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:

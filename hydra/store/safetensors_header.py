@@ -52,16 +52,22 @@ def read_header(path: Path, file: str) -> Header:
     """Reads and checks the header of `path`; `file` is what refusals call it."""
     try:
         with path.open("rb") as stream:
-            prefix = stream.read(LENGTH_BYTES)
+            opening = stream.read(LENGTH_BYTES)
             file_bytes = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < LENGTH_BYTES:
-                raise _bad(file, f"is cut short: it has {len(prefix)} bytes")
-            if length > HEADER_MAX_BYTES:
-                raise _bad(file, f"announces a header of {length} bytes; at most {HEADER_MAX_BYTES} are read")
-            raw = stream.read(length)
+            opening += stream.read(min(int.from_bytes(opening, "little"), HEADER_MAX_BYTES))
     except OSError as error:
         raise _bad(file, f"cannot be read: {error}") from error
+    return parse_header(opening, file, file_bytes)
+
+
+def parse_header(opening: bytes, file: str, file_bytes: int) -> Header:
+    """The header in the first bytes of a file of `file_bytes` bytes. Raises RefusalError bad_model."""
+    length = int.from_bytes(opening[:LENGTH_BYTES], "little")
+    if len(opening) < LENGTH_BYTES:
+        raise _bad(file, f"is cut short: it has {len(opening)} bytes")
+    if length > HEADER_MAX_BYTES:
+        raise _bad(file, f"announces a header of {length} bytes; at most {HEADER_MAX_BYTES} are read")
+    raw = opening[LENGTH_BYTES : LENGTH_BYTES + length]
     if len(raw) < length:
         raise _bad(file, f"is cut short: its header has {len(raw)} of {length} bytes")
     if not raw.startswith(b"{"):

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import openai
 
-from scenarios.processes import Processes, processes
+from scenarios.processes import ROOT, Processes, processes
 
 
 class RunningCluster:
@@ -61,10 +61,18 @@ class RunningCluster:
             time.sleep(0.05)
 
 
+def environment() -> dict[str, str]:
+    ports = {
+        f"HYDRA_ZMQ_{key}_ADDR": "tcp://127.0.0.1:0" for key in ("ROUTER", "BROADCAST", "METRICS", "RESULTS", "STORE")
+    }
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # the audit hook is on it
+    return {**os.environ, **ports, "HYDRA_LOG": "warning", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 @contextmanager
 def running_cluster(
     scratch: Path,
-    model: Path | None = None,
+    model: Path | str | None = None,
     *,
     workers: int = 2,
     by_hand: Sequence[str] = (),
@@ -87,6 +95,7 @@ def running_cluster(
             cluster = RunningCluster(running, line.split()[1])
             cluster.family()
             yield cluster
+            cluster.client.close()
         finally:
             print(running.messages()[-20_000:])
 

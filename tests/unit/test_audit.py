@@ -134,7 +134,7 @@ import os, sys
 os.chdir(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from hydra.http.tokenizer import Words
+from hydra.http.tokenizer import ChatInput, Words
 from hydra.kernels.runner import Runner
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
@@ -150,7 +150,7 @@ runner = Runner("cpu")
 runner.load(order, lambda done, total: None)
 runner.activate(RouteId(1), 4)
 words = Words.load(Path(sys.argv[1]))
-assert words.encode_chat([{"role": "user", "content": "hi"}], {})
+assert words.encode_chat(ChatInput([{"role": "user", "content": "hi"}]))
 print("loaded")
 """
 

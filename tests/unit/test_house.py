@@ -16,17 +16,18 @@ MAY_IMPORT = {
     "http": {"protocol", "store", "actors.client"},
 }
 ONLY_IN = {
-    "zmq": ("protocol/zmq_wire.py", "bench/hop"),  # the bench needs the other side of its ratios
+    "zmq": ("protocol/zmq_", "bench/hop"),  # the bench needs the other side of its ratios
     "torch": ("kernels/", "bench/bare_loop.py"),
     "quart": ("http/",),
     "quart_trio": ("http/",),
     "hypercorn": ("http/",),
     "tokenizers": ("http/",),
+    "huggingface_hub": ("store/",),
     "jinja2": ("http/",),
     "msgpack": ("protocol/",),
     "cattrs": ("protocol/", "child_spec.py"),
 }
-SHELLS = {"cell", "coordinator", "frontend", "lifeline", "parent", "post", "stage_thread", "worker"}
+SHELLS = {"cell", "coordinator", "frontend", "lifeline", "parent", "post", "stage_thread", "store_server", "worker"}
 IMPURE = {"trio", "time", "threading", "os", "socket", "subprocess", "secrets", "asyncio"}
 # What turns bytes into behaviour. Nothing in Hydra needs any of it.
 FORBIDDEN_MODULES = {

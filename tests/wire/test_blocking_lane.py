@@ -30,10 +30,13 @@ def test_two_threads_play_ping_pong(wires, size):
     left, right = (wires.blocking_source("tcp://127.0.0.1:0", 4) for _ in range(2))
     hidden = bytes(size)
 
+    heard_all = threading.Event()
+
     def echo():
         link = wires.blocking_link(left.addr, 4)
         for _ in range(200):
             send(link, right.receive(WAIT_S))
+        heard_all.wait(WAIT_S)  # closing does not linger: the last answer would be lost
         link.close()
 
     thread = threading.Thread(target=echo)
@@ -43,6 +46,7 @@ def test_two_threads_play_ping_pong(wires, size):
         send(link, [b"%d" % i, b"", hidden])
         number, nothing, back = left.receive(WAIT_S)
         assert (bytes(number), bytes(nothing)) == (b"%d" % i, b"") and bytes(back) == hidden
+    heard_all.set()
     link.close()
     thread.join()
     left.close()

@@ -79,7 +79,7 @@ SPEC = ModelSpec(
 MODEL = Described(model_path="/models/m", default_id="m", spec=SPEC, tensors=())
 
 
-def joined(node, *, gigabytes=8.0, life=1, held=(), dtypes=("float32",)):
+def joined(node, *, gigabytes=8.0, life=1, held=(), dtypes=("float32",), store_addr=None):
     memory = int(gigabytes * GB)
     return NodeJoined(
         node=node,
@@ -89,15 +89,18 @@ def joined(node, *, gigabytes=8.0, life=1, held=(), dtypes=("float32",)):
         pipeline_addr=f"tcp://{node}-{life}",
         held=held,
         term_seen=0,
+        store_addr=store_addr,
     )
 
 
 class Hall:
     """A planner, what it has ordered, and workers that do as they are told when asked to."""
 
-    def __init__(self, **policy):
+    def __init__(self, store_addr="", **policy):
         rules = {"reserve_bytes": 1 * GB, "block_size": 16, "recovery_deadline_s": 60.0, **policy}
-        self.planner = Planner(term=3, policy=Policy(**rules), ranges=lambda *_: (), results_addr="tcp://results")
+        self.planner = Planner(
+            term=3, policy=Policy(**rules), ranges=lambda *_: (), results_addr="tcp://results", store_addr=store_addr
+        )
         self.now_s = 0.0
         self.epochs = []
         self.saved = []
@@ -423,7 +426,7 @@ def test_who_asked_for_a_model_is_answered_when_it_is_ready():
 
 def test_or_at_once_without_wait():
     hall = Hall()
-    assert answers(asked(hall, wait=False)) == [ModelTold(ask=7, model_id="m", state="loading")]
+    assert answers(asked(hall, wait=False)) == [ModelTold(ask=7, model_id="m", state="loading", job="load-3-1")]
     effects = hall.tell(WasDescribed("/models/m", MODEL))
     assert answers(hall.warms(hall.loads(effects))) == []
 
@@ -563,3 +566,81 @@ def test_a_wish_of_the_start_is_tried_again_and_said_aloud():
     assert WishFailed(refusal) in effects
     again = [effect for effect in effects if isinstance(effect, SetTimer) and effect.key == ("again", "w")]
     assert Describe("/models/w") in hall.planner.handle(TimerFired(again[0].key), again[0].at_s)
+
+
+# ---------------------------------------------------------------- where a slice may be had
+
+
+def sources(effects):
+    return {peer: order.sources for peer, order in orders(effects).items()}
+
+
+def with_three_lenders(store_addr="tcp://c", held=()):
+    """A hall in which a, b and c have loaded the model, and lend what they hold."""
+    hall = Hall(store_addr=store_addr)
+    hall.begin(expected=3)
+    hall.tell(WasDescribed("/models/m", MODEL))
+    for node in "ab":
+        hall.tell(joined(node, store_addr=f"tcp://store-{node}", held=held))
+    return hall, hall.tell(joined("c", store_addr="tcp://store-c", held=held))
+
+
+def test_a_first_load_is_had_from_the_path_or_from_the_coordinator():
+    _, effects = with_three_lenders()
+    assert set(sources(effects).values()) == {("/models/m", "lane:tcp://c")}
+
+
+def test_whoever_has_loaded_some_of_a_model_lends_it_to_the_others_and_not_to_itself():
+    hall, effects = with_three_lenders()
+    hall.warms(hall.loads(effects))
+    again = sources(hall.hears(Rebalance(ask=1)))
+    assert again["a-1"] == ("/models/m", "lane:tcp://c,tcp://store-b,tcp://store-c")
+    assert again["b-1"] == ("/models/m", "lane:tcp://c,tcp://store-a,tcp://store-c")
+
+
+def test_a_slice_that_is_still_loading_is_not_lent():
+    hall, effects = with_three_lenders()
+    (peer, order), *_ = orders(effects).items()
+    hall.hears(
+        SliceLoaded(route=order.route, epoch=order.epoch, kv_blocks_max=9, weight_bytes=1, read_bytes=1, load_s=0.1),
+        Address(peer, "stage"),
+    )
+    lost = hall.tell(NodeLost(node="c", generation=1, why="x")) + hall.hears(Rebalance(ask=1))
+    assert sources(lost)["b-1"] == ("/models/m", f"lane:tcp://c,tcp://store-{peer[0]}")
+
+
+def test_layers_that_a_worker_brings_along_are_lent_and_those_of_another_model_not():
+    def brought(fingerprint):
+        _, effects = with_three_lenders(held=(Held(fingerprint=fingerprint, dtype="float32", layers=(1, 2)),))
+        return sources(effects)["b-1"]
+
+    assert brought(SPEC.fingerprint)[1:] == ("lane:tcp://c,tcp://store-a,tcp://store-c",)
+    assert brought("another")[1:] == ("lane:tcp://c",)
+
+
+def test_neither_the_lost_nor_the_suspect_lend():
+    hall, effects = with_three_lenders()
+    hall.warms(hall.loads(effects))
+    hall.tell(NodeSuspect(node="c", suspect=True))
+    after = sources(hall.tell(NodeLost(node="a", generation=1, why="x")))
+    assert after["b-1"] == ("/models/m", "lane:tcp://c")
+
+
+def test_nobody_lends_where_nobody_says_so():
+    hall = Hall()
+    hall.begin(expected=1)
+    hall.tell(WasDescribed("/models/m", MODEL))
+    assert sources(hall.tell(joined("a")))["a-1"] == ("/models/m",)
+
+
+def test_a_hub_model_is_had_from_a_worker_nearby_then_from_the_hub_and_last_through_the_coordinator():
+    hall = Hall(store_addr="tcp://c")
+    hall.begin(expected=2)
+    hub = "hub:org/name@" + "0" * 40
+    hall.tell(WasDescribed("/models/m", attrs.evolve(MODEL, sources=(hub,))))
+    hall.tell(joined("a", store_addr="tcp://store-a"))
+    effects = hall.tell(joined("b", store_addr="tcp://store-b"))
+    assert sources(effects) == {"a-1": (hub, "lane:tcp://c"), "b-1": (hub, "lane:tcp://c")}
+    hall.warms(hall.loads(effects))
+    again = sources(hall.hears(Rebalance(ask=1)))
+    assert again["a-1"] == ("lane:tcp://store-b", hub, "lane:tcp://c")

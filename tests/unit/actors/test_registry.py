@@ -102,11 +102,12 @@ def facts(effects, kind):
 
 def test_a_worker_is_welcomed_and_the_planner_hears_of_it():
     room = Room()
-    effects = room.hears("a-1", hello("a"))
+    effects = room.hears("a-1", hello("a", store_addr="tcp://store"))
     (welcome,) = mail(effects, Welcome, "a-1")
     assert (welcome.term, welcome.results_addr, welcome.heartbeat_s) == (1, "tcp://r", 0.5)
     (joined,) = facts(effects, NodeJoined)
     assert (joined.node, joined.peer, joined.offer, joined.pipeline_addr) == ("a", "a-1", OFFER, "tcp://a")
+    assert joined.store_addr == "tcp://store"
     assert joined.generation == welcome.generation and room.states() == {"a": "ready"}
 
 

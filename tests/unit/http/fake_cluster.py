@@ -8,9 +8,9 @@ import attrs
 import trio
 
 from hydra.actors.client import GenerateRequest, Piece, TokenLogprobs
-from hydra.protocol.messages import ModelTold, ReadyTold, StatusTold
+from hydra.protocol.messages import JobStatus, ModelTold, NodeLoad, ReadyTold, StatusTold
 from hydra.protocol.model_spec import ModelCard
-from hydra.protocol.refusal import Refusal, RefusalError
+from hydra.protocol.refusal import Refusal, RefusalError, refuse
 
 Script = Callable[[GenerateRequest, int], Any]  # (request, n-th piece) -> Piece | RefusalError | seconds to wait
 
@@ -43,6 +43,16 @@ class FakeCluster:
     gate: trio.Event | None = None  # holds everything after the first piece until it is set
     is_ready: bool = True
     unloaded: list[str] = attrs.field(factory=list)
+    job: JobStatus = JobStatus(
+        job="load-1-1",
+        model_id="m",
+        model_path="org/m",
+        state="loading",
+        nodes=(
+            NodeLoad(node_id="w0", state="fetching", bytes_done=3, bytes_total=10),
+            NodeLoad(node_id="w1", state="waiting", bytes_done=0, bytes_total=0),
+        ),
+    )
 
     async def models(self) -> tuple[ModelCard, ...]:
         return (self.card,)
@@ -85,7 +95,20 @@ class FakeCluster:
         return ReadyTold(ask=1, ready=self.is_ready, why="" if self.is_ready else "asleep", retry_after_s=2.0)
 
     async def load_model(self, **wish: Any) -> ModelTold:
-        return ModelTold(ask=1, model_id=wish["model_id"] or "m", state="ready" if wish["wait"] else "loading")
+        model_id = wish["model_id"] or "m"
+        if wish["wait"]:
+            return ModelTold(ask=1, model_id=model_id, state="ready")
+        return ModelTold(ask=1, model_id=model_id, state="loading", job=self.job.job)
+
+    async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
+        if job not in (None, self.job.job):
+            raise refuse("job_not_found", "no such job")
+        return (self.job,)
+
+    async def cancel_job(self, job: str) -> tuple[JobStatus, ...]:
+        await self.jobs(job)
+        self.job = attrs.evolve(self.job, state="cancelled", refusal=Refusal(code="cancelled", message="called off"))
+        return (self.job,)
 
     async def unload_model(self, model_id: str) -> ModelTold:
         self.unloaded.append(model_id)

@@ -142,7 +142,8 @@ async def test_models_status_and_the_rest(app, cluster):
     assert (await ask(app, "POST", "/api/cluster/rebalance")).json()["state"] == "rebalancing"
     waited = await ask(app, "POST", "/api/models/load", {"model_path": "/x", "model_id": "m2"})
     assert (waited.status, waited.json()) == (200, {"model_id": "m2", "state": "ready"})
-    assert (await ask(app, "POST", "/api/models/load", {"model_path": "/x", "wait": False})).status == 202
+    begun = await ask(app, "POST", "/api/models/load", {"model_path": "/x", "wait": False})
+    assert (begun.status, begun.json()) == (202, {"model_id": "m", "state": "loading", "job": "load-1-1"})
     assert (await ask(app, "POST", "/api/models/unload", {"model_id": "other"})).status == 404
     assert (await ask(app, "GET", "/ready")).status == 200
     cluster.is_ready = False
@@ -150,6 +151,25 @@ async def test_models_status_and_the_rest(app, cluster):
     assert (
         asleep.status == 503 and asleep.headers["retry-after"] == "2" and "asleep" in asleep.json()["error"]["message"]
     )
+
+
+async def test_a_load_job_can_be_followed_and_called_off(app):
+    job = (await ask(app, "GET", "/api/models/jobs/load-1-1")).json()
+    assert job == {
+        "job": "load-1-1", "model_id": "m", "model_path": "org/m", "state": "loading",
+        "bytes_done": 3, "bytes_total": 10, "error": None,
+        "nodes": [
+            {"node_id": "w0", "state": "fetching", "bytes_done": 3, "bytes_total": 10},
+            {"node_id": "w1", "state": "waiting", "bytes_done": 0, "bytes_total": 0},
+        ],
+    }  # fmt: skip
+    assert (await ask(app, "GET", "/api/models/jobs")).json() == {"jobs": [job]}
+    called_off = await ask(app, "DELETE", "/api/models/jobs/load-1-1")
+    assert called_off.status == 200 and called_off.json()["state"] == "cancelled"
+    assert called_off.json()["error"]["code"] == "cancelled" and set(called_off.json()["error"]) == FOUR
+    for method in ("GET", "DELETE"):
+        unknown = await ask(app, method, "/api/models/jobs/load-9-9")
+        assert unknown.status == 404 and unknown.json()["error"]["code"] == "job_not_found"
 
 
 def parsed(kind="text", **changes):

@@ -17,7 +17,7 @@ from hydra.protocol import codec
 from hydra.protocol.batch import Logprobs, int32
 from hydra.protocol.ids import Epoch
 from hydra.protocol.messages import Beacon, Close, Message, Open, OpenRefused, SayHello, Tokens
-from hydra.protocol.model_spec import TensorRange
+from hydra.protocol.model_spec import StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 from hydra.protocol.wire import MessageTooBig, TheyBrokeTheRules
@@ -63,6 +63,7 @@ def strategy(kind):
         SamplingParams: {"logprobs": st.none() | st.integers(0, 20)},
         Open: {"prompt_tokens": st.just(0)},
         TensorRange: {"file": st.just("model.safetensors")},
+        StoredFile: {"file": st.just("model.safetensors")},
     }
     return st.builds(kind, **(fields | special.get(kind, {})))
 

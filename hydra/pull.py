@@ -1,0 +1,72 @@
+"""`pull`: a Hub model into this machine's cache, all of it, so that any of its workers finds its layers there.
+
+It may be interrupted and run again; nothing that has come is fetched twice.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import attrs
+
+from hydra.complaint import Complaint, exit_code_of
+from hydra.protocol.refusal import RefusalError
+from hydra.settings import Settings
+from hydra.store.cache_room import CacheRoom
+from hydra.store.hub import Hub
+from hydra.store.hub_source import HubSource
+from hydra.store.library import HubLibrary
+from hydra.store.model_ref import HubAccess, HubRef, parse_ref, parse_source
+from hydra.store.range_cache import RangeCache
+
+SHOW_EVERY_S = 3.0
+
+
+def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[str, Any]:
+    """What is there afterwards, as `--json` prints it. `show` hears a line of progress every few seconds."""
+    token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
+    access = HubAccess.of({**os.environ, **token})
+    try:
+        ref = parse_ref(model)
+        if not isinstance(ref, HubRef):
+            fix = "load it by its path; to fetch a model of that name, run this in another directory"
+            raise Complaint(f"{model!r} is a directory of this machine", "only Hub models are pulled", fix, 2)
+        described = HubLibrary(Hub(access, settings.model.cache_path())).describe(model)
+        at = parse_source(described.sources[0])
+        assert at is not None, "a Hub model has the Hub as its first source"
+        told = _Told(show, model)
+        room = CacheRoom(root=settings.model.cache_path() / "ranges", max_bytes=settings.model.max_cache_bytes())
+        with closing(RangeCache(room)) as cache, closing(HubSource(at, access, described.files)) as source:
+            key = described.spec.fingerprint
+            folder = cache.ensure(key, described.files, described.tensors, (source,), told, lambda: False)
+    except RefusalError as why:
+        fix = "see above; what has come so far is kept"
+        raise Complaint(f"cannot pull {model}", str(why), fix, exit_code_of(why.refusal.code)) from why
+    return {
+        "model": str(at),
+        "folder": described.folder,
+        "weights": str(folder),
+        "bytes_total": told.total,
+        "bytes_fetched": told.total - (told.first or 0),
+    }
+
+
+@attrs.define
+class _Told:
+    """Progress for people, and the figures for the end."""
+
+    show: Callable[[str], None]
+    model: str
+    first: int | None = None  # bytes that were here before
+    total: int = 0
+    _shown_s: float = float("-inf")
+
+    def __call__(self, bytes_done: int, bytes_total: int) -> None:
+        if self.first is None:
+            self.first, self.total = bytes_done, bytes_total
+        now_s = time.monotonic()
+        if now_s - self._shown_s >= SHOW_EVERY_S or bytes_done == bytes_total:
+            self._shown_s = now_s
+            self.show(f"{self.model}: {bytes_done / 1e6:.1f} of {bytes_total / 1e6:.1f} MB")

@@ -1,0 +1,288 @@
+"""The Hub as a place where models are listed: which commit, which files, their small files and headers. No weights.
+
+Promises: what a snapshot says of its files is what the Hub said of that commit, and lies in the cache afterwards, so
+that the same question is answered offline, or says what is missing. Refuses to know what is in a model, and how weights
+come (`hub_source` does).
+"""
+
+import json
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import attrs
+import httpx2
+import structlog
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from hydra.protocol.model_spec import StoredFile
+from hydra.protocol.refusal import RefusalError, refuse
+from hydra.store.directory import is_plain_name
+from hydra.store.hub_source import HubSource, denied, retry_after_s
+from hydra.store.model_ref import HubAccess, HubRef
+from hydra.store.patience import Patience, persist
+from hydra.store.range_source import RangeIgnored, SourceFault
+from hydra.store.safetensors_header import HEADER_MAX_BYTES, LENGTH_BYTES
+
+SMALL_MAX_BYTES = 64 << 20  # the largest tokenizers have about 35 MB
+FILES_MAX = 10_000
+CACHED_TRIES = 2  # where the cache can answer, a Hub that is away costs a second, not a minute
+HEADER_GUESS_BYTES = 64 << 10  # one request is enough for most headers
+SMALL_FILES = frozenset(
+    (
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "chat_template.json",
+    )
+)
+TEMPLATES = "additional_chat_templates/"
+LISTING = ".hydra/files.json"
+
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """One commit of a repository; its small files are in `folder`."""
+
+    ref: HubRef  # at the commit
+    folder: Path
+    files: tuple[StoredFile, ...]  # everything at the top of the repository, weights too
+
+    def file(self, name: str) -> StoredFile | None:
+        return next((stored for stored in self.files if stored.file == name), None)
+
+
+@attrs.define(eq=False)
+class Hub:
+    """Reads the Hub into `cache_dir`/hub. Any thread may call; two processes may at once."""
+
+    access: HubAccess
+    cache_dir: Path
+    patience: Patience = attrs.field(factory=Patience)
+    _api: HfApi = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        disable_progress_bars()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of is said by our refusals
+        self._api = HfApi(endpoint=self.access.endpoint, token=self.access.token or False)
+
+    def snapshot(self, ref: HubRef) -> Snapshot:
+        """The commit that `ref` means now, listed and with its small files here. A cached commit is not asked for.
+
+        A Hub that cannot be reached is answered for by the cache, with a warning in the log. Raises RefusalError:
+        model_not_found, access_denied, source_unreachable, bad_model.
+        """
+        if self.access.offline:
+            return self._cached(ref, "offline mode is on")
+        patience = self.patience
+        if self._is_cached(ref):
+            if _COMMIT.fullmatch(ref.revision):
+                return self._cached(ref, "")
+            patience = attrs.evolve(patience, tries=CACHED_TRIES)
+        try:
+            commit = persist(lambda: self._told(ref, lambda: self._commit(ref)), patience)
+            at = HubRef(ref.repo, commit)
+            files = persist(lambda: self._told(at, lambda: self._list(at)), patience)
+        except SourceFault as fault:
+            found = self._cached(ref, f"{self.access.endpoint} cannot be reached ({fault})")
+            log.warning("the Hub cannot be reached; going on with what is cached", model=str(found.ref), why=str(fault))
+            return found
+        folder = self._folder(at)
+        made = Snapshot(ref=at, folder=folder, files=tuple(item for item in files if is_plain_name(item.file)))
+        try:
+            for name in _small_files(files):
+                persist(lambda name=name: self._told(at, lambda: self._fetch_small(at, name)), self.patience)  # type: ignore[misc]
+        except SourceFault as fault:
+            raise self._unreachable(at, fault) from fault
+        listing = [attrs.asdict(item) for item in made.files]
+        _write(folder / LISTING, json.dumps(listing).encode())
+        _write(self._branch(ref), commit.encode())
+        return made
+
+    def source(self, snapshot: Snapshot) -> HubSource:
+        return HubSource(snapshot.ref, self.access, snapshot.files)
+
+    def header(self, snapshot: Snapshot, stored: StoredFile, source: HubSource) -> bytes:
+        """The length and the JSON that open a safetensors file, as stored there; by Range, kept in the cache."""
+        kept = snapshot.folder / ".hydra" / "headers" / f"{stored.file}.{stored.tag[:64]}"
+        if kept.exists():
+            return kept.read_bytes()
+        if self.access.offline:
+            raise self._missing(snapshot.ref, f"the header of {stored.file}", "offline mode is on")
+        try:
+            raw = persist(lambda: _read_header(source, stored), self.patience)
+        except SourceFault as fault:
+            raise self._unreachable(snapshot.ref, fault) from fault
+        _write(kept, raw)
+        return raw
+
+    # ------------------------------------------------------------ asking the Hub
+
+    def _commit(self, ref: HubRef) -> str:
+        commit = self._api.model_info(ref.repo, revision=ref.revision, timeout=10.0).sha
+        if not commit or not _COMMIT.fullmatch(commit):
+            raise SourceFault(f"{self.access.endpoint} names no commit for {ref}")
+        return commit
+
+    def _list(self, at: HubRef) -> list[StoredFile]:
+        listed: list[StoredFile] = []
+        for item in self._api.list_repo_tree(at.repo, revision=at.revision, recursive=True):
+            if not isinstance(item, RepoFile):
+                continue  # a folder
+            if len(listed) == FILES_MAX:
+                raise refuse("bad_model", f"{at} has more than {FILES_MAX} files.")
+            tag = item.lfs.sha256 if item.lfs else item.blob_id
+            listed.append(StoredFile(file=item.path, size_bytes=item.size, tag=tag))
+        return listed
+
+    def _fetch_small(self, at: HubRef, name: str) -> None:
+        hf_hub_download(
+            at.repo,
+            name,
+            revision=at.revision,
+            local_dir=self._folder(at),
+            endpoint=self.access.endpoint,
+            token=self.access.token or False,
+        )
+
+    def _told(self, ref: HubRef, call: Callable[[], T]) -> T:
+        """The library's exceptions, as faults of the world or as refusals."""
+        try:
+            return call()
+        except GatedRepoError as error:
+            raise denied(self.access, ref.repo, error.response.status_code) from error
+        except RevisionNotFoundError as error:
+            raise refuse("model_not_found", f"{ref.repo} has no revision {ref.revision!r} at the Hub.") from error
+        except (RepositoryNotFoundError, HfHubHTTPError) as error:
+            raise self._meaning(ref, error.response) from error
+        except (httpx2.TransportError, EntryNotFoundError, OSError) as error:
+            raise SourceFault(f"{type(error).__name__}: {error}") from error
+
+    def _meaning(self, ref: HubRef, answer: httpx2.Response) -> Exception:
+        if answer.status_code in (401, 403):
+            return denied(self.access, ref.repo, answer.status_code)
+        if answer.status_code == 404:
+            return refuse(
+                "model_not_found",
+                f"There is no model {ref} at {self.access.endpoint}, and no directory of that name here.",
+            )
+        wait_s = retry_after_s(answer.headers.get("Retry-After"))
+        return SourceFault(f"HTTP {answer.status_code} for {ref}", retry_after_s=wait_s)
+
+    # ------------------------------------------------------------ the cache
+
+    def _repo(self, ref: HubRef) -> Path:
+        return self.cache_dir / "hub" / ref.repo.replace("/", "--")
+
+    def _folder(self, at: HubRef) -> Path:
+        return self._repo(at) / "commits" / at.revision
+
+    def _branch(self, ref: HubRef) -> Path:
+        return self._repo(ref) / "revisions" / quote(ref.revision, safe="")
+
+    def _is_cached(self, ref: HubRef) -> bool:
+        try:
+            self._cached(ref, "")
+        except RefusalError:
+            return False
+        return True
+
+    def _cached(self, ref: HubRef, why: str) -> Snapshot:
+        """What `snapshot` found the last time. Raises RefusalError source_unreachable, saying what is missing."""
+        commit = ref.revision
+        if not _COMMIT.fullmatch(commit):
+            try:
+                commit = self._branch(ref).read_text()
+            except OSError:
+                raise self._missing(ref, "everything", why) from None
+        at = HubRef(ref.repo, commit)
+        try:
+            listing = json.loads((self._folder(at) / LISTING).read_bytes())
+            files = tuple(StoredFile(**item) for item in listing)
+        except (OSError, ValueError, TypeError):
+            raise self._missing(at, "the list of its files", why) from None
+        return Snapshot(ref=at, folder=self._folder(at), files=files)
+
+    def _missing(self, ref: HubRef, what: str, why: str) -> RefusalError:
+        return refuse(
+            "source_unreachable",
+            f"Of {ref} the cache {self.cache_dir} lacks {what}, and {why}. Fetch it while the Hub can be reached: "
+            f"python -m hydra pull {ref}",
+        )
+
+    def _unreachable(self, ref: HubRef, fault: SourceFault) -> RefusalError:
+        return refuse("source_unreachable", f"{ref} cannot be fetched from {self.access.endpoint}: {fault}. Try again.")
+
+
+def _small_files(files: list[StoredFile]) -> Iterator[str]:
+    """What a model needs beside weights. Raises RefusalError when one is too large to be what its name says."""
+    for stored in files:
+        template = stored.file.removeprefix(TEMPLATES)
+        named = template != stored.file and is_plain_name(template) and template.endswith(".jinja")
+        if stored.file not in SMALL_FILES and not named:
+            continue
+        if stored.size_bytes > SMALL_MAX_BYTES:
+            raise refuse(
+                "bad_model", f"{stored.file} has {stored.size_bytes} bytes; at most {SMALL_MAX_BYTES} are read."
+            )
+        yield stored.file
+
+
+def _read_header(source: HubSource, stored: StoredFile) -> bytes:
+    """Raises SourceFault."""
+    try:
+        first = b"".join(source.read(stored.file, 0, min(HEADER_GUESS_BYTES, stored.size_bytes)))
+    except RangeIgnored:
+        return _opening_of(source.read(stored.file, 0, stored.size_bytes))
+    length = LENGTH_BYTES + int.from_bytes(first[:LENGTH_BYTES], "little")
+    if length > min(stored.size_bytes, LENGTH_BYTES + HEADER_MAX_BYTES):
+        return first[:LENGTH_BYTES]  # whoever parses it says what is wrong
+    if length > len(first):
+        first += b"".join(source.read(stored.file, len(first), length - len(first)))
+    return first[:length]
+
+
+def _opening_of(stream: Iterator[bytes]) -> bytes:
+    """The header from the beginning of a whole file, whose rest is declined."""
+    first, length = b"", LENGTH_BYTES
+    for data in stream:
+        first += data
+        if len(first) >= LENGTH_BYTES:
+            length = LENGTH_BYTES + min(int.from_bytes(first[:LENGTH_BYTES], "little"), HEADER_MAX_BYTES)
+        if len(first) >= length > LENGTH_BYTES:
+            break
+    return first[:length]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+    fresh.write_bytes(content)
+    fresh.replace(path)

@@ -1,0 +1,73 @@
+"""How long a source that fails is tried again: back-off, what the server itself asks for, and an end.
+
+Promises: every wait is bounded, and so is their sum without progress. Refuses to know what is being fetched.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import attrs
+
+from hydra.store.range_source import SourceFault, SourceUnfit
+
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class Patience:
+    """Exponential back-off with jitter: the n-th wait is between half and all of `first_s` x 2^n, at most `longest_s`.
+
+    After `tries` faults in a row, or `deadline_s` after the first of them, the last fault is raised. Fewer than
+    `floor_bytes` in `stall_s` are a fault too. Clock, sleep and jitter are handed in by tests.
+    """
+
+    tries: int = 8
+    first_s: float = 0.5
+    longest_s: float = 30.0
+    deadline_s: float = 300.0
+    stall_s: float = 60.0
+    floor_bytes: int = 64 << 10
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[], float] = random.random
+
+
+@attrs.define(eq=False)
+class Trial:
+    """One source being tried again and again. `stopped` is asked while waiting and ends the wait."""
+
+    patience: Patience
+    stopped: Callable[[], bool] = lambda: False
+    _faults: int = attrs.field(default=0, init=False)
+    _since_s: float = attrs.field(default=0.0, init=False)
+
+    def progressed(self) -> None:
+        """Something came: the count begins anew."""
+        self._faults = 0
+
+    def endure(self, fault: SourceFault) -> None:
+        """Waits before the next try, or raises `fault` when there should be none."""
+        patience = self.patience
+        if self._faults == 0:
+            self._since_s = patience.now()
+        self._faults += 1
+        longest = min(patience.longest_s, patience.first_s * 2 ** (self._faults - 1))
+        delay_s = max(longest * (0.5 + 0.5 * patience.jitter()), fault.retry_after_s or 0.0)
+        left_s = self._since_s + patience.deadline_s - patience.now()
+        if isinstance(fault, SourceUnfit) or self._faults >= patience.tries or delay_s > left_s:
+            raise fault
+        while delay_s > 0 and not self.stopped():
+            patience.sleep(min(delay_s, 0.25))
+            delay_s -= 0.25
+
+
+def persist(call: Callable[[], T], patience: Patience) -> T:
+    """What `call` returns in the end. Raises its last SourceFault; any other exception at once."""
+    trial = Trial(patience)
+    while True:
+        try:
+            return call()
+        except SourceFault as fault:
+            trial.endure(fault)

@@ -1,0 +1,40 @@
+"""What a coordinator remembers: whole, or as if there were nothing; and a new `up` asks branches anew."""
+
+import json
+
+import pytest
+
+from hydra.actors.coordinator import SavedState
+from hydra.actors.planner import Wish
+from hydra.state_dir import FILE_NAME, read_state, unpin, write_state
+
+STATE = SavedState(
+    term=4,
+    wishes=(Wish("/models/m", "m", "float32"), Wish("org/m", pinned="org/m@0123")),
+    nodes=("w0", "w1"),
+)
+
+
+def test_what_was_written_is_read(tmp_path):
+    write_state(tmp_path / "state", STATE)
+    assert read_state(tmp_path / "state") == STATE
+
+
+def test_what_an_earlier_version_wrote_is_read_too(tmp_path):
+    old = {"term": 2, "wishes": [{"model_path": "/m", "model_id": None, "dtype": None}], "nodes": []}
+    (tmp_path / FILE_NAME).write_text(json.dumps(old))
+    assert read_state(tmp_path) == SavedState(term=2, wishes=(Wish("/m"),))
+
+
+@pytest.mark.parametrize("raw", ["", "[]", '{"term": "x"}', '{"term": 1}'])
+def test_nonsense_is_a_new_cluster(tmp_path, raw):
+    (tmp_path / FILE_NAME).write_text(raw)
+    assert read_state(tmp_path) == SavedState()
+
+
+def test_unpinning_forgets_commits_and_nothing_else(tmp_path):
+    unpin(tmp_path)
+    assert read_state(tmp_path) == SavedState()
+    write_state(tmp_path, STATE)
+    unpin(tmp_path)
+    assert read_state(tmp_path) == SavedState(term=4, wishes=(STATE.wishes[0], Wish("org/m")), nodes=STATE.nodes)
