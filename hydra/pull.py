@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any
 
 import attrs
+import trio  # noqa: F401 - the HTTP client needs it, and its import asks ldconfig once: not on behalf of a model
 
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.refusal import RefusalError
