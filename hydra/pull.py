@@ -17,8 +17,8 @@ from hydra.protocol.refusal import RefusalError
 from hydra.settings import Settings
 from hydra.store.cache_room import CacheRoom
 from hydra.store.hub import Hub
+from hydra.store.hub_library import HubLibrary
 from hydra.store.hub_source import HubSource
-from hydra.store.library import HubLibrary
 from hydra.store.model_ref import HubAccess, HubRef, parse_ref, parse_source
 from hydra.store.range_cache import RangeCache
 

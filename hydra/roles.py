@@ -28,6 +28,8 @@ from hydra.protocol.refusal import Refusal
 from hydra.protocol.wire import StoreHub
 
 if TYPE_CHECKING:
+    from hydra.actors.coordinator import SavedState
+    from hydra.actors.planner import Policy
     from hydra.actors.ports import Lender
     from hydra.actors.store_server import StoreServer
 
@@ -75,27 +77,47 @@ def _store_server(hub: StoreHub, lender: "Lender") -> "StoreServer":
     return StoreServer(hub, lender, aside, os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""))
 
 
+def _memory(spec: CoordinatorSpec) -> "SavedState":
+    """What a former life left behind; a model it did not have is wished for anew, and counts as a first start."""
+    from hydra.actors.planner import Wish
+    from hydra.state_dir import read_state
+
+    saved = read_state(Path(spec.state_dir))
+    if not spec.model_path or any(wish.model_path == spec.model_path for wish in saved.wishes):
+        return saved
+    wish = Wish(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
+    return attrs.evolve(saved, wishes=(wish,), nodes=())
+
+
+def _policy(spec: CoordinatorSpec) -> "Policy":
+    from hydra.actors.planner import Policy
+
+    return Policy(
+        reserve_bytes=spec.reserve_bytes,
+        kv_fraction=spec.kv_fraction,
+        max_model_len=spec.max_model_len,
+        block_size=spec.block_size,
+        running_max=spec.running_max,
+        recovery_deadline_s=spec.recovery_deadline_s,
+        dtype=spec.dtype,
+    )
+
+
 def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> None:
     """The coordinator child, until its parent ends it. A lost parent is outlived while a frontend drains."""
     from hydra.actors.broker import Limits
     from hydra.actors.coordinator import Coordinator, CoordinatorParts
-    from hydra.actors.planner import Policy, Wish
     from hydra.protocol.zmq_wire import ZmqWires
-    from hydra.state_dir import read_state, write_state
+    from hydra.state_dir import write_state
     from hydra.store.cache_room import CacheRoom
     from hydra.store.hub import Hub
+    from hydra.store.hub_library import HubLibrary
     from hydra.store.hub_place import lend_model
-    from hydra.store.library import HubLibrary
     from hydra.store.model_ref import HubAccess
     from hydra.store.shelf_keeper import ShelfKeeper
 
-    directory = Path(spec.state_dir)
-    saved = read_state(directory)
+    saved = _memory(spec)
     fresh = not saved.nodes
-    if spec.model_path and all(wish.model_path != spec.model_path for wish in saved.wishes):
-        wish = Wish(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
-        saved = attrs.evolve(saved, wishes=(wish,), nodes=())
-        fresh = True
     access, keeper = HubAccess.of(os.environ), ShelfKeeper()
     library = HubLibrary(Hub(access, Path(spec.cache_dir)))
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
@@ -124,16 +146,8 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             library=library,
             describe=lambda path: trio.to_thread.run_sync(describe, path, abandon_on_cancel=True),
             saved=saved,
-            save=lambda state: write_state(directory, state),
-            policy=Policy(
-                reserve_bytes=spec.reserve_bytes,
-                kv_fraction=spec.kv_fraction,
-                max_model_len=spec.max_model_len,
-                block_size=spec.block_size,
-                running_max=spec.running_max,
-                recovery_deadline_s=spec.recovery_deadline_s,
-                dtype=spec.dtype,
-            ),
+            save=lambda state: write_state(Path(spec.state_dir), state),
+            policy=_policy(spec),
             limits=Limits(spec.batch_tokens, spec.running_max, spec.waiting_max, spec.prefix_cache),
             on_wish_failed=give_up,
             expected_workers=spec.expected_workers,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import TemplateError, environment, nodes
 from jinja2.meta import find_undeclared_variables
 
 from hydra.http.template_budget import Budget, characters_of, spending
@@ -26,7 +26,7 @@ WRONG = (
 class ChatTemplate:
     """A compiled template, what it asks for (`names`) and the text that it brings along (`literals`)."""
 
-    compiled: Template
+    compiled: environment.Template
     names: frozenset[str]
     literals: str  # all of them, with a NUL between each two
 
@@ -35,15 +35,15 @@ class ChatTemplate:
         """Raises RefusalError invalid_value: it makes no sense, or is not available here."""
         if len(source) > SOURCE_MAX:
             raise refuse("invalid_value", f"the chat template is longer than {SOURCE_MAX} characters", param="messages")
-        environment = SandboxEnvironment()
+        world = SandboxEnvironment()
         try:
             with spending(Budget()):
-                parsed = environment.parse(source)
+                parsed = world.parse(source)
                 names = frozenset(find_undeclared_variables(parsed))
                 found = [node.data for node in parsed.find_all(nodes.TemplateData)]
                 found += [node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)]
-                code = environment.compile(parsed)
-                compiled = Template.from_code(environment, code, environment.globals)
+                code = world.compile(parsed)
+                compiled = world.template_class.from_code(world, code, world.globals)
         except WRONG as why:
             raise refuse("invalid_value", f"the chat template makes no sense: {told(why)}", param="messages") from why
         return cls(compiled, names, "\0".join(found))

@@ -150,7 +150,7 @@ runner = Runner("cpu")
 runner.load(order, lambda done, total: None)
 runner.activate(RouteId(1), 4)
 words = Words.load(Path(sys.argv[1]))
-assert words.encode_chat(ChatInput([{"role": "user", "content": "hi"}]))
+assert words.encode_chat(ChatInput(messages=[{"role": "user", "content": "hi"}]))
 print("loaded")
 """
 

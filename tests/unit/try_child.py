@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from hydra.http.tokenizer import Words
+from hydra.http.tokenizer import ChatInput, Words
 from hydra.kernels.runner import Runner
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
@@ -56,7 +56,7 @@ def steps(directory: str):
     words = Words.load(Path(directory))
     words.encode_prompt("Hello, world")
     yield "chat"
-    words.encode_chat([{"role": "user", "content": "hi"}], {})
+    words.encode_chat(ChatInput(messages=[{"role": "user", "content": "hi"}]))
 
 
 def attempt(directory: str) -> dict[str, object]:

@@ -13,9 +13,9 @@ from hydra.protocol.messages import LoadSlice
 from hydra.protocol.zmq_wire import ZmqWires
 from hydra.store.cache_room import CacheRoom
 from hydra.store.hub import Hub
+from hydra.store.hub_library import HubLibrary
 from hydra.store.hub_place import lend_model
 from hydra.store.lane_source import lane_opener
-from hydra.store.library import HubLibrary
 from hydra.store.model_ref import HubAccess
 from hydra.store.patience import Patience
 from hydra.store.range_cache import RangeCache

@@ -130,7 +130,8 @@ def test_broken_chats_are_refused_by_name(changes, code, param):
 @pytest.fixture
 def zoo_cluster(cluster, tmp_path):
     directory = save(tmp_path, byte_level(), CHATML + "{{ mood }}")
-    cluster.card = attrs.evolve(cluster.card, model_path=str(directory), vocab=1000, max_model_len=2000)
+    where = str(directory)
+    cluster.card = attrs.evolve(cluster.card, model_path=where, folder=where, vocab=1000, max_model_len=2000)
     return cluster
 
 
@@ -169,7 +170,7 @@ async def test_the_first_space_of_a_completion_is_kept_and_of_an_answer_is_not(a
     directory = save(tmp_path, byte_fallback("first"), "[INST]{{ messages[0].content }}[/INST]")
     words = Words.load(directory)
     ids = words.tokenizer.encode("fox", add_special_tokens=False).ids
-    cluster.card = attrs.evolve(cluster.card, model_path=str(directory), vocab=1000)
+    cluster.card = attrs.evolve(cluster.card, model_path=str(directory), folder=str(directory), vocab=1000)
     cluster.script = lambda request, at: Piece(
         token_ids=(ids[at],), finish="length" if at == len(ids) - 1 else None, logprobs=None
     )

@@ -176,7 +176,7 @@ async def test_a_model_with_a_bad_tokenizer_does_not_stay_loaded(cluster, shutdo
 
 async def test_a_template_bomb_is_a_400_for_chats_and_nothing_for_others(cluster, shutdown, tmp_path):
     made = save(tmp_path, byte_level(), LOOP)
-    cluster.card = attrs.evolve(cluster.card, model_path=str(made), vocab=1000)
+    cluster.card = attrs.evolve(cluster.card, model_path=str(made), folder=str(made), vocab=1000)
     app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown)
     answer = await ask(app, "POST", "/v1/chat/completions", CHAT)
     error = answer.json()["error"]

@@ -9,7 +9,8 @@ import pytest
 
 from hydra.protocol.refusal import RefusalError
 from hydra.store.hub import HEADER_GUESS_BYTES, Hub
-from hydra.store.library import HubLibrary, LocalLibrary
+from hydra.store.hub_library import HubLibrary
+from hydra.store.library import LocalLibrary
 from hydra.store.model_ref import HubAccess
 from hydra.store.patience import Patience
 from tests.fake_hub import Fault, fake_hub, tag_of

@@ -12,7 +12,8 @@ from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache_room import CacheRoom
 from hydra.store.hub import Hub
-from hydra.store.library import HubLibrary, LocalLibrary
+from hydra.store.hub_library import HubLibrary
+from hydra.store.library import LocalLibrary
 from hydra.store.model_ref import HubAccess
 from hydra.store.patience import Patience
 from hydra.store.range_cache import RangeCache
