@@ -334,6 +334,7 @@ def opening_of(row: Row) -> RowOpening:
         attempt=row.open.attempt,
         params=row.open.params,
         prompt_tokens=row.open.prompt_tokens,
+        history_tokens=len(row.history),
         cached_tokens=row.cached,
         history=history,
     )

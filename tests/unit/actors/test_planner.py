@@ -30,6 +30,7 @@ from hydra.actors.planner import (
     Wish,
     WishFailed,
 )
+from hydra.protocol.decoder_spec import plain_decoder
 from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages import (
     Activate,
@@ -63,11 +64,8 @@ SPEC = ModelSpec(
     head_dim=64,
     vocab=32000,
     max_positions=1024,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
+    decoder=plain_decoder(12, 64),
     tied=False,
-    attention_bias=False,
-    mlp_bias=False,
     stored_dtype="float32",
     layer_params=(100_000_000,) * 12,  # 0.4 GB each in float32
     embedding_params=32000 * 1024,

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydra.actors.split import Seat, Terms, context_needed, proportional, reserve_of, split_vram
+from hydra.protocol.decoder_spec import plain_decoder
 from hydra.protocol.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError
 
@@ -26,11 +27,8 @@ def model(n_layers, layer_params=100_000_000, **changes):
         head_dim=64,
         vocab=32000,
         max_positions=4096,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
+        decoder=plain_decoder(n_layers, 64),
         tied=False,
-        attention_bias=False,
-        mlp_bias=False,
         stored_dtype="float16",
         layer_params=(layer_params,) * n_layers,
         embedding_params=32000 * 1024,
