@@ -40,7 +40,7 @@ def _column() -> Int32Column:
 
 @attrs.frozen(kw_only=True)
 class RowOpening:
-    """A row's first sentence to the first and the last stage.
+    """A row's first sentence to every stage.
 
     `prompt_tokens` is the length of the client's prompt within the history: penalties and min_tokens count from there,
     also after a replay. `history_tokens` is the length of all that the row is opened with, prompt and answer so far;

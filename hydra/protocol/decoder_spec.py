@@ -61,6 +61,22 @@ class MoeSpec:
 
 
 @attrs.frozen(kw_only=True)
+class LengthRule:
+    """How rows must be run whose rotary positions depend on their length, so that a replay meets the same ones.
+
+    A row counts as long beyond `limit` tokens: of its whole history if it `reopens` (longrope), else of its prompt
+    (dynamic). Long rows share no keys with others. A row that reopens must be opened again before it grows past
+    `limit`, because then all of its keys change.
+    """
+
+    limit: int
+    reopens: bool
+
+    def long(self, prompt_tokens: int, history_tokens: int) -> bool:
+        return (history_tokens if self.reopens else prompt_tokens) > self.limit
+
+
+@attrs.frozen(kw_only=True)
 class DecoderSpec:
     """The arithmetic of all layers and both ends. The tuples `windows`, `layer_ropes` and `sparse` have one entry per
     layer: the sliding window (0: all positions; w: a token sees itself and the w - 1 before it), the index into
@@ -85,6 +101,14 @@ class DecoderSpec:
     out_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
+
+    @property
+    def length_rule(self) -> LengthRule | None:
+        """None where a token's rotation follows from its position alone."""
+        for rope in self.ropes:
+            if rope.depends_on_length:
+                return LengthRule(limit=rope.original_max_positions, reopens=rope.kind == "longrope")
+        return None
 
 
 def plain_decoder(n_layers: int, head_dim: int, *, eps: float = 1e-5, theta: float = 10_000.0) -> DecoderSpec:

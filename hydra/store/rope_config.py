@@ -1,7 +1,7 @@
 """What a config says of rotary positions, in its old spelling (`rope_scaling`) or its new one (`rope_parameters`).
 
-Promises: the RopeSpec it returns says everything; defaults are those of transformers, and a key that the kind of scaling
-does not know is refused by name. Refuses to know which family asks, beyond what it is told in Habits.
+Promises: the RopeSpec it returns says everything; defaults are those of transformers, and a key that the kind of
+scaling does not know is refused by name. Refuses to know which family asks, beyond what it is told in Habits.
 """
 
 import math
@@ -100,13 +100,16 @@ def _kind(said: Values, habits: Habits) -> RopeKind:
 
 
 def _dim(said: Values, config: Values, habits: Habits, head_dim: int) -> int:
-    source = said if said.has("partial_rotary_factor") else config
-    share = source.number("partial_rotary_factor", 1.0, habits.share)
+    key = "partial_rotary_factor"
+    if said.has(key) and config.has(key) and said.get(key) != config.get(key):
+        raise said.bad(f"{key} is {shown(said.get(key))}, but {shown(config.get(key))} for the model")
+    source = said if said.has(key) else config
+    share = source.number(key, 1.0, habits.share)
     if share != 1.0 and not habits.partial:
-        raise source.unsupported("partial_rotary_factor", share, "1")
+        raise source.unsupported(key, share, "1")
     dim = int(head_dim * share)
     if dim < 2 or dim % 2:
-        raise source.bad(f"partial_rotary_factor {share:g} of head_dim {head_dim} is no even number of channels")
+        raise source.bad(f"{key} {share:g} of head_dim {head_dim} is no even number of channels")
     return dim
 
 

@@ -106,13 +106,21 @@ class Row:
 class Pipeline:
     """Runners in a line, and a step through all of them."""
 
-    def __init__(self, model: Published, cuts: tuple[int, ...] = (), *, device: str = "cpu", **changes: object) -> None:
+    def __init__(
+        self,
+        model: Published,
+        cuts: tuple[int, ...] = (),
+        *,
+        device: str = "cpu",
+        kv_blocks: int = 64,
+        **changes: object,
+    ) -> None:
         bounds = (0, *cuts, model.spec.n_layers)
         self.runners = [Runner(device, threads=1, dtypes=("float32", "bfloat16")) for _ in bounds[1:]]
         self.block_size = 4
         for runner, first, end in zip(self.runners, bounds, bounds[1:], strict=False):
             runner.load(order(model, first, end, **changes), quiet)
-            runner.activate(ROUTE, 64)
+            runner.activate(ROUTE, kv_blocks)
         self.steps = 0
 
     def run(self, *parts: tuple[Row, int]) -> Outcome:
