@@ -20,6 +20,7 @@ from hydra.kernels.tensors import put
 from hydra.protocol.batch import Batch, OpenRow
 
 _sdpa = functional.scaled_dot_product_attention
+SCORES_MAX = 1 << 22  # spelled-out scores held at once, over all heads; a long prompt is taken in pieces
 
 
 @attrs.frozen
@@ -186,11 +187,15 @@ def _capped_mix(scale: float | None, softcap: float) -> Mix:
     def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, several: bool) -> Tensor:
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         grouped = query.view(1, key.shape[1], -1, *query.shape[2:])  # [1, kv heads, heads per key, length, d]
-        scores = torch.matmul(grouped, key.unsqueeze(2).transpose(-1, -2))
-        scores = scores.mul_(factor / softcap).tanh_().mul_(softcap)
-        if mask is not None:
-            scores += mask
-        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-        return torch.matmul(weights, value.unsqueeze(2)).flatten(1, 2)
+        keys, values = key.unsqueeze(2).transpose(-1, -2), value.unsqueeze(2)
+        step = max(1, SCORES_MAX // (query.shape[1] * key.shape[2]))
+        mixed: list[Tensor] = []
+        for first in range(0, query.shape[2], step):
+            scores = torch.matmul(grouped[..., first : first + step, :], keys)
+            scores = scores.mul_(factor / softcap).tanh_().mul_(softcap)
+            if mask is not None:
+                scores += mask[first : first + step]
+            mixed.append(torch.matmul(scores.softmax(-1, dtype=torch.float32).to(query.dtype), values))
+        return torch.cat(mixed, -2).flatten(1, 2)
 
     return mix

@@ -101,6 +101,7 @@ class DecoderSpec:
     out_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
+    float16_overflows: bool = False  # its hidden states are known to leave the range of float16
 
     @property
     def length_rule(self) -> LengthRule | None:

@@ -62,6 +62,16 @@ class ModelShape:
     tied: bool
     decoder: DecoderSpec
 
+    @property
+    def layer_width(self) -> int:
+        """Numbers that one token's intermediates take in the widest layer: a few of its hidden states, and gate, up and
+        their product, once or for each expert it goes to.
+        """
+        dense = 3 * self.intermediate if not all(self.decoder.sparse) else 0
+        moe = self.decoder.moe
+        sparse = 0 if moe is None else moe.n_experts + moe.top_k * (2 * self.hidden + 3 * moe.intermediate)
+        return 6 * self.hidden + max(dense, sparse)
+
 
 @attrs.frozen(kw_only=True)
 class ModelSpec(ModelShape):

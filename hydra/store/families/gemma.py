@@ -51,6 +51,7 @@ def _decoder(
         embedding_scale=sizes.hidden**0.5,
         qkv_bias=bias,
         out_bias=bias,
+        float16_overflows=True,
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydra.actors.split import Seat, Terms, context_needed, proportional, reserve_of, split_vram
-from hydra.protocol.decoder_spec import plain_decoder
+from hydra.protocol.decoder_spec import MoeSpec, plain_decoder
 from hydra.protocol.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError
 
@@ -164,3 +164,14 @@ def test_a_survivor_keeps_its_end_and_the_spare_fills_the_gap():
 
 def test_join_order_wins_where_nothing_is_held():
     assert [share.node for share in split_vram(model(6), seats(8, 32, 9), terms())] == ["n0", "n1", "n2"]
+
+
+def test_the_width_of_a_layer_counts_every_expert_a_token_goes_to():
+    dense = model(4)
+    assert dense.layer_width == 6 * 1024 + 3 * 2816
+    moe = MoeSpec(n_experts=64, top_k=8, intermediate=512, normalised=True)
+    sparse = attrs.evolve(dense, decoder=attrs.evolve(dense.decoder, moe=moe, sparse=(True,) * 4))
+    assert sparse.layer_width == 6 * 1024 + 64 + 8 * (2 * 1024 + 3 * 512)
+    narrow = attrs.evolve(moe, top_k=1, intermediate=8)
+    mixed = attrs.evolve(dense, decoder=attrs.evolve(dense.decoder, moe=narrow, sparse=(True, False) * 2))
+    assert mixed.layer_width == dense.layer_width

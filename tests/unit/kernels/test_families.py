@@ -6,6 +6,7 @@ import attrs
 import pytest
 import torch
 
+from hydra.kernels import attention
 from hydra.kernels.slice import forward
 from hydra.protocol.batch import Batch, OpenRow, int32
 from tests.unit.kernels.bench import ROUTE, Pipeline, Published, Row, greedy, prompt
@@ -136,6 +137,14 @@ def relative_errors(said: list[torch.Tensor], expected: list[torch.Tensor]) -> t
 
 
 def test_float32_logits(model: Published) -> None:
+    said = logits_of(Pipeline(model, (1, 3), kv_blocks=180), model)
+    assert float(relative_errors(said, reference_logits(model, torch.float32)).max()) < 2e-4
+
+
+def test_a_long_prompt_in_pieces_of_scores(tmp_path, monkeypatch) -> None:
+    """Two rows of scores at a time."""
+    monkeypatch.setattr(attention, "SCORES_MAX", 2 * 4 * 44)
+    model = publish_family(tmp_path, next(shape for shape in SHAPES if shape.name == "Gemma2-window"))
     said = logits_of(Pipeline(model, (1, 3), kv_blocks=180), model)
     assert float(relative_errors(said, reference_logits(model, torch.float32)).max()) < 2e-4
 
