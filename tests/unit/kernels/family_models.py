@@ -82,7 +82,7 @@ SHAPES = (
     Shape("all-sparse", "Qwen3MoeConfig", 0, {**MOE, "norm_topk_prob": True}),
     Shape("mixed", "Qwen3MoeConfig", 0, {**MOE, "decoder_sparse_step": 2, "mlp_only_layers": [3]}),
     Shape("mlp-only", "Qwen3MoeConfig", 4, {**MOE, "mlp_only_layers": [0, 2], "tie_word_embeddings": True}, long=True),
-    Shape("plain", "PhiConfig", 1, {"num_key_value_heads": 4}),
+    Shape("tied", "PhiConfig", 0, {"num_key_value_heads": 4, "tie_word_embeddings": True}),
     Shape("quarter-head", "PhiConfig", 0, {"qk_layernorm": True, **rope(partial_rotary_factor=0.25)}),
     Shape("erf", "PhiConfig", 1, {"hidden_act": "gelu", "num_key_value_heads": 1}, long=True),
     Shape("longrope", "Phi3Config", 0, {"original_max_position_embeddings": 40, **scaled(partial_rotary_factor=0.5)}),

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from hydra.kernels import attention
+from hydra.kernels.runner import Runner
 from hydra.kernels.slice import forward
 from hydra.protocol.batch import Batch, OpenRow, int32
-from tests.unit.kernels.bench import ROUTE, Pipeline, Published, Row, greedy, prompt
+from tests.unit.kernels.bench import ROUTE, Pipeline, Published, Row, greedy, order, prompt, quiet
 from tests.unit.kernels.family_models import SHAPES, Shape, publish_family
 
 CUTS = ((), (1,), (1, 3), (1, 2, 3))  # 1 to 4 stages of 4 layers; the later ones have stages of one layer
@@ -77,6 +78,13 @@ def test_a_replay_draws_the_same_tokens(model: Published, told: list[list[int]])
             row.history_tokens = len(row.ids)
         line.run(*((row, len(row.ids)) for row in rows))
         assert [row.ids[-1] for row in rows] == [tokens[at] for tokens in told]
+
+
+def test_a_stage_reads_the_bytes_of_its_own_tensors(model: Published) -> None:
+    for first, end in ((0, 1), (1, 3), (3, 4), (0, 4)):
+        facts = Runner("cpu").load(order(model, first, end), quiet)
+        own = sum(source.length for source in model.ranges(first, end))
+        assert facts.read_bytes == facts.weight_bytes == own == model.spec.slice_bytes(first, end, "float32")
 
 
 def switch_of(model: Published) -> int:
