@@ -16,7 +16,7 @@ from torch import Tensor
 from hydra.kernels.fresh import fresh
 from hydra.kernels.products import pack
 from hydra.kernels.reader import Progress, read_ranges
-from hydra.protocol.layout import Part, is_norm, part_of, part_shapes
+from hydra.protocol.layout import Part, is_norm, part_of, part_shapes, place_of
 from hydra.protocol.model_spec import ModelShape, Role, TensorRange
 from hydra.protocol.refusal import refuse
 
@@ -66,35 +66,35 @@ def fetch_parts(
         wanted += _placed(part, made[part], sources[part])
     read_bytes = read_ranges(folder, wanted, progress)
     for source, target in wanted:
-        if is_norm(source.place.role) and not bool(torch.isfinite(target).all()):
+        if is_norm(place_of(source).role) and not bool(torch.isfinite(target).all()):
             raise refuse("bad_model", f"{source.file}: {source.name} holds NaN or infinity; the file is damaged")
     wanted.clear()  # its views would keep the plain matrices
     for part in made:
-        made[part] = _packed(made[part])
+        made[part] = packed(made[part])
     return made, read_bytes
 
 
-def _packed(weights: PartWeights) -> PartWeights:
+def packed(weights: PartWeights) -> PartWeights:
     """The same weights, their matrices as the device multiplies by them fastest.
 
     An embedding stays plain: its rows are looked up, also where it is the head as well. So does a router: the choice of
     experts hangs on its last bits.
     """
-    packed: dict[Role, Tensor] = {}
+    matrices: dict[Role, Tensor] = {}
     experts: dict[Role, tuple[Tensor, ...]] = {}
     for role, tensor in weights.tensors.items():
         if tensor.dim() == 3:
             experts[role] = tuple(pack(matrix) for matrix in tensor)
         else:
-            packed[role] = pack(tensor) if tensor.dim() == 2 and role not in _PLAIN else tensor
-    return PartWeights(packed, experts)
+            matrices[role] = pack(tensor) if tensor.dim() == 2 and role not in _PLAIN else tensor
+    return PartWeights(matrices, experts)
 
 
 def _by_part(parts: Collection[Part], tensors: Sequence[TensorRange]) -> dict[Part, list[TensorRange]]:
     sources: dict[Part, list[TensorRange]] = {part: [] for part in parts}
     for source in tensors:
         try:
-            part = part_of(source.place)
+            part = part_of(source)
         except KeyError:
             raise refuse("bad_model", f"{source.file}: {source.name} has no layer to go to") from None
         if part in sources:
@@ -107,10 +107,10 @@ def _placed(part: Part, weights: PartWeights, sources: Iterable[TensorRange]) ->
     wanted: list[tuple[TensorRange, Tensor]] = []
     filled: dict[_Block, list[tuple[int, int, TensorRange]]] = {}
     for source in sources:
-        target = _target(weights, source)
+        place, target = place_of(source), _target(weights, source)
         wanted.append((source, target))
-        span = (source.place.first_row, source.place.first_row + target.shape[0], source)
-        filled.setdefault((source.place.role, source.place.expert), []).append(span)
+        span = (place.first_row, place.first_row + target.shape[0], source)
+        filled.setdefault((place.role, place.expert), []).append(span)
     for role, tensor in weights.tensors.items():
         whole = filled.pop((role, None), None)
         if whole is not None:
@@ -127,7 +127,7 @@ def _placed(part: Part, weights: PartWeights, sources: Iterable[TensorRange]) ->
 
 def _target(weights: PartWeights, source: TensorRange) -> Tensor:
     """The contiguous rows of a canonical matrix that a range fills."""
-    place = source.place
+    place = place_of(source)
     matrix = weights.get(place.role)
     if matrix is None:
         raise refuse("unsupported", f"{source.file}: {source.name} is no part of a layer of this model's kind")

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from hydra.protocol.model_spec import ModelShape, Place, Role
+from hydra.protocol.model_spec import ModelShape, Place, Role, TensorRange
 
 EndPart: TypeAlias = Literal["embedding", "norm", "head"]
 Part: TypeAlias = int | EndPart  # a layer by its index, or one of the ends: the unit that is read, held and freed
@@ -32,9 +32,17 @@ class Rows:
     count: int
 
 
-def part_of(place: Place) -> Part:
-    """The part that holds this place. Raises KeyError when it names a layer's role and no layer."""
+def part_of(source: TensorRange) -> Part:
+    """The part that a tensor goes to. Raises KeyError when it has no place, or names a layer's role and no layer."""
+    place = place_of(source)
     return _END_PARTS[place.role] if place.layer is None else place.layer
+
+
+def place_of(source: TensorRange) -> Place:
+    """Where a tensor goes. Raises KeyError for bytes that go nowhere."""
+    if source.place is None:
+        raise KeyError(source.name)
+    return source.place
 
 
 def is_norm(role: Role) -> bool:

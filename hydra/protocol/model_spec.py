@@ -136,7 +136,7 @@ class TensorRange:
     length: int  # bytes
     dtype: Dtype
     shape: tuple[int, ...]
-    place: Place
+    place: Place | None = None  # None: bytes that go into no matrix of a model
 
 
 @attrs.frozen(kw_only=True)

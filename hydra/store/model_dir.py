@@ -148,7 +148,7 @@ def _spec(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: st
     for tensor in tensors:
         params = math.prod(tensor.shape)
         per_dtype[tensor.dtype] += params
-        per_part[part_of(tensor.place)] += params
+        per_part[part_of(tensor)] += params
     return ModelSpec(
         **attrs.asdict(config.shape, recurse=False),
         fingerprint=fingerprint,

@@ -14,4 +14,4 @@ def slice_ranges(described: Described, first_layer: int, end_layer: int) -> tupl
     if not 0 <= first_layer < end_layer <= spec.n_layers:
         raise ValueError(f"no slice [{first_layer}, {end_layer}) in a model of {spec.n_layers} layers")
     parts = slice_parts(spec, first_layer, end_layer)
-    return tuple(tensor for tensor in described.tensors if part_of(tensor.place) in parts)
+    return tuple(tensor for tensor in described.tensors if part_of(tensor) in parts)

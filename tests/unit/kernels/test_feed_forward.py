@@ -9,7 +9,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from hydra.kernels.feed_forward import make_feed_forward
-from hydra.kernels.weights import PartWeights
+from hydra.kernels.weights import PartWeights, packed
 from hydra.protocol.decoder_spec import MoeSpec, plain_decoder
 
 HIDDEN, INNER, EXPERTS = 32, 24, 6
@@ -17,18 +17,17 @@ HIDDEN, INNER, EXPERTS = 32, 24, 6
 
 def weights(seed=0, dtype=torch.float32):
     torch.manual_seed(seed)
-    return PartWeights(
-        {
-            "router": torch.randn(EXPERTS, HIDDEN).to(dtype),
-            "expert_gate_up": (torch.randn(EXPERTS, 2 * INNER, HIDDEN) / 6).to(dtype),
-            "expert_down": (torch.randn(EXPERTS, HIDDEN, INNER) / 5).to(dtype),
-        }
-    )
+    return {
+        "router": torch.randn(EXPERTS, HIDDEN).to(dtype),
+        "expert_gate_up": (torch.randn(EXPERTS, 2 * INNER, HIDDEN) / 6).to(dtype),
+        "expert_down": (torch.randn(EXPERTS, HIDDEN, INNER) / 5).to(dtype),
+    }
 
 
 def mixture(held, top_k, normalised=True):
     moe = MoeSpec(n_experts=EXPERTS, top_k=top_k, intermediate=INNER, normalised=normalised)
-    return make_feed_forward(attrs.evolve(plain_decoder(1, 8), moe=moe), held, sparse=True)
+    decoder = attrs.evolve(plain_decoder(1, 8), moe=moe)
+    return make_feed_forward(decoder, packed(PartWeights(held)), sparse=True)
 
 
 def plainly(held, x, top_k, normalised):

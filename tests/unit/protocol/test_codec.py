@@ -215,7 +215,7 @@ ROW = ["n", "f", 0, 8, "float32", [2], ["down", 0, 0, None]]
         {"name": "n"},
         ROW[:-1],
         [*ROW, 1],
-        [*ROW[:-1], None],
+        [*ROW[:-1], "down"],
         [*ROW[:-1], ["down", 0, 0]],
         [*ROW[:-1], ["down", 0, -1, None]],
         [*ROW[:-1], ["down", -1, 0, None]],
