@@ -269,6 +269,7 @@ class Broker:
             credits=up.credits,
             ledger=KvLedger(up.kv_blocks, up.block_size, self.limits.prefix_cache),
             batch_tokens=self.limits.batch_tokens,
+            length_rule=up.length_rule,
         )
         too_long: list[Effect] = []
         for waiting in list(model.waiting):

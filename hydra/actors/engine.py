@@ -4,7 +4,9 @@ Continuous batching with several micro-batches in flight. Rows that decode trave
 that every stage always has one in hand; prompts are prefilled in chunks beside them. A decoding row is in at most one
 micro-batch. Chunks of one prompt may follow each other through the stages without waiting: the lane keeps their order.
 
-A row suspected of killing workers (`solitary`) is computed alone until it has shown that it does not.
+A row suspected of killing workers (`solitary`) is computed alone until it has shown that it does not. Where a model's
+rotary positions depend on a row's length, long rows share no prefixes, and a row about to become long is preempted, so
+that it is opened again as a long one (see LengthRule).
 """
 
 from collections import deque
@@ -15,6 +17,7 @@ import attrs
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.session import DEATHS_MAX, SOLITARY_TOKENS
 from hydra.protocol.batch import Batch, RowOpening, StepResult, int32
+from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import Attempt, Epoch, PeerId, RouteId, RowId, SessionId, StepId
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
 
@@ -89,6 +92,7 @@ class Engine:
     credits: int
     ledger: KvLedger
     batch_tokens: int  # 0: automatic
+    length_rule: LengthRule | None = None
     rows: dict[RowId, Row] = attrs.field(factory=dict, init=False)
     flights: deque[Flight] = attrs.field(factory=deque, init=False)
     preempted: list[Row] = attrs.field(factory=list, init=False)
@@ -108,10 +112,20 @@ class Engine:
         return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free
 
     def add(self, row: Row) -> None:
-        row.cached = self.ledger.open(row.row, row.history)
+        row.cached = self.ledger.open(row.row, () if self._long(row) else row.history)
         row.position = row.cached
         self.rows[row.row] = row
         self._prefill.append(row)
+
+    def _long(self, row: Row) -> bool:
+        """Whether its keys are of no use to others: from its opening on, until it is opened again."""
+        rule = self.length_rule
+        return rule is not None and rule.long(row.open.prompt_tokens, len(row.history))
+
+    def _outgrows(self, row: Row) -> bool:
+        """Whether its next token makes a short row long, and all of its keys wrong."""
+        rule = self.length_rule
+        return rule is not None and rule.reopens and len(row.history) <= rule.limit <= row.position
 
     def remove(self, row: Row) -> None:
         """The row is done, left or preempted: its blocks are free at once, the stages forget it with the next step."""
@@ -169,6 +183,10 @@ class Engine:
                 break
             if row.row not in self.rows or (only is not None and row is not only):
                 continue
+            if self._outgrows(row):
+                self.remove(row)
+                self.preempted.append(row)
+                continue
             blocks = self._blocks(row, row.position + 1, parts)
             if blocks is None:
                 continue
@@ -197,7 +215,8 @@ class Engine:
             budget -= length
             if last:
                 self._prefill.remove(row)
-                self.ledger.name_prompt(row.row, row.history)
+                if not self._long(row):
+                    self.ledger.name_prompt(row.row, row.history)
                 row.waits_for_token = True
 
     def _blocks(self, row: Row, tokens: int, parts: "_Parts") -> list[int] | None:
@@ -334,6 +353,7 @@ def opening_of(row: Row) -> RowOpening:
         attempt=row.open.attempt,
         params=row.open.params,
         prompt_tokens=row.open.prompt_tokens,
+        history_tokens=len(row.history),
         cached_tokens=row.cached,
         history=history,
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 import attrs
 
+from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import Epoch, Generation, NodeId, PeerId, RouteId, StepId
 from hydra.protocol.messages import DeviceOffer, Held, Welcome
 from hydra.protocol.refusal import Refusal
@@ -81,6 +82,7 @@ class RouteUp:
     max_model_len: int
     credits: int
     vocab: int
+    length_rule: LengthRule | None = None
 
 
 @attrs.frozen(kw_only=True)

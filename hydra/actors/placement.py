@@ -45,10 +45,17 @@ class Route:
 
 
 def route_dtype(spec: ModelSpec, wanted: str, nodes: list[NodeJoined]) -> Dtype:
-    """`auto`: the stored dtype if every device runs it natively, else float16, else float32. Raises RefusalError."""
+    """`auto`: the stored dtype if every device runs it natively, else float16, else float32. Raises RefusalError.
+
+    float16 is out of the question for a model that is known to overflow it.
+    """
     if not nodes:
         raise refuse("no_workers", "no worker has joined; start one with `python -m hydra worker`", retry_after_s=2.0)
     common = [dtype for dtype in DTYPES if all(dtype in node.offer.dtypes for node in nodes)]
+    if spec.decoder.float16_overflows and "float16" in common:
+        common.remove("float16")
+        if wanted == "float16":
+            raise refuse("unsupported", f"{spec.architecture} overflows float16; load it as float32", param="dtype")
     if wanted == "auto":
         for dtype in (spec.stored_dtype, "float16", "float32"):
             if dtype in common:

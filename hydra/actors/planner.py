@@ -607,6 +607,7 @@ class Planner:
             max_model_len=route.max_model_len,
             credits=len(route.stages) + EXTRA_CREDITS,
             vocab=model.described.spec.vocab,
+            length_rule=model.described.spec.decoder.length_rule,
         )
         return [Tell(BROKER_NAME, up), *self._announce(), *self._answer(model, state="ready")]
 

@@ -177,9 +177,8 @@ def _shares(spec: ModelSpec, order: Sequence[Seat], counts: list[int], terms: Te
 
 
 def _activation_bytes(spec: ModelSpec, with_head: bool) -> int:
-    """float32 intermediates of the widest micro-batch: a few hidden rows, the gated MLP, and one row of logits each."""
-    per_token = 4 * (6 * spec.hidden + 3 * spec.intermediate)
-    return ACTIVATION_TOKENS * per_token + (64 * 4 * spec.vocab if with_head else 0)
+    """float32 intermediates of the widest micro-batch in one layer, and one row of logits each."""
+    return ACTIVATION_TOKENS * 4 * spec.layer_width + (64 * 4 * spec.vocab if with_head else 0)
 
 
 def _kv_needed(spec: ModelSpec, share: Share, terms: Terms) -> int:

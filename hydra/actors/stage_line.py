@@ -136,6 +136,7 @@ class StageLine:
                 attempt=Attempt(opening.attempt),
                 params=opening.params,
                 prompt_tokens=opening.prompt_tokens,
+                history_tokens=opening.history_tokens,
                 position=opening.cached_tokens,
                 history=opening.history.tolist(),
             )

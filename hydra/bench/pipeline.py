@@ -13,6 +13,7 @@ from hydra.bench.budget import Measured, median_ratio, spread
 from hydra.bench.child import child
 from hydra.bench.inner_cluster import inner_cluster
 from hydra.bench.llama_dir import LlamaShape, write_llama
+from hydra.protocol.decoder_spec import plain_decoder
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model_spec import Described, ModelSpec, TensorRange
 from hydra.protocol.wire import Hub
@@ -34,8 +35,8 @@ class TimedLibrary:
     def describe(self, model_path: str) -> Described:
         spec = ModelSpec(
             architecture="Timed", fingerprint="0" * 16, n_layers=self.layers, hidden=64, intermediate=64, n_heads=1,
-            n_kv_heads=1, head_dim=64, vocab=256, max_positions=1024, norm_eps=1e-5, rope_theta=10_000.0, tied=False,
-            attention_bias=False, mlp_bias=False, stored_dtype="float32", layer_params=(1_000_000,) * self.layers,
+            n_kv_heads=1, head_dim=64, vocab=256, max_positions=1024, tied=False,
+            decoder=plain_decoder(self.layers, 64), stored_dtype="float32", layer_params=(1_000_000,) * self.layers,
             embedding_params=1000, head_params=1000, norm_params=64, bos_id=None, eos_ids=(),
         )  # fmt: skip
         return Described(model_path=model_path, default_id="timed", spec=spec, tensors=())

@@ -1,10 +1,13 @@
-"""Paged attention over ragged rows: new keys and values go into the pool, then each row attends to all of itself.
+"""Paged attention over ragged rows: new keys and values go into the pool, then each row attends to its own past.
 
-`plan_step` does the integer work once per step; `attend` then runs once per layer. A row whose blocks lie in one
-ascending run is read in place; any other is gathered. Knows block tables and positions, no model and no weights.
+`plan_step` does the integer work once per step, for each kind of view that the layers of a slice have; an `Attend` then
+runs once per layer. A row whose blocks lie in one ascending run is read in place; any other is gathered. Under a window
+only the blocks that it reaches are read; those behind it stay in the pool. Knows block tables and positions, no model
+and no weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import attrs
 import numpy as np
@@ -17,34 +20,62 @@ from hydra.kernels.tensors import put
 from hydra.protocol.batch import Batch, OpenRow
 
 _sdpa = functional.scaled_dot_product_attention
+SCORES_MAX = 1 << 22  # spelled-out scores held at once, over all heads; a long prompt is taken in pieces
+
+
+@attrs.frozen
+class View:
+    """What a layer's tokens see: their last `window` positions (0: all), by SDPA or with every mask spelled out."""
+
+    window: int = 0
+    spelled_out: bool = False
 
 
 @attrs.frozen(eq=False)
 class RowSpan:
-    """One row's part of a step: tokens [start, start + length) of the batch, attending to `total` positions."""
+    """One row's part of a step: tokens [start, start + length) of the batch, attending to `reach` positions."""
 
     start: int
     length: int
-    total: int
-    first_slot: int  # where the row's first block begins, and with it all of the row if `blocks` is None
+    reach: int
+    first_slot: int  # where the first position that is read lies, if `blocks` is None
     blocks: Tensor | None  # to be gathered
-    mask: Tensor | None  # additive [length, total]; None where none or the plain causal one will do
+    skipped: int  # positions of the first gathered block that come before
+    mask: Tensor | None  # additive [length, reach]; None where none or the plain causal one will do
 
 
 @attrs.frozen(eq=False)
 class StepPlan:
-    """Where a step's tokens stand and where their keys and values go, the same for every layer."""
+    """Where a step's tokens stand and where their keys and values go, the same for every layer; and what each view
+    of the slice (in the order they were asked for) reads.
+    """
 
     positions: Tensor  # [n_tokens] int64
     slots: Tensor | int  # of each token; an int when they are one ascending run
-    spans: tuple[RowSpan, ...]
+    spans: tuple[tuple[RowSpan, ...], ...]
+
+
+@attrs.frozen(eq=False)
+class _Row:
+    """A row's numbers before they are seen under any view."""
+
+    start: int
+    position: int
+    length: int
+    table: list[int]
+    ascending: bool
 
 
 def plan_step(
-    batch: Batch, rows: Sequence[OpenRow], block_size: int, dtype: torch.dtype, device: torch.device
+    batch: Batch,
+    rows: Sequence[OpenRow],
+    block_size: int,
+    views: Sequence[View],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> StepPlan:
     """Raises IndexError when a row's block table does not reach its positions."""
-    spans: list[RowSpan] = []
+    seen: list[_Row] = []
     positions: list[int] = []
     slots: list[int] = []
     for row, position, length in zip(rows, batch.position.tolist(), batch.length.tolist(), strict=True):
@@ -54,15 +85,15 @@ def plan_step(
         table = row.blocks
         if total > len(table) * block_size:
             raise IndexError(f"row {row.row} has {len(table)} blocks and needs room for {total} tokens")
-        spans.append(
-            _span(len(positions), position, length, table[: -(-total // block_size)], block_size, dtype, device)
-        )
+        table = table[: -(-total // block_size)]
+        seen.append(_Row(len(positions), position, length, table, _ascending(table)))
         positions.extend(range(position, total))
         slots.extend([table[at // block_size] * block_size + at % block_size for at in range(position, total)])
     if len(positions) != batch.n_tokens:
         raise ValueError(f"rows of {len(positions)} tokens in a batch of {batch.n_tokens}")
     where = slots[0] if slots and _ascending(slots) else put(np.array(slots, dtype=np.int64), device)
-    return StepPlan(put(np.array(positions, dtype=np.int64), device), where, tuple(spans))
+    spans = tuple(tuple([_span(row, view, block_size, dtype, device) for row in seen]) for view in views)
+    return StepPlan(put(np.array(positions, dtype=np.int64), device), where, spans)
 
 
 def _ascending(numbers: list[int]) -> bool:
@@ -71,43 +102,100 @@ def _ascending(numbers: list[int]) -> bool:
     return numbers[-1] - first == len(numbers) - 1 and numbers == list(range(first, first + len(numbers)))
 
 
-def _span(
-    start: int, position: int, length: int, table: list[int], block_size: int, dtype: torch.dtype, device: torch.device
-) -> RowSpan:
+def _span(row: _Row, view: View, block_size: int, dtype: torch.dtype, device: torch.device) -> RowSpan:
+    total = row.position + row.length
+    first = max(0, row.position + 1 - view.window) if view.window else 0  # the earliest that the first token sees
+    narrow = view.window and total - first > view.window  # the later tokens do not see all that is read
     mask = None
-    if position > 0 and length > 1:
-        mask = torch.full((length, position + length), float("-inf"), dtype=dtype, device=device).triu_(position + 1)
-    if _ascending(table):
-        return RowSpan(start, length, position + length, table[0] * block_size, None, mask)
-    return RowSpan(
-        start, length, position + length, table[0] * block_size, put(np.array(table, dtype=np.int64), device), mask
-    )
+    if row.length > 1 and (row.position > 0 or narrow or view.spelled_out):
+        mask = _mask(row, first, view.window if narrow else 0, dtype, device)
+    if row.ascending:
+        slot = row.table[0] * block_size + first
+        return RowSpan(row.start, row.length, total - first, slot, None, 0, mask)
+    table = row.table[first // block_size :]
+    blocks = put(np.array(table, dtype=np.int64), device)
+    return RowSpan(row.start, row.length, total - first, 0, blocks, first % block_size, mask)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, cache: LayerCache, plan: StepPlan) -> Tensor:
-    """query [n, heads, d], key and value [n, kv heads, d]; returns [n, heads * d]."""
-    if isinstance(plan.slots, int):
-        end = plan.slots + key.shape[0]
-        cache.key_slots[plan.slots : end] = key
-        cache.value_slots[plan.slots : end] = value
-    else:
-        cache.key_slots.index_copy_(0, plan.slots, key)
-        cache.value_slots.index_copy_(0, plan.slots, value)
-    rows = [_attend_row(query, cache, span) for span in plan.spans]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+def _mask(row: _Row, first: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Minus infinity above each token's own position, and below its window."""
+    reach = row.position + row.length - first
+    mask = torch.full((row.length, reach), float("-inf"), dtype=dtype, device=device).triu_(row.position - first + 1)
+    if window:
+        below = torch.full((row.length, reach), float("-inf"), dtype=dtype, device=device)
+        mask += below.tril_(row.position - first - window)
+    return mask
 
 
-def _attend_row(query: Tensor, cache: LayerCache, span: RowSpan) -> Tensor:
+Mix: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+
+
+@attrs.frozen(eq=False)
+class Attend:
+    """A layer's attention, chosen once: which of the plan's views it has, and how scores become weights."""
+
+    view: int  # its place in StepPlan.spans
+    mix: Mix
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache, plan: StepPlan) -> Tensor:
+        """query [n, heads, d], key and value [n, kv heads, d]; returns [n, heads * d]."""
+        if isinstance(plan.slots, int):
+            end = plan.slots + key.shape[0]
+            cache.key_slots[plan.slots : end] = key
+            cache.value_slots[plan.slots : end] = value
+        else:
+            cache.key_slots.index_copy_(0, plan.slots, key)
+            cache.value_slots.index_copy_(0, plan.slots, value)
+        rows = [_attend_row(query, cache, span, self.mix) for span in plan.spans[self.view]]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def make_attend(view: int, scale: float | None, softcap: float | None) -> Attend:
+    """`scale` multiplies the scores (None: 1 / sqrt(d)); `softcap` bends them below its size."""
+    return Attend(view, _sdpa_mix(scale) if softcap is None else _capped_mix(scale, softcap))
+
+
+def _attend_row(query: Tensor, cache: LayerCache, span: RowSpan, mix: Mix) -> Tensor:
     if span.blocks is None:
-        key = cache.key_slots[span.first_slot : span.first_slot + span.total]
-        value = cache.value_slots[span.first_slot : span.first_slot + span.total]
+        key = cache.key_slots[span.first_slot : span.first_slot + span.reach]
+        value = cache.value_slots[span.first_slot : span.first_slot + span.reach]
     else:
-        key = cache.keys.index_select(0, span.blocks).flatten(0, 1)[: span.total]
-        value = cache.values.index_select(0, span.blocks).flatten(0, 1)[: span.total]
+        end = span.skipped + span.reach
+        key = cache.keys.index_select(0, span.blocks).flatten(0, 1)[span.skipped : end]
+        value = cache.values.index_select(0, span.blocks).flatten(0, 1)[span.skipped : end]
     key, value = key.transpose(0, 1).unsqueeze(0), value.transpose(0, 1).unsqueeze(0)
     if span.length == 1:  # the heads that share a key act as so many queries of one head: no mask, no expansion
         single = query[span.start].view(1, key.shape[1], -1, query.shape[2])
-        return _sdpa(single, key, value).reshape(1, -1)
+        return mix(single, key, value, None, False).reshape(1, -1)
     several = query[span.start : span.start + span.length].transpose(0, 1).unsqueeze(0)
-    mixed = _sdpa(several, key, value, attn_mask=span.mask, is_causal=span.mask is None, enable_gqa=True)
+    mixed = mix(several, key, value, span.mask, True)
     return mixed.squeeze(0).transpose(0, 1).reshape(span.length, -1)
+
+
+def _sdpa_mix(scale: float | None) -> Mix:
+    def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, several: bool) -> Tensor:
+        if not several:
+            return _sdpa(query, key, value, scale=scale)
+        return _sdpa(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+
+    return mix
+
+
+def _capped_mix(scale: float | None, softcap: float) -> Mix:
+    """The scores spelled out, because SDPA cannot bend them; every mask is spelled out too."""
+
+    def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, several: bool) -> Tensor:
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        grouped = query.view(1, key.shape[1], -1, *query.shape[2:])  # [1, kv heads, heads per key, length, d]
+        keys, values = key.unsqueeze(2).transpose(-1, -2), value.unsqueeze(2)
+        step = max(1, SCORES_MAX // (query.shape[1] * key.shape[2]))
+        mixed: list[Tensor] = []
+        for first in range(0, query.shape[2], step):
+            scores = torch.matmul(grouped[..., first : first + step, :], keys)
+            scores = scores.mul_(factor / softcap).tanh_().mul_(softcap)
+            if mask is not None:
+                scores += mask[first : first + step]
+            mixed.append(torch.matmul(scores.softmax(-1, dtype=torch.float32).to(query.dtype), values))
+        return torch.cat(mixed, -2).flatten(1, 2)
+
+    return mix

@@ -1,52 +1,151 @@
-"""One Llama decoder block over a step's tokens: attention with shared key heads, then the gated MLP.
+"""Decoder blocks over a step's tokens, put together once at load from norms, attention and a feed-forward.
 
-Pure but for the KV cache it writes. Projections that read the same input are one matrix, so a block is four products.
+A block is a function (x, cache, plan, tables) of hidden states [n, hidden] that returns fresh ones; it is pure but for
+the KV cache it writes. What a layer does is chosen when it is built, so that a step asks nothing. Projections that read
+the same input are one matrix: a dense block is four products.
 """
 
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
 import attrs
+import torch
 from torch import Tensor
 
-from hydra.kernels.attention import StepPlan, attend
+from hydra.kernels.attention import Attend, StepPlan, View, make_attend
+from hydra.kernels.feed_forward import FeedForward, make_feed_forward
 from hydra.kernels.kv_pool import LayerCache
-from hydra.kernels.layers import rms_norm, rotate, swiglu
-from hydra.kernels.products import linear, pack
-from hydra.protocol.model_spec import ModelSpec
+from hydra.kernels.norms import Norm, make_norm
+from hydra.kernels.products import linear
+from hydra.kernels.rotary import Table, Turn, rotate, rotate_some
+from hydra.kernels.weights import PartWeights
+from hydra.protocol.model_spec import ModelSpec, Role
+
+Tables: TypeAlias = Sequence[Table]
+
+
+class Block(Protocol):
+    """One layer; `tables` are the slice's, of which it knows its own."""
+
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor: ...
 
 
 @attrs.frozen(eq=False)
-class LayerWeights:
-    """A block's weights; biases are None where the model has none."""
+class Attention:
+    """Queries, keys and values of all heads, rotated, mixed over the row's past, and projected back."""
 
-    attention_norm: Tensor
     qkv: Tensor  # rows of q, then k, then v
     qkv_bias: Tensor | None
     out: Tensor
     out_bias: Tensor | None
-    mlp_norm: Tensor
-    gate_up: Tensor  # rows of gate, then up
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    turn: Turn
+    table: int  # its place among the slice's tables
+    attend: Attend
 
-    @property
-    def n_bytes(self) -> int:
-        return sum(t.nbytes for t in attrs.asdict(self, recurse=False).values() if t is not None)
-
-    def packed(self) -> "LayerWeights":
-        """The same weights, their matrices as the device multiplies by them fastest."""
-        matrices = {name: pack(getattr(self, name)) for name in ("qkv", "out", "gate_up", "down")}
-        return attrs.evolve(self, **matrices)
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor:
+        rotated = self.n_heads + self.n_kv_heads
+        heads = linear(x, self.qkv, self.qkv_bias).view(x.shape[0], rotated + self.n_kv_heads, self.head_dim)
+        query_key = self.turn(heads[:, :rotated], tables[self.table])
+        query, key = query_key[:, : self.n_heads], query_key[:, self.n_heads :]
+        return linear(self.attend(query, key, heads[:, rotated:], cache, plan), self.out, self.out_bias)
 
 
-def decode(
-    x: Tensor, weights: LayerWeights, spec: ModelSpec, cache: LayerCache, plan: StepPlan, rotary: tuple[Tensor, Tensor]
-) -> Tensor:
-    """The block's output for [n, hidden]; `x` itself is left as it was."""
-    n, rotated = x.shape[0], spec.n_heads + spec.n_kv_heads
-    qkv = linear(rms_norm(x, weights.attention_norm, spec.norm_eps), weights.qkv, weights.qkv_bias)
-    heads = qkv.view(n, rotated + spec.n_kv_heads, spec.head_dim)
-    query_key = rotate(heads[:, :rotated], *rotary)
-    mixed = attend(query_key[:, : spec.n_heads], query_key[:, spec.n_heads :], heads[:, rotated:], cache, plan)
-    x = x + linear(mixed, weights.out, weights.out_bias)
-    gate_up = linear(rms_norm(x, weights.mlp_norm, spec.norm_eps), weights.gate_up, weights.gate_up_bias)
-    return x.add_(linear(swiglu(gate_up), weights.down, weights.down_bias))
+@attrs.frozen(eq=False)
+class SequentialBlock:
+    """Attention, then the feed-forward on its result; a norm before each."""
+
+    attention: Attention
+    feed_forward: FeedForward
+    attention_norm: Norm
+    mlp_norm: Norm
+
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cache, plan, tables)
+        return x.add_(self.feed_forward(self.mlp_norm(x)))
+
+
+@attrs.frozen(eq=False)
+class ParallelBlock:
+    """Attention and feed-forward on the same normed input, both added to it."""
+
+    attention: Attention
+    feed_forward: FeedForward
+    norm: Norm
+
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor:
+        normed = self.norm(x)
+        return self.attention(normed, cache, plan, tables).add_(self.feed_forward(normed)).add_(x)
+
+
+@attrs.frozen(eq=False)
+class SandwichBlock:
+    """Sequential, with a second norm behind each half, before it is added."""
+
+    attention: Attention
+    feed_forward: FeedForward
+    attention_norm: Norm
+    after_attention_norm: Norm
+    mlp_norm: Norm
+    after_mlp_norm: Norm
+
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor:
+        x = x + self.after_attention_norm(self.attention(self.attention_norm(x), cache, plan, tables))
+        return x.add_(self.after_mlp_norm(self.feed_forward(self.mlp_norm(x))))
+
+
+def layer_view(spec: ModelSpec, layer: int) -> View:
+    return View(spec.decoder.windows[layer], spelled_out=spec.decoder.attention_softcap is not None)
+
+
+def make_block(spec: ModelSpec, layer: int, weights: PartWeights, view: int, table: int) -> Block:
+    """`view` and `table` are the layer's places in the step's plan and among its tables."""
+
+    def norm(role: Role, bias: Role) -> Norm:
+        return make_norm(spec.decoder.norm, weights[role], weights.get(bias))
+
+    attention = _make_attention(spec, layer, weights, view, table)
+    feed_forward = make_feed_forward(spec.decoder, weights, sparse=spec.decoder.sparse[layer])
+    first = norm("attention_norm", "attention_norm_bias")
+    if spec.decoder.block == "parallel":
+        return ParallelBlock(attention, feed_forward, first)
+    second = norm("mlp_norm", "mlp_norm_bias")
+    if spec.decoder.block == "sequential":
+        return SequentialBlock(attention, feed_forward, first, second)
+    behind_first = norm("after_attention_norm", "after_attention_norm_bias")
+    behind_second = norm("after_mlp_norm", "after_mlp_norm_bias")
+    return SandwichBlock(attention, feed_forward, first, behind_first, second, behind_second)
+
+
+def _make_attention(spec: ModelSpec, layer: int, weights: PartWeights, view: int, table: int) -> Attention:
+    decoder = spec.decoder
+    return Attention(
+        qkv=weights["qkv"],
+        qkv_bias=weights.get("qkv_bias"),
+        out=weights["out"],
+        out_bias=weights.get("out_bias"),
+        n_heads=spec.n_heads,
+        n_kv_heads=spec.n_kv_heads,
+        head_dim=spec.head_dim,
+        turn=_make_turn(spec, layer, weights),
+        table=table,
+        attend=make_attend(view, decoder.attention_scale, decoder.attention_softcap),
+    )
+
+
+def _make_turn(spec: ModelSpec, layer: int, weights: PartWeights) -> Turn:
+    """The rotation of queries and keys side by side, behind their norms where there are any."""
+    decoder = spec.decoder
+    turn: Turn = rotate if decoder.ropes[decoder.layer_ropes[layer]].dim == spec.head_dim else rotate_some
+    if decoder.qk_norm is None:
+        return turn
+    query_norm = make_norm(decoder.qk_norm, weights["query_norm"], weights.get("query_norm_bias"))
+    key_norm = make_norm(decoder.qk_norm, weights["key_norm"], weights.get("key_norm_bias"))
+    n_heads = spec.n_heads
+
+    def normed(heads: Tensor, table: Table) -> Tensor:
+        return turn(torch.cat((query_norm(heads[:, :n_heads]), key_norm(heads[:, n_heads:])), 1), table)
+
+    return normed

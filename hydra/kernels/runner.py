@@ -21,15 +21,14 @@ from hydra.kernels.shelf import Copy, Shelf
 from hydra.kernels.slice import Slice, build_slice, forward
 from hydra.kernels.tensors import TORCH_DTYPES
 from hydra.kernels.warmup import warm_up
-from hydra.kernels.weights import Part, fetch_parts, part_bytes, slice_parts
+from hydra.kernels.weights import fetch_parts
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
+from hydra.protocol.layout import Part, slice_parts
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
-from hydra.protocol.model_spec import Dtype
+from hydra.protocol.model_spec import Dtype, ModelSpec
 from hydra.protocol.refusal import refuse
 from hydra.protocol.slice_facts import SliceFacts
-
-_ARCHITECTURES = ("LlamaForCausalLM",)
 
 
 @attrs.define(eq=False)
@@ -104,7 +103,7 @@ class Runner:
             self._routes[order.route] = _Route(copy, parts, piece, order.block_size)
         per_token = order.spec.kv_token_bytes(order.end_layer - order.first_layer, order.dtype)
         return SliceFacts(
-            weight_bytes=sum(part_bytes(held[part]) for part in parts),
+            weight_bytes=sum(held[part].n_bytes for part in parts),
             read_bytes=read_bytes,
             kv_blocks_max=order.kv_memory_bytes // (order.block_size * per_token),
             load_s=time.monotonic() - started,
@@ -162,7 +161,7 @@ class Runner:
             del self._routes[route]
 
     def _missing_bytes(self, order: LoadSlice, copy: Copy, parts: frozenset[Part]) -> int:
-        held = sum(part_bytes(weights) for part, weights in self._shelf.parts(copy).items() if part in parts)
+        held = sum(weights.n_bytes for part, weights in self._shelf.parts(copy).items() if part in parts)
         return order.spec.slice_bytes(order.first_layer, order.end_layer, order.dtype) - held
 
     def _fetch(self, order: LoadSlice, copy: Copy, parts: frozenset[Part], progress: Progress) -> int:
@@ -204,15 +203,26 @@ def _lane(device: torch.device) -> Lane:
 
 def _check(order: LoadSlice, dtypes: tuple[Dtype, ...]) -> None:
     spec = order.spec
-    if spec.architecture not in _ARCHITECTURES:
-        raise refuse("unsupported", f"{spec.architecture} is not computed here; known are {', '.join(_ARCHITECTURES)}")
     if order.dtype not in dtypes:
         raise refuse("unsupported", f"this worker runs {', '.join(dtypes)}, not {order.dtype}")
     if not order.sources:
         raise refuse("bad_model", "the order names no source to read the weights from")
-    if spec.n_heads % spec.n_kv_heads or spec.head_dim % 2:
-        raise refuse("bad_model", f"{spec.n_heads} heads of {spec.head_dim} cannot share {spec.n_kv_heads} key heads")
+    _check_shape(spec)
     if not 0 <= order.first_layer < order.end_layer <= spec.n_layers:
         raise refuse(
             "bad_model", f"the model has {spec.n_layers} layers, not {order.first_layer} to {order.end_layer - 1}"
         )
+
+
+def _check_shape(spec: ModelSpec) -> None:
+    """What a spec may get wrong that no tensor's shape would show."""
+    decoder = spec.decoder
+    if spec.n_heads % spec.n_kv_heads:
+        raise refuse("bad_model", f"{spec.n_heads} heads cannot share {spec.n_kv_heads} key heads")
+    if any(rope.dim % 2 or not 0 < rope.dim <= spec.head_dim for rope in decoder.ropes):
+        raise refuse("bad_model", f"heads of {spec.head_dim} channels cannot be rotated as the model's spec says")
+    per_layer = {len(decoder.windows), len(decoder.layer_ropes), len(decoder.sparse)}
+    if per_layer != {spec.n_layers} or not all(rope < len(decoder.ropes) for rope in decoder.layer_ropes):
+        raise refuse("bad_model", f"the model's spec does not describe each of its {spec.n_layers} layers")
+    if any(decoder.sparse) and (decoder.moe is None or decoder.moe.top_k > decoder.moe.n_experts):
+        raise refuse("bad_model", "the model's spec has sparse layers without as many experts as a token asks for")

@@ -6,7 +6,8 @@ Knows nothing of routes; it is told what to keep, and forgets the rest at once.
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from hydra.kernels.weights import Part, PartWeights, part_bytes
+from hydra.kernels.weights import PartWeights
+from hydra.protocol.layout import Part
 from hydra.protocol.messages import Held
 from hydra.protocol.model_spec import Dtype
 
@@ -36,7 +37,7 @@ class Shelf:
 
     @property
     def n_bytes(self) -> int:
-        return sum(part_bytes(weights) for parts in self._copies.values() for weights in parts.values())
+        return sum(weights.n_bytes for parts in self._copies.values() for weights in parts.values())
 
     def held(self) -> tuple[Held, ...]:
         return tuple(

@@ -12,30 +12,51 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hydra.kernels.attention import plan_step
-from hydra.kernels.decoder import LayerWeights, decode
+from hydra.kernels.attention import StepPlan, View, plan_step
+from hydra.kernels.decoder import Block, Tables, layer_view, make_block
 from hydra.kernels.kv_pool import KvPool
-from hydra.kernels.layers import rms_norm, rotary_frequencies, rotary_tables
+from hydra.kernels.norms import Norm, make_norm
 from hydra.kernels.products import linear
+from hydra.kernels.rotary import Rotary, lengths, make_rotary
 from hydra.kernels.sampling import Drawn, Pick, sample
 from hydra.kernels.tensors import put
-from hydra.kernels.weights import Part, PartWeights
+from hydra.kernels.weights import PartWeights
 from hydra.protocol.batch import Batch, OpenRow
+from hydra.protocol.layout import Part
 from hydra.protocol.model_spec import ModelSpec
+
+
+@attrs.frozen(eq=False)
+class Head:
+    """The end of the last slice: norm, product, and the bend of the logits where there is one."""
+
+    norm: Norm
+    weight: Tensor  # [vocab, hidden]
+    bias: Tensor | None
+    softcap: float | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[n, hidden] to logits [n, vocab] in float32."""
+        logits = linear(self.norm(x), self.weight, self.bias).to(torch.float32)
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Slice:
-    """Exactly the first slice has an embedding it reads tokens with, exactly the last a norm and a head."""
+    """Exactly the first slice has an embedding it reads tokens with, exactly the last a head.
+
+    `views` and `rotaries` are what its layers need between them, each once; a block knows its own by index.
+    """
 
     spec: ModelSpec
     dtype: torch.dtype
     device: torch.device
-    frequencies: Tensor
-    layers: tuple[LayerWeights, ...]
+    blocks: tuple[Block, ...]
+    views: tuple[View, ...]
+    rotaries: tuple[Rotary, ...]
     embedding: Tensor | None
-    norm: Tensor | None
-    head: Tensor | None
+    embedding_scale: Tensor | None  # None: 1
+    head: Head | None
 
     @property
     def is_first(self) -> bool:
@@ -48,7 +69,7 @@ class Slice:
     def pool(self, n_blocks: int, block_size: int) -> KvPool:
         """A pool that fits this slice's layers."""
         return KvPool(
-            n_layers=len(self.layers),
+            n_layers=len(self.blocks),
             n_blocks=n_blocks,
             block_size=block_size,
             n_kv_heads=self.spec.n_kv_heads,
@@ -68,39 +89,60 @@ def build_slice(
 ) -> Slice:
     """A slice over parts already in memory; a part that is missing or of the wrong kind is our own mistake."""
 
-    def end(part: Part) -> Tensor:
-        weights = parts[part]
-        assert isinstance(weights, Tensor)
-        return weights
-
-    layers = [parts[i] for i in range(first_layer, end_layer)]
-    is_last = end_layer == spec.n_layers
+    decoder, layers = spec.decoder, range(first_layer, end_layer)
+    views = tuple(dict.fromkeys(layer_view(spec, layer) for layer in layers))
+    ropes = tuple(dict.fromkeys(decoder.layer_ropes[layer] for layer in layers))
+    blocks = [
+        make_block(spec, i, parts[i], views.index(layer_view(spec, i)), ropes.index(decoder.layer_ropes[i]))
+        for i in layers
+    ]
+    scaled = first_layer == 0 and decoder.embedding_scale != 1.0
     return Slice(
         spec=spec,
         dtype=dtype,
         device=device,
-        frequencies=rotary_frequencies(spec.head_dim, spec.rope_theta, device),
-        layers=tuple(layer for layer in layers if isinstance(layer, LayerWeights)),
-        embedding=end("embedding") if first_layer == 0 else None,
-        norm=end("norm") if is_last else None,
-        head=end("embedding" if spec.tied else "head") if is_last else None,
+        blocks=tuple(blocks),
+        views=views,
+        rotaries=tuple(make_rotary(decoder.ropes[rope], device) for rope in ropes),
+        embedding=parts["embedding"]["embedding"] if first_layer == 0 else None,
+        embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
+        head=_head(spec, parts) if end_layer == spec.n_layers else None,
     )
+
+
+def _head(spec: ModelSpec, parts: Mapping[Part, PartWeights]) -> Head:
+    norm = make_norm(spec.decoder.norm, parts["norm"]["final_norm"], parts["norm"].get("final_norm_bias"))
+    weight = parts["embedding"]["embedding"] if spec.tied else parts["head"]["head"]
+    bias = parts["head"]["head_bias"] if spec.decoder.head_bias else None
+    return Head(norm, weight, bias, spec.decoder.logit_softcap)
 
 
 def forward(part: Slice, pool: KvPool, batch: Batch, rows: Sequence[OpenRow], hidden: Tensor | None) -> Tensor | Drawn:
     """Hidden states for the next stage, or from the last one the drawn tokens of the rows that are sampled."""
     x = _entry(part, batch, hidden)
     if batch.n_tokens > 0:
-        plan = plan_step(batch, rows, pool.block_size, part.dtype, part.device)
-        rotary = rotary_tables(plan.positions, part.frequencies, part.dtype)
-        for weights, cache in zip(part.layers, pool.layers, strict=True):
-            x = decode(x, weights, part.spec, cache, plan, rotary)
+        plan = plan_step(batch, rows, pool.block_size, part.views, part.dtype, part.device)
+        tables = _tables(part, plan, batch, rows)
+        for block, cache in zip(part.blocks, pool.layers, strict=True):
+            x = block(x, cache, plan, tables)
     return _exit(part, x, batch, rows) if part.is_last else x
+
+
+def _tables(part: Slice, plan: StepPlan, batch: Batch, rows: Sequence[OpenRow]) -> Tables:
+    return [
+        rotary.tables(
+            plan.positions,
+            put(lengths(rotary.spec, batch, rows), part.device) if rotary.spec.depends_on_length else None,
+            part.dtype,
+        )
+        for rotary in part.rotaries
+    ]
 
 
 def _entry(part: Slice, batch: Batch, hidden: Tensor | None) -> Tensor:
     if part.embedding is not None:
-        return functional.embedding(put(batch.tokens, part.device), part.embedding)
+        x = functional.embedding(put(batch.tokens, part.device), part.embedding)
+        return x if part.embedding_scale is None else x * part.embedding_scale
     if hidden is None or hidden.shape != (batch.n_tokens, part.spec.hidden) or hidden.dtype != part.dtype:
         what = "nothing" if hidden is None else f"{hidden.dtype}{tuple(hidden.shape)}"
         raise ValueError(f"a stage of {part.dtype}[{batch.n_tokens}, {part.spec.hidden}] was given {what}")
@@ -112,12 +154,12 @@ def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Draw
     sampled = np.flatnonzero(batch.sample)
     ends = (batch.position + batch.length)[sampled].tolist()
     picks = [_pick(rows[row], end) for row, end in zip(sampled.tolist(), ends, strict=True)]
-    if part.norm is None or part.head is None or not picks:
+    if part.head is None or not picks:
         nothing = torch.empty(0, dtype=torch.int64, device=part.device)
         return Drawn(nothing, nothing)
     if len(sampled) < batch.n_tokens:
         x = x.index_select(0, put(np.cumsum(batch.length, dtype=np.int64)[sampled] - 1, part.device))
-    return sample(linear(rms_norm(x, part.norm, part.spec.norm_eps), part.head).to(torch.float32), picks)
+    return sample(part.head(x), picks)
 
 
 def _pick(row: OpenRow, position: int) -> Pick:

@@ -18,7 +18,14 @@ def warm_up(part: Slice, lane: Lane, block_size: int) -> None:
     """Leaves nothing behind but warm caches and compiled kernels."""
     n_blocks = -(-(2 * _PREFILL + 1) // block_size)
     pool = part.pool(n_blocks, block_size)
-    row = OpenRow(row=RowId(0), attempt=Attempt(0), params=GREEDY, blocks=list(range(n_blocks)))
+    row = OpenRow(
+        row=RowId(0),
+        attempt=Attempt(0),
+        params=GREEDY,
+        blocks=list(range(n_blocks)),
+        prompt_tokens=2 * _PREFILL + 1,
+        history_tokens=2 * _PREFILL + 1,
+    )
     for position, length in ((0, _PREFILL), (_PREFILL, _PREFILL), (2 * _PREFILL, 1)):
         batch = Batch(
             row=int32([0]),

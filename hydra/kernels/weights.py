@@ -1,50 +1,54 @@
-"""The parts a model's weights come in, and where each published tensor lies inside them.
+"""The parts a model's weights come in: made, filled by place, and refused unless every row of every matrix is there.
 
-A part is one layer, the embedding, the final norm or the head: the unit that is read, held and freed. `fetch_parts`
-reads whole parts or refuses; fused matrices are filled in place, because the rows of each published tensor stay
-together. Knows the Llama names and shapes, no route and no memory limit.
+A part is one layer, the embedding, the final norm or the head: the unit that is read, held and freed. Fused matrices
+are filled in place, because the rows of each published tensor stay together. Knows canonical places, no published
+names, no route and no memory limit.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
+import attrs
 import torch
 from torch import Tensor
 
-from hydra.kernels.decoder import LayerWeights
 from hydra.kernels.fresh import fresh
 from hydra.kernels.products import pack
 from hydra.kernels.reader import Progress, read_ranges
-from hydra.protocol.model_spec import ModelSpec, TensorRange
+from hydra.protocol.layout import Part, is_norm, part_of, part_shapes, place_of
+from hydra.protocol.model_spec import ModelShape, Role, TensorRange
 from hydra.protocol.refusal import refuse
 
-Part: TypeAlias = int | Literal["embedding", "norm", "head"]
-PartWeights: TypeAlias = LayerWeights | Tensor
 
-_ENDS: dict[str, Part] = {
-    "model.embed_tokens.weight": "embedding",
-    "model.norm.weight": "norm",
-    "lm_head.weight": "head",
-}
+@attrs.frozen(eq=False)
+class PartWeights:
+    """One part's canonical tensors by role; a role that is absent is one the model does not have.
+
+    Once read, matrices are packed: good for `products.linear` alone, and those of experts one by one, by expert.
+    """
+
+    tensors: Mapping[Role, Tensor]
+    experts: Mapping[Role, tuple[Tensor, ...]] = attrs.field(factory=dict)
+
+    def __getitem__(self, role: Role) -> Tensor:
+        return self.tensors[role]
+
+    def get(self, role: Role) -> Tensor | None:
+        return self.tensors.get(role)
+
+    @property
+    def n_bytes(self) -> int:
+        each = (tensor.nbytes for tensors in self.experts.values() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in self.tensors.values()) + sum(each)
 
 
-def slice_parts(spec: ModelSpec, first_layer: int, end_layer: int) -> frozenset[Part]:
-    """The parts of layers [first_layer, end_layer); a tied head is the embedding, held once."""
-    parts: set[Part] = set(range(first_layer, end_layer))
-    if first_layer == 0:
-        parts.add("embedding")
-    if end_layer == spec.n_layers:
-        parts |= {"norm", "embedding" if spec.tied else "head"}
-    return frozenset(parts)
-
-
-def part_bytes(weights: PartWeights) -> int:
-    return weights.nbytes if isinstance(weights, Tensor) else weights.n_bytes
+_PLAIN: frozenset[Role] = frozenset({"embedding", "router"})
+_Block: TypeAlias = tuple[Role, int | None]  # a matrix, or one expert's share of it
 
 
 def fetch_parts(
-    spec: ModelSpec,
+    shape: ModelShape,
     parts: Collection[Part],
     tensors: Sequence[TensorRange],
     folder: Path,
@@ -53,126 +57,107 @@ def fetch_parts(
     progress: Progress,
 ) -> tuple[dict[Part, PartWeights], int]:
     """Reads exactly these parts' ranges; returns them and the bytes read. Refuses: bad_model, unsupported."""
-    ranges = _sorted_ranges(spec, parts, tensors)
+    sources = _by_part(parts, tensors)
     made: dict[Part, PartWeights] = {}
     wanted: list[tuple[TensorRange, Tensor]] = []
     for part in sorted(parts, key=str):
-        weights, places = _make(spec, part, dtype, device)
-        wanted += [_checked(part, name, place, ranges) for name, place in places.items()]
-        _refuse_strangers(part, ranges, places)
-        made[part] = weights
+        shapes = part_shapes(shape, part)
+        made[part] = PartWeights({role: fresh(size, dtype, device) for role, size in shapes.items()})
+        wanted += _placed(part, made[part], sources[part])
     read_bytes = read_ranges(folder, wanted, progress)
-    for source, place in wanted:
-        if source.name.endswith("norm.weight") and not bool(torch.isfinite(place).all()):
+    for source, target in wanted:
+        if is_norm(place_of(source).role) and not bool(torch.isfinite(target).all()):
             raise refuse("bad_model", f"{source.file}: {source.name} holds NaN or infinity; the file is damaged")
     wanted.clear()  # its views would keep the plain matrices
     for part in made:
-        made[part] = _packed(part, made[part])
+        made[part] = packed(made[part])
     return made, read_bytes
 
 
-def _packed(part: Part, weights: PartWeights) -> PartWeights:
-    """An embedding stays plain: its rows are looked up, also where it is the head as well."""
-    if isinstance(weights, LayerWeights):
-        return weights.packed()
-    return pack(weights) if part == "head" else weights
+def packed(weights: PartWeights) -> PartWeights:
+    """The same weights, their matrices as the device multiplies by them fastest.
+
+    An embedding stays plain: its rows are looked up, also where it is the head as well. So does a router: the choice of
+    experts hangs on its last bits.
+    """
+    matrices: dict[Role, Tensor] = {}
+    experts: dict[Role, tuple[Tensor, ...]] = {}
+    for role, tensor in weights.tensors.items():
+        if tensor.dim() == 3:
+            experts[role] = tuple(pack(matrix) for matrix in tensor)
+        else:
+            matrices[role] = pack(tensor) if tensor.dim() == 2 and role not in _PLAIN else tensor
+    return PartWeights(matrices, experts)
 
 
-def _sorted_ranges(
-    spec: ModelSpec, parts: Collection[Part], tensors: Sequence[TensorRange]
-) -> dict[Part, dict[str, TensorRange]]:
-    ranges: dict[Part, dict[str, TensorRange]] = {part: {} for part in parts}
+def _by_part(parts: Collection[Part], tensors: Sequence[TensorRange]) -> dict[Part, list[TensorRange]]:
+    sources: dict[Part, list[TensorRange]] = {part: [] for part in parts}
     for source in tensors:
-        part = _part_of(source.name)
-        if part is None:
-            raise refuse("unsupported", f"{source.file}: {source.name} belongs to no part of {spec.architecture}")
-        if part in ranges and not source.name.endswith("rotary_emb.inv_freq"):  # a constant that old files carry
-            ranges[part][source.name] = source
-    return ranges
+        try:
+            part = part_of(source)
+        except KeyError:
+            raise refuse("bad_model", f"{source.file}: {source.name} has no layer to go to") from None
+        if part in sources:
+            sources[part].append(source)
+    return sources
 
 
-def _part_of(name: str) -> Part | None:
-    if name in _ENDS:
-        return _ENDS[name]
-    head, _, rest = name.removeprefix("model.layers.").partition(".")
-    return int(head) if name.startswith("model.layers.") and head.isdecimal() and rest else None
+def _placed(part: Part, weights: PartWeights, sources: Iterable[TensorRange]) -> list[tuple[TensorRange, Tensor]]:
+    """Each range with the memory it fills; together they must fill all of the part, and no row twice."""
+    wanted: list[tuple[TensorRange, Tensor]] = []
+    filled: dict[_Block, list[tuple[int, int, TensorRange]]] = {}
+    for source in sources:
+        place, target = place_of(source), _target(weights, source)
+        wanted.append((source, target))
+        span = (place.first_row, place.first_row + target.shape[0], source)
+        filled.setdefault((place.role, place.expert), []).append(span)
+    for role, tensor in weights.tensors.items():
+        whole = filled.pop((role, None), None)
+        if whole is not None:
+            _check_tiled(part, role, whole, tensor.shape[0])
+            continue
+        if tensor.dim() < 3:
+            raise _missing(part, role, 0, tensor.shape[0])
+        for expert in range(tensor.shape[0]):
+            _check_tiled(part, f"{role} of expert {expert}", filled.pop((role, expert), []), tensor.shape[1])
+    for spans in filled.values():
+        raise refuse("bad_model", f"{spans[0][2].file}: {spans[0][2].name} is part of what another tensor fills")
+    return wanted
 
 
-def _checked(
-    part: Part, name: str, place: Tensor, ranges: Mapping[Part, Mapping[str, TensorRange]]
-) -> tuple[TensorRange, Tensor]:
-    source = ranges[part].get(name)
-    if source is None:
-        raise refuse("bad_model", f"the model has no tensor {name}; its config asks for it")
-    if source.shape != tuple(place.shape):
+def _target(weights: PartWeights, source: TensorRange) -> Tensor:
+    """The contiguous rows of a canonical matrix that a range fills."""
+    place = place_of(source)
+    matrix = weights.get(place.role)
+    if matrix is None:
+        raise refuse("unsupported", f"{source.file}: {source.name} is no part of a layer of this model's kind")
+    if place.expert is not None:
+        if matrix.dim() != 3 or place.expert >= matrix.shape[0]:
+            raise refuse("bad_model", f"{source.file}: {source.name} is of expert {place.expert}, which there is not")
+        matrix = matrix[place.expert]
+    rows = source.shape[0] if source.shape else 0
+    target = matrix[place.first_row : place.first_row + rows]
+    if source.shape != tuple(target.shape):
         raise refuse(
-            "bad_model", f"{source.file}: {name} has shape {source.shape}, its config asks for {tuple(place.shape)}"
+            "bad_model",
+            f"{source.file}: {source.name} has shape {source.shape}; rows from {place.first_row} on of "
+            f"{place.role} have room for {tuple(target.shape)}",
         )
-    return source, place
+    return target
 
 
-def _refuse_strangers(
-    part: Part, ranges: Mapping[Part, Mapping[str, TensorRange]], places: Mapping[str, Tensor]
-) -> None:
-    """A tensor we would not use means a model we would compute wrongly."""
-    for name in ranges[part].keys() - places.keys():
-        raise refuse("unsupported", f"{ranges[part][name].file}: {name} is no part of a Llama layer we can compute")
+def _check_tiled(part: Part, what: str, spans: list[tuple[int, int, TensorRange]], height: int) -> None:
+    reached = 0
+    for first, end, source in sorted(spans, key=lambda span: span[:2]):
+        if first < reached:
+            raise refuse("bad_model", f"{source.file}: {source.name} overlaps another tensor's rows of {what}")
+        if first > reached:
+            raise _missing(part, what, reached, first)
+        reached = end
+    if reached != height:
+        raise _missing(part, what, reached, height)
 
 
-def _make(
-    spec: ModelSpec, part: Part, dtype: torch.dtype, device: torch.device
-) -> tuple[PartWeights, dict[str, Tensor]]:
-    """A part's memory, not yet filled, and where in it each published tensor lies."""
-    if isinstance(part, int):
-        return _make_layer(spec, part, dtype, device)
-    name = next(name for name, end in _ENDS.items() if end == part)
-    shape = (spec.hidden,) if part == "norm" else (spec.vocab, spec.hidden)
-    whole = fresh(shape, dtype, device)
-    return whole, {name: whole}
-
-
-def _make_layer(
-    spec: ModelSpec, layer: int, dtype: torch.dtype, device: torch.device
-) -> tuple[LayerWeights, dict[str, Tensor]]:
-    def empty(*shape: int) -> Tensor:
-        return fresh(shape, dtype, device)
-
-    q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-    qkv_rows = (q_rows, kv_rows, kv_rows)
-    weights = LayerWeights(
-        attention_norm=empty(spec.hidden),
-        qkv=empty(sum(qkv_rows), spec.hidden),
-        qkv_bias=empty(sum(qkv_rows)) if spec.attention_bias else None,
-        out=empty(spec.hidden, q_rows),
-        out_bias=empty(spec.hidden) if spec.attention_bias else None,
-        mlp_norm=empty(spec.hidden),
-        gate_up=empty(2 * spec.intermediate, spec.hidden),
-        gate_up_bias=empty(2 * spec.intermediate) if spec.mlp_bias else None,
-        down=empty(spec.hidden, spec.intermediate),
-        down_bias=empty(spec.hidden) if spec.mlp_bias else None,
-    )
-    qkv = tuple(f"self_attn.{letter}_proj" for letter in "qkv")
-    places = {
-        "input_layernorm.weight": weights.attention_norm,
-        "post_attention_layernorm.weight": weights.mlp_norm,
-        **dict(_projections(qkv, qkv_rows, weights.qkv, weights.qkv_bias)),
-        **dict(_projections(("self_attn.o_proj",), (spec.hidden,), weights.out, weights.out_bias)),
-        **dict(
-            _projections(
-                ("mlp.gate_proj", "mlp.up_proj"), (spec.intermediate,) * 2, weights.gate_up, weights.gate_up_bias
-            )
-        ),
-        **dict(_projections(("mlp.down_proj",), (spec.hidden,), weights.down, weights.down_bias)),
-    }
-    return weights, {f"model.layers.{layer}.{name}": place for name, place in places.items()}
-
-
-def _projections(
-    names: tuple[str, ...], rows: tuple[int, ...], matrix: Tensor, bias: Tensor | None
-) -> Iterator[tuple[str, Tensor]]:
-    """Each projection's rows within the matrix (and the bias) they share."""
-    for name, part in zip(names, torch.split(matrix, list(rows)), strict=True):
-        yield f"{name}.weight", part
-    if bias is not None:
-        for name, part in zip(names, torch.split(bias, list(rows)), strict=True):
-            yield f"{name}.bias", part
+def _missing(part: Part, what: str, first: int, end: int) -> Exception:
+    where = f"layer {part}" if isinstance(part, int) else f"the {part}"
+    return refuse("bad_model", f"no tensor fills rows {first} to {end - 1} of {what} in {where}")

@@ -40,16 +40,19 @@ def _column() -> Int32Column:
 
 @attrs.frozen(kw_only=True)
 class RowOpening:
-    """A row's first sentence to the first and the last stage.
+    """A row's first sentence to every stage.
 
     `prompt_tokens` is the length of the client's prompt within the history: penalties and min_tokens count from there,
-    also after a replay. `history` is empty unless the parameters need it (see SamplingParams.needs_history).
+    also after a replay. `history_tokens` is the length of all that the row is opened with, prompt and answer so far;
+    some rotary positions depend on it. `history` is empty unless the parameters need it (see
+    SamplingParams.needs_history).
     """
 
     row: RowId
     attempt: Attempt
     params: SamplingParams
     prompt_tokens: int
+    history_tokens: int = 0
     cached_tokens: int = 0  # of the history, already in shared KV blocks
     history: Int32Column = _column()
 
@@ -128,14 +131,16 @@ class StepResult:
 class OpenRow:
     """A row as a stage knows it between steps. StageLine writes it, the kernels read it.
 
-    `blocks` is the row's KV block table so far, in order. `params`, `prompt_tokens` are known to the first and the
-    last stage; `history` (ids of prompt and answer so far) only where the parameters need it.
+    `blocks` is the row's KV block table so far, in order; `history_tokens` is how many ids the row was opened with,
+    `prompt_tokens` how many of them are the client's. `history` (ids of prompt and answer so far) is kept only where
+    the parameters need it.
     """
 
     row: RowId
     attempt: Attempt
     params: SamplingParams | None = None
     prompt_tokens: int = 0
+    history_tokens: int = 0
     position: int = 0  # tokens whose KV is in the pool, or will be once the step in hand has run
     blocks: list[int] = attrs.field(factory=list)
     history: list[int] = attrs.field(factory=list)

@@ -18,7 +18,7 @@ from hydra.protocol.batch import Logprobs, RowOpening
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import ActorName, Epoch
 from hydra.protocol.messages import Message, Open, Tokens
-from hydra.protocol.model_spec import StoredFile, TensorRange
+from hydra.protocol.model_spec import Place, StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
 from hydra.protocol.wire import Frames, MessageTooBig, TheyBrokeTheRules
 
@@ -153,7 +153,7 @@ def _rule_open(said: Open) -> bool:
 
 
 def _rule_opening(opening: RowOpening) -> bool:
-    return opening.prompt_tokens >= 0 and opening.cached_tokens >= 0
+    return opening.prompt_tokens >= 0 and opening.cached_tokens >= 0 and opening.history_tokens >= 0
 
 
 def _one_component(file: str) -> bool:
@@ -169,6 +169,10 @@ def _rule_file(stored: StoredFile) -> bool:
     return _one_component(stored.file) and stored.size_bytes >= 0
 
 
+def _rule_place(place: Place) -> bool:
+    return all(number is None or number >= 0 for number in (place.layer, place.first_row, place.expert))
+
+
 def _rule_epoch(epoch: Epoch) -> bool:
     return epoch.term >= 0 and epoch.number >= 0
 
@@ -181,8 +185,10 @@ RULES: dict[type, Callable[[Any], bool]] = {
     RowOpening: _rule_opening,
     TensorRange: _rule_range,
     StoredFile: _rule_file,
+    Place: _rule_place,
     Epoch: _rule_epoch,
 }
+ROWS: tuple[type, ...] = (TensorRange, Place)  # a mixture of experts has tens of thousands in one message
 
 
 def _ruled_hook(kind: type) -> Hook:
@@ -199,6 +205,29 @@ def _ruled_hook(kind: type) -> Hook:
         return made
 
     return checked
+
+
+def _row_hook(kind: type) -> Hook:
+    """Reads what is said by the thousand: a list of the fields in their order, then the rule."""
+    fields = attrs.fields(attrs.resolve_types(kind))
+    hooks = [(field.name, field.type, converter.get_structure_hook(field.type)) for field in fields]
+    rule = RULES[kind]
+
+    def checked(value: Any, _: Any) -> Any:
+        if type(value) is not list or len(value) != len(hooks):
+            raise TypeError(f"a {kind.__name__} is a list of {len(hooks)}")
+        made = kind(**{name: hook(entry, as_kind) for entry, (name, as_kind, hook) in zip(value, hooks, strict=True)})
+        if not rule(made):
+            raise ValueError(f"a {kind.__name__} outside its limits")
+        return made
+
+    return checked
+
+
+def _row_unhook(kind: type) -> Callable[[Any], list[Any]]:
+    fields = attrs.fields(attrs.resolve_types(kind))
+    hooks = [(field.name, converter.get_unstructure_hook(field.type)) for field in fields]
+    return lambda value: [hook(getattr(value, name)) for name, hook in hooks]
 
 
 # ---------------------------------------------------------------- the converter
@@ -220,6 +249,8 @@ def _make_converter() -> cattrs.Converter:
     made.register_unstructure_hook(float, float)  # an int in a float's place is said as a float
     made.register_structure_hook_factory(_is_tuple, _tuple_hook)
     made.register_structure_hook_factory(lambda kind: kind in RULES, _ruled_hook)
+    made.register_structure_hook_factory(lambda kind: kind in ROWS, _row_hook)
+    made.register_unstructure_hook_factory(lambda kind: kind in ROWS, _row_unhook)
     made.register_structure_hook_func(_is_column, lambda value, _: column_of(value, INT32))
     made.register_unstructure_hook_func(_is_column, _pack_column)
     made.register_structure_hook(Logprobs, _unpack_logprobs)

@@ -8,36 +8,81 @@ from typing import Literal
 
 import attrs
 
+from hydra.protocol.decoder_spec import DecoderSpec
 from hydra.protocol.sampling import DefaultSampling
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+Role = Literal[
+    "attention_norm",
+    "attention_norm_bias",
+    "qkv",
+    "qkv_bias",
+    "query_norm",
+    "query_norm_bias",
+    "key_norm",
+    "key_norm_bias",
+    "out",
+    "out_bias",
+    "after_attention_norm",
+    "after_attention_norm_bias",
+    "mlp_norm",
+    "mlp_norm_bias",
+    "gate_up",
+    "gate_up_bias",
+    "down",
+    "down_bias",
+    "router",
+    "expert_gate_up",
+    "expert_down",
+    "after_mlp_norm",
+    "after_mlp_norm_bias",
+    "embedding",
+    "final_norm",
+    "final_norm_bias",
+    "head",
+    "head_bias",
+]
+
 
 @attrs.frozen(kw_only=True)
-class ModelSpec:
-    """A decoder-only transformer: widths, head counts, and how many parameters each part holds.
-
-    `layer_params[i]` counts the parameters of layer i; `embedding_params`, `head_params` and `norm_params` those of
-    the ends. With `tied` the head reuses the embedding matrix and `head_params` is 0 in the files, yet a worker that
-    holds only the head still needs `embedding_params` of memory.
-    """
+class ModelShape:
+    """A decoder-only transformer as its config describes it: widths, counts and arithmetic."""
 
     architecture: str  # as in config.json, e.g. "LlamaForCausalLM"
-    fingerprint: str  # hex; equal fingerprints mean equal weights and config
     n_layers: int
     hidden: int
-    intermediate: int
+    intermediate: int  # of a dense layer
     n_heads: int
     n_kv_heads: int
     head_dim: int
     vocab: int
     max_positions: int
-    norm_eps: float
-    rope_theta: float
     tied: bool
-    attention_bias: bool
-    mlp_bias: bool
+    decoder: DecoderSpec
+
+    @property
+    def layer_width(self) -> int:
+        """Numbers that one token's intermediates take in the widest layer: a few of its hidden states, and gate, up and
+        their product, once or for each expert it goes to.
+        """
+        dense = 3 * self.intermediate if not all(self.decoder.sparse) else 0
+        moe = self.decoder.moe
+        sparse = 0 if moe is None else moe.n_experts + moe.top_k * (2 * self.hidden + 3 * moe.intermediate)
+        return 6 * self.hidden + max(dense, sparse)
+
+
+@attrs.frozen(kw_only=True)
+class ModelSpec(ModelShape):
+    """The shape, and what the files hold: how many parameters each part has.
+
+    `layer_params[i]` counts the parameters of layer i; `embedding_params`, `head_params` and `norm_params` those of
+    the ends. With `tied` the head reuses the embedding matrix and `head_params` counts at most a bias, yet a worker
+    that holds only the head still needs `embedding_params` of memory.
+    """
+
+    fingerprint: str  # hex; equal fingerprints mean equal weights and config
     stored_dtype: Dtype
     layer_params: tuple[int, ...]
     embedding_params: int
@@ -68,15 +113,30 @@ class ModelSpec:
 
 
 @attrs.frozen(kw_only=True)
-class TensorRange:
-    """One tensor's bytes in a described model: where they lie, and what they must turn out to be."""
+class Place:
+    """Where a published tensor belongs in the canonical matrices (see `layout`).
 
-    name: str
+    From row `first_row` on, of the matrix `role` in layer `layer` (None: at the ends), there of expert `expert`
+    (None: the matrix has none, or the tensor holds all of them).
+    """
+
+    role: Role
+    layer: int | None = None
+    first_row: int = 0
+    expert: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class TensorRange:
+    """One tensor's bytes in a described model: where they lie, what they must turn out to be, and where they go."""
+
+    name: str  # as published; only for people
     file: str  # relative to the model directory, one path component
     offset: int  # of the first byte, from the start of the file
     length: int  # bytes
     dtype: Dtype
     shape: tuple[int, ...]
+    place: Place | None = None  # None: bytes that go into no matrix of a model
 
 
 @attrs.frozen(kw_only=True)

@@ -1,154 +1,64 @@
-"""config.json of a Llama model, as checked numbers.
+"""config.json of a model, as checked numbers.
 
-Promises: whatever it returns is within range and means what LlamaForCausalLM means by it; what would change the
-arithmetic in a way nobody here computes (other architectures, scaled rope, other activations, quantisation) is refused
-by name. Refuses to know weights and their files.
+Promises: whatever it returns is within range and means what the named architecture means by it; what would change the
+arithmetic in a way nobody here computes (other architectures, rope types, activations, quantisation) is refused by
+name. Refuses to know weights and their files.
 """
 
 from pathlib import Path
-from typing import Any
 
 import attrs
 
-from hydra.protocol.refusal import RefusalError, refuse
-from hydra.protocol.sampling import DefaultSampling
+from hydra.protocol.model_spec import ModelShape
+from hydra.protocol.refusal import refuse
 from hydra.store.config_values import Values
-from hydra.store.directory import read_json_file, shown
-from hydra.store.generation_config import read_generation
+from hydra.store.directory import read_json_file
+from hydra.store.families import FAMILIES
+from hydra.store.family import Family, refuse_the_unread
+from hydra.store.generation_config import Speech, read_generation
+from hydra.store.names import Names
 
-ARCHITECTURE = "LlamaForCausalLM"
 CONFIG = "config.json"
 
 
 @attrs.frozen(kw_only=True)
-class LlamaConfig:
-    """The checked values, named as in ModelSpec; `raw` is the file they came from, for the fingerprint."""
+class ModelConfig:
+    """What the directory's small files say; `raw` is config.json itself, for the fingerprint."""
 
     raw: bytes
-    n_layers: int
-    hidden: int
-    intermediate: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    vocab: int
-    max_positions: int
-    norm_eps: float
-    rope_theta: float
-    tied: bool
-    attention_bias: bool
-    mlp_bias: bool
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    default_sampling: DefaultSampling
+    shape: ModelShape
+    names: Names
+    speech: Speech
 
 
-def read_config(directory: Path) -> LlamaConfig:
-    """Reads config.json, and of generation_config.json what it says of tokens and sampling."""
+def read_config(directory: Path) -> ModelConfig:
+    """Reads config.json and generation_config.json. Raises RefusalError: bad_model, unsupported."""
     found = read_json_file(directory, CONFIG)
     if found is None:
         raise refuse("bad_model", f"{directory} has no {CONFIG}. Give a directory in the Hugging Face layout.")
-    config, raw = found
-    _check_supported(config)
-    hidden = _int(config, "hidden_size", 65_536)
-    n_heads = _int(config, "num_attention_heads", 1024)
-    n_kv_heads = _int(config, "num_key_value_heads", 1024, n_heads)
-    if n_heads % n_kv_heads:
-        raise _bad(f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}")
-    if config.get("head_dim") is None and hidden % n_heads:
-        raise _bad(f"hidden_size {hidden} is not a multiple of num_attention_heads {n_heads}")
-    head_dim = _int(config, "head_dim", 1024, hidden // n_heads)
-    if head_dim % 2:
-        raise _bad(f"head_dim {head_dim} is odd, which rotary positions cannot halve")
-    vocab = _int(config, "vocab_size", 2**22)
-    speech = read_generation(directory, Values(config, CONFIG), vocab)
-    return LlamaConfig(
-        raw=raw,
-        n_layers=_int(config, "num_hidden_layers", 1024),
-        hidden=hidden,
-        intermediate=_int(config, "intermediate_size", 2**20),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        vocab=vocab,
-        max_positions=_int(config, "max_position_embeddings", 2**24, 2048),
-        norm_eps=_float(config, "rms_norm_eps", 1.0, 1e-6),
-        rope_theta=_rope_theta(config),
-        tied=_bool(config, "tie_word_embeddings"),
-        attention_bias=_bool(config, "attention_bias"),
-        mlp_bias=_bool(config, "mlp_bias"),
-        bos_id=speech.bos_id,
-        eos_ids=speech.eos_ids,
-        default_sampling=speech.default_sampling,
-    )
+    config, raw = Values(found[0], CONFIG), found[1]
+    family = _family(config)
+    _refuse_quantised(config)
+    shape = family.read(config, family.architecture)
+    refuse_the_unread(config)
+    speech = read_generation(directory, config, shape.vocab)
+    return ModelConfig(raw=raw, shape=shape, names=family.names, speech=speech)
 
 
-def _check_supported(config: dict[str, Any]) -> None:
-    architectures = config.get("architectures")
-    if architectures != [ARCHITECTURE]:
-        raise _unsupported("architectures", architectures, f"[{ARCHITECTURE!r}]")
-    if config.get("model_type", "llama") != "llama":
-        raise _unsupported("model_type", config["model_type"], "'llama'")
-    for key in ("hidden_act", "hidden_activation"):
-        if config.get(key, "silu") != "silu":
-            raise _unsupported(key, config[key], "'silu'")
-    quantization = config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise _unsupported("quantization_config", method, "unquantised weights")
+def _family(config: Values) -> Family:
+    said = config.get("architectures")
+    name = said[0] if isinstance(said, list) and len(said) == 1 else None
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise config.unsupported("architectures", said, "one of " + ", ".join(FAMILIES))
+    if config.has("model_type") and config.get("model_type") != family.model_type:
+        raise config.unsupported("model_type", config.get("model_type"), f"{family.model_type!r} for {name}")
+    return family
 
 
-def _rope_theta(config: dict[str, Any]) -> float:
-    """The base of plain rotary positions, wherever this generation of config files keeps it."""
-    known: dict[str, Any] = {}
-    for key in ("rope_parameters", "rope_scaling"):  # the later wins, as in transformers
-        rope = config.get(key)
-        if rope is None:
-            continue
-        if not isinstance(rope, dict):
-            raise _bad(f"{key} is not an object")
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind != "default":
-            raise _unsupported(f"{key}: rope type", kind, "'default'")
-        known.update(rope)
-    fraction = known.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if fraction not in (None, 1):
-        raise _unsupported("partial_rotary_factor", fraction, "1")
-    if known.get("rope_theta") is None:
-        known["rope_theta"] = config.get("rope_theta")
-    return _float(known, "rope_theta", 1e12, 10_000.0)
-
-
-def _int(config: dict[str, Any], key: str, limit: int, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if type(value) is not int or not 1 <= value <= limit:
-        raise _bad(f"{key} must be an integer from 1 to {limit}, not {shown(value)}")
-    return value
-
-
-def _float(config: dict[str, Any], key: str, limit: float, default: float) -> float:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if type(value) not in (int, float) or not 0 < value <= limit:
-        raise _bad(f"{key} must be a number above 0 and at most {limit:g}, not {shown(value)}")
-    return float(value)
-
-
-def _bool(config: dict[str, Any], key: str) -> bool:
-    value = config.get(key)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise _bad(f"{key} must be true or false, not {shown(value)}")
-    return value
-
-
-def _bad(what: str) -> RefusalError:
-    return refuse("bad_model", f"{CONFIG}: {what}.")
-
-
-def _unsupported(what: str, value: Any, known: str) -> RefusalError:
-    return refuse("unsupported", f"{CONFIG}: {what} is {shown(value)}; only {known} is supported.")
+def _refuse_quantised(config: Values) -> None:
+    for key in ("quantization_config", "compression_config", "quantization"):
+        said = config.get(key)
+        if said is not None:
+            method = said.get("quant_method", said) if isinstance(said, dict) else said
+            raise config.unsupported(key, method, "a model with unquantised weights")

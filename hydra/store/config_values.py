@@ -32,6 +32,15 @@ class Values:
     def has(self, key: str) -> bool:
         return self.get(key) is not None
 
+    def says_null(self, key: str) -> bool:
+        """Whether the key is there, with null."""
+        self.read.add(key)
+        return key in self._raw and self._raw[key] is None
+
+    def peek(self, key: str) -> Any:
+        """Whatever stands there, without counting as read."""
+        return self._raw.get(key)
+
     def keys(self) -> frozenset[str]:
         """Of the values that are not null."""
         return frozenset(key for key, value in self._raw.items() if value is not None)

@@ -20,9 +20,8 @@ PENALTY_MAX = 100.0
 
 @attrs.frozen(kw_only=True)
 class Speech:
-    """What is said of generation; `raw` is the file it came from, empty when there is none."""
+    """What is said of generation."""
 
-    raw: bytes
     bos_id: int | None
     eos_ids: tuple[int, ...]
     default_sampling: DefaultSampling
@@ -34,7 +33,6 @@ def read_generation(directory: Path, config: Values, vocab: int) -> Speech:
     said = Values(found[0] if found else {}, GENERATION_CONFIG)
     bos_ids = (said if said.has("bos_token_id") else config).ids("bos_token_id", vocab, EOS_MAX)
     return Speech(
-        raw=found[1] if found else b"",
         bos_id=bos_ids[0] if bos_ids else None,
         eos_ids=(said if said.has("eos_token_id") else config).ids("eos_token_id", vocab, EOS_MAX),
         default_sampling=_default_sampling(said, vocab),

@@ -1,27 +1,28 @@
 """A model, described: the spec and the place of every tensor, from config and headers alone.
 
-Promises: a described model is complete (every tensor a Llama of this config has, in the shape it must have) and all of
+Promises: a described model is complete (every tensor its config asks for, in the shape it must have) and all of
 it lies within its own files. Refuses to know how weights are read, sent or computed with, and where the files lie.
 """
 
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+import attrs
+
+from hydra.protocol.layout import Part, part_of
 from hydra.protocol.model_spec import Described, Dtype, ModelSpec, StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.store.config import ARCHITECTURE, LlamaConfig, read_config
+from hydra.store.config import ModelConfig, read_config
 from hydra.store.directory import is_plain_name, open_directory, read_json_file, shown
-from hydra.store.ranges import EMBEDDING, HEAD, LAYER_PREFIX, NORM, layer_of
+from hydra.store.names import ROTARY_CONSTANT, Expected, expected_tensors, layer_of
 from hydra.store.safetensors_header import WEIGHT_DTYPES, Header
 from hydra.store.weight_files import LocalFiles, WeightFiles, feed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-Shape = tuple[int, ...]
 
 
 def describe(model_path: str) -> Described:
@@ -33,11 +34,12 @@ def describe(model_path: str) -> Described:
 def describe_files(files: WeightFiles, model_path: str, default_id: str) -> Described:
     """The same for files that may lie elsewhere; where to read the weights is then for the caller to say."""
     config = read_config(files.folder)
-    expected = dict(expected_tensors(config))
-    shards, placed = _open_shards(files, set(expected))
-    _check_nothing_unaccounted(config, set(expected), set(placed))
-    tensors = tuple(_tensor(name, shape, placed, shards) for name, shape in expected.items())
-    stored = _stored_files(files, shards, set(expected))
+    expected = tuple(expected_tensors(config.shape, config.names))
+    wanted = {tensor.name for tensor in expected}
+    shards, placed = _open_shards(files, wanted)
+    _check_nothing_unaccounted(config, wanted, placed)
+    tensors = tuple(_tensor(tensor, placed, shards) for tensor in expected)
+    stored = _stored_files(files, shards, wanted)
     return Described(
         model_path=model_path,
         default_id=default_id,
@@ -46,33 +48,6 @@ def describe_files(files: WeightFiles, model_path: str, default_id: str) -> Desc
         files=stored,
         folder=str(files.folder),
     )
-
-
-def expected_tensors(config: LlamaConfig) -> Iterator[tuple[str, Shape]]:
-    """Every tensor of a Llama with this config, by the names transformers gives them, from input to output."""
-    hidden, inner = config.hidden, config.intermediate
-    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    linears = {  # name: (rows, columns, has a bias)
-        "self_attn.q_proj": (queries, hidden, config.attention_bias),
-        "self_attn.k_proj": (keys, hidden, config.attention_bias),
-        "self_attn.v_proj": (keys, hidden, config.attention_bias),
-        "self_attn.o_proj": (hidden, queries, config.attention_bias),
-        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
-        "mlp.up_proj": (inner, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, inner, config.mlp_bias),
-    }
-    yield EMBEDDING, (config.vocab, hidden)
-    for layer in range(config.n_layers):
-        prefix = f"{LAYER_PREFIX}{layer}."
-        yield prefix + "input_layernorm.weight", (hidden,)
-        yield prefix + "post_attention_layernorm.weight", (hidden,)
-        for name, (rows, columns, bias) in linears.items():
-            yield f"{prefix}{name}.weight", (rows, columns)
-            if bias:
-                yield f"{prefix}{name}.bias", (rows,)
-    yield NORM, (hidden,)
-    if not config.tied:
-        yield HEAD, (config.vocab, hidden)
 
 
 def _open_shards(files: WeightFiles, wanted: set[str]) -> tuple[dict[str, Header], dict[str, str]]:
@@ -120,15 +95,19 @@ def _no_weights(files: WeightFiles) -> RefusalError:
     )
 
 
-def _check_nothing_unaccounted(config: LlamaConfig, expected: set[str], stored: set[str]) -> None:
-    """A weight inside a layer that the config does not ask for means that the config is not this model's."""
-    for name in sorted(stored - expected):
+def _check_nothing_unaccounted(config: ModelConfig, expected: set[str], stored: Iterable[str]) -> None:
+    """A weight inside a layer (or an end) that the config does not ask for: the config is not this model's."""
+    ends = tuple(f"{module}." for module in config.names.ends())
+    tied_head = f"{config.names.head}.weight" if config.shape.tied else None
+    for name in sorted(set(stored) - expected):
         layer = layer_of(name)
-        if layer is not None and layer < config.n_layers and not name.endswith(".rotary_emb.inv_freq"):
+        within = name.startswith(ends) if layer is None else layer < config.shape.n_layers
+        if within and name != tied_head and not name.endswith(f".{ROTARY_CONSTANT}"):
             raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for.")
 
 
-def _tensor(name: str, shape: Shape, placed: dict[str, str], shards: dict[str, Header]) -> TensorRange:
+def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header]) -> TensorRange:
+    name, shape = expected.name, expected.shape
     if name not in placed:
         raise refuse("bad_model", f"The weights lack {name!r}, which config.json asks for.")
     file = placed[name]
@@ -140,9 +119,14 @@ def _tensor(name: str, shape: Shape, placed: dict[str, str], shards: dict[str, H
     if stored.dtype not in WEIGHT_DTYPES:
         known = ", ".join(WEIGHT_DTYPES)
         raise refuse("unsupported", f"{name!r} in {file} is stored as {stored.dtype}; supported are {known}.")
-    dtype = WEIGHT_DTYPES[stored.dtype]
     return TensorRange(
-        name=name, file=file, offset=stored.offset, length=stored.length, dtype=dtype, shape=stored.shape
+        name=name,
+        file=file,
+        offset=stored.offset,
+        length=stored.length,
+        dtype=WEIGHT_DTYPES[stored.dtype],
+        shape=stored.shape,
+        place=expected.place,
     )
 
 
@@ -158,36 +142,22 @@ def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[Sto
     return digest.hexdigest()
 
 
-def _spec(config: LlamaConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:
-    params = {tensor.name: math.prod(tensor.shape) for tensor in tensors}
-    per_layer = [0] * config.n_layers
+def _spec(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:
+    per_part: Counter[Part] = Counter()
     per_dtype: Counter[Dtype] = Counter()
     for tensor in tensors:
-        per_dtype[tensor.dtype] += params[tensor.name]
-        if (layer := layer_of(tensor.name)) is not None:
-            per_layer[layer] += params[tensor.name]
+        params = math.prod(tensor.shape)
+        per_dtype[tensor.dtype] += params
+        per_part[part_of(tensor)] += params
     return ModelSpec(
-        architecture=ARCHITECTURE,
+        **attrs.asdict(config.shape, recurse=False),
         fingerprint=fingerprint,
-        n_layers=config.n_layers,
-        hidden=config.hidden,
-        intermediate=config.intermediate,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        head_dim=config.head_dim,
-        vocab=config.vocab,
-        max_positions=config.max_positions,
-        norm_eps=config.norm_eps,
-        rope_theta=config.rope_theta,
-        tied=config.tied,
-        attention_bias=config.attention_bias,
-        mlp_bias=config.mlp_bias,
         stored_dtype=per_dtype.most_common(1)[0][0],
-        layer_params=tuple(per_layer),
-        embedding_params=params[EMBEDDING],
-        head_params=params.get(HEAD, 0),
-        norm_params=params[NORM],
-        bos_id=config.bos_id,
-        eos_ids=config.eos_ids,
-        default_sampling=config.default_sampling,
+        layer_params=tuple(per_part[layer] for layer in range(config.shape.n_layers)),
+        embedding_params=per_part["embedding"],
+        head_params=per_part["head"],
+        norm_params=per_part["norm"],
+        bos_id=config.speech.bos_id,
+        eos_ids=config.speech.eos_ids,
+        default_sampling=config.speech.default_sampling,
     )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from hydra.actors.ports import Progress, SliceFacts
 from hydra.protocol.batch import OpenRow, Outcome, Run, int32
 from hydra.protocol.blob import Blob
+from hydra.protocol.decoder_spec import plain_decoder
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
 from hydra.protocol.model_spec import Described, ModelSpec, TensorRange
@@ -95,11 +96,8 @@ def pocket_spec(n_layers: int) -> ModelSpec:
         head_dim=2,
         vocab=VOCAB + 1,  # the poison is a token like any other, and never drawn
         max_positions=MAX_POSITIONS,
-        norm_eps=1e-5,
-        rope_theta=10_000.0,
+        decoder=plain_decoder(n_layers, 2),
         tied=False,
-        attention_bias=False,
-        mlp_bias=False,
         stored_dtype="float32",
         layer_params=(25_000_000,) * n_layers,  # 100 MB each, so that memory can be short
         embedding_params=1_000,

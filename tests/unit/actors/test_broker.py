@@ -18,6 +18,7 @@ from hydra.actors.broker import (
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.batch import StepResult, int32
+from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import PLANNER, Address, Epoch
 from hydra.protocol.messages import (
     FINISH_LENGTH,
@@ -330,6 +331,23 @@ def test_nothing_is_late_when_nothing_is_under_way():
     table.says(opening(1, max_tokens=1))
     table.answer()
     assert CancelTimer(("overdue", 1)) in table.answer()
+
+
+def test_a_session_that_outgrows_a_long_rope_is_asked_to_open_again_and_goes_on():
+    table = Table(up=False)
+    table.rise(length_rule=LengthRule(limit=5, reopens=True))
+    table.says(opening(1))
+    table.answer()  # token 4 of the row, from its prompt of 3
+    table.answer()
+    asked = mail(table.answer(), Reopen)  # the 6th token is drawn by the short keys of 5; the 7th needs long ones
+    assert asked == [Reopen(session=1, attempt=0, why="preempted", death=False)]
+    table.says(opening(1, attempt=1, history=int32([3, 4, 5, 7, 7, 7])))
+    while table.steps[0].batch.n_rows == 0:
+        table.answer()  # the old row's closing
+    batch = table.steps[0].batch
+    assert (batch.position.tolist(), batch.length.tolist()) == ([0], [6])
+    for _ in range(3):
+        assert not mail(table.answer(), Reopen)
 
 
 def test_a_preempted_session_is_asked_to_open_again():

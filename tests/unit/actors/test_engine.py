@@ -8,6 +8,7 @@ from hydra.actors.engine import COHORT_ROWS_MAX, Engine, Row, RowKey
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.session import SOLITARY_TOKENS
 from hydra.protocol.batch import Batch, StepResult, int32
+from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import Epoch
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
 from hydra.protocol.sampling import GREEDY, SamplingParams
@@ -16,7 +17,7 @@ EPOCH = Epoch(1, 1)
 STOP_ID = 2
 
 
-def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0, prefix_cache=False):
+def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0, prefix_cache=False, rule=None):
     return Engine(
         route=1,
         epoch=EPOCH,
@@ -24,6 +25,7 @@ def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0,
         credits=stages + 2 if credits is None else credits,
         ledger=KvLedger(blocks, block_size, prefix_cache),
         batch_tokens=batch_tokens,
+        length_rule=rule,
     )
 
 
@@ -345,3 +347,41 @@ def test_any_crowd_gets_every_token_at_its_place(seed):
         at.remove(row)
     at.ledger.check()
     assert at.ledger.blocks_free == at.ledger.blocks_total
+
+
+def test_a_row_that_would_outgrow_a_rope_that_changes_all_its_keys_is_preempted():
+    at = engine(rule=LengthRule(limit=12, reopens=True))
+    row, other = add(at, 1, 10), add(at, 2, 3)
+    decoding(at, [row, other])
+    for _ in range(2):  # computing tokens 11 and 12
+        for step, batch in sent(at):
+            answer(at, step, batch)
+    assert row.position == 12 and not at.preempted
+    ((step, batch),) = sent(at)
+    assert at.preempted == [row] and batch.row.tolist() == [2] and batch.closed.tolist() == [1]
+    at.preempted.clear()
+    again = add(at, 3, [*row.history, 7, 7, 7])
+    answer(at, step, batch)
+    decoding(at, [again])
+    assert again.position == 13 and not at.preempted  # long from its opening, it grows on
+
+
+@pytest.mark.parametrize("reopens", [False, True])
+def test_rows_beyond_the_length_rule_share_no_prefix(reopens):
+    at = engine(prefix_cache=True, rule=LengthRule(limit=12, reopens=reopens))
+    first = add(at, 1, 12)
+    decoding(at, [first])
+    assert add(at, 2, 12).cached == 8
+    long = add(at, 3, 20)
+    assert long.cached == 0
+    decoding(at, [long])
+    assert add(at, 4, 20).cached == 0  # and what it computed is of no use to its like
+    grown = add(at, 5, 10, shown=range(1010, 1020))  # a short prompt with a long answer
+    assert grown.cached == (0 if reopens else 12)
+
+
+def test_the_opening_says_how_long_prompt_and_history_are():
+    at = engine()
+    add(at, 1, 5, shown=(8, 9))
+    ((_, batch),) = sent(at)
+    assert [(opening.prompt_tokens, opening.history_tokens) for opening in batch.opened] == [(5, 7)]

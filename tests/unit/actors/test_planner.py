@@ -30,6 +30,7 @@ from hydra.actors.planner import (
     Wish,
     WishFailed,
 )
+from hydra.protocol.decoder_spec import LengthRule, RopeSpec, plain_decoder
 from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages import (
     Activate,
@@ -63,11 +64,8 @@ SPEC = ModelSpec(
     head_dim=64,
     vocab=32000,
     max_positions=1024,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
+    decoder=plain_decoder(12, 64),
     tied=False,
-    attention_bias=False,
-    mlp_bias=False,
     stored_dtype="float32",
     layer_params=(100_000_000,) * 12,  # 0.4 GB each in float32
     embedding_params=32000 * 1024,
@@ -644,3 +642,25 @@ def test_a_hub_model_is_had_from_a_worker_nearby_then_from_the_hub_and_last_thro
     hall.warms(hall.loads(effects))
     again = sources(hall.hears(Rebalance(ask=1)))
     assert again["a-1"] == ("lane:tcp://store-b", hub, "lane:tcp://c")
+
+
+def hall_for(decoder):
+    spec = attrs.evolve(SPEC, decoder=attrs.evolve(SPEC.decoder, **decoder), stored_dtype="bfloat16")
+    hall = Hall()
+    hall.begin(expected=1)
+    hall.tell(WasDescribed("/models/m", attrs.evolve(MODEL, spec=spec)))
+    return hall
+
+
+def test_a_model_that_overflows_float16_runs_in_float32():
+    old_card = joined("a", gigabytes=64.0, dtypes=("float32", "float16"))
+    for overflows, dtype in ((False, "float16"), (True, "float32")):
+        effects = hall_for({"float16_overflows": overflows}).tell(old_card)
+        assert {order.dtype for order in orders(effects).values()} == {dtype}
+
+
+def test_the_broker_is_told_the_length_rule():
+    rope = RopeSpec(kind="longrope", theta=1e4, dim=64, original_max_positions=512)
+    hall = hall_for({"ropes": (rope,)})
+    up = hall.serves(hall.tell(joined("a", gigabytes=64.0)))
+    assert up.length_rule == LengthRule(limit=512, reopens=True)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydra.actors.split import Seat, Terms, context_needed, proportional, reserve_of, split_vram
+from hydra.protocol.decoder_spec import MoeSpec, plain_decoder
 from hydra.protocol.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError
 
@@ -26,11 +27,8 @@ def model(n_layers, layer_params=100_000_000, **changes):
         head_dim=64,
         vocab=32000,
         max_positions=4096,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
+        decoder=plain_decoder(n_layers, 64),
         tied=False,
-        attention_bias=False,
-        mlp_bias=False,
         stored_dtype="float16",
         layer_params=(layer_params,) * n_layers,
         embedding_params=32000 * 1024,
@@ -97,7 +95,7 @@ def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_lay
     try:
         shares = split_vram(spec, offered, rules)
     except RefusalError as no:
-        assert no.refusal.code == "does_not_fit" and " GB" in no.refusal.message and "n0" in no.refusal.message
+        assert no.refusal.code == "does_not_fit" and " GB" in no.refusal.message and ": layers " in no.refusal.message
         return
     assert shares[0].first_layer == 0 and shares[-1].end_layer == n_layers
     assert all(one.end_layer == other.first_layer for one, other in pairwise(shares))
@@ -166,3 +164,14 @@ def test_a_survivor_keeps_its_end_and_the_spare_fills_the_gap():
 
 def test_join_order_wins_where_nothing_is_held():
     assert [share.node for share in split_vram(model(6), seats(8, 32, 9), terms())] == ["n0", "n1", "n2"]
+
+
+def test_the_width_of_a_layer_counts_every_expert_a_token_goes_to():
+    dense = model(4)
+    assert dense.layer_width == 6 * 1024 + 3 * 2816
+    moe = MoeSpec(n_experts=64, top_k=8, intermediate=512, normalised=True)
+    sparse = attrs.evolve(dense, decoder=attrs.evolve(dense.decoder, moe=moe, sparse=(True,) * 4))
+    assert sparse.layer_width == 6 * 1024 + 64 + 8 * (2 * 1024 + 3 * 512)
+    narrow = attrs.evolve(moe, top_k=1, intermediate=8)
+    mixed = attrs.evolve(dense, decoder=attrs.evolve(dense.decoder, moe=narrow, sparse=(True, False) * 2))
+    assert mixed.layer_width == dense.layer_width

@@ -1,25 +1,24 @@
 """The rest of the pipeline, in one thread: tiny published models, their description, and a driver of runners.
 
-Plays the store (headers to ModelSpec and TensorRanges), the Broker (batches, block tables) and the StageLine (rows
-between steps), so that kernel tests need no other room.
+Plays the Broker (batches, block tables) and the StageLine (rows between steps); the store describes what transformers
+has written.
 """
 
-import json
-import struct
 from pathlib import Path
 
 import attrs
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hydra.kernels.runner import Runner
 from hydra.protocol.batch import Batch, OpenRow, Outcome, Run, int32
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.messages import LoadSlice
-from hydra.protocol.model_spec import ModelSpec, TensorRange
+from hydra.protocol.model_spec import Described, ModelSpec, TensorRange
 from hydra.protocol.sampling import GREEDY, SamplingParams
+from hydra.store.library import LocalLibrary
 
-_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+LIBRARY = LocalLibrary()
 ROUTE = RouteId(1)
 EPOCH = Epoch(1, 1)
 
@@ -29,20 +28,19 @@ class Published:
     """A model directory, what it says of itself, and the reference that wrote it."""
 
     path: Path
-    spec: ModelSpec
-    tensors: tuple[TensorRange, ...]
-    reference: LlamaForCausalLM
+    described: Described
+    reference: PreTrainedModel
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.described.spec
+
+    @property
+    def tensors(self) -> tuple[TensorRange, ...]:
+        return self.described.tensors
 
     def ranges(self, first: int, end: int) -> tuple[TensorRange, ...]:
-        def wanted(name: str) -> bool:
-            if name.startswith("model.layers."):
-                return first <= int(name.split(".")[2]) < end
-            last = end == self.spec.n_layers
-            if name == "model.embed_tokens.weight":
-                return first == 0 or (last and self.spec.tied)
-            return last
-
-        return tuple(tensor for tensor in self.tensors if wanted(tensor.name))
+        return LIBRARY.slice_ranges(self.described, first, end)
 
 
 def publish(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object) -> Published:
@@ -66,56 +64,7 @@ def publish(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **
             if name.endswith(("norm.weight", "bias")):
                 tensor.uniform_(0.5, 1.5)
     reference.save_pretrained(path, max_shard_size="200KB")
-    tensors = tuple(tensor for file in sorted(path.glob("*.safetensors")) for tensor in _header(file))
-    return Published(path, _spec(reference, tensors), tensors, reference)
-
-
-def _header(file: Path) -> list[TensorRange]:
-    raw = file.read_bytes()
-    (size,) = struct.unpack("<Q", raw[:8])
-    ranges = []
-    for name, entry in json.loads(raw[8 : 8 + size]).items():
-        if name != "__metadata__":
-            first, end = entry["data_offsets"]
-            dtype, shape = _STORED[entry["dtype"]], tuple(entry["shape"])
-            ranges.append(
-                TensorRange(
-                    name=name, file=file.name, offset=8 + size + first, length=end - first, dtype=dtype, shape=shape
-                )
-            )
-    return ranges
-
-
-def _spec(reference: LlamaForCausalLM, tensors: tuple[TensorRange, ...]) -> ModelSpec:
-    config = reference.config
-
-    def params(prefix: str) -> int:
-        return sum(torch.Size(t.shape).numel() for t in tensors if t.name.startswith(prefix))
-
-    return ModelSpec(
-        architecture="LlamaForCausalLM",
-        fingerprint=f"{id(reference):x}",
-        n_layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        n_heads=config.num_attention_heads,
-        n_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        vocab=config.vocab_size,
-        max_positions=config.max_position_embeddings,
-        norm_eps=config.rms_norm_eps,
-        rope_theta=config.rope_parameters["rope_theta"],
-        tied=config.tie_word_embeddings,
-        attention_bias=config.attention_bias,
-        mlp_bias=config.mlp_bias,
-        stored_dtype=tensors[0].dtype,
-        layer_params=tuple(params(f"model.layers.{i}.") for i in range(config.num_hidden_layers)),
-        embedding_params=params("model.embed_tokens."),
-        head_params=params("lm_head."),
-        norm_params=params("model.norm."),
-        bos_id=None,
-        eos_ids=(),
-    )
+    return Published(path, LIBRARY.describe(str(path)), reference)
 
 
 def order(model: Published, first: int, end: int, **changes: object) -> LoadSlice:
@@ -146,22 +95,32 @@ class Row:
     blocks: list[int]
     params: SamplingParams = GREEDY
     prompt_tokens: int = 0
+    history_tokens: int = 0
     done: int = 0  # tokens whose KV is in the pool
 
     def __attrs_post_init__(self) -> None:
         self.prompt_tokens = self.prompt_tokens or len(self.ids)
+        self.history_tokens = len(self.ids)
 
 
 class Pipeline:
     """Runners in a line, and a step through all of them."""
 
-    def __init__(self, model: Published, cuts: tuple[int, ...] = (), *, device: str = "cpu", **changes: object) -> None:
+    def __init__(
+        self,
+        model: Published,
+        cuts: tuple[int, ...] = (),
+        *,
+        device: str = "cpu",
+        kv_blocks: int = 64,
+        **changes: object,
+    ) -> None:
         bounds = (0, *cuts, model.spec.n_layers)
         self.runners = [Runner(device, threads=1, dtypes=("float32", "bfloat16")) for _ in bounds[1:]]
         self.block_size = 4
         for runner, first, end in zip(self.runners, bounds, bounds[1:], strict=False):
             runner.load(order(model, first, end, **changes), quiet)
-            runner.activate(ROUTE, 64)
+            runner.activate(ROUTE, kv_blocks)
         self.steps = 0
 
     def run(self, *parts: tuple[Row, int]) -> Outcome:
@@ -174,6 +133,7 @@ class Pipeline:
                 attempt=Attempt(1),
                 params=row.params,
                 prompt_tokens=row.prompt_tokens,
+                history_tokens=row.history_tokens,
                 position=row.done + length,
                 blocks=list(row.blocks[: -(-(row.done + length) // self.block_size)]),
                 history=list(row.ids) if row.params.needs_history else [],

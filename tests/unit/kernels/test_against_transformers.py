@@ -94,7 +94,9 @@ class Line:
 
 
 def open_row(number: int, params: SamplingParams, prompt: Sequence[int]) -> OpenRow:
-    return OpenRow(row=RowId(number), attempt=Attempt(0), params=params, prompt_tokens=len(prompt))
+    return OpenRow(
+        row=RowId(number), attempt=Attempt(0), params=params, prompt_tokens=len(prompt), history_tokens=len(prompt)
+    )
 
 
 def reference(model: LlamaForCausalLM, prompt: Sequence[int], n: int) -> list[int]:

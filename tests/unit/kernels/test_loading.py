@@ -14,7 +14,9 @@ from hydra.kernels import landing
 from hydra.kernels.runner import Runner
 from hydra.kernels.tensors import blob_of, put, tensor_of
 from hydra.protocol.blob import Blob
+from hydra.protocol.decoder_spec import RopeSpec
 from hydra.protocol.ids import RouteId
+from hydra.protocol.model_spec import Place
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import ROUTE, Pipeline, Row, greedy, order, prompt, publish, quiet
 
@@ -43,7 +45,7 @@ def test_what_is_no_longer_needed_is_freed_before_the_difference_is_read(untied)
     runner.load(order(untied, 0, 2), quiet)
     runner.activate(ROUTE, 8)
     route = runner._routes[ROUTE]
-    old, pool = weakref.ref(route.slice.layers[0]), weakref.ref(route.pool)
+    old, pool = weakref.ref(route.slice.blocks[0]), weakref.ref(route.pool)
     del route
     alive = []
 
@@ -63,7 +65,7 @@ def test_a_tied_head_is_the_embedding_loaded_once(tied):
     facts = runner.load(order(tied, 0, 4), quiet)
     assert facts.weight_bytes == tied.spec.slice_bytes(0, 4, "float32")
     piece = runner._routes[ROUTE].slice
-    assert piece.head is piece.embedding
+    assert piece.head.weight is piece.embedding
     assert Runner("cpu").load(order(tied, 2, 4), quiet).weight_bytes == tied.spec.slice_bytes(2, 4, "float32")
 
 
@@ -102,12 +104,13 @@ def test_small_chunks_and_dtype_conversion_place_every_byte(untied, monkeypatch)
     facts = runner.load(order(untied, 3, 4, dtype="bfloat16"), quiet)
     assert facts.read_bytes == 2 * facts.weight_bytes == n_bytes(untied.ranges(3, 4))
     piece, reference = runner._routes[ROUTE].slice, untied.reference
+    layer = runner._shelf.parts((untied.spec.fingerprint, "bfloat16"))[3]
     attention, mlp = reference.model.layers[3].self_attn, reference.model.layers[3].mlp
     projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-    assert torch.equal(plain(piece.layers[0].qkv), torch.cat(projections).bfloat16())
-    assert torch.equal(plain(piece.layers[0].gate_up), torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).bfloat16())
-    assert torch.equal(plain(piece.layers[0].down), mlp.down_proj.weight.bfloat16())
-    assert torch.equal(plain(piece.head), reference.lm_head.weight.bfloat16())
+    assert torch.equal(plain(layer["qkv"]), torch.cat(projections).bfloat16())
+    assert torch.equal(plain(layer["gate_up"]), torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).bfloat16())
+    assert torch.equal(plain(layer["down"]), mlp.down_proj.weight.bfloat16())
+    assert torch.equal(plain(piece.head.weight), reference.lm_head.weight.bfloat16())
 
 
 def test_half_precision_files_run_as_float32(tmp_path):
@@ -159,8 +162,12 @@ def with_down(model, **changes: object):
         ({"shape": (112, 64)}, "bad_model", DOWN),
         ({"file": "../model.safetensors"}, "bad_model", "not a file name"),
         ({"file": "gone.safetensors"}, "bad_model", "gone.safetensors"),
-        ({"name": "model.layers.0.mlp.other.weight"}, "bad_model", DOWN),
-        ({"name": "vision.weight"}, "unsupported", "vision.weight"),
+        ({"place": Place(role="router", layer=0)}, "unsupported", DOWN),
+        ({"place": Place(role="down")}, "bad_model", DOWN),
+        ({"place": Place(role="down", layer=0, first_row=1)}, "bad_model", DOWN),
+        ({"place": Place(role="down", layer=0, expert=0)}, "bad_model", DOWN),
+        ({"place": Place(role="out", layer=0)}, "bad_model", DOWN),
+        ({"place": Place(role="down", layer=1)}, "bad_model", "rows 0 to 63 of down in layer 0"),
     ],
 )
 def test_ranges_that_lie_are_refused(untied, changes, code, words):
@@ -170,17 +177,46 @@ def test_ranges_that_lie_are_refused(untied, changes, code, words):
 
 
 def test_a_tensor_nobody_would_use_is_refused(untied):
-    stranger = attrs.evolve(untied.ranges(0, 1)[0], name="model.layers.0.self_attn.q_norm.weight")
+    place = Place(role="query_norm", layer=0)
+    stranger = attrs.evolve(untied.ranges(0, 1)[0], name="model.layers.0.self_attn.q_norm.weight", place=place)
     with pytest.raises(RefusalError, match="q_norm") as refused:
         Runner("cpu").load(order(untied, 0, 1, tensors=(*untied.ranges(0, 1), stranger)), quiet)
     assert refused.value.refusal.code == "unsupported"
 
 
-def test_dtype_architecture_and_memory_are_refused_by_name(untied):
+def test_rows_filled_twice_are_refused(untied):
+    """The key projection said again, where the value's rows are missing."""
+    keys = next(t for t in untied.ranges(0, 1) if t.name == "model.layers.0.self_attn.k_proj.weight")
+    tensors = [t for t in untied.ranges(0, 1) if "v_proj" not in t.name]
+    with pytest.raises(RefusalError, match=r"k_proj.weight overlaps"):
+        Runner("cpu").load(order(untied, 0, 1, tensors=(*tensors, keys)), quiet)
+    with pytest.raises(RefusalError, match="rows 96 to 127 of qkv in layer 0"):
+        Runner("cpu").load(order(untied, 0, 1, tensors=tuple(tensors)), quiet)
+
+
+def wrong(spec, **changes):
+    return attrs.evolve(spec, decoder=attrs.evolve(spec.decoder, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"windows": (0,)},
+        {"layer_ropes": (1,) * 4},
+        {"sparse": (True,) * 4},
+        {"ropes": (RopeSpec(kind="default", theta=1e4, dim=18),)},
+        {"ropes": (RopeSpec(kind="default", theta=1e4, dim=7),)},
+    ],
+)
+def test_a_spec_at_odds_with_itself_is_refused(untied, changes):
+    with pytest.raises(RefusalError) as refused:
+        Runner("cpu").load(order(untied, 0, 1, spec=wrong(untied.spec, **changes)), quiet)
+    assert refused.value.refusal.code == "bad_model"
+
+
+def test_dtype_and_memory_are_refused_by_name(untied):
     with pytest.raises(RefusalError, match="runs float32, not float16"):
         Runner("cpu").load(order(untied, 0, 1, dtype="float16"), quiet)
-    with pytest.raises(RefusalError, match="GPTNeo"):
-        Runner("cpu").load(order(untied, 0, 1, spec=attrs.evolve(untied.spec, architecture="GPTNeo")), quiet)
     room = untied.spec.slice_bytes(1, 3, "float32")
     tight = Runner("cpu", memory_bytes=room)
     with pytest.raises(RefusalError) as refused:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from hydra.protocol import codec
 from hydra.protocol.batch import Logprobs, int32
+from hydra.protocol.decoder_spec import plain_decoder
 from hydra.protocol.ids import Epoch
-from hydra.protocol.messages import Beacon, Close, Message, Open, OpenRefused, SayHello, Tokens
-from hydra.protocol.model_spec import StoredFile, TensorRange
+from hydra.protocol.messages import Beacon, Close, LoadSlice, Message, Open, OpenRefused, SayHello, Tokens
+from hydra.protocol.model_spec import ModelSpec, Place, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 from hydra.protocol.wire import MessageTooBig, TheyBrokeTheRules
@@ -182,6 +183,68 @@ def test_sampling_ranges_are_checked_again(change):
     fields = fields_of(OPEN)
     with pytest.raises(TheyBrokeTheRules):
         codec.decode(sentence("Open", fields | {"params": fields["params"] | change}))
+
+
+EXPERT = TensorRange(
+    name="model.layers.47.mlp.experts.127.gate_proj.weight", file="model-00001-of-00016.safetensors", offset=2**40,
+    length=2**22, dtype="bfloat16", shape=(768, 2048), place=Place(role="expert_gate_up", layer=47, expert=127),
+)  # fmt: skip
+SLICE = LoadSlice(
+    route=1, epoch=Epoch(1, 1), dtype="bfloat16", first_layer=0, end_layer=48, tensors=(EXPERT,), sources=("/m",),
+    block_size=16, kv_memory_bytes=1,
+    spec=ModelSpec(
+        architecture="Qwen3MoeForCausalLM", fingerprint="f" * 64, n_layers=48, hidden=2048, intermediate=6144,
+        n_heads=32, n_kv_heads=4, head_dim=128, vocab=151_936, max_positions=40_960, tied=False,
+        decoder=plain_decoder(48, 128), stored_dtype="bfloat16", layer_params=(1,) * 48, embedding_params=1,
+        head_params=1, norm_params=1, bos_id=None, eos_ids=(),
+    ),
+)  # fmt: skip
+
+
+def test_one_worker_can_be_told_all_of_a_model_with_128_experts_in_48_layers():
+    whole = attrs.evolve(SLICE, tensors=(EXPERT,) * (48 * (3 * 128 + 9)))
+    assert codec.decode(codec.encode("stage", "planner", whole)).message == whole
+
+
+ROW = ["n", "f", 0, 8, "float32", [2], ["down", 0, 0, None]]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"name": "n"},
+        ROW[:-1],
+        [*ROW, 1],
+        [*ROW[:-1], "down"],
+        [*ROW[:-1], ["down", 0, 0]],
+        [*ROW[:-1], ["down", 0, -1, None]],
+        [*ROW[:-1], ["down", -1, 0, None]],
+        [*ROW[:-1], ["down", 0, 0, -1]],
+        [*ROW[:-1], ["down", True, 0, None]],
+        [*ROW[:-1], ["sideways", 0, 0, None]],
+        ["n", "../f", *ROW[2:]],
+        ["n", "f", -1, *ROW[3:]],
+        [7, *ROW[1:]],
+    ],
+)
+def test_rows_of_ranges_are_checked(row):
+    fields = fields_of(SLICE)
+    codec.decode(sentence("LoadSlice", fields | {"tensors": [ROW]}))
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields | {"tensors": [row]}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"top_p": 0.0}, {"temperature": -1.0}, {"top_k": -1}, {"min_p": 2.0}, {"top_k": 1.0}]
+)
+def test_default_sampling_is_checked(change):
+    fields = fields_of(SLICE)
+    default = fields["spec"]["default_sampling"]
+    codec.decode(
+        sentence("LoadSlice", fields | {"spec": fields["spec"] | {"default_sampling": default | {"top_p": 0.9}}})
+    )
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields | {"spec": fields["spec"] | {"default_sampling": default | change}}))
 
 
 def test_what_we_say_is_normalised():

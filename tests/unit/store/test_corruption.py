@@ -186,9 +186,14 @@ CASES = [
     Case("model type", lambda p: config(p, model_type="mistral"), "mistral", "unsupported"),
     Case("activation", lambda p: config(p, hidden_act="gelu"), "gelu", "unsupported"),
     Case("quantised", lambda p: config(p, quantization_config={"quant_method": "awq"}), "awq", "unsupported"),
-    Case("rope scaling", lambda p: config(p, rope_scaling={"rope_type": "llama3"}), "llama3", "unsupported"),
-    Case("old rope scaling", lambda p: config(p, rope_scaling={"type": "linear"}), "linear", "unsupported"),
-    Case("rope parameters", lambda p: config(p, rope_parameters={"rope_type": "yarn"}), "yarn", "unsupported"),
+    Case("rope scaling", lambda p: config(p, rope_scaling={"rope_type": "longrope"}), "longrope", "unsupported"),
+    Case("old rope scaling", lambda p: config(p, rope_scaling={"type": "mrope"}), "mrope", "unsupported"),
+    Case(
+        "rope parameters",
+        lambda p: config(p, rope_parameters={"rope_type": "proportional"}),
+        "proportional",
+        "unsupported",
+    ),
     Case("partial rope", lambda p: config(p, partial_rotary_factor=0.5), "partial_rotary_factor", "unsupported"),
 ]
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from hydra.protocol.refusal import RefusalError
 from hydra.store.library import LocalLibrary
-from hydra.store.ranges import EMBEDDING, HEAD, NORM
 
 LIBRARY = LocalLibrary()
+EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 MODELS = ["sharded", "sharded_tied", "biased", "single"]
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -52,9 +52,11 @@ def test_the_spec_counts_what_is_there(saved, name):
     assert spec.embedding_params + spec.norm_params + spec.head_params + sum(spec.layer_params) == total
     assert (spec.n_layers, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.vocab) == (5, 32, 4, 2, 101)
     assert spec.head_dim == (10 if name == "biased" else 8)
-    assert spec.rope_theta == (50_000.0 if name == "biased" else 10_000.0)
+    (rope,) = spec.decoder.ropes
+    assert rope.theta == (50_000.0 if name == "biased" else 10_000.0)
     assert spec.stored_dtype == ("bfloat16" if name == "biased" else "float32")
-    assert spec.attention_bias == spec.mlp_bias == (name == "biased")
+    biases = (spec.decoder.qkv_bias, spec.decoder.out_bias, spec.decoder.mlp_bias)
+    assert biases == (name == "biased",) * 3
     assert spec.tied == (name == "sharded_tied")
     assert (spec.head_params == 0) == spec.tied
     assert (spec.bos_id, spec.eos_ids) == (1, (2,))
@@ -126,7 +128,8 @@ def test_rope_as_old_and_new_configs_write_it(copy_of, rope, theta):
     config = json.loads((copy / "config.json").read_text())
     del config["rope_parameters"]
     (copy / "config.json").write_text(json.dumps(config | rope))
-    assert LIBRARY.describe(str(copy)).spec.rope_theta == theta
+    (rope,) = LIBRARY.describe(str(copy)).spec.decoder.ropes
+    assert (rope.kind, rope.theta) == ("default", theta)
 
 
 def test_a_hugging_face_cache_keeps_its_files_in_blobs(saved, tmp_path):

@@ -1,0 +1,178 @@
+"""Every family, however it is cut and batched, says what transformers says: logits and greedy tokens."""
+
+import copy
+
+import attrs
+import pytest
+import torch
+
+from hydra.kernels import attention
+from hydra.kernels.runner import Runner
+from hydra.kernels.slice import forward
+from hydra.protocol.batch import Batch, OpenRow, int32
+from tests.unit.kernels.bench import ROUTE, Pipeline, Published, Row, greedy, order, prompt, quiet
+from tests.unit.kernels.family_models import SHAPES, Shape, publish_family
+
+CUTS = ((), (1,), (1, 3), (1, 2, 3))  # 1 to 4 stages of 4 layers; the later ones have stages of one layer
+PROMPTS = (5, 23, 44)  # tokens; short of, and beyond, the windows and original contexts of the shapes
+NEW = 64
+TABLES = ([*range(60)], [*range(119, 59, -1)], [120 + (7 * i) % 60 for i in range(60)])  # a run, and scattered
+
+PARAMETERS = [pytest.param(s, id=s.name, marks=[pytest.mark.long] if s.long else []) for s in SHAPES]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
+def shape(request) -> Shape:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(shape: Shape, tmp_path_factory) -> Published:
+    return publish_family(tmp_path_factory.mktemp("family"), shape)
+
+
+@pytest.fixture(scope="module")
+def gentle(shape: Shape, tmp_path_factory) -> Published:
+    """The same shape with smaller weights. The greedy runs want clear choices, and with them come scores so steep
+    that transformers in bfloat16 is itself 2 to 4 % away from transformers in float32.
+    """
+    return publish_family(tmp_path_factory.mktemp("gentle"), shape, 0.2, initializer_range=0.04)
+
+
+@pytest.fixture(scope="module")
+def told(model: Published) -> list[list[int]]:
+    """Greedy tokens by transformers' generate, without a close choice; each by a model that has seen nothing, because
+    a dynamic rope remembers there the longest sequence so far.
+    """
+
+    def by_a_fresh_one(n: int) -> list[int]:
+        fresh = attrs.evolve(model, reference=copy.deepcopy(model.reference))
+        return greedy(fresh, prompt(30 + n, n, model.spec.vocab), NEW)
+
+    return [by_a_fresh_one(n) for n in PROMPTS]
+
+
+def rows_of(model: Published) -> list[Row]:
+    return [Row(prompt(30 + n, n, model.spec.vocab), table) for n, table in zip(PROMPTS, TABLES, strict=True)]
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: f"{len(cuts) + 1}-stages")
+def test_greedy_tokens_of_a_ragged_batch(model: Published, told: list[list[int]], cuts: tuple[int, ...]) -> None:
+    """Prompts in chunks beside decodes of other rows; a row that outgrows a switch of its rope is opened again."""
+    line, rows = Pipeline(model, cuts, kv_blocks=180), rows_of(model)
+    switch = switch_of(model)
+    while unfinished := [row for row in rows if len(row.ids) < row.prompt_tokens + NEW]:
+        for row in unfinished:
+            if row.history_tokens <= switch < len(row.ids):
+                row.done, row.history_tokens = 0, len(row.ids)
+        line.run(*((row, min(9 + i, len(row.ids) - row.done)) for i, row in enumerate(unfinished)))
+    assert [row.ids[row.prompt_tokens :] for row in rows] == told
+
+
+def test_a_replay_draws_the_same_tokens(model: Published, told: list[list[int]]) -> None:
+    """The history so far as one prompt of another attempt, on another split, beside other rows."""
+    for at in (1, 20, 40):
+        line, rows = Pipeline(model, (2,), kv_blocks=180), rows_of(model)
+        for row, tokens in zip(rows, told, strict=True):
+            row.ids += tokens[:at]
+            row.history_tokens = len(row.ids)
+        line.run(*((row, len(row.ids)) for row in rows))
+        assert [row.ids[-1] for row in rows] == [tokens[at] for tokens in told]
+
+
+def test_a_stage_reads_the_bytes_of_its_own_tensors(model: Published) -> None:
+    for first, end in ((0, 1), (1, 3), (3, 4), (0, 4)):
+        facts = Runner("cpu").load(order(model, first, end), quiet)
+        own = sum(source.length for source in model.ranges(first, end))
+        assert facts.read_bytes == facts.weight_bytes == own == model.spec.slice_bytes(first, end, "float32")
+
+
+def switch_of(model: Published) -> int:
+    """Tokens after which a row must be opened again; more than any row has where there is no such point."""
+    ropes = [rope for rope in model.spec.decoder.ropes if rope.kind == "longrope"]
+    return ropes[0].original_max_positions if ropes else 1 << 20
+
+
+def logits_of(line: Pipeline, model: Published) -> list[torch.Tensor]:
+    """Every position's logits of every row, [n, vocab] in float32: whole, in chunks, and token by token."""
+    slices = [runner._routes[ROUTE].slice for runner in line.runners]
+    head = slices[-1].head
+    slices[-1] = attrs.evolve(slices[-1], head=None)
+    pools = [runner._routes[ROUTE].pool for runner in line.runners]
+    rows = rows_of(model)
+    said: list[list[torch.Tensor]] = [[] for _ in rows]
+    chunks = (44, 7, 1)
+    while parts := [(i, row) for i, row in enumerate(rows) if row.done < len(row.ids)]:
+        lengths = [min(chunks[i], len(row.ids) - row.done) for i, row in parts]
+        batch = Batch(
+            row=int32([i for i, _ in parts]),
+            attempt=int32([0] * len(parts)),
+            position=int32([row.done for _, row in parts]),
+            length=int32(lengths),
+            sample=int32([0] * len(parts)),
+            tokens=int32([t for (_, row), n in zip(parts, lengths, strict=True) for t in row.ids[row.done :][:n]]),
+        )
+        opened = [
+            OpenRow(
+                row=i,
+                attempt=0,
+                prompt_tokens=row.prompt_tokens,
+                history_tokens=row.history_tokens,
+                blocks=row.blocks,
+            )
+            for i, row in parts
+        ]
+        hidden = None
+        with torch.inference_mode():
+            for part, pool in zip(slices, pools, strict=True):
+                hidden = forward(part, pool, batch, opened, hidden)
+            logits = head(hidden)
+        for (i, row), piece in zip(parts, logits.split(lengths), strict=True):
+            said[i].append(piece)
+            row.done += len(piece)
+    return [torch.cat(pieces) for pieces in said]
+
+
+@torch.inference_mode()
+def reference_logits(model: Published, dtype: torch.dtype) -> list[torch.Tensor]:
+    reference = copy.deepcopy(model.reference).to(dtype)
+    return [reference(torch.tensor([row.ids])).logits[0].float() for row in rows_of(model)]
+
+
+def relative_errors(said: list[torch.Tensor], expected: list[torch.Tensor]) -> torch.Tensor:
+    """Of each position of all rows: the greatest difference over the row's greatest logit."""
+    return torch.cat([(a - b).abs().amax(-1) / b.abs().max() for a, b in zip(said, expected, strict=True)])
+
+
+def test_float32_logits(model: Published) -> None:
+    said = logits_of(Pipeline(model, (1, 3), kv_blocks=180), model)
+    assert float(relative_errors(said, reference_logits(model, torch.float32)).max()) < 2e-4
+
+
+def test_a_long_prompt_in_pieces_of_scores(tmp_path, monkeypatch) -> None:
+    """Two rows of scores at a time."""
+    monkeypatch.setattr(attention, "SCORES_MAX", 2 * 4 * 44)
+    model = publish_family(tmp_path, next(shape for shape in SHAPES if shape.name == "Gemma2-window"))
+    said = logits_of(Pipeline(model, (1, 3), kv_blocks=180), model)
+    assert float(relative_errors(said, reference_logits(model, torch.float32)).max()) < 2e-4
+
+
+def test_bfloat16_logits(gentle: Published) -> None:
+    """Of a mixture, the better half of the positions: where two experts are nearly as likely, the last bit of bfloat16
+    chooses another one, here and in all that attends to it. `test_feed_forward` compares mixtures on equal input.
+    """
+    said = logits_of(Pipeline(gentle, (1, 3), kv_blocks=180, dtype="bfloat16"), gentle)
+    errors = relative_errors(said, reference_logits(gentle, torch.bfloat16))
+    share = 0.5 if any(gentle.spec.decoder.sparse) else 1.0
+    assert 0 < float(errors.quantile(share)) < 2e-2
+
+
+def test_every_family_has_two_shapes_in_the_short_run() -> None:
+    from hydra.store.families import FAMILIES
+
+    short = [shape for shape in SHAPES if not shape.long]
+    for family in FAMILIES:
+        kind = family.removesuffix("ForCausalLM")
+        assert sum(shape.config in (f"{kind}Config", f"{kind}TextConfig") for shape in short) >= 2, family
+    assert len({shape.name for shape in SHAPES}) == len(SHAPES)
+    assert all(isinstance(shape, Shape) for shape in SHAPES)

@@ -1,0 +1,355 @@
+"""Configs as the families' publishers write them: read as meant, or refused by name before any weight is looked at."""
+
+import json
+import math
+
+import attrs
+import pytest
+
+from hydra.protocol.decoder_spec import LengthRule, MoeSpec, NormSpec, RopeSpec
+from hydra.protocol.layout import part_shapes, slice_parts
+from hydra.protocol.refusal import RefusalError
+from hydra.store.config import read_config
+from hydra.store.families import FAMILIES
+from hydra.store.names import expected_tensors
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 101,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 7 + [3]}
+PLAIN = RopeSpec(kind="default", theta=10_000.0, dim=16)
+
+
+def read(path, architecture, **said):
+    """The shape that a config.json of SIZES and these keys describes; a key that is ... is left out."""
+    config = {"architectures": [f"{architecture}ForCausalLM"]} | SIZES | said
+    (path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    return read_config(path).shape
+
+
+def ropes(path, architecture, **said):
+    return read(path, architecture, **said).decoder.ropes
+
+
+def refused(path, architecture, **said):
+    with pytest.raises(RefusalError) as caught:
+        read(path, architecture, **said)
+    return caught.value.refusal
+
+
+def test_each_family_is_known_by_its_architecture():
+    assert set(FAMILIES) == {
+        f"{name}ForCausalLM"
+        for name in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen3Moe", "Phi", "Phi3", "Gemma2", "Gemma3")
+    }
+
+
+def _part(place):
+    return (
+        place.layer
+        if place.layer is not None
+        else {"final_norm": "norm", "final_norm_bias": "norm"}.get(place.role, place.role.removesuffix("_bias"))
+    )
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_the_table_of_names_fills_every_canonical_matrix(tmp_path, architecture):
+    """No row is left out and none is named twice, in either kind of layer."""
+    extra = {"num_local_experts": 3} if architecture == "MixtralForCausalLM" else {}
+    if architecture == "Qwen3MoeForCausalLM":
+        extra = {"num_experts": 3, "decoder_sparse_step": 2}
+    shape = read(tmp_path, architecture.removesuffix("ForCausalLM"), **extra)
+    expected = list(expected_tensors(shape, FAMILIES[architecture].names))
+    assert len({tensor.name for tensor in expected}) == len(expected)
+    rows = {}
+    for tensor in expected:
+        place = tensor.place
+        taken = rows.setdefault((_part(place), place.role, place.expert), set())
+        new = set(range(place.first_row, place.first_row + tensor.shape[0]))
+        assert not new & taken
+        taken |= new
+    wanted = {}
+    for part in slice_parts(shape, 0, shape.n_layers):
+        for role, size in part_shapes(shape, part).items():
+            experts = range(size[0]) if role.startswith("expert") else (None,)
+            height = size[1] if role.startswith("expert") else size[0]
+            wanted |= {(part, role, expert): set(range(height)) for expert in experts}
+    assert rows == wanted
+
+
+# ---------------------------------------------------------------- as published
+
+
+def test_llama_31(tmp_path):
+    shape = read(
+        tmp_path, "Llama", model_type="llama", rope_theta=500_000.0, rope_scaling=LLAMA3, rms_norm_eps=1e-5,
+        max_position_embeddings=131_072, pretraining_tp=1, torch_dtype="bfloat16", hidden_act="silu",
+    )  # fmt: skip
+    rope = RopeSpec(
+        kind="llama3", theta=500_000.0, dim=16, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_positions=8192,
+    )  # fmt: skip
+    assert shape.decoder.ropes == (rope,)
+    assert shape.decoder.norm == NormSpec(kind="rms", eps=1e-5)
+    assert (shape.max_positions, shape.decoder.windows, shape.decoder.length_rule) == (131_072, (0,) * 4, None)
+
+
+def test_mistral_with_a_null_window_has_none_and_without_the_key_its_default(tmp_path):
+    assert read(tmp_path, "Mistral", sliding_window=4096).decoder.windows == (4096,) * 4
+    assert read(tmp_path, "Mistral", sliding_window=None).decoder.windows == (0,) * 4
+    assert read(tmp_path, "Mistral").decoder.windows == (4096,) * 4
+    assert read(tmp_path, "Mistral", head_dim=32).head_dim == 32
+
+
+def test_mixtral(tmp_path):
+    shape = read(tmp_path, "Mixtral", num_local_experts=8, num_experts_per_tok=2, router_aux_loss_coef=0.02)
+    assert shape.decoder.moe == MoeSpec(n_experts=8, top_k=2, intermediate=96, normalised=True)
+    assert shape.decoder.sparse == (True,) * 4 and shape.decoder.windows == (0,) * 4
+    assert shape.decoder.ropes[0].theta == 1e6
+
+
+def test_qwen2_has_its_window_only_when_it_is_switched_on(tmp_path):
+    published = {"sliding_window": 131_072, "max_window_layers": 2, "use_mrope": False, "attention_dropout": 0.0}
+    off = read(tmp_path, "Qwen2", use_sliding_window=False, **published).decoder
+    assert off.windows == (0,) * 4 and (off.qkv_bias, off.out_bias, off.qk_norm) == (True, False, None)
+    on = read(tmp_path, "Qwen2", use_sliding_window=True, **published).decoder
+    assert on.windows == (0, 0, 131_072, 131_072)
+
+
+def test_qwen3(tmp_path):
+    shape = read(tmp_path, "Qwen3", max_window_layers=36, sliding_window=None, use_sliding_window=False)
+    assert shape.head_dim == 128 and shape.decoder.qk_norm == shape.decoder.norm
+    layer_types = ["full_attention", "sliding_attention"] * 2
+    windowed = read(tmp_path, "Qwen3", layer_types=layer_types, use_sliding_window=True, sliding_window=9)
+    assert windowed.decoder.windows == (0, 9, 0, 9)
+
+
+def test_qwen3_moe_by_either_name_of_its_experts(tmp_path):
+    said = {"num_experts_per_tok": 8, "moe_intermediate_size": 40, "norm_topk_prob": True, "head_dim": 128}
+    shape = read(tmp_path, "Qwen3Moe", num_experts=128, decoder_sparse_step=2, mlp_only_layers=[3], **said)
+    assert shape.decoder.moe == MoeSpec(n_experts=128, top_k=8, intermediate=40, normalised=True)
+    assert shape.decoder.sparse == (False, True, False, False)
+    assert read(tmp_path, "Qwen3Moe", num_local_experts=128, **said).decoder.moe == shape.decoder.moe
+    assert "differ" in refused(tmp_path, "Qwen3Moe", num_local_experts=128, num_experts=64, **said).message
+
+
+def test_phi_2(tmp_path):
+    shape = read(
+        tmp_path, "Phi", partial_rotary_factor=0.5, layer_norm_eps=1e-5, qk_layernorm=False, hidden_act="gelu_new",
+        num_key_value_heads=..., resid_pdrop=0.1, embd_pdrop=0.0, rope_scaling=None,
+    )  # fmt: skip
+    decoder = shape.decoder
+    assert shape.n_kv_heads == 4 and decoder.ropes == (attrs.evolve(PLAIN, dim=8),)
+    assert (decoder.block, decoder.norm.kind, decoder.gated, decoder.head_bias) == ("parallel", "layer", False, True)
+    assert read(tmp_path, "Phi", qk_layernorm=True).decoder.qk_norm == decoder.norm
+
+
+def test_phi_3_mini_128k(tmp_path):
+    said = {"original_max_position_embeddings": 4096, "max_position_embeddings": 131_072, "sliding_window": 262_144}
+    shape = read(
+        tmp_path, "Phi3", rope_scaling=LONGROPE, auto_map={"AutoConfig": "configuration_phi3.Phi3Config"}, **said
+    )
+    (rope,) = shape.decoder.ropes
+    assert (rope.kind, rope.original_max_positions, rope.long_factors[-1]) == ("longrope", 4096, 3.0)
+    assert rope.attention_factor == math.sqrt(1 + math.log(32) / math.log(4096))
+    assert shape.decoder.length_rule == LengthRule(limit=4096, reopens=True)
+    old = {**LONGROPE, "type": "su"}
+    assert ropes(tmp_path, "Phi3", rope_scaling=old, **said) == (rope,)
+
+
+def test_phi_4_mini(tmp_path):
+    factors = {"short_factor": [1.0] * 6, "long_factor": [4.0] * 6, "type": "longrope"}
+    shape = read(
+        tmp_path, "Phi3", rope_scaling=factors, partial_rotary_factor=0.75, tie_word_embeddings=True,
+        original_max_position_embeddings=4096, max_position_embeddings=131_072, lm_head_bias=False, mlp_bias=False,
+    )  # fmt: skip
+    assert (shape.decoder.ropes[0].dim, shape.tied) == (12, True)
+
+
+def test_gemma_2(tmp_path):
+    shape = read(
+        tmp_path, "Gemma2", head_dim=32, query_pre_attn_scalar=144, attn_logit_softcapping=50.0, sliding_window=4096,
+        final_logit_softcapping=30.0, hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh",
+        cache_implementation="hybrid",
+    )  # fmt: skip
+    decoder = shape.decoder
+    assert decoder.windows == (4096, 0, 4096, 0) and shape.tied
+    assert (decoder.attention_softcap, decoder.logit_softcap, decoder.attention_scale) == (50.0, 30.0, 1 / 12)
+    assert (decoder.embedding_scale, decoder.norm.kind, decoder.block) == (8.0, "rms_plus_one", "sandwich")
+    assert read(tmp_path, "Gemma2").decoder.attention_softcap == 50.0
+    assert read(tmp_path, "Gemma2", attn_logit_softcapping=None).decoder.attention_softcap is None
+
+
+def test_gemma_3_in_its_older_and_newer_spelling(tmp_path):
+    older = {
+        "rope_theta": 1_000_000, "rope_local_base_freq": 10_000, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window_pattern": 3, "sliding_window": 512, "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    }  # fmt: skip
+    newer = {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000},
+        },
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "_sliding_window_pattern": 3, "sliding_window": 512,
+    }  # fmt: skip
+    shape = read(tmp_path, "Gemma3", model_type="gemma3_text", head_dim=16, **older)
+    assert read(tmp_path, "Gemma3", model_type="gemma3_text", head_dim=16, **newer) == shape
+    full, local = attrs.evolve(PLAIN, kind="linear", theta=1e6, factor=8.0), PLAIN
+    assert shape.decoder.ropes == (full, local) and shape.decoder.layer_ropes == (1, 1, 0, 1)
+    assert shape.decoder.windows == (512, 512, 0, 512) and shape.decoder.qk_norm == shape.decoder.norm
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ({"type": "linear", "factor": 2}, RopeSpec(kind="linear", theta=1e4, dim=16, factor=2.0)),
+        (
+            {"type": "dynamic", "factor": 2.5},
+            RopeSpec(kind="dynamic", theta=1e4, dim=16, factor=2.5, original_max_positions=128),
+        ),
+        (
+            YARN,
+            RopeSpec(
+                kind="yarn",
+                theta=1e4,
+                dim=16,
+                factor=4.0,
+                original_max_positions=32,
+                beta_fast=32.0,
+                beta_slow=1.0,
+                attention_factor=0.1 * math.log(4) + 1,
+            ),
+        ),
+        (
+            {
+                "type": "yarn",
+                "factor": 4,
+                "attention_factor": 1.0,
+                "beta_fast": 16,
+                "truncate": False,
+                "finetuned": True,
+            },
+            RopeSpec(
+                kind="yarn",
+                theta=1e4,
+                dim=16,
+                factor=4.0,
+                original_max_positions=128,
+                beta_fast=16.0,
+                beta_slow=1.0,
+                truncate=False,
+            ),
+        ),
+    ],
+)
+def test_scalings(tmp_path, said, meant):
+    assert ropes(tmp_path, "Llama", rope_scaling=said, max_position_embeddings=128) == (meant,)
+
+
+# ---------------------------------------------------------------- refused by name
+
+
+REFUSED = [
+    # architectures
+    ("Falcon", {}, "unsupported", "FalconForCausalLM"),
+    ("Llama", {"architectures": ["LlamaForCausalLM", "X"]}, "unsupported", "architectures"),
+    ("Llama", {"architectures": "LlamaForCausalLM"}, "unsupported", "architectures"),
+    ("Llama", {"architectures": [["LlamaForCausalLM"]]}, "unsupported", "architectures"),
+    ("Llama", {"architectures": ["LlamaForSequenceClassification"]}, "unsupported", "SequenceClassification"),
+    ("Gemma3", {"model_type": "gemma3"}, "unsupported", "model_type"),
+    ("Qwen3", {"model_type": "qwen2"}, "unsupported", "model_type"),
+    # quantisation
+    ("Qwen2", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "unsupported", "gptq"),
+    ("Mixtral", {"quantization_config": {"load_in_8bit": True}}, "unsupported", "load_in_8bit"),
+    ("Llama", {"compression_config": {"format": "int"}}, "unsupported", "compression_config"),
+    ("Llama", {"quantization": {"bits": 4, "group_size": 64}}, "unsupported", "quantization"),
+    # activations
+    ("Mistral", {"hidden_act": "gelu"}, "unsupported", "gelu"),
+    ("Phi", {"hidden_act": "relu"}, "unsupported", "relu"),
+    ("Phi3", {"hidden_act": "gelu_new"}, "unsupported", "gelu_new"),
+    ("Gemma2", {"hidden_activation": "silu"}, "unsupported", "silu"),
+    ("Gemma3", {"hidden_act": "quick_gelu"}, "unsupported", "quick_gelu"),
+    ("Qwen3Moe", {"hidden_act": 3, "num_experts": 4}, "unsupported", "hidden_act"),
+    # rope types and their keys
+    ("Llama", {"rope_scaling": {"rope_type": "longrope"}}, "unsupported", "longrope"),
+    ("Qwen2", {"rope_scaling": {"type": "mrope", "mrope_section": [2]}}, "unsupported", "mrope"),
+    ("Qwen2", {"rope_scaling": {"type": "default", "mrope_section": [2]}}, "unsupported", "mrope_section"),
+    ("Phi3", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "unsupported", "yarn"),
+    ("Llama", {"rope_scaling": {"type": ["linear"], "factor": 2.0}}, "unsupported", "rope type"),
+    ("Llama", {"rope_scaling": {"factor": 2.0}}, "unsupported", "factor"),
+    ("Llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, "unsupported", "beta_fast"),
+    ("Llama", {"rope_scaling": {"type": "linear"}}, "bad_model", "factor"),
+    ("Llama", {"rope_scaling": {"type": "linear", "factor": "2"}}, "bad_model", "factor"),
+    ("Llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "bad_model", "factor"),
+    ("Llama", {"rope_scaling": [1]}, "bad_model", "rope_scaling"),
+    ("Llama", {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "bad_model", "high_freq_factor"),
+    ("Llama", {"rope_scaling": LLAMA3, "original_max_position_embeddings": 64}, "bad_model", "original_max"),
+    ("Llama", {"rope_scaling": YARN | {"beta_fast": 0.5}}, "bad_model", "beta_fast"),
+    ("Llama", {"rope_scaling": {"type": "dynamic", "factor": 2}, "head_dim": 2}, "bad_model", "dynamic"),
+    ("Phi3", {"rope_scaling": LONGROPE | {"long_factor": [1.0] * 7}}, "bad_model", "long_factor"),
+    ("Phi3", {"rope_scaling": LONGROPE | {"short_factor": [1.0] * 7 + [0]}}, "bad_model", "short_factor"),
+    ("Phi", {"partial_rotary_factor": 0.2}, "bad_model", "partial_rotary_factor"),
+    ("Llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "unsupported", "partial"),
+    ("Gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "unsupported", "rope_theta"),
+    ("Gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "axial"}}}, "unsupported", "axial"),
+    # what a family's arithmetic does not have
+    ("Llama", {"sliding_window": 4096}, "unsupported", "sliding_window"),
+    ("Llama", {"attn_logit_softcapping": 50.0}, "unsupported", "attn_logit_softcapping"),
+    ("Mistral", {"layer_types": ["sliding_attention"] * 4}, "unsupported", "layer_types"),
+    ("Qwen2", {"layer_types": ["full_attention"] * 3 + ["chunked_attention"]}, "unsupported", "chunked_attention"),
+    ("Qwen2", {"layer_types": ["full_attention"] * 3}, "bad_model", "layer_types"),
+    ("Qwen2", {"layer_types": ["sliding_attention"] * 4}, "bad_model", "sliding_window"),
+    ("Gemma3", {"attn_logit_softcapping": 50.0}, "unsupported", "attn_logit_softcapping"),
+    ("Gemma2", {"use_bidirectional_attention": True}, "unsupported", "use_bidirectional_attention"),
+    ("Gemma2", {"sliding_window": None}, "bad_model", "sliding_window"),
+    ("Gemma2", {"query_pre_attn_scalar": 0}, "bad_model", "query_pre_attn_scalar"),
+    ("Llama", {"logit_scale": 0.0625}, "unsupported", "logit_scale"),
+    ("Llama", {"num_local_experts": 8}, "unsupported", "num_local_experts"),
+    ("Mixtral", {}, "bad_model", "num_local_experts"),
+    ("Mixtral", {"num_local_experts": 2, "num_experts_per_tok": 3}, "bad_model", "num_experts_per_tok"),
+    ("Qwen3Moe", {"num_experts": 4, "mlp_only_layers": "0"}, "bad_model", "mlp_only_layers"),
+    ("Qwen3Moe", {"num_experts": 4, "decoder_sparse_step": 0}, "bad_model", "decoder_sparse_step"),
+    ("Mistral", {"num_key_value_heads": ...}, "bad_model", "num_key_value_heads"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "said", "code", "names"), REFUSED)
+def test_what_is_not_computed_is_refused_by_name(tmp_path, architecture, said, code, names):
+    refusal = refused(tmp_path, architecture, **said)
+    assert (refusal.code, names in refusal.message) == (code, True), refusal
+    assert len(refusal.message) < 600
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+        {"use_sliding_window": False, "num_experts": 0, "partial_rotary_factor": 1.0, "logit_scale": 1},
+        {"is_encoder_decoder": False, "use_cache": True, "unsloth_version": "2025.3", "pretraining_tp": 1},
+    ],
+)
+def test_keys_that_change_nothing_are_no_reason_to_refuse(tmp_path, said):
+    assert read(tmp_path, "Llama", **said) == read(tmp_path, "Llama")
+
+
+def test_the_architecture_is_refused_before_anything_else_is_read(tmp_path):
+    (tmp_path / "generation_config.json").write_text("nonsense")
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    assert refused(tmp_path, "Bloom", hidden_size="?").message.startswith("config.json: architectures is")
