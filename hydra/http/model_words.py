@@ -4,7 +4,6 @@ Promises what transformers finds in the same directory. Sizes are checked before
 sense is refused with the file's name. It knows no template's meaning and encodes nothing.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
@@ -16,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from hydra.http.template import SOURCE_MAX
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
-from hydra.store.directory import locate
+from hydra.store.directory import locate, parse_object
 
 TOKENIZER_BYTES_MAX = 64 << 20
 CONFIG_BYTES_MAX = 16 << 20  # some list thousands of added tokens
@@ -92,13 +91,7 @@ def _json_object(directory: Path, name: str) -> dict[str, Any]:
     path = locate(directory, name)
     if path is None:
         return {}
-    try:
-        content = json.loads(_read(path, name, CONFIG_BYTES_MAX))
-    except (ValueError, RecursionError) as why:
-        raise refuse("bad_model", f"{name} is not valid JSON: {why}") from why
-    if not isinstance(content, dict):
-        raise refuse("bad_model", f"{name} must hold a JSON object")
-    return content
+    return parse_object(_read(path, name, CONFIG_BYTES_MAX).encode(), name)
 
 
 def _add_tokens(tokenizer: Tokenizer, config: dict[str, Any], special: dict[str, str]) -> None:

@@ -61,8 +61,10 @@ def load_tried(directory: Path, template_file: Path | None = None) -> Words:
 def _try_elsewhere(directory: Path, template_file: Path | None, size: int) -> dict[str, Refusal]:
     """The templates that failed. Raises RefusalError bad_model when the tokenizer did."""
     cpu_s = PARSE_S + PARSE_S_PER_MB * size / MEGABYTE + PROBE_S + RENDER_S
-    argv = [sys.executable, "-m", "hydra.http.words_trial", str(directory), str(template_file or ""), str(size)]
+    argv = [sys.executable, "-P", "-m", "hydra.http.words_trial", str(directory), str(template_file or ""), str(size)]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "HF_"))}  # no secrets
+    # -P: nothing is imported from where we happen to stand, which may be the model directory; so say where we are.
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), env.get("PYTHONPATH")]))
     child = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True
     )

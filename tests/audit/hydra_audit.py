@@ -8,7 +8,8 @@ Forbidden are
 - code whose file lies in a model directory: executed, compiled, imported, or loaded as a library;
 - `exec` and `compile` called by Hydra's own code, and `marshal.loads` by anybody on its behalf but the import system;
 - a class or function looked up by a pickle on Hydra's behalf;
-- another program started by the rooms that read models (store, kernels, http), unless it is Hydra itself.
+- another program started by the rooms that read models (store, kernels, http), unless it is Hydra itself, and deaf
+  to the folder it stands in (python -P).
 """
 
 import os
@@ -135,7 +136,7 @@ def _on_program(program: object = None, argv: object = None, *_: object) -> None
     if who is None:
         return
     words = list(argv) if isinstance(argv, list | tuple) else []
-    if words[:2] == [sys.executable, "-m"] and str(words[2]).split(".")[0] == "hydra":
+    if words[:3] == [sys.executable, "-P", "-m"] and str(words[3]).split(".")[0] == "hydra":
         return
     _forbid(f"{program!r} {argv!r} was started for {who}")
 

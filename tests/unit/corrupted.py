@@ -288,8 +288,8 @@ def tokenizers() -> Iterator[Case]:
         yield Case(f"tokenizer_config: {label}", partial(text, content=body, name=name), name)
     yield Case("tokenizer_config: too large", partial(sparse, name=name, n_bytes=1 << 40), name)
     name = "chat_template.jinja"
-    yield Case("chat_template: too large", partial(sparse, name=name, n_bytes=1 << 40), name)
-    yield Case("chat_template: not UTF-8", partial(text, content=b"\xff", name=name), name)
+    yield Case("chat_template: too large", partial(sparse, name=name, n_bytes=1 << 40), name, "invalid_value")
+    yield Case("chat_template: not UTF-8", partial(text, content=b"\xff", name=name), name, "invalid_value")
 
 
 def changed_words() -> Iterator[Case]:

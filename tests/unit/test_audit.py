@@ -49,6 +49,8 @@ PLANTS = {
     "a program by store": "in_hydra('store/x.py', 'import subprocess; subprocess.run([\"true\"])')",
     "a program by kernels": "in_hydra('kernels/x.py', 'import os; os.system(\"true\")')",
     "a program by http": "in_hydra('http/x.py', 'import os; os.posix_spawn(\"/bin/true\", [\"true\"], {})')",
+    "hydra by http, but open to its folder": "in_hydra('http/x.py', 'import subprocess, sys;"
+    'subprocess.run([sys.executable, "-m", "hydra", "--version"])\')',
     "python by http, but not hydra": "in_hydra('http/x.py', 'import subprocess, sys;"
     'subprocess.run([sys.executable, "-m", "this"])\')',
 }
@@ -57,7 +59,7 @@ HARMLESS = {
     "an import in hydra": "in_hydra('store/x.py', 'import hydra.store.library, tokenizers, jinja2')",
     "a template in hydra": "in_hydra('http/x.py', 'import jinja2; jinja2.Template(\"{{ 1 }}\").render()')",
     "hydra by http": "in_hydra('http/x.py', 'import subprocess, sys;"
-    'subprocess.run([sys.executable, "-m", "hydra", "--version"], check=True)\')',
+    'subprocess.run([sys.executable, "-P", "-m", "hydra", "--version"], check=True)\')',
     "a program by the front door": "in_hydra('up.py', 'import subprocess; subprocess.run([\"true\"])')",
     "a pickle of somebody else's": "import pickle; pickle.loads(b'cos\\ngetcwd\\n.')",
 }
@@ -134,7 +136,8 @@ import os, sys
 os.chdir(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from hydra.http.tokenizer import ChatInput, Words
+from hydra.http.tokenizer import ChatInput
+from hydra.http.words_trial import load_tried
 from hydra.kernels.runner import Runner
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
@@ -149,7 +152,7 @@ order = LoadSlice(
 runner = Runner("cpu")
 runner.load(order, lambda done, total: None)
 runner.activate(RouteId(1), 4)
-words = Words.load(Path(sys.argv[1]))
+words = load_tried(Path(sys.argv[1]))
 assert words.encode_chat(ChatInput(messages=[{"role": "user", "content": "hi"}]))
 print("loaded")
 """

@@ -15,23 +15,13 @@ from tests.unit.corrupted import all_cases
 from tests.unit.store.conftest import saved  # noqa: F401 - the fixture
 
 ROOT = Path(__file__).parents[2]
-REFUSED_WITHIN_S = 2.0
+REFUSED_WITHIN_S = (
+    2.0  # of CPU time, so that a busy machine fails nobody; who waits for ever is killed after PATIENCE_S
+)
+PATIENCE_S = 30.0
 START_S = 60.0
 LEFT_BYTES_MAX = 16 << 20
 VARIANTS_MIN = 200
-# What the reader of words takes, waits for or dies of. A variant leaves this list on the day it is refused.
-NOT_REFUSED = {
-    "tokenizer_config.json twice",
-    "tokenizer.json linked outside",
-    "tokenizer_config.json linked outside",
-    "tokenizer_config.json a circle of links",
-    "tokenizer.json a pipe",
-    "tokenizer_config.json a pipe",
-    "tokenizer: a charsmap of rubbish",
-    "tokenizer: a normalizer that doubles",
-    "tokenizer: a normalizer that explodes",
-    "tokenizer: a huge replacement",
-}
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is counted in /proc")
 
@@ -56,7 +46,7 @@ class Trier:
             self.base_bytes = first["resident_bytes"]
         self.process.stdin.write(f"{directory}\n")
         self.process.stdin.flush()
-        return self._hear(REFUSED_WITHIN_S)
+        return self._hear(PATIENCE_S)
 
     def _hear(self, within_s: float) -> dict:
         ready, _, _ = select.select([self.process.stdout], [], [], within_s)
@@ -94,8 +84,8 @@ def complaint(case, said: dict, base_bytes: int) -> str | None:
         return f"does not name {case.names!r}: {said['message']}"
     if not 10 < len(said["message"].encode()) < 1000:
         return f"is not said clearly: {said['message']!r}"
-    if said["seconds"] > REFUSED_WITHIN_S:
-        return f"took {said['seconds']:.1f} s"
+    if said["cpu_s"] > REFUSED_WITHIN_S:
+        return f"took {said['cpu_s']:.1f} s"
     if said["resident_bytes"] - base_bytes > LEFT_BYTES_MAX:
         return f"left {(said['resident_bytes'] - base_bytes) >> 20} MiB behind"
     return None
@@ -115,6 +105,4 @@ def test_every_broken_directory_is_refused_in_time_and_leaves_nothing(bases, tmp
         shutil.rmtree(path.parent)
     if trier.process is not None:
         trier.end()
-    assert set(wrong) == NOT_REFUSED, "\n".join(
-        f"{label}: {wrong.get(label, 'is refused: take it off the list')}" for label in set(wrong) ^ NOT_REFUSED
-    )
+    assert not wrong, "\n".join(f"{label}: {found}" for label, found in wrong.items())

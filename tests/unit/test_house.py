@@ -35,13 +35,21 @@ FORBIDDEN_MODULES = {
     "pickletools", "runpy", "shelve", "yaml", "zipimport", "torch.hub", "torch.package", "torch.utils.cpp_extension",
     "transformers",
 }  # fmt: skip
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "execfile",
+    "Template",
+    "jinja2.Template",
+}  # those render unfenced
 FORBIDDEN_ATTRIBUTES = {
     "torch.load", "torch.jit", "torch.hub", "torch.package", "torch.ops.load_library", "torch.classes.load_library",
     "np.load", "np.fromfile", "numpy.load", "yaml.load", "os.system", "os.popen", "importlib.import_module",
-    "importlib.util", "importlib.machinery", "sys.path", "sys.modules", "jinja2.Environment", "jinja2.Template",
+    "importlib.util", "importlib.machinery", "sys.path", "sys.modules", "jinja2.Environment",
 }  # fmt: skip
-FORBIDDEN_NAMES_FROM = {"jinja2": {"Environment", "Template"}, "importlib": {"import_module", "util", "machinery"}}
+FORBIDDEN_NAMES_FROM = {"jinja2": {"Environment"}, "importlib": {"import_module", "util", "machinery"}}
 FORBIDDEN_KEYWORDS = {"allow_pickle", "trust_remote_code", "weights_only"}
 READERS = ("store/", "kernels/", "http/")
 STARTS_PROGRAMS = {"multiprocessing", "pty", "ctypes", "cffi"}  # what the rooms that read models do without
@@ -94,8 +102,8 @@ def executes(tree: ast.AST) -> list[str]:
     """Every place in a source that could run what a file, a request or a message says."""
     found = [name for name in imports_of(tree) if FORBIDDEN_MODULES & {name, name.split(".")[0]}]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
-            found.append(node.func.id)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in FORBIDDEN_CALLS:
+            found.append(ast.unparse(node.func))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in FORBIDDEN_ATTRIBUTES:
             found.append(ast.unparse(node))
         if isinstance(node, ast.ImportFrom):
@@ -128,6 +136,7 @@ def test_nothing_that_executes_data(path: Path) -> None:
         "np.load(path, mmap_mode='r')",
         "f(path, allow_pickle=True)",
         "from jinja2 import Environment",
+        "from jinja2 import Template\nTemplate(text)",
         "import os\nos.system(line)",
         "from os import popen",
         "import sys\nsys.path.insert(0, folder)",
