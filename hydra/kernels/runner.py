@@ -21,7 +21,7 @@ from hydra.kernels.shelf import Copy, Shelf
 from hydra.kernels.slice import Slice, build_slice, forward
 from hydra.kernels.tensors import TORCH_DTYPES
 from hydra.kernels.warmup import warm_up
-from hydra.kernels.weights import fetch_parts
+from hydra.kernels.weights import fetch_parts, packed
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
 from hydra.protocol.layout import Part, slice_parts
@@ -92,7 +92,7 @@ class Runner:
                 copy: Copy = (order.spec.fingerprint, order.dtype)
                 parts = slice_parts(order.spec, order.first_layer, order.end_layer)
                 self._make_room(order, copy, parts)
-                read_bytes = self._fetch(order, copy, parts, progress)
+                read_bytes, pack_s = self._fetch(order, copy, parts, progress)
             except BaseException:
                 self._tidy()
                 raise
@@ -107,6 +107,7 @@ class Runner:
             read_bytes=read_bytes,
             kv_blocks_max=order.kv_memory_bytes // (order.block_size * per_token),
             load_s=time.monotonic() - started,
+            pack_s=pack_s,
         )
 
     def activate(self, route: RouteId, kv_blocks: int) -> None:
@@ -164,7 +165,7 @@ class Runner:
         held = sum(weights.n_bytes for part, weights in self._shelf.parts(copy).items() if part in parts)
         return order.spec.slice_bytes(order.first_layer, order.end_layer, order.dtype) - held
 
-    def _fetch(self, order: LoadSlice, copy: Copy, parts: frozenset[Part], progress: Progress) -> int:
+    def _fetch(self, order: LoadSlice, copy: Copy, parts: frozenset[Part], progress: Progress) -> tuple[int, float]:
         missing = parts - self._shelf.parts(copy).keys()
         try:
             made, read_bytes = fetch_parts(
@@ -178,8 +179,11 @@ class Runner:
             )
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise refuse("does_not_fit", f"{self._device} ran out of memory while loading: {error}") from error
+        read_at_s = time.monotonic()
+        for part in made:
+            made[part] = packed(made[part])  # one after the other: at most one part is held twice
         self._shelf.put(copy, made)
-        return read_bytes
+        return read_bytes, time.monotonic() - read_at_s
 
     def _tidy(self, copy: Copy | None = None, parts: frozenset[Part] = frozenset()) -> None:
         """Keeps what the routes claim, and beside it these parts."""

@@ -68,9 +68,6 @@ def fetch_parts(
     for source, target in wanted:
         if is_norm(place_of(source).role) and not bool(torch.isfinite(target).all()):
             raise refuse("bad_model", f"{source.file}: {source.name} holds NaN or infinity; the file is damaged")
-    wanted.clear()  # its views would keep the plain matrices
-    for part in made:
-        made[part] = packed(made[part])
     return made, read_bytes
 
 

@@ -11,3 +11,4 @@ class SliceFacts:
     read_bytes: int  # from the sources; 0 for layers that were already here
     kv_blocks_max: int
     load_s: float
+    pack_s: float = 0.0  # of these, for bringing matrices into the device's own layout
