@@ -4,18 +4,20 @@ The arithmetic is the planner's own (actors.split); this file only asks it and s
 programs and in GB (10^9 bytes) for people.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import attrs
 
 from hydra.actors.split import Seat, Share, Terms, reserve_of, split_vram
-from hydra.complaint import Complaint
+from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model_spec import DTYPE_BYTES, Described, Dtype, ModelSpec
 from hydra.protocol.refusal import RefusalError
 from hydra.settings import Settings
 from hydra.store.library import LocalLibrary
+from hydra.store.model_ref import HubAccess, HubRef, parse_ref
 
 GIGABYTE = 10**9
 
@@ -31,13 +33,15 @@ class Asked:
 
 
 def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, settings: Settings) -> Asked:
-    """Describes the model and reads the words. Raises Complaint: 2 for the words, 7 for the model."""
+    """Describes the model and reads the words. Raises Complaint: 2 for the words, 4, 6 or 7 for the model."""
     seats = _seats(nodes)
     try:
-        described = LocalLibrary().describe(model)
+        described = _describe(model, settings)
     except RefusalError as why:
-        fix = "give a directory with config.json and safetensors files"
-        raise Complaint(why.refusal.message, "the model cannot be planned for", fix, 7) from why
+        fix = "give a directory with config.json and safetensors files, or a Hub id"
+        raise Complaint(
+            why.refusal.message, "the model cannot be planned for", fix, exit_code_of(why.refusal.code)
+        ) from why
     context_tokens = settings.model.max_model_len if max_model_len is None else max_model_len
     if context_tokens > described.spec.max_positions:
         raise Complaint(
@@ -53,6 +57,17 @@ def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, se
         context_tokens=context_tokens,
     )
     return Asked(described=described, seats=seats, terms=terms, block_size=settings.engine.block_size)
+
+
+def _describe(model: str, settings: Settings) -> Described:
+    """Of a Hub model only the small files and the headers of its weights are fetched, into the cache."""
+    if not isinstance(parse_ref(model), HubRef):
+        return LocalLibrary().describe(model)
+    from hydra.store.hub import Hub
+    from hydra.store.hub_library import HubLibrary
+
+    token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
+    return HubLibrary(Hub(HubAccess.of({**os.environ, **token}), settings.model.cache_path())).describe(model)
 
 
 def _seats(nodes: str) -> tuple[Seat, ...]:

@@ -9,6 +9,8 @@ import pytest
 
 from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.cli import main
+from hydra.store.hub import HEADER_GUESS_BYTES
+from tests.fake_hub import fake_hub
 
 GB = 10**9
 SHAPE = LlamaShape(layers=32, hidden=32, intermediate=48, heads=2, kv_heads=1, vocab=300)
@@ -148,3 +150,17 @@ def test_nothing_is_loaded(directory):
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "fits:" in done.stdout, done.stderr
+
+
+def test_a_hub_model_is_planned_from_its_headers(plan, directory, monkeypatch, tmp_path):
+    with fake_hub() as hub:
+        hub.add("org/m", Path(directory))
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HYDRA_MODEL_CACHE_DIR", str(tmp_path / "cache"))
+        code, out, _ = plan("org/m", "--nodes", "11,32,32", "--json")
+        _, here, _ = plan(directory, "--nodes", "11,32,32", "--json")
+        there, local = json.loads(out), json.loads(here)
+        assert code == 0 and there.pop("model_path").startswith("org/m@") and local.pop("model_path") == directory
+        assert there == local
+        assert all(start == 0 and sent <= HEADER_GUESS_BYTES for _, start, sent in hub.sent), "headers only"
+        assert plan("org/nothing", "--nodes", "1")[0] == 7
