@@ -61,4 +61,4 @@ def test_both_sides_of_loading_read_the_same_bytes(tmp_path, monkeypatch):
     found = measure_load(tmp_path, rounds=1)
     whole = 2 * shape.layer_bytes + 2 * shape.head_bytes + 4 * shape.hidden
     assert found.detail["float32"]["bytes"] == 2 * found.detail["bfloat16_to_float32"]["bytes"] == whole
-    assert found.ratio > 0 and len(found.notes) == 1
+    assert found.ratio > 0 and ["bfloat16" in note or "packing" in note for note in found.notes] == [True, True]
