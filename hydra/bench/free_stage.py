@@ -1,6 +1,8 @@
 """One stage's arithmetic with nothing around it: the product's own kernels on full micro-batches, over and over.
 
-Run as a child process: `free_stage DIRECTORY FIRST END ROWS`. Each line {"seconds": s} is answered with steps per s.
+It takes as many cohorts of rows in turn as the measured pipeline has, so that their keys and values are as far away.
+Run as a child process: `free_stage DIRECTORY FIRST END ROWS COHORTS`. Each line, a number of seconds, is answered with
+steps per second.
 """
 
 import sys
@@ -23,7 +25,7 @@ AT = PROMPT_TOKENS + 16  # the position of a typical row in the measured pipelin
 
 
 def main() -> None:
-    directory, first, end, rows = Path(sys.argv[1]), *(int(value) for value in sys.argv[2:5])
+    directory, first, end, rows, cohorts = Path(sys.argv[1]), *(int(value) for value in sys.argv[2:6])
     runner = Runner("cpu", threads=1)
     library = LocalLibrary()
     described = library.describe(str(directory))
@@ -41,28 +43,31 @@ def main() -> None:
     )
     runner.load(order, lambda done, total: None)
     row_blocks = -(-(AT + 1) // BLOCK_SIZE)
-    runner.activate(ROUTE, rows * row_blocks)
+    runner.activate(ROUTE, cohorts * rows * row_blocks)
     hidden = None if first == 0 else described.spec.hidden
-    runner.collect(runner.launch(_full_batch(rows, row_blocks, hidden, 0, AT)))  # fills the pool
-    run = _full_batch(rows, row_blocks, hidden, AT, 1)
-    for _ in range(3):
+    runs: list[Run] = []
+    for first_row in range(0, cohorts * rows, rows):
+        numbers = range(first_row, first_row + rows)
+        runner.collect(runner.launch(_full_batch(numbers, row_blocks, hidden, 0, AT)))  # fills the pool
+        runs.append(_full_batch(numbers, row_blocks, hidden, AT, 1))
+    for run in runs:
         runner.collect(runner.launch(run))
     say("ready")
     for line in sys.stdin:
         began_s, steps = time.perf_counter(), 0
         until_s = began_s + float(line)
         while time.perf_counter() < until_s:
-            runner.collect(runner.launch(run))
+            runner.collect(runner.launch(runs[steps % cohorts]))
             steps += 1
         say(steps / (time.perf_counter() - began_s))
 
 
-def _full_batch(rows: int, row_blocks: int, hidden: int | None, position: int, length: int) -> Run:
+def _full_batch(numbers: range, row_blocks: int, hidden: int | None, position: int, length: int) -> Run:
     """`length` tokens of every row from `position` on."""
-    numbers = list(range(rows))
+    rows = len(numbers)
     ones = int32([1] * rows)
     batch = Batch(
-        row=int32(numbers),
+        row=int32(list(numbers)),
         attempt=int32([0] * rows),
         position=int32([position] * rows),
         length=int32([length] * rows),

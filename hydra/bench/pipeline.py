@@ -91,10 +91,10 @@ def _sleeps_per_s() -> float:
 def measure_torch(scratch: Path, *, rounds: int) -> Measured:
     """P4b: two stages of one thread each, against the same work in two processes that wait for nobody."""
     directory = write_llama(scratch / "pipeline", TORCH_SHAPE)
-    cut, layers = TORCH_SHAPE.layers // 2, TORCH_SHAPE.layers
+    cut, layers, cohorts = TORCH_SHAPE.layers // 2, TORCH_SHAPE.layers, _sessions(2) // COHORT_ROWS_MAX
     with (
-        child("hydra.bench.free_stage", directory, 0, cut, COHORT_ROWS_MAX) as first,
-        child("hydra.bench.free_stage", directory, cut, layers, COHORT_ROWS_MAX) as second,
+        child("hydra.bench.free_stage", directory, 0, cut, COHORT_ROWS_MAX, cohorts) as first,
+        child("hydra.bench.free_stage", directory, cut, layers, COHORT_ROWS_MAX, cohorts) as second,
     ):
 
         def free_per_s() -> float:
