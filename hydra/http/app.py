@@ -1,7 +1,6 @@
 """The routes. Each is a few lines: read, check, ask the cluster, answer. Errors are OpenAI's, with all four keys."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from typing import Any, Literal
 
 import attrs
@@ -19,8 +18,7 @@ from hydra.http.openai_response import PING, Writer, sse
 from hydra.http.request_scope import RequestScope, request_nursery
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
-from hydra.http.words_shelf import ChatTemplateFile, LoadWords, WordsShelf
-from hydra.http.words_trial import load_tried
+from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.messages import JobStatus, ModelTold, Sample, StatusTold
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
@@ -116,15 +114,14 @@ def make_app(
     *,
     max_body_bytes: int,
     shutdown: Shutdown,
+    shelf: WordsShelf,
     aside: Aside = trio.to_thread.run_sync,
-    load: LoadWords = load_tried,
-    chat_template: ChatTemplateFile | None = None,
 ) -> QuartTrio:
-    """The ASGI app over a cluster. `aside` runs what blocks: trying and reading words, rendering a template."""
+    """The ASGI app over a cluster. `aside` runs what blocks: rendering a template."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.asgi_app = RequestScope(app.asgi_app)  # type: ignore[method-assign]
-    api = Api(cluster, shutdown, aside, WordsShelf(partial(aside, load), chat_template))
+    api = Api(cluster, shutdown, aside, shelf)
     _add_openai(app, api)
     _add_cluster(app, api)
     _add_errors(app)

@@ -5,6 +5,7 @@ long as it stays connected. Here every connection's stream gives up on a send af
 """
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -26,7 +27,9 @@ from quart_trio import QuartTrio
 
 from hydra.actors.client import Cluster
 from hydra.http.shutdown import Shutdown
-from hydra.http.words_shelf import ChatTemplateFile
+from hydra.http.tokenizer import Words
+from hydra.http.words_shelf import ChatTemplateFile, WordsShelf
+from hydra.http.words_trial import load_tried
 
 WRITE_DEADLINE_S = 30.0
 CONNECTIONS_MAX = 4096
@@ -139,8 +142,13 @@ async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio
     """The OpenAI API over `cluster`, until `stopping`."""
     from hydra.http.app import make_app
 
+    async def load(folder: Path, template: Path | None) -> Words:
+        return await trio.to_thread.run_sync(load_tried, folder, template)
+
     shutdown = Shutdown(begun=stopping)
-    app: Any = make_app(
-        cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown, chat_template=settings.chat_template
-    )
-    await serve_app(app, settings, shutdown)
+    shelf = WordsShelf(load, settings.chat_template)
+    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown, shelf=shelf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shelf.read_ahead, cluster.models)
+        await serve_app(app, settings, shutdown)
+        nursery.cancel_scope.cancel()

@@ -8,14 +8,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import attrs
+import structlog
 import trio
 
 from hydra.http.tokenizer import Words
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError
 
-LoadWords = Callable[[Path, Path | None], Words]
+LOOK_EVERY_S = 1.0
+
 Key = tuple[str, int]  # where a model's small files lie, and when it was loaded
+
+
+log = structlog.get_logger()
 
 
 @attrs.frozen
@@ -40,6 +45,12 @@ class WordsShelf:
 
     async def words_of(self, card: ModelCard, loaded: Sequence[ModelCard]) -> Words:
         """Forgets the words of models that are not `loaded`. Raises RefusalError bad_model."""
+        found = await self._find(card, loaded)
+        if isinstance(found, Refusal):
+            raise RefusalError(found)
+        return found
+
+    async def _find(self, card: ModelCard, loaded: Sequence[ModelCard]) -> Words | Refusal:
         key = _key(card)
         for gone in self._words.keys() - {_key(other) for other in loaded}:
             del self._words[gone]
@@ -49,9 +60,20 @@ class WordsShelf:
                 found = self._words.get(key) or await self._read(card)
                 self._words[key] = found
             self._reading.pop(key, None)
-        if isinstance(found, Refusal):
-            raise RefusalError(found)
         return found
+
+    async def read_ahead(self, models: Callable[[], Awaitable[Sequence[ModelCard]]]) -> None:
+        """Until cancelled: the words of every model that has become ready, so that no request has to wait for them."""
+        while True:
+            try:
+                cards = await models()
+            except RefusalError as why:
+                log.debug("no models to read the words of", code=why.refusal.code)
+                cards = ()
+            for card in cards:
+                if card.state == "ready":
+                    await self._find(card, cards)  # a refusal is kept for whoever asks
+            await trio.sleep(LOOK_EVERY_S)
 
     async def _read(self, card: ModelCard) -> Words | Refusal:
         own = self.chat_template if self.chat_template and self.chat_template.stands_for(card) else None

@@ -34,6 +34,7 @@ from hydra.actors.worker import ComputeStuck, Worker, WorkerParts
 from hydra.http.app import make_app
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
+from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.batch import Run
 from hydra.protocol.ids import COORDINATOR, REGISTRY, ActorName, NodeId, PeerId
 from hydra.protocol.memory_wire import MemoryNetwork, MemoryWires
@@ -476,7 +477,11 @@ class World:
         node.family = Frontend(parts)
         if self.shape.http:
             node.app = make_app(
-                node.family, max_body_bytes=1 << 20, shutdown=Shutdown(), aside=_at_once, load=Words.load
+                node.family,
+                max_body_bytes=1 << 20,
+                shutdown=Shutdown(),
+                shelf=WordsShelf(partial(_at_once, Words.load)),
+                aside=_at_once,
             )
         await node.family.run()
 

@@ -1,13 +1,23 @@
 """The demo model's words, and an app over a scripted cluster."""
 
+from functools import partial
+
 import pytest
+import trio
 
 from hydra.http.app import make_app
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
+from hydra.http.words_shelf import WordsShelf
+from hydra.http.words_trial import load_tried
 from hydra.protocol.model_spec import ModelCard
 from hydra.store.demo_model import ensure_demo_model
 from tests.unit.http.fake_cluster import FakeCluster, spell
+
+
+def shelf_of(load=load_tried, chat_template=None) -> WordsShelf:
+    """As a frontend has it: words are tried and read in a thread."""
+    return WordsShelf(partial(trio.to_thread.run_sync, load), chat_template)
 
 
 @pytest.fixture(scope="session")
@@ -44,4 +54,4 @@ def shutdown():
 
 @pytest.fixture
 def app(cluster, shutdown):
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown)
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of())
