@@ -137,7 +137,7 @@ def _batch(
 ) -> Batch:
     """Cuts the joined columns; their total length is already known to be right."""
     tokens_at = ROW_COLUMNS * n_rows
-    row, attempt, position, length, sample, new_blocks = values[:tokens_at].reshape(ROW_COLUMNS, n_rows)
+    length, new_blocks = values[3 * n_rows : 4 * n_rows], values[5 * n_rows : tokens_at]
     lengths = length.tolist()
     if sum(lengths) != n_tokens or 0 in lengths:
         raise ValueError("lengths of rows and tokens disagree")
@@ -146,11 +146,11 @@ def _batch(
     blocks_at = tokens_at + n_tokens
     closed_at = blocks_at + n_blocks
     return Batch(
-        row=row,
-        attempt=attempt,
-        position=position,
+        row=values[:n_rows],
+        attempt=values[n_rows : 2 * n_rows],
+        position=values[2 * n_rows : 3 * n_rows],
         length=length,
-        sample=sample,
+        sample=values[4 * n_rows : 5 * n_rows],
         new_blocks=new_blocks,
         tokens=values[tokens_at:blocks_at],
         blocks=values[blocks_at:closed_at],
