@@ -29,9 +29,9 @@ from hydra.protocol.wire import StoreHub
 
 if TYPE_CHECKING:
     from hydra.actors.coordinator import SavedState
-    from hydra.actors.planner import Policy
     from hydra.actors.ports import Lender
     from hydra.actors.store_server import StoreServer
+    from hydra.actors.wish import Policy
 
 log = structlog.get_logger()
 
@@ -79,7 +79,7 @@ def _store_server(hub: StoreHub, lender: "Lender") -> "StoreServer":
 
 def _memory(spec: CoordinatorSpec) -> "SavedState":
     """What a former life left behind; a model it did not have is wished for anew, and counts as a first start."""
-    from hydra.actors.planner import Wish
+    from hydra.actors.wish import Wish
     from hydra.state_dir import read_state
 
     saved = read_state(Path(spec.state_dir))
@@ -90,7 +90,7 @@ def _memory(spec: CoordinatorSpec) -> "SavedState":
 
 
 def _policy(spec: CoordinatorSpec) -> "Policy":
-    from hydra.actors.planner import Policy
+    from hydra.actors.wish import Policy
 
     return Policy(
         reserve_bytes=spec.reserve_bytes,

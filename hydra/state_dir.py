@@ -12,7 +12,7 @@ import attrs
 import structlog
 
 from hydra.actors.coordinator import SavedState
-from hydra.actors.planner import Wish
+from hydra.actors.wish import Wish
 from hydra.protocol.ids import NodeId
 
 FILE_NAME = "coordinator.json"

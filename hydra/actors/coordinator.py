@@ -14,22 +14,12 @@ from hydra.actors.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, S
 from hydra.actors.cell import House
 from hydra.actors.desk import Desk
 from hydra.actors.machine import Effect
-from hydra.actors.planner import (
-    Begin,
-    Describe,
-    Moved,
-    NotDescribed,
-    Planner,
-    Policy,
-    SaveState,
-    WasDescribed,
-    Wish,
-    WishFailed,
-)
+from hydra.actors.planner import Planner
 from hydra.actors.ports import Library
 from hydra.actors.post import Post
 from hydra.actors.registry import Broadcast, Opened, Registry
 from hydra.actors.store_server import StoreServer
+from hydra.actors.wish import Begin, Describe, Moved, NotDescribed, Policy, SaveState, WasDescribed, Wish, WishFailed
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, Epoch, NodeId, RouteId
 from hydra.protocol.messages import NodeLoad

@@ -34,6 +34,17 @@ from hydra.actors.jobs import Jobs, node_loads
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.placement import Placed, Route, lane_source, pool_size, route_dtype, seats_for
 from hydra.actors.split import Terms, split_vram
+from hydra.actors.wish import (
+    Begin,
+    Describe,
+    Moved,
+    NotDescribed,
+    Policy,
+    SaveState,
+    WasDescribed,
+    Wish,
+    WishFailed,
+)
 from hydra.protocol.ids import ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages import (
     Activate,
@@ -67,90 +78,6 @@ EPOCH_BREAKS_MAX = 8  # epochs in a row that never served a token's worth of tim
 STEADY_S = 5.0
 TRY_AGAIN_S = 5.0
 RETRY_AFTER_S = 5.0
-
-
-# ---------------------------------------------------------------- effects and events of the planner
-
-
-@attrs.frozen
-class Describe:
-    """Effect: read this model directory in a thread; answer WasDescribed or NotDescribed."""
-
-    model_path: str
-
-
-@attrs.frozen
-class WishFailed:
-    """Effect: a model that was wished for at start cannot be served. It is tried again; a first start may give up."""
-
-    refusal: Refusal
-
-
-@attrs.frozen
-class Moved:
-    """Effect: something of a model has been fetched or read by a node; for people to see."""
-
-    model_id: str
-    load: NodeLoad
-
-
-@attrs.frozen
-class WasDescribed:
-    model_path: str  # as asked for
-    described: Described
-
-
-@attrs.frozen
-class NotDescribed:
-    model_path: str
-    refusal: Refusal
-
-
-@attrs.frozen
-class Wish:
-    """A model that should be there: what the state directory remembers."""
-
-    model_path: str
-    model_id: str | None = None
-    dtype: str | None = None
-    pinned: str | None = None  # the commit that a Hub id meant when it was first described
-
-    @property
-    def place(self) -> str:
-        """What is to be described: always the same weights, also after the branch has moved on."""
-        return self.pinned or self.model_path
-
-
-@attrs.frozen
-class SaveState:
-    """Effect: write term, wishes and the last placement's nodes to the state directory before anything is sent."""
-
-    term: int
-    wishes: tuple[Wish, ...]
-    nodes: tuple[NodeId, ...]
-
-
-@attrs.frozen
-class Begin:
-    """Event: the coordinator is up. `expected` workers are waited for, at most `patience_s`."""
-
-    wishes: tuple[Wish, ...]
-    expected: int
-    nodes: tuple[NodeId, ...]
-    patience_s: float
-
-
-@attrs.frozen(kw_only=True)
-class Policy:
-    """The configuration, as far as plans depend on it."""
-
-    reserve_bytes: int
-    kv_fraction: float = 0.9
-    max_model_len: int = 0
-    block_size: int = 16
-    running_max: int = 256
-    recovery_deadline_s: float = 120.0
-    dtype: str = "auto"
 
 
 Phase = Literal["describing", "waiting", "loading", "activating", "ready", "failed"]

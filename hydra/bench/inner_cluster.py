@@ -16,8 +16,8 @@ from hydra.actors.broker import Limits
 from hydra.actors.client import GenerateRequest
 from hydra.actors.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.frontend import Frontend, FrontendParts
-from hydra.actors.planner import Policy, Wish
 from hydra.actors.ports import Library
+from hydra.actors.wish import Policy, Wish
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError

@@ -28,8 +28,8 @@ from hydra.actors.frontend import Frontend, FrontendParts
 from hydra.actors.machine import Received, Send
 from hydra.actors.member import Member
 from hydra.actors.member import Start as Greet
-from hydra.actors.planner import Policy, Wish
 from hydra.actors.post import Post
+from hydra.actors.wish import Policy, Wish
 from hydra.actors.worker import ComputeStuck, Worker, WorkerParts
 from hydra.http.app import make_app
 from hydra.http.shutdown import Shutdown

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hydra.actors.coordinator import SavedState
-from hydra.actors.planner import Wish
+from hydra.actors.wish import Wish
 from hydra.state_dir import FILE_NAME, read_state, unpin, write_state
 
 STATE = SavedState(

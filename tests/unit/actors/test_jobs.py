@@ -6,7 +6,7 @@ import pytest
 from hydra.actors.facts import ModelGone, NodeLost, RouteUp
 from hydra.actors.jobs import JOBS_MAX
 from hydra.actors.machine import TimerFired
-from hydra.actors.planner import Begin, Describe, Moved, NotDescribed, WasDescribed, Wish
+from hydra.actors.wish import Begin, Describe, Moved, NotDescribed, WasDescribed, Wish
 from hydra.protocol.ids import Address
 from hydra.protocol.messages import (
     CancelJob,
