@@ -5,6 +5,7 @@ proves is what runs. It owns the rows that are open on each route, checks the se
 belongs to another epoch. The stage machine moves the fence only by publishing one frozen Fence on the board.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -45,6 +46,10 @@ class FenceBoard:
 
     def all(self) -> tuple[Fence, ...]:
         return tuple(self._fences.values())
+
+    def snapshot(self) -> Mapping[RouteId, Fence]:
+        """Never changed afterwards: as long as it is the same object, nothing has been published or removed."""
+        return self._fences
 
 
 @attrs.frozen
@@ -87,8 +92,8 @@ class StageLine:
         refused = self.admits(step.route, step.epoch)
         if refused is not None:
             return self.drop(refused)
-        state = self._routes.setdefault(step.route, _RouteState())
-        if state.epoch != step.epoch:
+        state = self._routes.get(step.route)
+        if state is None or state.epoch != step.epoch:
             state = self._routes[step.route] = _RouteState(epoch=step.epoch)  # a new epoch starts empty
         if step.step <= state.last_step:
             return self.drop("duplicate")

@@ -9,7 +9,7 @@ It knows sockets only as BlockingSource and BlockingLink, and arithmetic only as
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 import structlog
@@ -48,6 +48,7 @@ class StageThread:
     report: Callable[[object], None]
     overlapped: bool = False  # True: collect on an outlet thread of its own
     _links: dict[RouteId, _Link] = attrs.field(factory=dict, init=False)
+    _seen: Mapping[RouteId, Fence] | None = attrs.field(default=None, init=False)
     _acked: dict[RouteId, tuple[Epoch, bool]] = attrs.field(factory=dict, init=False)
     _sent: dict[RouteId, tuple[Epoch, StepId]] = attrs.field(factory=dict, init=False)
     _running_since_s: float | None = attrs.field(default=None, init=False)
@@ -139,6 +140,8 @@ class StageThread:
 
     def _send(self, run: Run, frames: list[Buffer]) -> bool:
         link = self._link_for(run)
+        if link is not None and link.try_send(frames):
+            return True
         deadline_s = time.monotonic() + SEND_DEADLINE_S
         pause_s = 0.0
         while link is not None and not link.try_send(frames):
@@ -166,13 +169,18 @@ class StageThread:
         return link
 
     def _ack_fences(self) -> None:
-        for fence in self.board.all():
+        """Asked after every step, when whoever carries the step away may need this core: mostly one comparison."""
+        fences = self.board.snapshot()
+        if fences is self._seen:
+            return
+        for fence in fences.values():
             if self._acked.get(fence.route) != (fence.epoch, fence.open):
                 if self.overlapped:
                     self._launched.join()  # what was launched under the old epoch is out of the device first
                 self._acked[fence.route] = (fence.epoch, fence.open)
                 if not fence.open:
                     self.report(ThreadFenced(fence.route, fence.epoch))
+        self._seen = fences
 
     def _drain_outlet(self) -> None:
         while True:

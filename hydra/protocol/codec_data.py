@@ -10,6 +10,7 @@ known here: see StageLine.
 """
 
 import struct
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -45,6 +46,7 @@ ROW_COLUMNS = 6  # of a step: row, attempt, position, length, sample, new_blocks
 RESULT_COLUMNS = 4
 OPENINGS: Any = tuple[RowOpening, ...]
 _write_openings = converter.get_unstructure_hook(OPENINGS)
+_epoch = lru_cache(16)(Epoch)  # the same one, step after step
 _read_openings = converter.get_structure_hook(OPENINGS)
 
 
@@ -186,7 +188,7 @@ def decode_step(frames: Frames) -> Step:
         batch = _batch(values, packed, n_rows, n_tokens, n_blocks, opened)
     except Exception as why:
         raise TheyBrokeTheRules(f"no step: {why!r:.200}") from why
-    return Step(route=RouteId(route), epoch=Epoch(term, number), step=StepId(step), batch=batch, hidden=hidden)
+    return Step(route=RouteId(route), epoch=_epoch(term, number), step=StepId(step), batch=batch, hidden=hidden)
 
 
 def _openings(frame: Buffer, n_rows: int) -> tuple[RowOpening, ...]:
