@@ -214,6 +214,7 @@ def worker_main(
     auth = os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", "")
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
     compute = make_compute(spec)
+    overlapped = spec.device.startswith("cuda")  # the only devices that work on while the next step is received
 
     async def main() -> None:
         wires = ZmqWires(spec.router_addr)
@@ -240,7 +241,7 @@ def worker_main(
         async def body() -> None:
             worker = Worker(parts)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(run_worker, worker, source, wires)
+                nursery.start_soon(partial(run_worker, worker, source, wires, overlapped=overlapped))
                 await stopping.wait()
                 while held[0].orphaned and worker.silence_s() < ORPHAN_SILENCE_S:
                     await trio.sleep(0.1)  # streams may still be draining; the lifeline's alarm bounds the wait

@@ -52,6 +52,7 @@ class StageThread:
     _acked: dict[RouteId, tuple[Epoch, bool]] = attrs.field(factory=dict, init=False)
     _sent: dict[RouteId, tuple[Epoch, StepId]] = attrs.field(factory=dict, init=False)
     _running_since_s: float | None = attrs.field(default=None, init=False)
+    _fault: Exception | None = attrs.field(default=None, init=False)  # of the outlet
     _stopping: threading.Event = attrs.field(factory=threading.Event, init=False)
     _launched: queue.Queue[tuple[Run, Ticket | None] | None] = attrs.field(
         factory=lambda: queue.Queue(maxsize=LAUNCHED_MAX), init=False
@@ -78,6 +79,8 @@ class StageThread:
                 outlet.join(timeout=SEND_DEADLINE_S)
             for link in self._links.values():
                 link.link.close()
+        if self._fault is not None:
+            raise self._fault
 
     def stop(self) -> None:
         """From any thread."""
@@ -183,12 +186,17 @@ class StageThread:
         self._seen = fences
 
     def _drain_outlet(self) -> None:
+        """The outlet's body, until None comes. A fault ends the steps, and is raised by `run`."""
         while True:
             launched = self._launched.get()
             try:
                 if launched is None:
                     return
-                self._finish(*launched)
+                if self._fault is None:
+                    self._finish(*launched)
+            except Exception as fault:  # noqa: BLE001 - carried to `run`, which raises it
+                self._fault = fault
+                self.stop()
             finally:
                 self._launched.task_done()
 

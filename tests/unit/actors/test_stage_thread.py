@@ -1,0 +1,129 @@
+"""The compute thread with its outlet: on a device that works by itself, steps leave in order, and faults are raised."""
+
+import threading
+from collections import deque
+
+import attrs
+import pytest
+
+from hydra.actors.stage import ThreadFenced
+from hydra.actors.stage_line import Fence, FenceBoard, StageLine
+from hydra.actors.stage_thread import LAUNCHED_MAX, StageThread
+from hydra.protocol import codec_data
+from hydra.protocol.batch import Batch, Outcome, RowOpening, Step, int32
+from hydra.protocol.blob import Blob
+from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
+from hydra.protocol.sampling import GREEDY
+
+ROUTE, EPOCH = RouteId(1), Epoch(1, 1)
+STEPS = 9
+
+
+@attrs.define
+class Source:
+    """Frames that wait already; whoever has taken them all is told to stop, or finds another fence on the board."""
+
+    waiting: deque
+    at_the_end: object = None
+
+    def receive(self, timeout_s):
+        if self.waiting:
+            return self.waiting.popleft()
+        self.at_the_end()
+        return None
+
+    def wake(self):
+        """Nobody sleeps here."""
+
+
+@attrs.define
+class Device:
+    """Has finished a step only when it is collected; `worst` is how many it had in hand at once."""
+
+    bad_step: int = 0
+    in_hand: int = 0
+    worst: int = 0
+    collected: list = attrs.field(factory=list)
+    lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def launch(self, run):
+        with self.lock:
+            self.in_hand += 1
+            self.worst = max(self.worst, self.in_hand)
+        return run.step
+
+    def collect(self, ticket):
+        with self.lock:
+            self.in_hand -= 1
+        if ticket == self.bad_step:
+            raise RuntimeError("the device is gone")
+        self.collected.append(ticket)
+        return Outcome(hidden=Blob("float32", (1, 2), bytes(8)))
+
+
+@attrs.define
+class Lane:
+    sent: list = attrs.field(factory=list)
+    closed: int = 0
+
+    def blocking_link(self, addr, bound):
+        return self
+
+    def try_send(self, frames):
+        self.sent.append(codec_data.peek_header(tuple(frames)).step)
+        return True
+
+    def close(self):
+        self.closed += 1
+
+
+def frames_of(number):
+    opened = (RowOpening(row=RowId(1), attempt=Attempt(0), params=GREEDY, prompt_tokens=1),) if number == 1 else ()
+    one = int32([1])
+    batch = Batch(
+        row=one, attempt=int32([0]), position=int32([number - 1]), length=one, sample=one, new_blocks=int32([0]),
+        tokens=int32([7]), opened=opened,
+    )  # fmt: skip
+    return tuple(codec_data.encode_step(Step(route=ROUTE, epoch=EPOCH, step=StepId(number), batch=batch)))
+
+
+def thread_over(device, lane, *, overlapped, told):
+    line = StageLine(FenceBoard())
+    line.board.publish(Fence(route=ROUTE, epoch=EPOCH, open=True, next_addr="next", credits=4))
+    source = Source(deque(frames_of(number) for number in range(1, STEPS + 1)))
+    thread = StageThread(source=source, lane=lane, line=line, compute=device, report=told.append, overlapped=overlapped)
+    source.at_the_end = thread.stop
+    return thread
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_every_step_leaves_once_and_in_order(overlapped):
+    device, lane = Device(), Lane()
+    thread_over(device, lane, overlapped=overlapped, told=[]).run()
+    assert lane.sent == device.collected == list(range(1, STEPS + 1))
+    assert device.worst <= (LAUNCHED_MAX + 2 if overlapped else 1) and lane.closed == 1
+
+
+def test_a_fence_is_acked_only_when_the_device_has_let_go_of_all_that_was_launched():
+    device, lane, told = Device(), Lane(), []
+    thread = thread_over(device, lane, overlapped=True, told=told)
+    later = Epoch(1, 2)
+
+    def fence_first():
+        thread.board.publish(Fence(route=ROUTE, epoch=later, open=False))
+        thread.source.at_the_end = thread.stop
+
+    def hear(event):
+        told.append((event, device.in_hand))
+
+    thread.source.at_the_end, thread.report = fence_first, hear
+    thread.run()
+    assert told == [(ThreadFenced(ROUTE, later), 0)]
+
+
+def test_a_fault_of_the_outlet_ends_the_thread_and_is_raised():
+    device, lane = Device(bad_step=4), Lane()
+    thread = thread_over(device, lane, overlapped=True, told=[])
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        thread.run()
+    assert lane.sent == [1, 2, 3] and lane.closed == 1
