@@ -126,6 +126,9 @@ NOT_YET: tuple[tuple[str, str, Any], ...] = (
     ("auth", "enabled", False),
     ("server", "frontends", 1),
     ("cluster", "policy", "vram"),
+    ("cluster", "memory_per_layer_gb", 0.5),  # for models without headers, of which this version loads none
+    ("server", "metrics_addr", "127.0.0.1:9090"),  # /metrics of the API has the same text
+    ("zmq", "metrics_addr", "tcp://127.0.0.1:5556"),  # counters ride on heartbeats
 )
 
 

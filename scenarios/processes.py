@@ -40,7 +40,6 @@ class Ports:
             "HYDRA_ZMQ_ROUTER_ADDR": f"tcp://{LOOPBACK}:{self.router}",
             "HYDRA_ZMQ_BROADCAST_ADDR": f"tcp://{LOOPBACK}:{self.broadcast}",
             "HYDRA_ZMQ_RESULTS_ADDR": f"tcp://{LOOPBACK}:{self.results}",
-            "HYDRA_ZMQ_METRICS_ADDR": f"tcp://{LOOPBACK}:0",
             "HYDRA_ZMQ_STORE_ADDR": f"tcp://{LOOPBACK}:0",
         }
 

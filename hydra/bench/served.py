@@ -56,7 +56,7 @@ class Served:
 @contextmanager
 def served(model: Path, scratch: Path, *, workers: int, device: str) -> Iterator[Served]:
     """Stopped at the end, whatever happens."""
-    ports = {f"HYDRA_ZMQ_{name}_ADDR": "tcp://127.0.0.1:0" for name in ("ROUTER", "BROADCAST", "METRICS", "RESULTS")}
+    ports = {f"HYDRA_ZMQ_{name}_ADDR": "tcp://127.0.0.1:0" for name in ("ROUTER", "BROADCAST", "RESULTS", "STORE")}
     argv = [sys.executable, "-m", "hydra", "up", str(model), "--workers", str(workers), "--device", device]
     argv += ["--http", "127.0.0.1:0", "--state-dir", str(scratch / "state")]
     env = {**os.environ, **ports, "HYDRA_LOG": "warning", "OMP_NUM_THREADS": "1"}

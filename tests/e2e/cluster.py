@@ -62,9 +62,7 @@ class RunningCluster:
 
 
 def environment() -> dict[str, str]:
-    ports = {
-        f"HYDRA_ZMQ_{key}_ADDR": "tcp://127.0.0.1:0" for key in ("ROUTER", "BROADCAST", "METRICS", "RESULTS", "STORE")
-    }
+    ports = {f"HYDRA_ZMQ_{key}_ADDR": "tcp://127.0.0.1:0" for key in ("ROUTER", "BROADCAST", "RESULTS", "STORE")}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # the audit hook is on it
     return {**os.environ, **ports, "HYDRA_LOG": "warning", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 

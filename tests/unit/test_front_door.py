@@ -1,11 +1,14 @@
-"""The front door: a chat template of the operator's own, from the command line to the frontend."""
+"""The front door: settings that are honoured or refused, and a chat template's way from there to the frontend."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from hydra.child_spec import FrontendSpec, from_json, to_json
-from hydra.settings import load_settings
+from hydra.complaint import Complaint
+from hydra.settings import NOT_YET, load_settings
 
 
 def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
@@ -40,3 +43,11 @@ def test_a_chat_template_that_is_not_there_is_a_complaint(tmp_path):
     ]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 2 and "no chat template at" in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(("section", "key", "kept"), NOT_YET)
+def test_a_key_that_would_be_ignored_is_refused_instead(section, key, kept):
+    other = {bool: True, int: 2, float: 0.7, str: "elsewhere:1"}[type(kept)]
+    assert getattr(getattr(load_settings(None, {}, {}), section), key) == kept
+    with pytest.raises(Complaint, match="is not possible yet"):
+        load_settings(None, {(section, key): other}, {})
