@@ -2,7 +2,8 @@
 
 A house holds the cells of one process. Posting an event runs its machine at once; events that arise meanwhile queue
 behind it, so one event is handled whole before the next and a message to a sibling costs no task switch. One task
-keeps the timers. A machine that raises has a bug: the exception leaves `post`, ends the process's nursery, and the
+keeps the timers; after a standstill of the whole process they wait until the mail that came meanwhile is read, or a
+coordinator that was stopped would take everybody for silent. A machine that raises has a bug: the exception leaves `post`, ends the process's nursery, and the
 parent starts a fresh process.
 """
 
@@ -30,6 +31,7 @@ from hydra.actors.machine import (
 from hydra.protocol.ids import ActorName, Address, PeerId
 from hydra.protocol.messages import Message
 
+LATE_S, MAIL_FIRST_S = 0.25, 0.1  # a timer later than this tells of a standstill; how long the mail then has
 MAILBOX_MAX = 100_000  # events waiting inside one turn; more means two actors feed each other without end
 
 Perform: TypeAlias = Callable[[Effect], None]
@@ -117,15 +119,19 @@ class House:
     async def keep_timers(self) -> None:
         """Run for as long as the house stands."""
         while True:
-            now_s = trio.current_time()
-            while self._due and self._due[0][0] <= now_s:
-                _, serial, name, key = heapq.heappop(self._due)
-                if self._timers.get((name, key), (0.0, 0))[1] == serial:
-                    del self._timers[name, key]
-                    self.post(name, TimerFired(key))
+            if self._due and trio.current_time() - self._due[0][0] > LATE_S:
+                await trio.sleep(MAIL_FIRST_S)
+            self._fire(trio.current_time())
             with trio.CancelScope() as self._sleeper:
                 if self._due:
                     await trio.sleep_until(self._due[0][0])
                 else:
                     await trio.sleep_forever()
             self._sleeper = None
+
+    def _fire(self, now_s: float) -> None:
+        while self._due and self._due[0][0] <= now_s:
+            _, serial, name, key = heapq.heappop(self._due)
+            if self._timers.get((name, key), (0.0, 0))[1] == serial:
+                del self._timers[name, key]
+                self.post(name, TimerFired(key))

@@ -9,6 +9,7 @@ import openai
 import psutil
 import pytest
 
+from hydra.actors.registry import LOST_AFTER_S
 from tests.e2e.cluster import RunningCluster, running_cluster
 from tests.e2e.served import Served, all_at_once, complete, wait_whole
 
@@ -71,6 +72,25 @@ def test_a_worker_that_stays_stopped_is_replaced_by_its_parent(untied: Served, t
         cluster.wait_until("the parent has lost patience", 20, lambda: not psutil.pid_exists(pid))
         wait_whole(cluster, 2)
         assert cluster.pid_of_node("w1") != pid
+
+
+def test_a_coordinator_that_stood_still_takes_nobody_for_silent(untied: Served, tmp_path: Path) -> None:
+    """For longer than silence may last; its parent's patience is longer still. The plan stays as it is."""
+    with running_cluster(tmp_path, untied.directory, workers=2) as cluster:
+        pid, before = cluster.pid_of_role("coordinator"), cluster.status()
+        thaw = threading.Timer(LOST_AFTER_S + 2.0, os.kill, (pid, signal.SIGCONT))
+
+        def freeze() -> None:
+            os.kill(pid, signal.SIGSTOP)
+            thaw.start()
+
+        assert all_at_once(cluster, untied, during=freeze) == untied.answers
+        thaw.join()
+        assert complete(cluster, untied.prompts[3], stream=True) == untied.answers[3]
+        after = cluster.status()
+        assert cluster.pid_of_role("coordinator") == pid
+        assert [node["generation"] for node in after["nodes"]] == [node["generation"] for node in before["nodes"]]
+        assert after["epoch"] == before["epoch"] and after["models"][0]["epoch"] == before["models"][0]["epoch"]
 
 
 def test_a_worker_that_joins_is_a_spare_and_is_used_after_a_rebalance(untied: Served, tmp_path: Path) -> None:

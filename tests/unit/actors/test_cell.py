@@ -4,7 +4,7 @@ import attrs
 import pytest
 import trio
 
-from hydra.actors.cell import House
+from hydra.actors.cell import LATE_S, MAIL_FIRST_S, House
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.ids import Address
 from hydra.protocol.messages import RouteBroken
@@ -173,3 +173,29 @@ async def test_equal_keys_of_two_actors_are_two_timers(hours, autojump_clock):
     made.post("b", [CancelTimer("x")])
     await trio.sleep(5)
     assert len(a.fired) == 1 and b.fired == []
+
+
+async def test_after_a_standstill_the_mail_is_read_before_the_timers_fire(hours, autojump_clock):
+    """The process stood still: what its peers said meanwhile is in the sockets, some turns of the loop away."""
+    clock = Clockwork()
+    made, _, _ = house(a=clock)
+    await hours(made)
+    start_s = trio.current_time()
+    made.post("a", [SetTimer("lease", start_s + 1), SetTimer("young", start_s + 4.9)])
+    autojump_clock.jump(5)
+    await trio.sleep(MAIL_FIRST_S / 2)
+    assert clock.fired == [], "they wait for the mail"
+    made.post("a", [CancelTimer("lease")])
+    await trio.sleep(1)
+    assert [(key, at - start_s) for key, at in clock.fired] == [("young", pytest.approx(5 + MAIL_FIRST_S))]
+
+
+async def test_a_timer_that_is_a_little_late_fires_at_once(hours, autojump_clock):
+    clock = Clockwork()
+    made, _, _ = house(a=clock)
+    await hours(made)
+    start_s = trio.current_time()
+    made.post("a", [SetTimer("x", start_s + 1)])
+    autojump_clock.jump(1 + LATE_S)
+    await trio.sleep(1)
+    assert [(key, at - start_s) for key, at in clock.fired] == [("x", 1 + LATE_S)]
