@@ -3,8 +3,8 @@
 A house holds the cells of one process. Posting an event runs its machine at once; events that arise meanwhile queue
 behind it, so one event is handled whole before the next and a message to a sibling costs no task switch. One task
 keeps the timers; after a standstill of the whole process they wait until the mail that came meanwhile is read, or a
-coordinator that was stopped would take everybody for silent. A machine that raises has a bug: the exception leaves `post`, ends the process's nursery, and the
-parent starts a fresh process.
+coordinator that was stopped would take everybody for silent. A machine that raises has a bug: the exception leaves
+`post`, ends the process's nursery, and the parent starts a fresh process.
 """
 
 import heapq
