@@ -15,9 +15,8 @@ from tests.unit.corrupted import all_cases
 from tests.unit.store.conftest import saved  # noqa: F401 - the fixture
 
 ROOT = Path(__file__).parents[2]
-REFUSED_WITHIN_S = (
-    2.0  # of CPU time, so that a busy machine fails nobody; who waits for ever is killed after PATIENCE_S
-)
+REFUSED_WITHIN_S = 2.0  # by the clock of the wall, in the best of TRIES; of CPU time in each of them
+TRIES = 3  # of one that was late by the clock alone: the machine may have been busy with something else
 PATIENCE_S = 30.0
 START_S = 60.0
 LEFT_BYTES_MAX = 16 << 20
@@ -74,6 +73,17 @@ def bases(saved, tmp_path_factory) -> Path:  # noqa: F811
     return root
 
 
+def judged(case, directory: Path, trier: Trier) -> str | None:
+    """What is wrong with what came of it. Only lateness by the clock gets another try."""
+    for _ in range(TRIES):
+        said = trier.attempt(directory)
+        if (found := complaint(case, said, trier.base_bytes)) is not None:
+            return found
+        if said["wall_s"] <= REFUSED_WITHIN_S:
+            return None
+    return f"took {said['wall_s']:.1f} s in the last of {TRIES} tries, {said['cpu_s']:.1f} s of them computing"
+
+
 def complaint(case, said: dict, base_bytes: int) -> str | None:
     """What is wrong with an answer; None when it is as it should be."""
     if "died" in said:
@@ -85,7 +95,7 @@ def complaint(case, said: dict, base_bytes: int) -> str | None:
     if not 10 < len(said["message"].encode()) < 1000:
         return f"is not said clearly: {said['message']!r}"
     if said["cpu_s"] > REFUSED_WITHIN_S:
-        return f"took {said['cpu_s']:.1f} s"
+        return f"computed for {said['cpu_s']:.1f} s"
     if said["resident_bytes"] - base_bytes > LEFT_BYTES_MAX:
         return f"left {(said['resident_bytes'] - base_bytes) >> 20} MiB behind"
     return None
@@ -100,7 +110,7 @@ def test_every_broken_directory_is_refused_in_time_and_leaves_nothing(bases, tmp
         path = tmp_path / str(number) / case.base
         shutil.copytree(bases / case.base, path)
         case.broken(path)
-        if (found := complaint(case, trier.attempt(path), trier.base_bytes)) is not None:
+        if (found := judged(case, path, trier)) is not None:
             wrong[case.label] = found
         shutil.rmtree(path.parent)
     if trier.process is not None:

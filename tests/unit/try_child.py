@@ -1,7 +1,8 @@
 """Tries model directories all the way: described, every layer loaded, words read, one chat rendered.
 
 Each line of the input is a directory; each line of the output is what came of it: the refusal's code and message (both
-null when it was taken), which step said it, the CPU time, and how much resident memory is left behind.
+null when it was taken), which step said it, the time and the CPU time it took, and how much resident memory is left
+behind.
 """
 
 import ctypes
@@ -10,6 +11,7 @@ import json
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 from hydra.http.tokenizer import ChatInput
@@ -67,17 +69,18 @@ def steps(directory: str):
 def attempt(directory: str) -> dict[str, object]:
     done: list[str] = []
     refusal = None
-    began_s = cpu_s()
+    began_s, began_cpu_s = time.monotonic(), cpu_s()
     try:
         done.extend(steps(directory))
     except RefusalError as error:
         refusal = error.refusal
-    seconds = cpu_s() - began_s
+    wall_s, spent_cpu_s = time.monotonic() - began_s, cpu_s() - began_cpu_s
     return {
         "step": done[-1] if done else "nothing",
         "code": refusal and refusal.code,
         "message": refusal and refusal.message,
-        "cpu_s": seconds,
+        "wall_s": wall_s,
+        "cpu_s": spent_cpu_s,
         "resident_bytes": resident_bytes(),
     }
 
