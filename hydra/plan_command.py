@@ -16,6 +16,7 @@ from hydra.protocol.ids import NodeId
 from hydra.protocol.model_spec import DTYPE_BYTES, Described, Dtype, ModelSpec
 from hydra.protocol.refusal import RefusalError
 from hydra.settings import Settings
+from hydra.store.hub_login import with_login
 from hydra.store.library import LocalLibrary
 from hydra.store.model_ref import HubAccess, HubRef, parse_ref
 
@@ -67,7 +68,8 @@ def _describe(model: str, settings: Settings) -> Described:
     from hydra.store.hub_library import HubLibrary
 
     token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
-    return HubLibrary(Hub(HubAccess.of({**os.environ, **token}), settings.model.cache_path())).describe(model)
+    access = with_login(HubAccess.of({**os.environ, **token}))
+    return HubLibrary(Hub(access, settings.model.cache_path())).describe(model)
 
 
 def _seats(nodes: str) -> tuple[Seat, ...]:

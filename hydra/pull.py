@@ -18,6 +18,7 @@ from hydra.settings import Settings
 from hydra.store.cache_room import CacheRoom
 from hydra.store.hub import Hub
 from hydra.store.hub_library import HubLibrary
+from hydra.store.hub_login import with_login
 from hydra.store.hub_source import HubSource
 from hydra.store.model_ref import HubAccess, HubRef, parse_ref, parse_source
 from hydra.store.range_cache import RangeCache
@@ -28,7 +29,7 @@ SHOW_EVERY_S = 3.0
 def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[str, Any]:
     """What is there afterwards, as `--json` prints it. `show` hears a line of progress every few seconds."""
     token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
-    access = HubAccess.of({**os.environ, **token})
+    access = with_login(HubAccess.of({**os.environ, **token}))
     try:
         ref = parse_ref(model)
         if not isinstance(ref, HubRef):

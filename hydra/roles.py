@@ -112,13 +112,14 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     from hydra.store.cache_room import CacheRoom
     from hydra.store.hub import Hub
     from hydra.store.hub_library import HubLibrary
+    from hydra.store.hub_login import with_login
     from hydra.store.hub_place import lend_model
     from hydra.store.model_ref import HubAccess
     from hydra.store.shelf_keeper import ShelfKeeper
 
     saved = _memory(spec)
     fresh = not saved.nodes
-    access, keeper = HubAccess.of(os.environ), ShelfKeeper()
+    access, keeper = with_login(HubAccess.of(os.environ)), ShelfKeeper()
     library = HubLibrary(Hub(access, Path(spec.cache_dir)))
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
 
@@ -205,6 +206,7 @@ def worker_main(
     from hydra.actors.worker import Worker, WorkerParts, run_worker
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.store.cache_room import CacheRoom
+    from hydra.store.hub_login import with_login
     from hydra.store.lane_source import lane_opener
     from hydra.store.model_ref import HubAccess
     from hydra.store.range_cache import RangeCache
@@ -219,7 +221,7 @@ def worker_main(
     async def main() -> None:
         wires = ZmqWires(spec.router_addr)
         source = wires.blocking_source(spec.pipeline_bind, spec.data_bound)
-        openers = {**hub_opener(HubAccess.of(os.environ)), **lane_opener(wires.store_line, auth)}
+        openers = {**hub_opener(with_login(HubAccess.of(os.environ))), **lane_opener(wires.store_line, auth)}
         supply = StoreSupply(RangeCache(room), openers)
         store = _store_server(wires.store_hub(spec.store_bind), ShelfKeeper())
         parts = WorkerParts(

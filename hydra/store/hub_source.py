@@ -20,7 +20,7 @@ from hydra.store.range_source import RangeIgnored, SourceFault, SourceUnfit
 
 HOPS_MAX = 5
 USER_AGENT = "hydra-actors"
-TIMEOUT = httpx2.Timeout(connect=10.0, read=30.0, write=10.0, pool=60.0)
+TIMEOUT = httpx2.Timeout(connect=10.0, read=15.0, write=10.0, pool=60.0)
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,20})-(\d{1,20})/(\d{1,20})", re.ASCII)
 

@@ -33,6 +33,10 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
 
+    def brief(self) -> "Patience":
+        """With a source when there are others: long enough for a hiccup, too short for somebody to notice."""
+        return attrs.evolve(self, tries=min(self.tries, 3), deadline_s=min(self.deadline_s, 5.0))
+
 
 @attrs.define(eq=False)
 class Trial:

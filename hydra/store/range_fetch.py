@@ -1,7 +1,7 @@
 """Fetching what is missing: from the first source that gives it, chunk by chunk, in spite of everything.
 
 Promises: a chunk that has come is journaled at once, also when the body it came in was cut; a source that fails is
-tried again with patience, and then the next one; a refusal or a cancellation stops all threads soon. Refuses to know
+tried again for a while, and then the next one; a refusal or a cancellation stops all threads soon. Refuses to know
 the cache around it.
 """
 
@@ -44,7 +44,7 @@ class Fetch:
     failure: BaseException | None = attrs.field(default=None, init=False)  # the first: the others follow from it
     _sure: dict[RangeFile, set[Chunk]] = attrs.field(factory=dict, init=False)
     _whole_only: set[tuple[str, RangeFile]] = attrs.field(factory=set, init=False)
-    _spent: set[str] = attrs.field(factory=set, init=False)  # sources that used up somebody's patience: asked last
+    _spent: set[str] = attrs.field(factory=set, init=False)  # sources that failed somebody: asked last
     _done_bytes: int = attrs.field(default=0, init=False)
     _total_bytes: int = attrs.field(default=0, init=False)
     _stopped: threading.Event = attrs.field(factory=threading.Event, init=False)
@@ -78,20 +78,25 @@ class Fetch:
             raise
 
     def _bring(self, piece: Piece) -> None:
-        faults: list[tuple[RangeSource, SourceFault]] = []
-        for source in sorted(self.sources, key=lambda source: source.name in self._spent):
-            try:
-                self._from(source, piece)
-                return
-            except SourceFault as fault:
-                faults.append((source, fault))
-                if not isinstance(fault, SourceUnfit):
-                    self._spent.add(source.name)
-        raise Unsupplied("; ".join(f"{source.name}: {fault}" for source, fault in faults) or "there is no source")
+        """Goes briefly through all sources, and then, if none gave it, once more with all patience."""
+        faults: dict[str, SourceFault] = {}
+        rounds = (self.patience.brief(), self.patience) if len(self.sources) > 1 else (self.patience,)
+        for patience in rounds:
+            for source in sorted(self.sources, key=lambda source: source.name in self._spent):
+                if isinstance(faults.get(source.name), SourceUnfit):
+                    continue
+                try:
+                    self._from(source, piece, patience)
+                    return
+                except SourceFault as fault:
+                    faults[source.name] = fault
+                    if not isinstance(fault, SourceUnfit):
+                        self._spent.add(source.name)
+        raise Unsupplied("; ".join(f"{name}: {fault}" for name, fault in faults.items()) or "there is no source")
 
-    def _from(self, source: RangeSource, piece: Piece) -> None:
+    def _from(self, source: RangeSource, piece: Piece, patience: Patience) -> None:
         """Raises SourceFault once patience with this source is at its end."""
-        trial = Trial(self.patience, self._leave)
+        trial = Trial(patience, self._leave)
         while gaps := piece.file.missing(piece.start, piece.end):
             self._check_wanted()
             whole = (source.name, piece.file) in self._whole_only

@@ -168,9 +168,20 @@ def test_a_cut_body_costs_nothing_that_had_come(tmp_path):
 def test_a_source_is_tried_with_growing_waits_then_the_next_one(tmp_path):
     clock = Clock()
     bad, good = MemorySource(name="bad", faults=[SourceFault("HTTP 500")] * 99), MemorySource(name="good")
-    folder = ensure(cache_at(tmp_path, patience=clock.patience(tries=4)), (bad, good), B)
-    assert held(folder, B) and len(bad.reads) == 4 and len(good.reads) == 1
-    assert clock.now_s == 0.5 + 1.0 + 2.0
+    folder = ensure(cache_at(tmp_path, patience=clock.patience()), (bad, good), A, B)
+    assert held(folder, A, B) and len(bad.reads) == 3 and len(good.reads) == 3
+    assert clock.now_s == 0.5 + 1.0, "no longer, where somebody else has it; and once for all pieces"
+
+
+def test_the_only_source_left_is_tried_for_longer(tmp_path):
+    clock = Clock()
+    slow = MemorySource(name="slow", faults=[SourceFault("HTTP 500")] * 9)
+    unfit = MemorySource(name="unfit", faults=[SourceUnfit("not here")] * 9)
+    folder = ensure(cache_at(tmp_path, patience=clock.patience()), (slow, unfit), B)
+    assert held(folder, B) and len(slow.reads) == 3 + 7 and len(unfit.reads) == 1
+    slow.faults = [SourceFault("HTTP 500")] * 99
+    with pytest.raises(RefusalError, match="slow: HTTP 500; unfit: not here"):
+        ensure(cache_at(tmp_path / "other", patience=clock.patience()), (slow, unfit), B)
 
 
 def test_retry_after_is_honoured_and_bounded(tmp_path):
