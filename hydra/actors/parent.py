@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from subprocess import Popen
 
 import attrs
@@ -129,7 +130,7 @@ class Parent:
         process = Popen(
             argv,
             pass_fds=(child_reads, child_writes, *command.pass_fds),
-            env={**os.environ, **command.env},
+            env={**os.environ, "PYTHONPATH": _python_path(), **command.env},
             process_group=0,  # a Ctrl-C at the terminal reaches the parent alone, which knows the order
         )
         os.close(child_reads)
@@ -190,6 +191,14 @@ async def _wait(process: "Popen[bytes]") -> int:
 
 
 def python_child(role: str, spec_json: str, *more: str, module: str = "hydra") -> Sequence[str]:
-    """The command line of one of our own children: a command of `module` that takes a lifeline and a spec."""
+    """The command line of one of our own children: a command of `module` that takes a lifeline and a spec.
+
+    It imports nothing from where it happens to stand, which may be the directory of a model.
+    """
     escaped = spec_json.replace("{", "{{").replace("}", "}}")
-    return (sys.executable, "-m", module, role, "--lifeline", "{read_fd},{write_fd}", "--spec", escaped, *more)
+    return (sys.executable, "-P", "-m", module, role, "--lifeline", "{read_fd},{write_fd}", "--spec", escaped, *more)
+
+
+def _python_path() -> str:
+    """Where a child finds us, who may have been started from a directory that it does not look into."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))

@@ -116,7 +116,8 @@ def executes(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_nothing_that_executes_data(path: Path) -> None:
-    assert not executes(ast.parse(path.read_text())), relative(path)
+    allowed = {"sys.path"} if relative(path) == "__main__.py" else set()  # which only takes a place away
+    assert not set(executes(ast.parse(path.read_text()))) - allowed, relative(path)
 
 
 @pytest.mark.parametrize(

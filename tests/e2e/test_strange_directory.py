@@ -1,0 +1,29 @@
+"""Whoever starts Hydra inside a model directory runs nothing that lies there."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cluster import running_cluster
+from tests.e2e.served import Served, complete
+
+# What our processes import, by the names under which Python would look for it where it stands: of others, of Python.
+LURES = (
+    "attrs", "cattrs", "click", "httpx2", "huggingface_hub", "hypercorn", "jinja2", "msgpack", "numpy", "orjson",
+    "quart", "quart_trio", "safetensors", "structlog", "tokenizers", "torch", "trio", "zmq",
+    "hmac", "json", "logging", "random", "secrets", "socket", "subprocess", "threading", "tomllib", "uuid",
+)  # fmt: skip
+
+
+def test_nothing_is_imported_from_where_it_is_started(
+    untied: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the audit hook, which takes offence at Python's own search for runpy. The lures tell as much."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    shutil.copytree(untied.directory, tmp_path, dirs_exist_ok=True)
+    for name in LURES:
+        (tmp_path / f"{name}.py").write_text("open('sprung', 'a').write(__name__ + '\\n')\nraise ImportError\n")
+    with running_cluster(tmp_path, Path(), workers=2, by_hand=["h0"]) as cluster:
+        assert complete(cluster, untied.prompts[0], stream=True) == untied.answers[0]
+    assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
