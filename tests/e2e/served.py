@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
 from tests.e2e.cluster import RunningCluster
 
@@ -37,6 +37,35 @@ def save_model(directory: Path, *, tied: bool, seed: int = 5) -> LlamaForCausalL
     return model
 
 
+def save_long_rope(directory: Path, original_tokens: int) -> Phi3ForCausalLM:
+    """A random Phi-3 whose rope is another one beyond `original_tokens`."""
+    torch.manual_seed(5)
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0, 1.1, 1.25, 1.5],
+        "long_factor": [4.0, 6.0, 9.0, 17.5],
+    }
+    config = Phi3Config(
+        vocab_size=1003,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        original_max_position_embeddings=original_tokens,
+        rope_parameters=rope,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=1002,
+        pad_token_id=0,
+    )
+    model = Phi3ForCausalLM(config).eval()
+    model.save_pretrained(directory)
+    return model
+
+
 @attrs.frozen
 class Served:
     """A model directory, prompts of different lengths, and transformers' own greedy answers to them."""
@@ -46,7 +75,7 @@ class Served:
     answers: list[str]
 
 
-def greedy(model: LlamaForCausalLM, prompt: list[int]) -> list[int] | None:
+def greedy(model: PreTrainedModel, prompt: list[int]) -> list[int] | None:
     """transformers' own greedy answer; None when one of its steps is a near tie."""
     told = model.generate(
         torch.tensor([prompt]),
@@ -65,15 +94,18 @@ def greedy(model: LlamaForCausalLM, prompt: list[int]) -> list[int] | None:
 
 
 def served(directory: Path, *, tied: bool, lengths: tuple[int, ...] = LENGTHS) -> Served:
-    """A model with its answers: for each length the first prompt without a near tie."""
-    llama = save_model(directory, tied=tied)
+    return with_answers(directory, save_model(directory, tied=tied), lengths)
+
+
+def with_answers(directory: Path, model: PreTrainedModel, lengths: tuple[int, ...]) -> Served:
+    """The saved model with its answers: for each length the first prompt without a near tie."""
     byte_tokenizer(directory, 1003)
     prompts: list[list[int]] = []
     answers: list[str] = []
     for length in lengths:
         for first in range(3, 60):
             prompt = [first + 7 * i for i in range(length)]
-            answer = greedy(llama, prompt)
+            answer = greedy(model, prompt)
             if answer is not None:
                 prompts.append(prompt)
                 answers.append(named(answer))
