@@ -16,6 +16,7 @@ from typing import Literal
 
 import attrs
 
+from hydra.actors import orders
 from hydra.actors.facts import (
     FrontendJoined,
     FrontendLost,
@@ -26,13 +27,14 @@ from hydra.actors.facts import (
     NodeLost,
     NodeSuspect,
     RouteDown,
-    RouteUp,
     StepVanished,
     TermRaised,
 )
 from hydra.actors.jobs import Jobs, node_loads
+from hydra.actors.lenders import Lenders
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.placement import Placed, Route, lane_source, pool_size, route_dtype, seats_for
+from hydra.actors.placement import Placed, Route, pool_size, route_dtype, seats_for
+from hydra.actors.planned_model import Phase, PlannedModel
 from hydra.actors.split import Terms, split_vram
 from hydra.actors.wish import (
     Begin,
@@ -47,16 +49,13 @@ from hydra.actors.wish import (
 )
 from hydra.protocol.ids import ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages import (
-    Activate,
     CancelJob,
-    DropSlice,
     Fenced,
     JobsAsked,
     JobsTold,
     LoadFailed,
     LoadModel,
     LoadProgress,
-    LoadSlice,
     ModelsChanged,
     ModelTold,
     NodeLoad,
@@ -71,37 +70,11 @@ from hydra.protocol.model_spec import Described, ModelCard, TensorRange
 from hydra.protocol.refusal import Refusal, RefusalError
 
 BROKER_NAME = ActorName("broker")
-STAGE = ActorName("stage")
 ASKS = ActorName("asks")
-EXTRA_CREDITS = 2  # beyond one micro-batch per stage
 EPOCH_BREAKS_MAX = 8  # epochs in a row that never served a token's worth of time; then the model has failed
 STEADY_S = 5.0
 TRY_AGAIN_S = 5.0
 RETRY_AFTER_S = 5.0
-
-
-Phase = Literal["describing", "waiting", "loading", "activating", "ready", "failed"]
-
-
-@attrs.define(eq=False)
-class _Model:
-    """One wish and how far it has come."""
-
-    wish: Wish
-    model_id: str
-    job: str
-    asks: list[tuple[Address, AskId]] = attrs.field(factory=list)
-    described: Described | None = None
-    total_layers: int | None = None
-    phase: Phase = "describing"
-    route: Route | None = None
-    created_s: int = 0
-    why: str = ""
-    breaks: int = 0
-    kept: bool = False  # wished for at start: it stays wanted whatever happens, until somebody unloads it
-    served: bool = False  # it has been ready in this life of the coordinator
-    recovering: bool = False  # the recovery deadline runs
-    up_since_s: float = 0.0
 
 
 @attrs.define(eq=False)
@@ -117,14 +90,17 @@ class Planner:
     number: int = attrs.field(default=0, init=False)
     _nodes: dict[NodeId, NodeJoined] = attrs.field(factory=dict, init=False)
     _suspects: set[NodeId] = attrs.field(factory=set, init=False)
-    _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
+    _models: dict[str, PlannedModel] = attrs.field(factory=dict, init=False)
     _frontends: list[PeerId] = attrs.field(factory=list, init=False)
     _expected: int = attrs.field(default=0, init=False)
     _awaited: tuple[NodeId, ...] = attrs.field(default=(), init=False)
     _patient: bool = attrs.field(default=False, init=False)
     _next_route: int = attrs.field(default=1, init=False)
     _jobs: Jobs = attrs.field(factory=Jobs, init=False)
-    _lent: dict[NodeId, frozenset[str]] = attrs.field(factory=dict, init=False)  # fingerprints by who may lend them
+    _lenders: Lenders = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._lenders = Lenders(self.store_addr)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -194,39 +170,12 @@ class Planner:
 
     def cards(self) -> tuple[ModelCard, ...]:
         """The models as frontends see them; only those whose files were understood."""
-        states: dict[Phase, Literal["loading", "ready", "degraded", "failed"]] = {
-            "ready": "ready",
-            "failed": "failed",
-            "waiting": "degraded",
-        }
-        return tuple(
-            ModelCard(
-                model_id=model.model_id,
-                model_path=model.described.model_path,
-                architecture=model.described.spec.architecture,
-                state=states.get(model.phase, "loading"),
-                created_s=model.created_s,
-                max_model_len=self._context(model),
-                vocab=model.described.spec.vocab,
-                eos_ids=model.described.spec.eos_ids,
-                dtype=model.route.dtype if model.route else model.described.spec.stored_dtype,
-                total_layers=model.described.spec.n_layers,
-                default_sampling=model.described.spec.default_sampling,
-                folder=model.described.folder,
-            )
-            for model in self._models.values()
-            if model.described is not None
-        )
+        cards = (model.card(self.policy.max_model_len) for model in self._models.values())
+        return tuple(card for card in cards if card is not None)
 
     def models(self) -> tuple[tuple[str, Phase, Route | None], ...]:
         """(model id, phase, route) of every model, for the status page."""
         return tuple((model.model_id, model.phase, model.route) for model in self._models.values())
-
-    def _context(self, model: _Model) -> int:
-        if model.route is not None and model.route.max_model_len:
-            return model.route.max_model_len
-        assert model.described is not None
-        return min(self.policy.max_model_len or model.described.spec.max_positions, model.described.spec.max_positions)
 
     # ------------------------------------------------------------ wishes
 
@@ -242,7 +191,7 @@ class Planner:
     def _want(self, wish: Wish, asker: tuple[Address, AskId] | None) -> list[Effect]:
         model_id = wish.model_id or default_model_id(wish.model_path)
         job = self._jobs.begin(self.term, model_id, wish.model_path)
-        model = _Model(wish, model_id, job, created_s=self.wall_s)
+        model = PlannedModel(wish, model_id, job, created_s=self.wall_s)
         if asker is not None:
             model.asks.append(asker)
         self._models[model_id] = model
@@ -275,7 +224,8 @@ class Planner:
             model.described, model.phase = described, "waiting"
             if hub_parts(described.model_path) is not None:
                 model.wish = attrs.evolve(model.wish, pinned=described.model_path)
-            effects.append(Tell(BROKER_NAME, ModelKnown(model_id=model.model_id, max_model_len=self._context(model))))
+            known = ModelKnown(model_id=model.model_id, max_model_len=model.context(self.policy.max_model_len))
+            effects.append(Tell(BROKER_NAME, known))
             effects += [self._save(), *self._announce(), *self._plan(model, now_s)]
         return effects
 
@@ -283,7 +233,7 @@ class Planner:
         wanted = [m for m in self._models.values() if m.phase == "describing" and m.wish.place == path]
         return [effect for model in wanted for effect in self._endure(model, refusal, now_s)]
 
-    def _endure(self, model: _Model, refusal: Refusal, now_s: float) -> list[Effect]:
+    def _endure(self, model: PlannedModel, refusal: Refusal, now_s: float) -> list[Effect]:
         """A model that is wanted whatever happens, or that has served, is tried again; any other has failed."""
         if model.asks or not (model.kept or model.served):
             return self._fail(model, refusal)
@@ -300,13 +250,13 @@ class Planner:
             return [Describe(model.wish.place)]
         return self._plan(model, now_s)
 
-    def _fail(self, model: _Model, refusal: Refusal) -> list[Effect]:
+    def _fail(self, model: PlannedModel, refusal: Refusal) -> list[Effect]:
         """The wish cannot be granted: whoever asked is told, and nothing of the model stays (but see `_endure`)."""
         model.phase, model.why = "failed", refusal.message
         self._jobs.end(model.job, refusal, model.route)
         effects: list[Effect] = [Tell(BROKER_NAME, ModelGone(model_id=model.model_id, refusal=refusal, forget=True))]
         effects += self._drop(model)
-        effects += self._answer(model, refusal=refusal)
+        effects += model.answer(refusal=refusal)
         del self._models[model.model_id]
         return [*effects, self._save(), *self._announce()]
 
@@ -353,7 +303,7 @@ class Planner:
 
     def _joined(self, joined: NodeJoined, now_s: float) -> list[Effect]:
         self._nodes[joined.node] = joined
-        self._lent[joined.node] = frozenset(held.fingerprint for held in joined.held)
+        self._lenders.holds(joined.node, (held.fingerprint for held in joined.held))
         self._suspects.discard(joined.node)
         if self._patient:
             back = self._awaited and all(node in self._nodes for node in self._awaited)
@@ -373,7 +323,7 @@ class Planner:
 
     def _lost(self, node: NodeId, now_s: float) -> list[Effect]:
         self._nodes.pop(node, None)
-        self._lent.pop(node, None)
+        self._lenders.forget(node)
         self._suspects.discard(node)
         effects: list[Effect] = []
         for model in list(self._models.values()):
@@ -399,7 +349,7 @@ class Planner:
 
     # ------------------------------------------------------------ epochs
 
-    def _plan(self, model: _Model, now_s: float) -> list[Effect]:
+    def _plan(self, model: PlannedModel, now_s: float) -> list[Effect]:
         """A new epoch over the nodes present now, or a wait for better times."""
         if self._patient or model.described is None:
             return []
@@ -432,27 +382,21 @@ class Planner:
         going = ModelStalled(model_id=model.model_id, refusal=None)
         effects += [Tell(BROKER_NAME, going), CancelTimer(("recovery", model.model_id)), self._save()]
         dropped = [name for name in (old.nodes() if old else ()) if name not in route.nodes() and name in self._nodes]
-        drop = DropSlice(route=route.route, epoch=route.epoch)
-        effects += [Send(Address(self._nodes[name].peer, STAGE), drop) for name in dropped]
+        effects += orders.drop(route.route, route.epoch, [self._nodes[name] for name in dropped])
         effects += [self._order(described, route, placed) for placed in route.stages]
         return [*effects, *self._announce()]
 
-    def _order(self, described: Described, route: Route, placed: Placed) -> Send:
-        share = placed.share
-        order = LoadSlice(
-            route=route.route,
-            epoch=route.epoch,
-            spec=described.spec,
-            dtype=route.dtype,
-            first_layer=share.first_layer,
-            end_layer=share.end_layer,
+    def _order(self, described: Described, route: Route, placed: Placed) -> Effect:
+        share, to = placed.share, placed.share.node
+        others = [node for name, node in self._nodes.items() if name != to and name not in self._suspects]
+        return orders.load(
+            described,
+            route,
+            placed,
             tensors=self.ranges(described, share.first_layer, share.end_layer),
-            sources=self._sources(described, placed.share.node),
-            files=described.files,
+            sources=self._lenders.sources(described, others),
             block_size=self.policy.block_size,
-            kv_memory_bytes=share.kv_memory_bytes,
         )
-        return Send(Address(placed.node.peer, STAGE), order)
 
     def _progressed(self, peer: PeerId, said: LoadProgress) -> list[Effect]:
         found = self._placed(peer, said.route, said.epoch)
@@ -465,17 +409,6 @@ class Planner:
         )
         return [Moved(model.model_id, load)]
 
-    def _sources(self, described: Described, to: NodeId) -> tuple[str, ...]:
-        """The model's own sources, and the store lane: the coordinator, and workers that have loaded some of it.
-
-        Of a Hub model those workers come first, since they are near, and the coordinator last: it would have to fetch.
-        """
-        others = [node for name, node in self._nodes.items() if name != to and name not in self._suspects]
-        lent = [node for node in others if described.spec.fingerprint in self._lent.get(node.node, ())]
-        if any(source.startswith("hub:") for source in described.sources):
-            return (*lane_source("", lent), *described.sources, *lane_source(self.store_addr, ()))
-        return (*described.sources, *lane_source(self.store_addr, lent))
-
     def _slice_loaded(self, peer: PeerId, loaded: SliceLoaded, now_s: float) -> list[Effect]:
         found = self._placed(peer, loaded.route, loaded.epoch)
         if found is None:
@@ -484,7 +417,7 @@ class Planner:
         placed.loaded = loaded
         route = model.route
         assert route is not None and model.described is not None
-        self._lent[placed.share.node] = frozenset({model.described.spec.fingerprint})  # a worker lends its last slice
+        self._lenders.holds(placed.share.node, (model.described.spec.fingerprint,))
         if model.phase != "loading" or any(stage.loaded is None for stage in route.stages):
             return []
         model.phase = "activating"
@@ -494,22 +427,7 @@ class Planner:
             )
         except RefusalError as why:
             return self._wait(model, why.refusal, now_s)
-        return [
-            Send(Address(stage.node.peer, STAGE), self._activation(route, index))
-            for index, stage in enumerate(route.stages)
-        ]
-
-    def _activation(self, route: Route, index: int) -> Activate:
-        last = index == len(route.stages) - 1
-        return Activate(
-            route=route.route,
-            epoch=route.epoch,
-            kv_blocks=route.kv_blocks,
-            next_addr=self.results_addr if last else route.stages[index + 1].node.pipeline_addr,
-            credits=len(route.stages) + EXTRA_CREDITS,
-            stage_index=index,
-            n_stages=len(route.stages),
-        )
+        return orders.activate(route, self.results_addr)
 
     def _stage_ready(self, peer: PeerId, route_id: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
         found = self._placed(peer, route_id, epoch)
@@ -523,20 +441,8 @@ class Planner:
             return []
         model.phase, model.up_since_s, model.why, model.served = "ready", now_s, "", True
         self._jobs.end(model.job, None, route)
-        up = RouteUp(
-            model_id=model.model_id,
-            route=route.route,
-            epoch=route.epoch,
-            nodes=route.nodes(),
-            first_addr=route.stages[0].node.pipeline_addr,
-            kv_blocks=route.kv_blocks,
-            block_size=self.policy.block_size,
-            max_model_len=route.max_model_len,
-            credits=len(route.stages) + EXTRA_CREDITS,
-            vocab=model.described.spec.vocab,
-            length_rule=model.described.spec.decoder.length_rule,
-        )
-        return [Tell(BROKER_NAME, up), *self._announce(), *self._answer(model, state="ready")]
+        up = orders.up(model.model_id, model.described, route, self.policy.block_size)
+        return [Tell(BROKER_NAME, up), *self._announce(), *model.answer(state="ready")]
 
     def _load_failed(self, peer: PeerId, route: RouteId, epoch: Epoch, refusal: Refusal, now_s: float) -> list[Effect]:
         found = self._placed(peer, route, epoch)
@@ -544,13 +450,13 @@ class Planner:
             return []  # a loss ended this epoch already
         return self._endure(found[0], refusal, now_s)
 
-    def _down(self, model: _Model, *, death: bool) -> list[Effect]:
+    def _down(self, model: PlannedModel, *, death: bool) -> list[Effect]:
         if model.route is None or model.phase != "ready":
             return []
         model.phase = "waiting"
         return [Tell(BROKER_NAME, RouteDown(model_id=model.model_id, route=model.route.route, death=death))]
 
-    def _wait(self, model: _Model, refusal: Refusal, now_s: float) -> list[Effect]:
+    def _wait(self, model: PlannedModel, refusal: Refusal, now_s: float) -> list[Effect]:
         """It does not fit now. A first load is refused; a model that served waits for a node until the deadline."""
         effects = self._down(model, death=False)
         if model.asks and refusal.code != "no_workers":
@@ -574,22 +480,18 @@ class Planner:
         message = f"no plan fits within the recovery deadline: {model.why}"
         refusal = Refusal(code="recovery_deadline", message=message, retry_after_s=10.0)
         gone = ModelGone(model_id=model_id, refusal=refusal, forget=False)
-        return [Tell(BROKER_NAME, gone), *self._answer(model, refusal=refusal)]
+        return [Tell(BROKER_NAME, gone), *model.answer(refusal=refusal)]
 
-    def _drop(self, model: _Model) -> list[Effect]:
+    def _drop(self, model: PlannedModel) -> list[Effect]:
         if model.route is None:
             return []
         self.number += 1
-        drop = DropSlice(route=model.route.route, epoch=Epoch(self.term, self.number))
-        return [
-            Send(Address(stage.node.peer, STAGE), drop)
-            for stage in model.route.stages
-            if self._nodes.get(stage.share.node) is stage.node
-        ]
+        there = [stage.node for stage in model.route.stages if self._nodes.get(stage.share.node) is stage.node]
+        return orders.drop(model.route.route, Epoch(self.term, self.number), there)
 
     # ------------------------------------------------------------ small helpers
 
-    def _placed(self, peer: PeerId, route: RouteId, epoch: Epoch) -> tuple[_Model, Placed] | None:
+    def _placed(self, peer: PeerId, route: RouteId, epoch: Epoch) -> tuple[PlannedModel, Placed] | None:
         for model in self._models.values():
             if model.route is not None and model.route.route == route and model.route.epoch == epoch:
                 for placed in model.route.stages:
@@ -610,13 +512,6 @@ class Planner:
         if any(model.kept and model.phase == "describing" for model in self._models.values()):
             return []
         return [Send(Address(peer, ASKS), ModelsChanged(models=self.cards())) for peer in peers]
-
-    def _answer(
-        self, model: _Model, *, state: Literal["ready"] | None = None, refusal: Refusal | None = None
-    ) -> list[Effect]:
-        asks, model.asks = model.asks, []
-        told = [ModelTold(ask=ask, model_id=model.model_id, state=state, refusal=refusal) for _, ask in asks]
-        return [Send(sender, message) for (sender, _), message in zip(asks, told, strict=True)]
 
     def _told(
         self,

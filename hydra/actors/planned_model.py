@@ -1,0 +1,74 @@
+"""One wished model and how far it has come. Promises only that the record is one; the Planner decides everything."""
+
+from typing import Literal
+
+import attrs
+
+from hydra.actors.machine import Effect, Send
+from hydra.actors.placement import Route
+from hydra.actors.wish import Wish
+from hydra.protocol.ids import Address, AskId
+from hydra.protocol.messages import ModelTold
+from hydra.protocol.model_spec import Described, ModelCard
+from hydra.protocol.refusal import Refusal
+
+Phase = Literal["describing", "waiting", "loading", "activating", "ready", "failed"]
+_SHOWN: dict[Phase, Literal["loading", "ready", "degraded", "failed"]] = {
+    "ready": "ready",
+    "failed": "failed",
+    "waiting": "degraded",
+}
+
+
+@attrs.define(eq=False)
+class PlannedModel:
+    """Those in `asks` wait for its first Ready, or for the refusal."""
+
+    wish: Wish
+    model_id: str
+    job: str
+    asks: list[tuple[Address, AskId]] = attrs.field(factory=list)
+    described: Described | None = None
+    total_layers: int | None = None
+    phase: Phase = "describing"
+    route: Route | None = None
+    created_s: int = 0
+    why: str = ""
+    breaks: int = 0
+    kept: bool = False  # wished for at start: it stays wanted whatever happens, until somebody unloads it
+    served: bool = False  # it has been ready in this life of the coordinator
+    recovering: bool = False  # the recovery deadline runs
+    up_since_s: float = 0.0
+
+    def context(self, max_model_len: int) -> int:
+        """Tokens a sequence may have: what the route has room for, else what is wished for and what the model can."""
+        if self.route is not None and self.route.max_model_len:
+            return self.route.max_model_len
+        assert self.described is not None
+        return min(max_model_len or self.described.spec.max_positions, self.described.spec.max_positions)
+
+    def card(self, max_model_len: int) -> ModelCard | None:
+        """The model as frontends see it; None while its files are not understood."""
+        if self.described is None:
+            return None
+        spec = self.described.spec
+        return ModelCard(
+            model_id=self.model_id,
+            model_path=self.described.model_path,
+            architecture=spec.architecture,
+            state=_SHOWN.get(self.phase, "loading"),
+            created_s=self.created_s,
+            max_model_len=self.context(max_model_len),
+            vocab=spec.vocab,
+            eos_ids=spec.eos_ids,
+            dtype=self.route.dtype if self.route else spec.stored_dtype,
+            total_layers=spec.n_layers,
+            default_sampling=spec.default_sampling,
+            folder=self.described.folder,
+        )
+
+    def answer(self, *, state: Literal["ready"] | None = None, refusal: Refusal | None = None) -> list[Effect]:
+        """Tells everybody who waits, once."""
+        asks, self.asks = self.asks, []
+        told = [ModelTold(ask=ask, model_id=self.model_id, state=state, refusal=refusal) for _, ask in asks]
+        return [Send(sender, message) for (sender, _), message in zip(asks, told, strict=True)]
