@@ -21,6 +21,7 @@ from hydra.actors.parent import ChildCommand, Parent, python_child
 from hydra.actors.supervisor import ChildPlan, Supervisor
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
 from hydra.complaint import Complaint
+from hydra.huge_pages import huge_pages_env
 from hydra.protocol.ids import NodeId
 from hydra.settings import Settings
 from hydra.state_dir import unpin
@@ -236,8 +237,9 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
     )
     specs["frontend"] = ("_frontend", to_json(frontend), (listener.fileno(),))
     env = secrets_env(settings)
+    more = {"_worker": huge_pages_env(os.environ)}
     commands = {
-        NodeId(name): ChildCommand(argv=tuple(python_child(role, spec)), pass_fds=fds, env=env)
+        NodeId(name): ChildCommand(argv=tuple(python_child(role, spec)), pass_fds=fds, env=env | more.get(role, {}))
         for name, (role, spec, fds) in specs.items()
     }
     supervisor = Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout)
@@ -256,7 +258,8 @@ def run_worker_parent(
     Returns the exit code.
     """
     supervisor = Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random())
-    command = ChildCommand(argv=tuple(child(to_json(spec))), env=secrets_env(settings))
+    env = secrets_env(settings) | huge_pages_env(os.environ)
+    command = ChildCommand(argv=tuple(child(to_json(spec))), env=env)
     addrs = {"router_addr": spec.router_addr, "broadcast_addr": spec.broadcast_addr}
     commands = {NodeId(spec.node_id): command}
     name = f"parent-{spec.node_id}"

@@ -10,6 +10,8 @@ from typing import Any
 
 import attrs
 
+from hydra.huge_pages import huge_pages_env
+
 
 @attrs.frozen
 class Child:
@@ -37,9 +39,12 @@ class Child:
 
 @contextmanager
 def child(module: str, *args: object) -> Iterator[Child]:
-    """Runs `python -m module args` with one thread, until the block ends; its first line is `greeting[0]`."""
+    """Runs `python -m module args` with one thread, until the block ends; its first line is `greeting[0]`.
+
+    With a worker's memory, so that both sides of a ratio have the same.
+    """
     argv: Sequence[str] = [sys.executable, "-m", module, *(str(arg) for arg in args)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    env = {**os.environ, **huge_pages_env(os.environ), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
         try:
             made = Child(process)

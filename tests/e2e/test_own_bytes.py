@@ -32,6 +32,8 @@ def test_four_workers_read_a_quarter_each(tmp_path: Path) -> None:
         taken = {name: read_bytes(pid) - before[name] for name, pid in pids.items()}
         slices = stages(cluster)
         check_ears(cluster)
+        for pid in pids.values():
+            assert "glibc.malloc.hugetlb=1" in Path(f"/proc/{pid}/environ").read_text()
     described = LocalLibrary().describe(str(directory))
     assert sorted(slices.values())[0][0] == 0 and len(slices) == 4
     for name, (first, end) in slices.items():
