@@ -38,12 +38,14 @@ def read_state(directory: Path) -> SavedState:
         return SavedState()
 
 
-def unpin(directory: Path) -> None:
-    """A new `up` asks anew what a branch of the Hub means; later lives of its coordinator do not."""
+def begin_anew(directory: Path) -> None:
+    """A new `up` asks anew what a branch of the Hub means, and waits for its own workers, not for those of a former
+    placement; later lives of its coordinator do not.
+    """
     saved = read_state(directory)
-    if any(wish.pinned for wish in saved.wishes):
+    if saved.nodes or any(wish.pinned for wish in saved.wishes):
         wishes = tuple(attrs.evolve(wish, pinned=None) for wish in saved.wishes)
-        write_state(directory, attrs.evolve(saved, wishes=wishes))
+        write_state(directory, attrs.evolve(saved, wishes=wishes, nodes=()))
 
 
 def write_state(directory: Path, state: SavedState) -> None:

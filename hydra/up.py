@@ -24,7 +24,7 @@ from hydra.complaint import Complaint
 from hydra.huge_pages import huge_pages_env
 from hydra.protocol.ids import NodeId
 from hydra.settings import Settings
-from hydra.state_dir import unpin
+from hydra.state_dir import begin_anew
 
 CPU_MEMORY_SHARE = 0.8  # of the RAM that is free at start, over all CPU workers of this machine
 GIGABYTE = 1_000_000_000
@@ -188,7 +188,7 @@ def secrets_env(settings: Settings) -> dict[str, str]:
 def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -> int:
     """The whole life of `up`. Returns the exit code."""
     lock_state(wish.state_dir)
-    unpin(wish.state_dir)
+    begin_anew(wish.state_dir)
     listener = open_http(settings.server.http_addr)
     host = "*" if wish.lan else None
     addrs = {

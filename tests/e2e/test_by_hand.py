@@ -132,3 +132,13 @@ def test_poison_ends_with_an_error_after_its_third_death_and_the_others_are_whol
         assert len(deaths) == len(set(deaths)) == 3
         wait_whole(cluster, 3)
         assert all_at_once(cluster, untied) == untied.answers
+
+
+def test_a_new_up_waits_for_as_many_as_it_was_told(untied: Served, tmp_path: Path) -> None:
+    """And not only for those that held the model in its former life."""
+    with running_cluster(tmp_path, untied.directory, workers=1) as cluster:
+        assert cluster.layers() == {"w0": LAYERS}
+        assert cluster.processes.stop() == {"up": 0}
+    with running_cluster(tmp_path, untied.directory, workers=1, by_hand=["h0"]) as cluster:  # which comes after w0
+        assert len(cluster.layers()) == 2 and all_layers(cluster) == LAYERS
+        assert complete(cluster, untied.prompts[3], stream=True) == untied.answers[3]

@@ -2,11 +2,12 @@
 
 import json
 
+import attrs
 import pytest
 
 from hydra.actors.coordinator import SavedState
 from hydra.actors.wish import Wish
-from hydra.state_dir import FILE_NAME, read_state, unpin, write_state
+from hydra.state_dir import FILE_NAME, begin_anew, read_state, write_state
 
 STATE = SavedState(
     term=4,
@@ -32,9 +33,12 @@ def test_nonsense_is_a_new_cluster(tmp_path, raw):
     assert read_state(tmp_path) == SavedState()
 
 
-def test_unpinning_forgets_commits_and_nothing_else(tmp_path):
-    unpin(tmp_path)
+def test_a_new_up_forgets_commits_and_the_placement_and_nothing_else(tmp_path):
+    begin_anew(tmp_path)
     assert read_state(tmp_path) == SavedState()
     write_state(tmp_path, STATE)
-    unpin(tmp_path)
-    assert read_state(tmp_path) == SavedState(term=4, wishes=(STATE.wishes[0], Wish("org/m")), nodes=STATE.nodes)
+    begin_anew(tmp_path)
+    assert read_state(tmp_path) == SavedState(term=4, wishes=(STATE.wishes[0], Wish("org/m")), nodes=())
+    write_state(tmp_path, attrs.evolve(STATE, wishes=STATE.wishes[:1]))
+    begin_anew(tmp_path)
+    assert read_state(tmp_path) == SavedState(term=4, wishes=STATE.wishes[:1], nodes=())
