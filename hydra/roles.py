@@ -118,7 +118,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     from hydra.store.shelf_keeper import ShelfKeeper
 
     saved = _memory(spec)
-    fresh = not saved.nodes
+    fresh, leases_s = not saved.nodes, 3 * spec.beats_missed_max * spec.heartbeat_s
     access, keeper = with_login(HubAccess.of(os.environ)), ShelfKeeper()
     library = HubLibrary(Hub(access, Path(spec.cache_dir)))
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
@@ -152,7 +152,8 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             limits=Limits(spec.batch_tokens, spec.running_max, spec.waiting_max, spec.prefix_cache),
             on_wish_failed=give_up,
             expected_workers=spec.expected_workers,
-            patience_s=spec.patience_s if fresh else 3 * spec.beats_missed_max * spec.heartbeat_s,
+            patience_s=max(spec.patience_s, 0.0 if fresh else leases_s) if saved.first_life else leases_s,
+            nodes_s=leases_s,
             heartbeat_s=spec.heartbeat_s,
             beats_missed_max=spec.beats_missed_max,
             join_token=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),

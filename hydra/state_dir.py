@@ -30,6 +30,7 @@ def read_state(directory: Path) -> SavedState:
                 Wish(str(w["model_path"]), w.get("model_id"), w.get("dtype"), w.get("pinned")) for w in saved["wishes"]
             ),
             nodes=tuple(NodeId(str(node)) for node in saved["nodes"]),
+            anew=saved.get("anew") is True,
         )
     except FileNotFoundError:
         return SavedState()
@@ -39,13 +40,13 @@ def read_state(directory: Path) -> SavedState:
 
 
 def begin_anew(directory: Path) -> None:
-    """A new `up` asks anew what a branch of the Hub means, and waits for its own workers, not for those of a former
+    """A new `up` asks anew what a branch of the Hub means, and waits for its own workers beside those of a former
     placement; later lives of its coordinator do not.
     """
     saved = read_state(directory)
-    if saved.nodes or any(wish.pinned for wish in saved.wishes):
+    if saved.wishes:
         wishes = tuple(attrs.evolve(wish, pinned=None) for wish in saved.wishes)
-        write_state(directory, attrs.evolve(saved, wishes=wishes, nodes=()))
+        write_state(directory, attrs.evolve(saved, wishes=wishes, anew=True))
 
 
 def write_state(directory: Path, state: SavedState) -> None:
@@ -55,6 +56,7 @@ def write_state(directory: Path, state: SavedState) -> None:
         "term": state.term,
         "wishes": [attrs.asdict(wish) for wish in state.wishes],
         "nodes": list(state.nodes),
+        "anew": state.anew,
     }
     fresh = directory / f"{FILE_NAME}.{os.getpid()}"
     with fresh.open("w") as file:

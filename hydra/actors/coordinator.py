@@ -4,6 +4,7 @@ Everything from outside is handed in: wires, the library that reads model direct
 function runs in a process of its own and inside the simulator.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 
 import attrs
@@ -34,11 +35,20 @@ SHOW_EVERY_S = 3.0
 
 @attrs.frozen(kw_only=True)
 class SavedState:
-    """What outlives a coordinator: the term, the models that should be there, and who computed them last."""
+    """What outlives a coordinator: the term, the models that should be there, and who computed them last.
+
+    `anew`: a new `up` has started since, with workers of its own; the first word that is saved ends that.
+    """
 
     term: int = 0
     wishes: tuple[Wish, ...] = ()
     nodes: tuple[NodeId, ...] = ()
+    anew: bool = False
+
+    @property
+    def first_life(self) -> bool:
+        """Of this `up`: its workers are only starting."""
+        return self.anew or not self.nodes
 
 
 @attrs.frozen(kw_only=True)
@@ -57,6 +67,7 @@ class CoordinatorParts:
     on_wish_failed: Callable[[Refusal], None]  # a model wished for at start; the process may give up
     expected_workers: int
     patience_s: float
+    nodes_s: float = math.inf  # for the nodes of a former life; see Begin
     heartbeat_s: float = 0.5
     beats_missed_max: int = 3
     join_token: str = ""
@@ -112,7 +123,8 @@ class Coordinator:
         saved = self.parts.saved
         try:
             async with trio.open_nursery() as self._nursery:
-                begin = Begin(saved.wishes, self.parts.expected_workers, saved.nodes, self.parts.patience_s)
+                expected = self.parts.expected_workers if saved.first_life else 0
+                begin = Begin(saved.wishes, expected, saved.nodes, self.parts.patience_s, self.parts.nodes_s)
                 self.house.post(PLANNER.actor, begin)
                 self.house.post(REGISTRY.actor, Opened())
                 self._nursery.start_soon(self.house.keep_timers)

@@ -130,6 +130,8 @@ class Planner:
                 return self._described(path, described, now_s)
             case NotDescribed(model_path=path, refusal=refusal):
                 return self._not_described(path, refusal, now_s)
+            case TimerFired(key="awaited"):
+                return self._await_no_longer(now_s)
             case TimerFired(key="patience"):
                 return self._settle(now_s)
             case TimerFired(key=("again", str(model_id))):
@@ -182,6 +184,8 @@ class Planner:
     def _begin(self, begin: Begin, now_s: float) -> list[Effect]:
         self._expected, self._awaited, self._patient = begin.expected, begin.nodes, True
         effects: list[Effect] = [SetTimer("patience", now_s + begin.patience_s)]
+        if begin.nodes and begin.nodes_s < begin.patience_s:
+            effects.append(SetTimer("awaited", now_s + begin.nodes_s))
         for wish in begin.wishes:
             effects += self._want(wish, None)
         for model in self._models.values():
@@ -305,12 +309,16 @@ class Planner:
         self._nodes[joined.node] = joined
         self._lenders.holds(joined.node, (held.fingerprint for held in joined.held))
         self._suspects.discard(joined.node)
-        if self._patient:
-            back = self._awaited and all(node in self._nodes for node in self._awaited)
-            if back or (not self._awaited and len(self._nodes) >= max(1, self._expected)):
-                return self._settle(now_s)
-            return []
-        return self._plan_waiting(now_s)
+        return self._settle_if_complete(now_s) if self._patient else self._plan_waiting(now_s)
+
+    def _settle_if_complete(self, now_s: float) -> list[Effect]:
+        back = all(node in self._nodes for node in self._awaited)
+        return self._settle(now_s) if back and len(self._nodes) >= max(1, self._expected) else []
+
+    def _await_no_longer(self, now_s: float) -> list[Effect]:
+        """Who computed in a former life and is not back yet is done without."""
+        self._awaited = ()
+        return self._settle_if_complete(now_s) if self._patient else []
 
     def _plan_waiting(self, now_s: float) -> list[Effect]:
         waiting = [m for m in self._models.values() if m.phase == "waiting"]

@@ -4,6 +4,8 @@ Values only, made by the front door, the state directory and the coordinator's s
 true is the Planner's.
 """
 
+import math
+
 import attrs
 
 from hydra.protocol.ids import NodeId
@@ -72,12 +74,15 @@ class SaveState:
 
 @attrs.frozen
 class Begin:
-    """Event: the coordinator is up. `expected` workers are waited for, at most `patience_s`."""
+    """Event: the coordinator is up. Waited for are `expected` workers, at most `patience_s`, and those `nodes` that
+    computed in a former life, at most `nodes_s` (and `patience_s`).
+    """
 
     wishes: tuple[Wish, ...]
     expected: int
     nodes: tuple[NodeId, ...]
     patience_s: float
+    nodes_s: float = math.inf
 
 
 @attrs.frozen(kw_only=True)

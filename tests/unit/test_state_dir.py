@@ -2,7 +2,6 @@
 
 import json
 
-import attrs
 import pytest
 
 from hydra.actors.coordinator import SavedState
@@ -33,12 +32,12 @@ def test_nonsense_is_a_new_cluster(tmp_path, raw):
     assert read_state(tmp_path) == SavedState()
 
 
-def test_a_new_up_forgets_commits_and_the_placement_and_nothing_else(tmp_path):
+def test_a_new_up_is_noted_and_forgets_commits_and_nothing_else(tmp_path):
     begin_anew(tmp_path)
     assert read_state(tmp_path) == SavedState()
     write_state(tmp_path, STATE)
+    assert not read_state(tmp_path).first_life
     begin_anew(tmp_path)
-    assert read_state(tmp_path) == SavedState(term=4, wishes=(STATE.wishes[0], Wish("org/m")), nodes=())
-    write_state(tmp_path, attrs.evolve(STATE, wishes=STATE.wishes[:1]))
-    begin_anew(tmp_path)
-    assert read_state(tmp_path) == SavedState(term=4, wishes=STATE.wishes[:1], nodes=())
+    wishes = (STATE.wishes[0], Wish("org/m"))
+    assert read_state(tmp_path) == SavedState(term=4, wishes=wishes, nodes=STATE.nodes, anew=True)
+    assert read_state(tmp_path).first_life

@@ -213,6 +213,35 @@ def test_a_new_coordinator_waits_for_the_nodes_it_knew():
     assert CancelTimer("patience") in effects and layers(effects)["b-1"][0] == 0
 
 
+def test_a_new_up_waits_for_its_own_workers_beside_the_nodes_it_knew():
+    hall = Hall()
+    hall.begin(nodes=("a",), expected=2)
+    hall.tell(WasDescribed("/models/m", MODEL))
+    assert hall.tell(joined("a")) == [], "one that it knew is back, one of two workers is here"
+    assert sorted(layers(hall.tell(joined("b")))) == ["a-1", "b-1"]
+
+
+def test_a_node_of_a_former_life_is_awaited_for_a_while_and_then_done_without():
+    hall = Hall()
+    begun = hall.tell(Begin((Wish("/models/m"),), 2, ("a", "gone"), 60.0, 4.5))
+    assert {effect.key: effect.at_s for effect in begun if isinstance(effect, SetTimer)} == {
+        "patience": hall.now_s + 60.0,
+        "awaited": hall.now_s + 4.5,
+    }
+    hall.tell(WasDescribed("/models/m", MODEL))
+    assert hall.tell(joined("a")) == [] and hall.tell(joined("b")) == []
+    assert sorted(layers(hall.tell(TimerFired("awaited")))) == ["a-1", "b-1"]
+
+
+def test_when_the_former_nodes_are_given_up_the_new_workers_are_still_awaited():
+    hall = Hall()
+    hall.tell(Begin((Wish("/models/m"),), 2, ("gone",), 60.0, 4.5))
+    hall.tell(WasDescribed("/models/m", MODEL))
+    assert hall.tell(TimerFired("awaited")) == [] and hall.tell(joined("a")) == []
+    assert sorted(layers(hall.tell(joined("b")))) == ["a-1", "b-1"]
+    assert hall.tell(TimerFired("awaited")) == [], "it may come late"
+
+
 def test_state_is_saved_before_anybody_is_ordered():
     hall = Hall()
     hall.begin()
