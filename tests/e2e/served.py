@@ -12,25 +12,24 @@ from tests.e2e.cluster import RunningCluster
 
 TOKENS = 64
 LENGTHS = (1, 2, 5, 9, 17, 33, 40, 64)
+SIZES = {
+    "vocab_size": 1003,
+    "hidden_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 1002,
+}
 MARGIN = 1e-3  # between the best and the second logit: below it two correct programs may differ
 
 
 def save_model(directory: Path, *, tied: bool, seed: int = 5) -> LlamaForCausalLM:
     """A random Llama: grouped-query heads, sharded files, a vocabulary that is no multiple of 8."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=1003,
-        hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=1002,
-    )
+    config = LlamaConfig(**SIZES, intermediate_size=172, tie_word_embeddings=tied)
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(directory, max_shard_size="450KB")
     assert len(list(directory.glob("*.safetensors"))) >= 3
@@ -47,18 +46,10 @@ def save_long_rope(directory: Path, original_tokens: int) -> Phi3ForCausalLM:
         "long_factor": [4.0, 6.0, 9.0, 17.5],
     }
     config = Phi3Config(
-        vocab_size=1003,
-        hidden_size=64,
+        **SIZES,
         intermediate_size=112,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
         original_max_position_embeddings=original_tokens,
         rope_parameters=rope,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=1002,
         pad_token_id=0,
     )
     model = Phi3ForCausalLM(config).eval()
