@@ -162,14 +162,20 @@ def worker(
     if not host or not port.isdigit():
         raise Complaint(f"{coordinator!r} is no address", "it is tcp://HOST:PORT", "for example tcp://10.0.0.5:5555", 2)
     wish = local_workers(1, device)[0]
+    held = {
+        option: settle_addr(option, f"tcp://{bind}:{number}", remedy=f"choose another with {option} (0: any)")
+        for option, number in {"--pipeline-port": pipeline_port, "--store-port": store_port}.items()
+    }  # until this function returns
+    any_port = f"tcp://{bind}:0"  # each life of the worker takes its own
+    pipeline_addr, store_addr = (addr for addr, _ in held.values())
     spec = WorkerSpec(
         node_id=node_id,
         router_addr=f"tcp://{host}:{port}",
         broadcast_addr=broadcast or f"tcp://{host}:{int(port) + 2}",
         cache_dir=str(settings.model.cache_path()),
         max_cache_bytes=settings.model.max_cache_bytes(),
-        pipeline_bind=settle_addr("pipeline_port", f"tcp://{bind}:{pipeline_port}"),
-        store_bind=settle_addr("store_port", f"tcp://{bind}:{store_port}"),
+        pipeline_bind=pipeline_addr if pipeline_port else any_port,
+        store_bind=store_addr if store_port else any_port,
         advertise_host=advertise or _reachable_host(bind, host, int(port)),
         device=wish.device,
         dtype=dtype,

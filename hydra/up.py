@@ -21,6 +21,7 @@ from hydra.actors.parent import ChildCommand, Parent, python_child
 from hydra.actors.supervisor import ChildPlan, Supervisor
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
 from hydra.complaint import Complaint
+from hydra.held_port import HeldPort
 from hydra.huge_pages import huge_pages_env
 from hydra.protocol.ids import NodeId
 from hydra.settings import Settings
@@ -94,21 +95,22 @@ def open_http(addr: str) -> socket.socket:
     return listener
 
 
-def settle_addr(key: str, addr: str, *, host: str | None = None) -> str:
-    """A concrete `tcp://host:port` that is free now. Raises Complaint (exit 4) when the port is taken."""
+def settle_addr(key: str, addr: str, *, host: str | None = None, remedy: str = "") -> tuple[str, HeldPort]:
+    """A concrete `tcp://host:port`, which is ours as long as the second lives.
+
+    Raises Complaint when `addr` is none (exit 2) or its port is taken (exit 4; `remedy` says how to choose another).
+    """
     scheme, _, rest = addr.partition("://")
     bind_host, _, port = rest.rpartition(":")
     if scheme != "tcp" or not bind_host or not port.isdigit():
-        raise Complaint(f"[zmq] {key} = {addr!r} is no address", "an address is tcp://HOST:PORT", "mend it", 2)
+        raise Complaint(f"{key} = {addr!r} is no address", "an address is tcp://HOST:PORT", "mend it", 2)
     bind_host = host or bind_host
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0" if bind_host == "*" else bind_host, int(port)))
-        except OSError as why:
-            fix = f"stop what listens there, or set HYDRA_ZMQ_{key.upper()}=tcp://{bind_host}:0"
-            raise Complaint(f"[zmq] {key}: cannot listen on {addr}", str(why), fix, 4) from why
-        return f"tcp://{bind_host}:{probe.getsockname()[1]}"
+    try:
+        held = HeldPort.take("0.0.0.0" if bind_host == "*" else bind_host, int(port))
+    except OSError as why:
+        fix = f"stop what listens there, or {remedy or f'set HYDRA_ZMQ_{key.upper()}=tcp://{bind_host}:0'}"
+        raise Complaint(f"{key}: cannot listen on {addr}", str(why), fix, 4) from why
+    return f"tcp://{bind_host}:{held.port}", held
 
 
 def require_token(key: str, addr: str, join_token: str) -> None:
@@ -191,10 +193,11 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
     begin_anew(wish.state_dir)
     listener = open_http(settings.server.http_addr)
     host = "*" if wish.lan else None
-    addrs = {
+    settled = {  # and held: as long as this function runs
         key: settle_addr(key, getattr(settings.zmq, key), host=host)
         for key in ("router_addr", "broadcast_addr", "results_addr", "store_addr")
     }
+    addrs = {key: addr for key, (addr, _) in settled.items()}
     for key, addr in addrs.items():
         require_token(key, addr, settings.cluster.join_token)
     near = {key: addr.replace("//*:", "//127.0.0.1:") for key, addr in addrs.items()}

@@ -5,7 +5,6 @@ What they write to standard error lands in one file of the scratch directory. Re
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,31 +14,31 @@ from pathlib import Path
 import attrs
 import psutil
 
+from hydra.held_port import HeldPort
+
 ROOT = Path(__file__).parents[1]
 LOOPBACK = "127.0.0.1"
 STOP_WITHIN_S = 40.0
 
 
-def free_port(host: str = LOOPBACK) -> int:
-    """A port that is free now; whoever needs it should take it soon."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def hold_port() -> HeldPort:
+    """On loopback."""
+    return HeldPort.take(LOOPBACK)
 
 
 @attrs.frozen(kw_only=True)
 class Ports:
     """Where the coordinator of a cluster listens, all on loopback."""
 
-    router: int = attrs.field(factory=free_port)
-    broadcast: int = attrs.field(factory=free_port)
-    results: int = attrs.field(factory=free_port)
+    router: HeldPort = attrs.field(factory=hold_port)
+    broadcast: HeldPort = attrs.field(factory=hold_port)
+    results: HeldPort = attrs.field(factory=hold_port)
 
     def environment(self) -> dict[str, str]:
         return {
-            "HYDRA_ZMQ_ROUTER_ADDR": f"tcp://{LOOPBACK}:{self.router}",
-            "HYDRA_ZMQ_BROADCAST_ADDR": f"tcp://{LOOPBACK}:{self.broadcast}",
-            "HYDRA_ZMQ_RESULTS_ADDR": f"tcp://{LOOPBACK}:{self.results}",
+            "HYDRA_ZMQ_ROUTER_ADDR": f"tcp://{LOOPBACK}:{self.router.port}",
+            "HYDRA_ZMQ_BROADCAST_ADDR": f"tcp://{LOOPBACK}:{self.broadcast.port}",
+            "HYDRA_ZMQ_RESULTS_ADDR": f"tcp://{LOOPBACK}:{self.results.port}",
             "HYDRA_ZMQ_STORE_ADDR": f"tcp://{LOOPBACK}:0",
         }
 
@@ -51,6 +50,7 @@ class Processes:
     scratch: Path
     ports: Ports = attrs.field(factory=Ports)
     started: dict[str, "subprocess.Popen[str]"] = attrs.field(factory=dict, init=False)
+    held: list[HeldPort] = attrs.field(factory=list, init=False)  # other ports that some of them listen at
     _known: list[psutil.Process] = attrs.field(factory=list, init=False)
 
     def start_up(
@@ -65,8 +65,8 @@ class Processes:
         """`python -m hydra worker`, or another program with its options, which joins this cluster."""
         argv = ["-m", *program, "--node-id", name, "--device", "cpu", "--threads", "1", "--memory-gb", "2"]
         if "--coordinator" not in more:
-            argv += ["--coordinator", f"tcp://{LOOPBACK}:{self.ports.router}"]
-            argv += ["--broadcast", f"tcp://{LOOPBACK}:{self.ports.broadcast}"]
+            argv += ["--coordinator", f"tcp://{LOOPBACK}:{self.ports.router.port}"]
+            argv += ["--broadcast", f"tcp://{LOOPBACK}:{self.ports.broadcast.port}"]
         if "--pipeline-port" not in more:
             argv += ["--pipeline-port", "0"]
         self._start(name, [*argv, *more], {}, subprocess.DEVNULL)

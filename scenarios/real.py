@@ -20,9 +20,10 @@ import httpx2
 import psutil
 import trio
 
+from hydra.held_port import HeldPort
 from hydra.store.demo_model import LAYERS, VOCAB, ensure_demo_model
 from scenarios.playbill import Playbill
-from scenarios.processes import LOOPBACK, Processes, free_port, processes
+from scenarios.processes import LOOPBACK, Processes, hold_port, processes
 from scenarios.real_reader import RealReader
 from scenarios.tcp_proxy import TcpProxy
 from scenarios.theatre import BLIND, Cast, Reader, Sight
@@ -238,16 +239,17 @@ async def _start(cast: Cast, running: Processes, nursery: trio.Nursery) -> dict[
 
 async def _start_distant(name: str, running: Processes, nursery: trio.Nursery) -> list[TcpProxy]:
     """A worker that reaches the coordinator, and is reached by its neighbours, through lines of ours."""
-    ports, steps = running.ports, free_port()
-    commands = TcpProxy(LOOPBACK, free_port(), LOOPBACK, ports.router)
-    news = TcpProxy(LOOPBACK, free_port(), LOOPBACK, ports.broadcast)
-    lines = [commands, news, TcpProxy(ELSEWHERE, steps, LOOPBACK, steps)]
+    ports, steps = running.ports, hold_port()
+    running.held.append(steps)
+    commands = TcpProxy(hold_port(), LOOPBACK, ports.router.port)
+    news = TcpProxy(hold_port(), LOOPBACK, ports.broadcast.port)
+    lines = [commands, news, TcpProxy(HeldPort.take(ELSEWHERE, steps.port), LOOPBACK, steps.port)]
     for line in lines:
         await nursery.start(line.run)
     running.start_worker(
         name,
-        *("--coordinator", f"tcp://{LOOPBACK}:{commands.port}", "--broadcast", f"tcp://{LOOPBACK}:{news.port}"),
-        *("--pipeline-port", str(steps), "--bind", LOOPBACK, "--advertise", ELSEWHERE),
+        *("--coordinator", f"tcp://{LOOPBACK}:{commands.at.port}", "--broadcast", f"tcp://{LOOPBACK}:{news.at.port}"),
+        *("--pipeline-port", str(steps.port), "--bind", LOOPBACK, "--advertise", ELSEWHERE),
     )
     return lines
 

@@ -10,16 +10,17 @@ import math
 import attrs
 import trio
 
+from hydra.held_port import HeldPort
+
 CHUNK_BYTES = 65_536
 DIAL_WITHIN_S = 5.0
 
 
 @attrs.define(eq=False)
 class TcpProxy:
-    """Listens on `host`:`port` and dials `to_host`:`to_port` once per connection."""
+    """Listens `at` a port that is held for it and dials `to_host`:`to_port` once per connection."""
 
-    host: str
-    port: int
+    at: HeldPort
     to_host: str
     to_port: int
     _whole: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -35,7 +36,7 @@ class TcpProxy:
 
     async def run(self, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Raises OSError when the port is taken."""
-        await trio.serve_tcp(self._carry, self.port, host=self.host, task_status=task_status)
+        await trio.serve_tcp(self._carry, self.at.port, host=self.at.host, task_status=task_status)
 
     async def _carry(self, near: trio.SocketStream) -> None:
         async with near:

@@ -5,7 +5,7 @@ from functools import partial
 
 import trio
 
-from scenarios.processes import LOOPBACK, free_port
+from scenarios.processes import LOOPBACK, hold_port
 from scenarios.tcp_proxy import TcpProxy
 
 
@@ -16,12 +16,12 @@ async def echo(stream):
 
 
 async def dial(proxy):
-    return await trio.open_tcp_stream(proxy.host, proxy.port, happy_eyeballs_delay=math.inf)
+    return await trio.open_tcp_stream(proxy.at.host, proxy.at.port, happy_eyeballs_delay=math.inf)
 
 
 async def line(nursery):
     [listener] = await nursery.start(partial(trio.serve_tcp, echo, 0, host=LOOPBACK))
-    proxy = TcpProxy(LOOPBACK, free_port(), LOOPBACK, listener.socket.getsockname()[1])
+    proxy = TcpProxy(hold_port(), LOOPBACK, listener.socket.getsockname()[1])
     await nursery.start(proxy.run)
     return proxy
 
@@ -68,7 +68,8 @@ async def test_a_connection_that_is_made_during_a_cut_leads_somewhere_after_it(n
 
 async def test_who_dials_nobody_sees_the_connection_close(nursery):
     with trio.fail_after(10):
-        proxy = TcpProxy(LOOPBACK, free_port(), LOOPBACK, free_port())
+        nobody = hold_port()
+        proxy = TcpProxy(hold_port(), LOOPBACK, nobody.port)
         await nursery.start(proxy.run)
         stream = await dial(proxy)
         assert await stream.receive_some() == b""
