@@ -75,6 +75,7 @@ EPOCH_BREAKS_MAX = 8  # epochs in a row that never served a token's worth of tim
 STEADY_S = 5.0
 TRY_AGAIN_S = 5.0
 RETRY_AFTER_S = 5.0
+GATHER_S = 2.0  # without a further join: then those that were started together are all here
 
 
 @attrs.define(eq=False)
@@ -95,6 +96,7 @@ class Planner:
     _expected: int = attrs.field(default=0, init=False)
     _awaited: tuple[NodeId, ...] = attrs.field(default=(), init=False)
     _patient: bool = attrs.field(default=False, init=False)
+    _gathers: bool = attrs.field(default=False, init=False)  # nobody has come yet, and none knows how many will
     _next_route: int = attrs.field(default=1, init=False)
     _jobs: Jobs = attrs.field(factory=Jobs, init=False)
     _lenders: Lenders = attrs.field(init=False)
@@ -183,6 +185,7 @@ class Planner:
 
     def _begin(self, begin: Begin, now_s: float) -> list[Effect]:
         self._expected, self._awaited, self._patient = begin.expected, begin.nodes, True
+        self._gathers = not begin.expected and not begin.nodes
         effects: list[Effect] = [SetTimer("patience", now_s + begin.patience_s)]
         if begin.nodes and begin.nodes_s < begin.patience_s:
             effects.append(SetTimer("awaited", now_s + begin.nodes_s))
@@ -309,6 +312,9 @@ class Planner:
         self._nodes[joined.node] = joined
         self._lenders.holds(joined.node, (held.fingerprint for held in joined.held))
         self._suspects.discard(joined.node)
+        if self._gathers:
+            self._patient = True
+            return [SetTimer("patience", now_s + GATHER_S)]
         return self._settle_if_complete(now_s) if self._patient else self._plan_waiting(now_s)
 
     def _settle_if_complete(self, now_s: float) -> list[Effect]:
@@ -327,6 +333,7 @@ class Planner:
     def _settle(self, now_s: float) -> list[Effect]:
         """Everybody who was awaited is here, or has had the time to be."""
         self._patient = False
+        self._gathers = self._gathers and not self._nodes
         return [CancelTimer("patience"), *self._plan_waiting(now_s)]
 
     def _lost(self, node: NodeId, now_s: float) -> list[Effect]:

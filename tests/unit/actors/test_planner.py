@@ -18,7 +18,7 @@ from hydra.actors.facts import (
     TermRaised,
 )
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.planner import EPOCH_BREAKS_MAX, Planner
+from hydra.actors.planner import EPOCH_BREAKS_MAX, GATHER_S, Planner
 from hydra.actors.wish import Begin, Describe, NotDescribed, Policy, SaveState, WasDescribed, Wish, WishFailed
 from hydra.protocol.decoder_spec import LengthRule, RopeSpec, plain_decoder
 from hydra.protocol.ids import Address, Epoch
@@ -201,6 +201,38 @@ def test_patience_ends_and_whoever_is_there_is_used():
     hall.tell(WasDescribed("/models/m", MODEL))
     assert hall.tell(joined("a")) == []
     assert layers(hall.tell(TimerFired("patience"))) == {"a-1": (0, 12)}
+
+
+def test_where_nobody_said_how_many_will_come_joins_are_gathered_until_none_comes_for_a_while():
+    hall = Hall()
+    hall.begin(expected=0)
+    hall.tell(WasDescribed("/models/m", MODEL))
+    hall.now_s += 1.0
+    assert hall.tell(joined("a")) == [SetTimer("patience", hall.now_s + GATHER_S)]
+    hall.now_s += 1.5
+    assert hall.tell(joined("b")) == [SetTimer("patience", hall.now_s + GATHER_S)]
+    assert sorted(layers(hall.tell(TimerFired("patience")))) == ["a-1", "b-1"]
+    assert not orders(hall.tell(joined("late"))), "a spare, as everywhere else"
+    assert sorted(layers(hall.tell(NodeLost(node="a", generation=1, why="exit")))) == ["b-1", "late-1"]
+
+
+def test_they_are_gathered_too_when_the_first_comes_long_after_the_start():
+    hall = Hall()
+    hall.begin(expected=0)
+    stalled = [*hall.tell(WasDescribed("/models/m", MODEL)), *hall.tell(TimerFired("patience"))]
+    assert facts(stalled, ModelStalled)[-1].refusal.code == "no_workers", "who asks meanwhile is told so"
+    hall.now_s += 60.0
+    assert hall.tell(joined("a")) == [SetTimer("patience", hall.now_s + GATHER_S)]
+    hall.tell(joined("b"))
+    assert sorted(layers(hall.tell(TimerFired("patience")))) == ["a-1", "b-1"]
+
+
+def test_a_coordinator_that_knows_its_former_nodes_gathers_nobody():
+    hall = Hall()
+    hall.begin(nodes=("a", "b"), expected=0)
+    hall.tell(WasDescribed("/models/m", MODEL))
+    assert hall.tell(joined("a")) == []
+    assert sorted(layers(hall.tell(joined("b")))) == ["a-1", "b-1"]
 
 
 def test_a_new_coordinator_waits_for_the_nodes_it_knew():
@@ -419,7 +451,7 @@ def test_epochs_strictly_increase_whatever_happens():
 
 def test_no_room_for_one_sequence_is_a_refusal_with_the_numbers():
     hall = Hall()
-    hall.begin(expected=0)
+    hall.begin(expected=1)
     hall.tell(joined("a"))
     hall.hears(LoadModel(ask=7, model_path="/models/x", model_id="x"))
     effects = hall.tell(WasDescribed("/models/x", attrs.evolve(MODEL, model_path="/models/x")))
@@ -428,7 +460,7 @@ def test_no_room_for_one_sequence_is_a_refusal_with_the_numbers():
 
 
 def asked(hall, **changes):
-    hall.tell(Begin((), 0, (), 6.0))
+    hall.tell(Begin((), 1, (), 6.0))
     hall.tell(joined("a"))
     return hall.hears(LoadModel(ask=7, model_path="/models/m", **changes))
 
@@ -505,7 +537,7 @@ def test_a_failure_of_an_epoch_that_a_loss_ended_does_not_end_the_model():
 
 def test_a_first_load_that_fits_nowhere_is_refused():
     hall = Hall()
-    hall.tell(Begin((), 0, (), 6.0))
+    hall.tell(Begin((), 1, (), 6.0))
     hall.tell(joined("a", gigabytes=2))
     hall.hears(LoadModel(ask=7, model_path="/models/m"))
     (told,) = answers(hall.tell(WasDescribed("/models/m", MODEL)))
