@@ -61,7 +61,7 @@ class Row:
         return self.open.deaths >= DEATHS_MAX and self.generated_here < SOLITARY_TOKENS
 
 
-@attrs.frozen
+@attrs.define
 class Drawn:
     """A token for a session, on its way to its frontend; `index` is its place among the step's results."""
 
@@ -100,6 +100,7 @@ class Engine:
     _step: int = attrs.field(default=0, init=False)
     _prefill: deque[Row] = attrs.field(factory=deque, init=False)
     _decode: deque[Row] = attrs.field(factory=deque, init=False)
+    _lone: dict[RowId, Row] = attrs.field(factory=dict, init=False)  # rows that were or are solitary
     _closed: list[RowId] = attrs.field(factory=list, init=False)
     _head_since_s: float = attrs.field(default=0.0, init=False)  # when the oldest flight became the oldest
     _token_s: float = attrs.field(default=0.0, init=False)  # measured seconds per prefilled token
@@ -116,6 +117,8 @@ class Engine:
         row.position = row.cached
         self.rows[row.row] = row
         self._prefill.append(row)
+        if row.solitary:
+            self._lone[row.row] = row
 
     def _long(self, row: Row) -> bool:
         """Whether its keys are of no use to others: from its opening on, until it is opened again."""
@@ -132,6 +135,7 @@ class Engine:
         if self.rows.pop(row.row, None) is None:
             return
         self.ledger.close(row.row)
+        self._lone.pop(row.row, None)
         if row.announced:
             self._closed.append(row.row)
         for waiting in (self._prefill, self._decode):
@@ -164,17 +168,20 @@ class Engine:
         self.flights.append(flight)
         return flight.step, batch
 
+    @property
+    def _decoding(self) -> int:
+        """How many rows are through with their prompts."""
+        return len(self.rows) - len(self._prefill)
+
     def _flights_max(self) -> int:
-        decoding = sum(1 for row in self.rows.values() if not row.prefilling)
-        crowded = decoding > self.n_stages * COHORT_ROWS_MAX
+        crowded = self._decoding > self.n_stages * COHORT_ROWS_MAX
         return min(self.credits, self.n_stages + 1 if crowded or self._prefill else self.n_stages)
 
     def _cohort_size(self) -> int:
-        decoding = sum(1 for row in self.rows.values() if not row.prefilling)
-        return max(1, min(COHORT_ROWS_MAX, -(-decoding // self.n_stages)))
+        return max(1, min(COHORT_ROWS_MAX, -(-self._decoding // self.n_stages)))
 
     def _suspect(self) -> Row | None:
-        suspects = [row for row in self.rows.values() if row.solitary]
+        suspects = [row for row in self._lone.values() if row.solitary]
         return min(suspects, key=lambda row: row.arrival, default=None)
 
     def _add_decode(self, parts: "_Parts", most: int, *, only: Row | None) -> None:

@@ -52,6 +52,7 @@ MEMBER, SESSIONS, ASKS = ActorName("member"), ActorName("sessions"), ActorName("
 ANSWER_S = 15.0
 LOAD_ANSWER_S = 3600.0
 SILENCE_MAX_S = 600.0  # a generation that hears nothing for so long is over, whatever the reason
+LOOK_EVERY_S = 10.0
 
 A = TypeVar("A", ModelTold, StatusTold, ReadyTold)
 
@@ -74,17 +75,22 @@ class _Slot:
 
     shown: list[Emit | Fail] = attrs.field(factory=list)
     news: trio.Event = attrs.field(factory=trio.Event)
+    quiet_looks: int = 0  # of `look`, since something was put
 
     def put(self, shown: Emit | Fail) -> None:
         self.shown.append(shown)
+        self.quiet_looks = 0
         self.news.set()
 
+    def look(self) -> None:
+        """Once every LOOK_EVERY_S: a deadline for every token would cost more than the token."""
+        self.quiet_looks += 1
+        if self.quiet_looks * LOOK_EVERY_S > SILENCE_MAX_S:
+            self.put(Fail(Refusal(code="timeout", message=f"the cluster said nothing for {SILENCE_MAX_S:.0f} s")))
+
     async def take(self) -> list[Emit | Fail]:
-        """Everything there is, at least one. Raises RefusalError when nothing comes for SILENCE_MAX_S."""
-        with trio.move_on_after(SILENCE_MAX_S):
-            await self.news.wait()
-        if not self.shown:
-            raise refuse("timeout", f"the cluster said nothing for {SILENCE_MAX_S:.0f} s")
+        """Everything there is, at least one. After a silence it is a failure."""
+        await self.news.wait()
         self.news = trio.Event()
         shown, self.shown = self.shown, []
         return shown
@@ -207,6 +213,7 @@ class Frontend:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.house.keep_timers)
+            nursery.start_soon(self._watch_silences)
             nursery.start_soon(self._post.pump, self.house)
             self.house.post(MEMBER, Greet())
             task_status.started()
@@ -273,6 +280,12 @@ class Frontend:
         return await self._ask_jobs(lambda ask: self._say(PLANNER, CancelJob(ask=ask, job=job)), "calling a job off")
 
     # ------------------------------------------------------------ inside
+
+    async def _watch_silences(self) -> None:
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            for slot in self._slots.values():
+                slot.look()
 
     async def _ask_jobs(self, put: Callable[[AskId], None], what: str) -> tuple[JobStatus, ...]:
         told = await self._asks.ask(put, ANSWER_S, what)

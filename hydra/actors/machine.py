@@ -1,8 +1,9 @@
 """The words all machines share: events that come in, effects that go out.
 
 A machine is any object with `handle(event, now_s) -> list[Effect]`: no await, no clock, no randomness that was not
-handed in. It may change its own private fields; everything that crosses its border is frozen. Effects that only one
-kind of process can perform (loading a slice, sending a step) are defined beside their machine, not here.
+handed in. It may change its own private fields; everything that crosses its border is frozen (but for what is made
+anew for every token, because that costs twice as much: nobody writes to it all the same). Effects that only one kind
+of process can perform (loading a slice, sending a step) are defined beside their machine, not here.
 """
 
 from collections.abc import Hashable

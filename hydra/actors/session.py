@@ -25,7 +25,7 @@ SOLITARY_TOKENS = 8  # tokens past its replay after which a lone session is no l
 UNANSWERED_S = 30.0  # an Open that vanished with its coordinator is sent again
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Drawn:
     """Event: one token of this session, as the Broker told it."""
 
@@ -53,7 +53,7 @@ class Orphaned:
     """Event: the coordinator we were open at is gone; another one is there."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Emit:
     """Effect: show this token."""
 

@@ -3,8 +3,6 @@
 A Tokens message carries the tokens of many sessions in columns, once per step; here it becomes one event each.
 """
 
-from collections.abc import Callable
-
 import attrs
 
 from hydra.actors.client import GenerateRequest
@@ -30,7 +28,7 @@ class End:
     session: SessionId
 
 
-@attrs.frozen
+@attrs.define
 class Show:
     """Effect: what a session wants shown, or its failure."""
 
@@ -128,11 +126,14 @@ class Sessions:
 
 def _named(number: SessionId, effect: Effect) -> Effect:
     """A session's own effects, with its number on them."""
-    rename: dict[type, Callable[[Effect], Effect]] = {
-        SetTimer: lambda timer: SetTimer((number, timer.key), timer.at_s),
-        CancelTimer: lambda timer: CancelTimer((number, timer.key)),
-        Emit: lambda shown: Show(number, shown),
-        Fail: lambda shown: Show(number, shown),
-        Send: lambda send: send,
-    }
-    return rename[type(effect)](effect)
+    match effect:
+        case Emit() | Fail():
+            return Show(number, effect)
+        case Send():
+            return effect
+        case SetTimer(key=key, at_s=at_s):
+            return SetTimer((number, key), at_s)
+        case CancelTimer(key=key):
+            return CancelTimer((number, key))
+        case _:
+            raise AssertionError(f"a session cannot ask for {effect!r}")

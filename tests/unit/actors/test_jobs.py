@@ -39,7 +39,7 @@ class Desk(Hall):
 
     def __init__(self, *, wait=False):
         super().__init__()
-        self.tell(Begin((), 0, (), 6.0))
+        self.tell(Begin((), 1, (), 6.0))
         for node in ("a", "b"):
             self.tell(joined(node))
         self.told = self.hears(LoadModel(ask=7, model_path=HUB_ID, wait=wait))

@@ -1,0 +1,78 @@
+"""A generation's reader: handed what came, told of a silence, and of nothing else."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from hydra.actors.client import GenerateRequest
+from hydra.actors.frontend import LOOK_EVERY_S, SESSIONS, SILENCE_MAX_S, Frontend, FrontendParts
+from hydra.actors.machine import Received
+from hydra.protocol.batch import int32
+from hydra.protocol.ids import BROKER
+from hydra.protocol.messages import FINISH_NONE, FINISH_STOP, Tokens
+from hydra.protocol.refusal import RefusalError
+from hydra.protocol.sampling import GREEDY
+
+REQUEST = GenerateRequest(model_id="m", prompt_ids=[1, 2, 3], max_tokens=100, params=GREEDY, stop_ids=())
+
+
+class SilentSpoke:
+    """Nobody answers."""
+
+    peer = "frontend-1"
+
+    def send_nowait(self, frames):
+        pass
+
+    async def receive(self):
+        await trio.sleep_forever()
+
+    def close(self):
+        pass
+
+
+@asynccontextmanager
+async def standing_frontend():
+    frontend = Frontend(FrontendParts(node_id="frontend", spoke=SilentSpoke(), host="here", pid=1))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(frontend.run)
+        yield frontend
+        nursery.cancel_scope.cancel()
+
+
+def tell(frontend, position, token, finish=FINISH_NONE):
+    """The Broker, of the first session."""
+    column = {"session": 1, "attempt": 0, "position": position, "token": token, "finish": finish, "cached": 0}
+    tokens = Tokens(**{name: int32([value]) for name, value in column.items()})
+    frontend.house.post(SESSIONS, Received(BROKER, tokens))
+
+
+async def test_a_generation_that_hears_nothing_ends_with_a_timeout(autojump_clock):
+    async with standing_frontend() as frontend, frontend.generate(REQUEST) as pieces:
+        began_s = trio.current_time()
+        with pytest.raises(RefusalError) as caught:
+            await anext(pieces)
+        assert caught.value.refusal.code == "timeout"
+        assert SILENCE_MAX_S <= trio.current_time() - began_s <= SILENCE_MAX_S + 2 * LOOK_EVERY_S
+        with pytest.raises(StopAsyncIteration):
+            await anext(pieces)
+
+
+async def test_every_token_ends_a_silence(autojump_clock):
+    async with standing_frontend() as frontend, frontend.generate(REQUEST) as pieces:
+        for number in range(4):
+            await trio.sleep(SILENCE_MAX_S - 2 * LOOK_EVERY_S)
+            tell(frontend, 3 + number, 40 + number)
+            assert (await anext(pieces)).token_ids == (40 + number,)
+
+
+async def test_a_reader_that_was_away_finds_all_that_came_meanwhile(autojump_clock):
+    async with standing_frontend() as frontend, frontend.generate(REQUEST) as pieces:
+        tell(frontend, 3, 40)
+        tell(frontend, 4, 41, FINISH_STOP)
+        await trio.sleep(2 * SILENCE_MAX_S)
+        piece = await anext(pieces)
+        assert (piece.token_ids, piece.finish) == ((40, 41), "stop")
+        with pytest.raises(StopAsyncIteration):
+            await anext(pieces)
