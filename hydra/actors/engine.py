@@ -113,7 +113,8 @@ class Engine:
         return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free
 
     def add(self, row: Row) -> None:
-        row.cached = self.ledger.open(row.row, () if self._long(row) else row.history)
+        likely = max(len(row.history), row.open.prompt_tokens + row.open.max_tokens)
+        row.cached = self.ledger.open(row.row, () if self._long(row) else row.history, likely)
         row.position = row.cached
         self.rows[row.row] = row
         self._prefill.append(row)

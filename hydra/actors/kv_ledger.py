@@ -15,7 +15,10 @@ from hashlib import blake2b
 import attrs
 import numpy as np
 
+from hydra.actors.free_blocks import FreeBlocks
 from hydra.protocol.ids import RowId
+
+ROOM_BLOCKS = 32  # freed ahead of a row that starts, so that what it grows by can follow what it begins with
 
 
 @attrs.define
@@ -25,15 +28,16 @@ class KvLedger:
     blocks_total: int
     block_size: int
     prefix_cache: bool = True
-    _free: list[int] = attrs.field(init=False)
+    _free: FreeBlocks = attrs.field(init=False)
     _owners: dict[int, int] = attrs.field(factory=dict, init=False)  # block -> how many rows hold it
     _tables: dict[RowId, list[int]] = attrs.field(factory=dict, init=False)
+    _likely: dict[RowId, int] = attrs.field(factory=dict, init=False)  # blocks it will have come to at its end
     _by_prefix: dict[bytes, int] = attrs.field(factory=dict, init=False)
     _prefix_of: dict[int, bytes] = attrs.field(factory=dict, init=False)
     _kept: OrderedDict[int, None] = attrs.field(factory=OrderedDict, init=False)  # oldest first
 
     def __attrs_post_init__(self) -> None:
-        self._free = list(range(self.blocks_total - 1, -1, -1))  # taken from the end, so low numbers first
+        self._free = FreeBlocks(self.blocks_total)
 
     @property
     def blocks_free(self) -> int:
@@ -45,13 +49,15 @@ class KvLedger:
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
-    def open(self, row: RowId, prompt: Sequence[int]) -> int:
+    def open(self, row: RowId, prompt: Sequence[int], tokens: int = 0) -> int:
         """Starts a row's table with the longest cached prefix; returns how many tokens that saves.
 
-        At least one token of the prompt is always left to compute, since somebody must produce the next one.
+        `tokens` is how many it is likely to have at its end (see FreeBlocks); nothing is set aside for them. At least
+        one token of the prompt is always left to compute, since somebody must produce the next one.
         """
         assert row not in self._tables, f"row {row} is open already"
         table = self._tables[row] = []
+        self._likely[row] = self.blocks_for(tokens)
         if self.prefix_cache:
             for name in self._prefix_names(prompt, (len(prompt) - 1) // self.block_size):
                 block = self._by_prefix.get(name)
@@ -68,11 +74,17 @@ class KvLedger:
         needed = self.blocks_for(tokens) - len(table)
         if needed > self.blocks_free:
             return None
-        fresh = [self._take() for _ in range(needed)]
-        for block in fresh:
+        if needed <= 0:
+            return []
+        likely = self._likely[row] - len(table)
+        fair = needed if table else max(needed, min(likely, needed + ROOM_BLOCKS))
+        self._make_room(needed, fair)
+        first = len(table)
+        for _ in range(needed):
+            block = self._free.take(row, table[-1] if table else None, fair, likely)
             self._owners[block] = 1
-        table.extend(fresh)
-        return fresh
+            table.append(block)
+        return table[first:]
 
     def name_prompt(self, row: RowId, prompt: Sequence[int]) -> None:
         """The prompt's full blocks are (or, in lane order, will be) filled: others may share them from now on."""
@@ -87,6 +99,8 @@ class KvLedger:
 
     def close(self, row: RowId) -> None:
         """Gives the row's blocks back; named ones are kept until somebody needs the room."""
+        self._likely.pop(row, None)
+        self._free.release(row)
         for block in reversed(self._tables.pop(row, [])):
             self._owners[block] -= 1
             if self._owners[block] > 0:
@@ -95,11 +109,11 @@ class KvLedger:
             if block in self._prefix_of:
                 self._kept[block] = None
             else:
-                self._free.append(block)
+                self._free.give(block)
 
     def check(self) -> None:
         """Every block is in exactly one place. Raises AssertionError; for tests and the simulator."""
-        places = [*self._free, *self._kept, *self._owners]
+        places = [*self._free.all(), *self._kept, *self._owners]
         assert sorted(places) == list(range(self.blocks_total)), "a block is lost or in two places"
         held: dict[int, int] = {}
         for table in self._tables.values():
@@ -107,12 +121,14 @@ class KvLedger:
                 held[block] = held.get(block, 0) + 1
         assert held == self._owners, "owners and tables disagree"
 
-    def _take(self) -> int:
-        if self._free:
-            return self._free.pop()
-        block, _ = self._kept.popitem(last=False)
-        del self._by_prefix[self._prefix_of.pop(block)]
-        return block
+    def _make_room(self, needed: int, fair: int) -> None:
+        """Frees what has been kept the longest: as much as is needed, and within limits until there is a fair run."""
+        may_go = 2 * fair if fair > needed else 0
+        while self._kept and (len(self._free) < needed or (may_go > 0 and not self._free.fits(fair))):
+            block, _ = self._kept.popitem(last=False)
+            del self._by_prefix[self._prefix_of.pop(block)]
+            self._free.give(block)
+            may_go -= 1
 
     def _prefix_names(self, prompt: Sequence[int], n_blocks: int) -> list[bytes]:
         names: list[bytes] = []

@@ -102,7 +102,7 @@ def keep_the_pool_of_the_old_epoch(monkeypatch):
         ledger._by_prefix, ledger._prefix_of = kept._by_prefix, kept._prefix_of
         for block in ledger._prefix_of:
             if block in ledger._free:
-                ledger._free.remove(block)
+                assert ledger._free.take("kept", block - 1, 1, 1) == block
                 ledger._kept[block] = None
         honest(engine, **values)
 

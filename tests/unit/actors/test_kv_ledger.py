@@ -1,5 +1,7 @@
 """Blocks are never lost and never lie: what a shared block holds is what every sharer's prompt says."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,6 +98,74 @@ def test_a_row_opens_once():
         ledger.open(1, PROMPT)
 
 
+def in_one_run(table):
+    return table == tuple(range(table[0], table[0] + len(table)))
+
+
+def test_rows_that_grow_side_by_side_stay_in_one_run_each():
+    ledger = KvLedger(64, 4)
+    rows = range(6)
+    for row in rows:
+        ledger.open(row, (row,) * 10, 40)
+        ledger.grow(row, 10)
+    for tokens in range(11, 41):
+        for row in rows:
+            ledger.grow(row, tokens)
+    ledger.check()
+    assert all(in_one_run(ledger.table(row)) and len(ledger.table(row)) == 10 for row in rows)
+    for row in rows:
+        ledger.close(row)
+    ledger.open(9, (1, 2), 4)
+    assert ledger.grow(9, 2) == [0], "the lowest comes first: memory once touched is touched again"
+
+
+def test_what_is_promised_to_one_is_given_to_another_before_anybody_waits():
+    ledger = KvLedger(16, 4, prefix_cache=False)
+    for row in range(16):
+        ledger.open(row, (row,), 1000)
+        assert len(ledger.grow(row, 1)) == 1
+        ledger.check()
+    assert ledger.blocks_free == 0 and ledger.grow(3, 5) is None
+
+
+def test_a_promise_ends_with_its_row():
+    ledger = KvLedger(32, 4, prefix_cache=False)
+    ledger.open(1, (1,), 32)
+    ledger.grow(1, 4)
+    ledger.open(2, (2,), 4)
+    (beyond,) = ledger.grow(2, 4)
+    assert beyond == 8, "the first eight are another's"
+    ledger.close(1)
+    ledger.open(3, (3,), 4)
+    assert ledger.grow(3, 4) == [0] and ledger.grow(3, 8) == [1]
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_nearly_all_rows_are_in_one_run_in_a_pool_that_has_been_used_for_long(prefix_cache):
+    rng = random.Random(7)
+    ledger = KvLedger(2000, 16, prefix_cache)
+    rows, told, whole = {}, 0, 0  # row -> (tokens, end)
+    for number in range(20_000):
+        if len(rows) < 24:
+            prompt = rng.randrange(20, 400)
+            rows[number] = (prompt, prompt + rng.randrange(20, 300))
+            ids = rng.choices(range(1000), k=prompt)
+            ledger.open(number, ids, prompt + 300)
+            assert ledger.grow(number, prompt) is not None
+            ledger.name_prompt(number, ids)
+        row = rng.choice(list(rows))
+        tokens, end = rows[row]
+        rows[row] = (min(end, tokens + 16), end)
+        assert ledger.grow(row, rows[row][0]) is not None
+        if rows[row][0] == end:
+            told += 1
+            whole += in_one_run(ledger.table(row))
+            ledger.close(row)
+            del rows[row]
+    ledger.check()
+    assert whole > 0.9 * told > 1000, f"{whole} of {told}"
+
+
 # few tokens and short prompts, so that prefixes meet often
 STEPS = st.lists(
     st.tuples(
@@ -108,14 +178,14 @@ STEPS = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(STEPS, st.integers(1, 12))
-def test_whatever_rows_do_the_blocks_add_up_and_tell_the_truth(steps, blocks):
+@given(STEPS, st.integers(1, 12), st.integers(0, 30))
+def test_whatever_rows_do_the_blocks_add_up_and_tell_the_truth(steps, blocks, likely):
     ledger = KvLedger(blocks, 2)
     rows = {}
     content = {}  # block -> the whole prefix that was computed into it, as a stage would see it
     for kind, row, ids in steps:
         if kind == "open" and row not in rows:
-            cached = ledger.open(row, ids)
+            cached = ledger.open(row, ids, likely)
             assert cached < len(ids)
             for i, block in enumerate(ledger.table(row)):
                 assert content[block] == ids[: 2 * i + 2], "a block was shared that holds something else"
