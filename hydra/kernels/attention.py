@@ -146,8 +146,12 @@ class Attend:
         else:
             cache.key_slots.index_copy_(0, plan.slots, key)
             cache.value_slots.index_copy_(0, plan.slots, value)
-        rows = [_attend_row(query, cache, span, self.mix) for span in plan.spans[self.view]]
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        spans = plan.spans[self.view]
+        if len(spans) == query.shape[0]:  # every row is one token
+            singles = _by_key(query, key.shape[1]).unbind(0)
+            mixed = [self.mix(one, *_past(cache, span), None, False) for one, span in zip(singles, spans, strict=True)]
+            return _joined(mixed).flatten(1)
+        return _joined([_attend_row(query, cache, span, self.mix) for span in spans])
 
 
 def make_attend(view: int, scale: float | None, softcap: float | None) -> Attend:
@@ -155,17 +159,32 @@ def make_attend(view: int, scale: float | None, softcap: float | None) -> Attend
     return Attend(view, _sdpa_mix(scale) if softcap is None else _capped_mix(scale, softcap))
 
 
-def _attend_row(query: Tensor, cache: LayerCache, span: RowSpan, mix: Mix) -> Tensor:
+def _joined(rows: list[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _by_key(query: Tensor, n_kv_heads: int) -> Tensor:
+    """[n, 1, kv heads, heads per key, d]: the heads that share a key act as so many queries of one head, which needs
+    neither a mask nor an expansion as long as they are of one token.
+    """
+    return query.view(query.shape[0], 1, n_kv_heads, -1, query.shape[2])
+
+
+def _past(cache: LayerCache, span: RowSpan) -> tuple[Tensor, Tensor]:
+    """The keys and values a row attends to, each [1, kv heads, reach, d]."""
     if span.blocks is None:
-        key = cache.key_slots[span.first_slot : span.first_slot + span.reach]
-        value = cache.value_slots[span.first_slot : span.first_slot + span.reach]
-    else:
-        end = span.skipped + span.reach
-        key = cache.keys.index_select(0, span.blocks).flatten(0, 1)[span.skipped : end]
-        value = cache.values.index_select(0, span.blocks).flatten(0, 1)[span.skipped : end]
-    key, value = key.transpose(0, 1).unsqueeze(0), value.transpose(0, 1).unsqueeze(0)
-    if span.length == 1:  # the heads that share a key act as so many queries of one head: no mask, no expansion
-        single = query[span.start].view(1, key.shape[1], -1, query.shape[2])
+        key = cache.key_heads.narrow(2, span.first_slot, span.reach)
+        return key, cache.value_heads.narrow(2, span.first_slot, span.reach)
+    end = span.skipped + span.reach
+    key = cache.keys.index_select(0, span.blocks).flatten(0, 1)[span.skipped : end]
+    value = cache.values.index_select(0, span.blocks).flatten(0, 1)[span.skipped : end]
+    return key.transpose(0, 1).unsqueeze(0), value.transpose(0, 1).unsqueeze(0)
+
+
+def _attend_row(query: Tensor, cache: LayerCache, span: RowSpan, mix: Mix) -> Tensor:
+    key, value = _past(cache, span)
+    if span.length == 1:
+        single = _by_key(query[span.start : span.start + 1], key.shape[1]).squeeze(0)
         return mix(single, key, value, None, False).reshape(1, -1)
     several = query[span.start : span.start + span.length].transpose(0, 1).unsqueeze(0)
     mixed = mix(several, key, value, span.mask, True)

@@ -11,12 +11,14 @@ from torch import Tensor
 
 @attrs.frozen(eq=False)
 class LayerCache:
-    """One layer's keys and values, [n_blocks, block_size, n_kv_heads, head_dim], and the same memory by slot."""
+    """One layer's keys and values, [n_blocks, block_size, n_kv_heads, head_dim], and the same memory seen otherwise."""
 
     keys: Tensor
     values: Tensor
     key_slots: Tensor  # [n_blocks * block_size, n_kv_heads, head_dim]
     value_slots: Tensor
+    key_heads: Tensor  # [1, n_kv_heads, n_blocks * block_size, head_dim]: a row of SDPA is one narrow view of it
+    value_heads: Tensor
 
 
 class KvPool:
@@ -46,4 +48,9 @@ class KvPool:
 def _layer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> LayerCache:
     keys = torch.empty(shape, dtype=dtype, device=device)
     values = torch.empty(shape, dtype=dtype, device=device)
-    return LayerCache(keys, values, keys.flatten(0, 1), values.flatten(0, 1))
+    key_slots, value_slots = keys.flatten(0, 1), values.flatten(0, 1)
+    return LayerCache(keys, values, key_slots, value_slots, _by_head(key_slots), _by_head(value_slots))
+
+
+def _by_head(slots: Tensor) -> Tensor:
+    return slots.transpose(0, 1).unsqueeze(0)
