@@ -13,13 +13,19 @@ import pytest
 from tests.e2e.cluster import RunningCluster, running_cluster
 from tests.e2e.served import Served, all_at_once, complete, served, wait_whole
 
+SPLITS = [  # every number of workers in every run, and both kinds of model
+    pytest.param(workers, tied, id=f"{kind}-{workers}", marks=[pytest.mark.long] if tied == workers % 2 else [])
+    for tied, kind in enumerate(["untied", "tied"])
+    for workers in (1, 2, 3, 4)
+]
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+
+@pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return served(tmp_path_factory.mktemp("model"), tied=request.param)
+    return served(tmp_path_factory.mktemp("model"), tied=bool(request.param))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize(("workers", "model"), SPLITS, indirect=["model"])
 def test_every_split_answers_as_transformers_does(workers: int, model: Served, tmp_path: Path) -> None:
     directory, expected = model.directory, model.answers
     with running_cluster(tmp_path, directory, workers=workers) as cluster:

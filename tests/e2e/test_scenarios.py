@@ -13,8 +13,8 @@ from scenarios.processes import ROOT
 from scenarios.story import Story, tell
 from scenarios.theatre import Cast, Theatre
 
-LONG = ("kill_worker", "pause_worker", "poison_request")  # the other tests of this room show the like of them
-SHORT = ("kill_coordinator", "cut_then_heal", "reader_walks_away")
+SHORT = ("kill_coordinator", "cut_then_heal")
+LONG = ("kill_worker", "pause_worker", "poison_request", "reader_walks_away")  # others show the like
 
 
 @pytest.mark.timeout(300)

@@ -279,7 +279,9 @@ def kill_at(number: int, victim: str) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("victim", ["w1", "w2", "w3", "coordinator"])
+@pytest.mark.parametrize(
+    "victim", ["w2", "coordinator", *(pytest.param(w, marks=pytest.mark.long) for w in ("w1", "w3"))]
+)
 def test_a_death_after_every_single_message(victim):
     total = n_messages(3)
     assert total > 50
