@@ -163,7 +163,7 @@ def worker(
         raise Complaint(f"{coordinator!r} is no address", "it is tcp://HOST:PORT", "for example tcp://10.0.0.5:5555", 2)
     wish = local_workers(1, device)[0]
     held = {
-        option: settle_addr(option, f"tcp://{bind}:{number}", remedy=f"choose another with {option} (0: any)")
+        option: settle_addr(option, f"tcp://{bind}:{number}", option)
         for option, number in {"--pipeline-port": pipeline_port, "--store-port": store_port}.items()
     }  # until this function returns
     any_port = f"tcp://{bind}:0"  # each life of the worker takes its own

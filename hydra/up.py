@@ -95,21 +95,21 @@ def open_http(addr: str) -> socket.socket:
     return listener
 
 
-def settle_addr(key: str, addr: str, *, host: str | None = None, remedy: str = "") -> tuple[str, HeldPort]:
+def settle_addr(name: str, addr: str, setting: str, *, host: str | None = None) -> tuple[str, HeldPort]:
     """A concrete `tcp://host:port`, which is ours as long as the second lives.
 
-    Raises Complaint when `addr` is none (exit 2) or its port is taken (exit 4; `remedy` says how to choose another).
+    Raises Complaint when `addr` is none (exit 2) or its port is taken (exit 4); `setting` is where another is chosen.
     """
     scheme, _, rest = addr.partition("://")
     bind_host, _, port = rest.rpartition(":")
     if scheme != "tcp" or not bind_host or not port.isdigit():
-        raise Complaint(f"{key} = {addr!r} is no address", "an address is tcp://HOST:PORT", "mend it", 2)
+        raise Complaint(f"{name} = {addr!r} is no address", "an address is tcp://HOST:PORT", "mend it", 2)
     bind_host = host or bind_host
     try:
         held = HeldPort.take("0.0.0.0" if bind_host == "*" else bind_host, int(port))
     except OSError as why:
-        fix = f"stop what listens there, or {remedy or f'set HYDRA_ZMQ_{key.upper()}=tcp://{bind_host}:0'}"
-        raise Complaint(f"{key}: cannot listen on {addr}", str(why), fix, 4) from why
+        fix = f"stop what listens there, or choose another with {setting} (port 0: any)"
+        raise Complaint(f"{name}: cannot listen on {addr}", str(why), fix, 4) from why
     return f"tcp://{bind_host}:{held.port}", held
 
 
@@ -194,7 +194,7 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
     listener = open_http(settings.server.http_addr)
     host = "*" if wish.lan else None
     settled = {  # and held: as long as this function runs
-        key: settle_addr(key, getattr(settings.zmq, key), host=host)
+        key: settle_addr(f"[zmq] {key}", getattr(settings.zmq, key), f"HYDRA_ZMQ_{key.upper()}", host=host)
         for key in ("router_addr", "broadcast_addr", "results_addr", "store_addr")
     }
     addrs = {key: addr for key, (addr, _) in settled.items()}

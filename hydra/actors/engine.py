@@ -53,10 +53,6 @@ class Row:
     in_flight: int = 0
 
     @property
-    def prefilling(self) -> bool:
-        return self.position < len(self.history)
-
-    @property
     def solitary(self) -> bool:
         return self.open.deaths >= DEATHS_MAX and self.generated_here < SOLITARY_TOKENS
 

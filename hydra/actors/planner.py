@@ -16,7 +16,7 @@ from typing import Literal
 
 import attrs
 
-from hydra.actors import orders
+from hydra.actors import muster, orders
 from hydra.actors.facts import (
     FrontendJoined,
     FrontendLost,
@@ -33,6 +33,7 @@ from hydra.actors.facts import (
 from hydra.actors.jobs import Jobs, node_loads
 from hydra.actors.lenders import Lenders
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.muster import Muster
 from hydra.actors.placement import Placed, Route, pool_size, route_dtype, seats_for
 from hydra.actors.planned_model import Phase, PlannedModel
 from hydra.actors.split import Terms, split_vram
@@ -75,7 +76,6 @@ EPOCH_BREAKS_MAX = 8  # epochs in a row that never served a token's worth of tim
 STEADY_S = 5.0
 TRY_AGAIN_S = 5.0
 RETRY_AFTER_S = 5.0
-GATHER_S = 2.0  # without a further join: then those that were started together are all here
 
 
 @attrs.define(eq=False)
@@ -93,10 +93,7 @@ class Planner:
     _suspects: set[NodeId] = attrs.field(factory=set, init=False)
     _models: dict[str, PlannedModel] = attrs.field(factory=dict, init=False)
     _frontends: list[PeerId] = attrs.field(factory=list, init=False)
-    _expected: int = attrs.field(default=0, init=False)
-    _awaited: tuple[NodeId, ...] = attrs.field(default=(), init=False)
-    _patient: bool = attrs.field(default=False, init=False)
-    _gathers: bool = attrs.field(default=False, init=False)  # nobody has come yet, and none knows how many will
+    _muster: Muster = attrs.field(factory=Muster, init=False)
     _next_route: int = attrs.field(default=1, init=False)
     _jobs: Jobs = attrs.field(factory=Jobs, init=False)
     _lenders: Lenders = attrs.field(init=False)
@@ -132,9 +129,10 @@ class Planner:
                 return self._described(path, described, now_s)
             case NotDescribed(model_path=path, refusal=refusal):
                 return self._not_described(path, refusal, now_s)
-            case TimerFired(key="awaited"):
-                return self._await_no_longer(now_s)
-            case TimerFired(key="patience"):
+            case TimerFired(key=muster.AWAITED):
+                self._muster.forget_former()
+                return self._settle_if_complete(now_s) if self._muster.waiting else []
+            case TimerFired(key=muster.PATIENCE):
                 return self._settle(now_s)
             case TimerFired(key=("again", str(model_id))):
                 return self._try_again(model_id, now_s)
@@ -184,11 +182,7 @@ class Planner:
     # ------------------------------------------------------------ wishes
 
     def _begin(self, begin: Begin, now_s: float) -> list[Effect]:
-        self._expected, self._awaited, self._patient = begin.expected, begin.nodes, True
-        self._gathers = not begin.expected and not begin.nodes
-        effects: list[Effect] = [SetTimer("patience", now_s + begin.patience_s)]
-        if begin.nodes and begin.nodes_s < begin.patience_s:
-            effects.append(SetTimer("awaited", now_s + begin.nodes_s))
+        effects = self._muster.begin(begin, now_s)
         for wish in begin.wishes:
             effects += self._want(wish, None)
         for model in self._models.values():
@@ -312,29 +306,19 @@ class Planner:
         self._nodes[joined.node] = joined
         self._lenders.holds(joined.node, (held.fingerprint for held in joined.held))
         self._suspects.discard(joined.node)
-        if self._gathers:
-            self._patient = True
-            return [SetTimer("patience", now_s + GATHER_S)]
-        return self._settle_if_complete(now_s) if self._patient else self._plan_waiting(now_s)
+        effects = self._muster.joined(now_s)
+        more = self._settle_if_complete(now_s) if self._muster.waiting else self._plan_waiting(now_s)
+        return [*effects, *more]
 
     def _settle_if_complete(self, now_s: float) -> list[Effect]:
-        back = all(node in self._nodes for node in self._awaited)
-        return self._settle(now_s) if back and len(self._nodes) >= max(1, self._expected) else []
-
-    def _await_no_longer(self, now_s: float) -> list[Effect]:
-        """Who computed in a former life and is not back yet is done without."""
-        self._awaited = ()
-        return self._settle_if_complete(now_s) if self._patient else []
+        return self._settle(now_s) if self._muster.complete(self._nodes) else []
 
     def _plan_waiting(self, now_s: float) -> list[Effect]:
         waiting = [m for m in self._models.values() if m.phase == "waiting"]
         return [effect for model in waiting for effect in self._plan(model, now_s)]
 
     def _settle(self, now_s: float) -> list[Effect]:
-        """Everybody who was awaited is here, or has had the time to be."""
-        self._patient = False
-        self._gathers = self._gathers and not self._nodes
-        return [CancelTimer("patience"), *self._plan_waiting(now_s)]
+        return [*self._muster.end(self._nodes), *self._plan_waiting(now_s)]
 
     def _lost(self, node: NodeId, now_s: float) -> list[Effect]:
         self._nodes.pop(node, None)
@@ -366,7 +350,7 @@ class Planner:
 
     def _plan(self, model: PlannedModel, now_s: float) -> list[Effect]:
         """A new epoch over the nodes present now, or a wait for better times."""
-        if self._patient or model.described is None:
+        if self._muster.waiting or model.described is None:
             return []
         described = model.described
         nodes = {name: node for name, node in self._nodes.items() if name not in self._suspects}

@@ -49,13 +49,13 @@ def listens(addr: str) -> None:
         source = wires.blocking_source(addr, 4)
         assert source.addr == addr
         with pytest.raises(Complaint) as caught:
-            settle_addr("--pipeline-port", addr, remedy="choose another with --pipeline-port")
+            settle_addr("--pipeline-port", addr, "--pipeline-port")
         assert caught.value.exit_code == 4 and "choose another with --pipeline-port" in caught.value.fix
         source.close()
 
 
 def test_its_listeners_come_and_go() -> None:
-    addr, held = settle_addr("router_addr", f"tcp://{LOOPBACK}:0")
+    addr, held = settle_addr("[zmq] router_addr", f"tcp://{LOOPBACK}:0", "HYDRA_ZMQ_ROUTER_ADDR")
     for _ in range(2):
         listens(addr)
     assert addr.endswith(f":{held.port}")

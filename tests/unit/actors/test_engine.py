@@ -73,7 +73,7 @@ def answer(at, step, batch, token=7, now_s=0.1):
 def decoding(at, rows):
     """Brings rows through their prefill, so that each has its first token."""
     flights = []
-    while any(row.prefilling or row.waits_for_token for row in rows):
+    while any(row.position < len(row.history) or row.waits_for_token for row in rows):
         flights += sent(at)
         answer(at, *flights.pop(0))
     assert not flights

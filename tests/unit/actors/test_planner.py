@@ -18,7 +18,8 @@ from hydra.actors.facts import (
     TermRaised,
 )
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.planner import EPOCH_BREAKS_MAX, GATHER_S, Planner
+from hydra.actors.muster import GATHER_S
+from hydra.actors.planner import EPOCH_BREAKS_MAX, Planner
 from hydra.actors.wish import Begin, Describe, NotDescribed, Policy, SaveState, WasDescribed, Wish, WishFailed
 from hydra.protocol.decoder_spec import LengthRule, RopeSpec, plain_decoder
 from hydra.protocol.ids import Address, Epoch
