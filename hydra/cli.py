@@ -328,9 +328,7 @@ def plan(
 @cli.command()
 @click.argument("budgets", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
-@click.option(
-    "--device", default="cpu", show_default=True, help="Of the served model: cpu, or a list like cuda:0,cuda:1."
-)
+@click.option("--device", default="cpu", show_default=True, help="Of P1, R and L: cpu, or a list like cuda:0,cuda:1.")
 @click.option("--quick", is_flag=True, help="Fewer rounds: minutes become one, and the figures noisier.")
 def bench(budgets: tuple[str, ...], as_json: bool, device: str, quick: bool) -> None:
     """Measure BUDGETS (P1, P2, P4, R, L = load; default: all) as ratios. Exit 0 when all are met, 1 when one is not."""

@@ -20,7 +20,7 @@ from hydra.bench.child import say
 class BareLlama:
     """Decode steps over layers [first, end), with a contiguous KV cache for `rows` sequences of equal length."""
 
-    def __init__(self, directory: Path, first: int, end: int, rows: int, context: int) -> None:
+    def __init__(self, directory: Path, first: int, end: int, rows: int, context: int, device: str) -> None:
         from safetensors.torch import load_file
 
         config = json.loads((directory / "config.json").read_text())
@@ -35,12 +35,14 @@ class BareLlama:
             wanted += ("model.norm.", "lm_head.")
         self.w: dict[str, Tensor] = {}
         for file in sorted(directory.glob("*.safetensors")):
-            self.w |= {name: tensor for name, tensor in load_file(file).items() if name.startswith(wanted)}
+            held = {name: tensor for name, tensor in load_file(file).items() if name.startswith(wanted)}
+            self.w |= {name: tensor.to(device) for name, tensor in held.items()}
+        self.dtype = next(iter(self.w.values())).dtype
         shape = (end - first, rows, self.kv_heads, context, self.head_dim)
-        self.k, self.v = torch.zeros(shape), torch.zeros(shape)
+        self.k, self.v = (torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(2))
         frequency = 1.0 / config["rope_theta"] ** (torch.arange(0, self.head_dim, 2).float() / self.head_dim)
         angles = torch.outer(torch.arange(context).float(), frequency).repeat(1, 2)
-        self.cos, self.sin = angles.cos(), angles.sin()
+        self.cos, self.sin = (table.to(device, self.dtype) for table in (angles.cos(), angles.sin()))
 
     def step(self, tokens: Tensor, hidden: Tensor | None, at: int) -> Tensor:
         """[rows] token ids (or [rows, hidden] states) at position `at` to states, or to the next ids at the end."""
@@ -77,13 +79,15 @@ class BareLlama:
 
 def main() -> None:
     directory, first, end, rows, context = Path(sys.argv[1]), *(int(value) for value in sys.argv[2:6])
+    device = sys.argv[6] if len(sys.argv) > 6 else "cpu"
     torch.set_num_threads(1)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length: no fair loop would use it
     with torch.inference_mode():
-        llama = BareLlama(directory, first, end, rows, context)
-        tokens = torch.arange(rows) % 64
-        hidden = (
-            None if first == 0 else torch.randn(rows, llama.w[f"model.layers.{first}.input_layernorm.weight"].numel())
-        )
+        llama = BareLlama(directory, first, end, rows, context, device)
+        tokens, hidden = torch.arange(rows, device=device) % 64, None
+        if first > 0:
+            width = llama.w[f"model.layers.{first}.input_layernorm.weight"].numel()
+            hidden = torch.randn(rows, width).to(device, llama.dtype)
         for at in range(4):
             llama.step(tokens, hidden, at)
         say("ready")
@@ -92,7 +96,10 @@ def main() -> None:
 
 
 def _run(llama: BareLlama, tokens: Tensor, hidden: Tensor | None, asked: dict[str, Any]) -> dict[str, Any]:
-    """{"from": position, "steps": n} or {"from": position, "seconds": s} (the same few positions, over and over)."""
+    """{"from": position, "steps": n} or {"from": position, "seconds": s} (the same few positions, over and over).
+
+    Every step is waited for: the next token is read, as whoever streams it must; or the states, as the next stage does.
+    """
     start, began_s, steps = asked["from"], time.perf_counter(), 0
     most = asked.get("steps", 1 << 60)
     until_s = began_s + asked.get("seconds", 1e9)
@@ -100,6 +107,7 @@ def _run(llama: BareLlama, tokens: Tensor, hidden: Tensor | None, asked: dict[st
         made = llama.step(tokens, hidden, start + (steps if "steps" in asked else steps % 32))
         if hidden is None and llama.end == llama.n_layers:
             tokens = made % 64
+        made.cpu()
         steps += 1
     return {"steps": steps, "seconds": time.perf_counter() - began_s}
 

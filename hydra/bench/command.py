@@ -47,7 +47,7 @@ def measure(names: Sequence[str], *, device: str, quick: bool, say: Callable[[st
             found["P4b"] = measure_torch(Path(scratch), rounds=2 if quick else 5)
         if "L" in names:
             say("L: a slice loaded, and the same bytes plainly read")
-            found["L"] = measure_load(Path(scratch), rounds=5 if quick else 15)
+            found["L"] = measure_load(Path(scratch), rounds=5 if quick else 15, device=device.partition(",")[0])
     return found
 
 

@@ -16,6 +16,7 @@ from hydra.bench.child import child
 from hydra.bench.llama_dir import LlamaShape, write_llama
 
 SHAPE = LlamaShape(layers=16)
+DEVICE_SHAPE = LlamaShape(layers=8, hidden=4096, intermediate=11008, heads=32, kv_heads=8)  # as a GPU is given them
 
 
 @attrs.frozen(kw_only=True)
@@ -33,24 +34,27 @@ class _Round:
         return self.n_bytes / self.ours_s, self.n_bytes / self.plain_s
 
 
-def measure_load(scratch: Path, *, rounds: int) -> Measured:
-    """Stored dtype = compute dtype; beside it, as a note, bfloat16 files that become float32 on the way."""
-    same = _rounds(write_llama(scratch / "load-float32", SHAPE), rounds)
-    changed = _rounds(write_llama(scratch / "load-bfloat16", SHAPE, bfloat16=True), rounds)
-    packing = statistics.median(one.pack_s / one.ours_s for one in same)
+def measure_load(scratch: Path, *, rounds: int, device: str = "cpu") -> Measured:
+    """Stored dtype = compute dtype (float32 on the CPU, else bfloat16); as a note, the other dtype changed to it."""
+    native, other = ("float32", "bfloat16") if device == "cpu" else ("bfloat16", "float32")
+    found = {}
+    for stored in (native, other):
+        shape = SHAPE if device == "cpu" else DEVICE_SHAPE
+        directory = write_llama(scratch / f"load-{stored}", shape, bfloat16=stored == "bfloat16")
+        found[stored] = _rounds(directory, rounds, device, native)
+    same, changed = found[native], found[other]
+    notes = [f"  {_ratio(changed):.3f}  with {other} files made {native} on the way (stored bytes per second)"]
+    if device == "cpu":
+        packing = statistics.median(one.pack_s / one.ours_s for one in same)
+        notes.append(f"  {packing:.3f}  packing matrices for the CPU, not counted above / our side of the load")
     return Measured(
-        ratio=_ratio(same),
-        detail={"float32": _detail(same), "bfloat16_to_float32": _detail(changed)},
-        notes=(
-            f"  {_ratio(changed):.3f}  with bfloat16 files made float32 on the way (stored bytes per second)",
-            f"  {packing:.3f}  packing matrices for the CPU, not counted above / our side of the load",
-        ),
+        ratio=_ratio(same), detail={native: _detail(same), f"{other}_to_{native}": _detail(changed)}, notes=tuple(notes)
     )
 
 
-def _rounds(directory: Path, rounds: int) -> list[_Round]:
+def _rounds(directory: Path, rounds: int, device: str, dtype: str) -> list[_Round]:
     """The first round warms up, and is not among them."""
-    with child("hydra.bench.load_child", directory) as measuring:
+    with child("hydra.bench.load_child", directory, device, dtype) as measuring:
         found: list[_Round] = []
         for number in range(rounds + 1):
             ours, plain = measuring.ask("load"), measuring.ask("plain")

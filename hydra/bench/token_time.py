@@ -1,4 +1,9 @@
-"""P1: what the whole way costs one reader. And R, in the same processes: what a worker takes of the memory."""
+"""P1: what the whole way costs one reader. And R: what a worker takes of the memory.
+
+On the CPU in float32, on any other device in bfloat16; the bare loop runs on the first of the devices. R is the
+resident memory of the same processes on the CPU, and on a CUDA device what torch's allocator held at most in a process
+of its own.
+"""
 
 import statistics
 from pathlib import Path
@@ -20,12 +25,12 @@ def layers_for(layer_ms: float, ends_ms: float) -> int:
     return max(2, round((middle - ends_ms) / layer_ms))
 
 
-def probe_layer_ms(scratch: Path) -> tuple[float, float]:
+def probe_layer_ms(scratch: Path, first_device: str) -> tuple[float, float]:
     """(milliseconds per layer, of embedding and head), from two small models."""
     took: dict[int, float] = {}
     for layers in (2, 6):
-        directory = write_llama(scratch / f"probe-{layers}", LlamaShape(layers=layers))
-        with child("hydra.bench.bare_loop", directory, 0, layers, 1, CONTEXT) as bare:
+        directory = write_llama(scratch / f"probe-{layers}", LlamaShape(layers=layers), bfloat16=first_device != "cpu")
+        with child("hydra.bench.bare_loop", directory, 0, layers, 1, CONTEXT, first_device) as bare:
             bare.ask({"from": PROMPT, "steps": TOKENS})
             runs = [bare.ask({"from": PROMPT, "steps": TOKENS}) for _ in range(3)]
         took[layers] = 1000 * min(run["seconds"] / run["steps"] for run in runs)
@@ -34,13 +39,14 @@ def probe_layer_ms(scratch: Path) -> tuple[float, float]:
 
 
 def measure_token_time(scratch: Path, *, rounds: int, device: str) -> dict[str, Measured]:
-    """{"P1": ..., "R": ...}; R only on the CPU."""
-    shape = LlamaShape(layers=layers_for(*probe_layer_ms(scratch)))
-    directory = write_llama(scratch / "llama", shape)
+    """{"P1": ..., "R": ...}; no R on MPS."""
+    first_device = device.partition(",")[0]
+    shape = LlamaShape(layers=layers_for(*probe_layer_ms(scratch, first_device)))
+    directory = write_llama(scratch / "llama", shape, bfloat16=first_device != "cpu")
     pairs: list[tuple[float, float]] = []
     prompt = [1 + i % 200 for i in range(PROMPT)]
     with (
-        child("hydra.bench.bare_loop", directory, 0, shape.layers, 1, CONTEXT) as bare,
+        child("hydra.bench.bare_loop", directory, 0, shape.layers, 1, CONTEXT, first_device) as bare,
         served(directory, scratch, workers=2, device=device) as cluster,
     ):
         for number in range(rounds + 1):
@@ -51,6 +57,9 @@ def measure_token_time(scratch: Path, *, rounds: int, device: str) -> dict[str, 
         found = {"P1": _token_time(pairs, shape)}
         if device == "cpu":
             found["R"] = _memory(cluster, shape, directory)
+    if first_device.startswith("cuda"):
+        with child("hydra.bench.peak_child", directory, first_device, PROMPT, TOKENS) as measuring:
+            found["R"] = _device_memory(measuring.hear())
     return found
 
 
@@ -88,6 +97,11 @@ def _memory(cluster: Served, shape: LlamaShape, directory: Path) -> Measured:
         }
         worst = max(worst, ratio)
     return Measured(ratio=worst, detail=detail)
+
+
+def _device_memory(said: dict[str, int]) -> Measured:
+    """Of the first half of the layers. The allocator counts neither the context nor the libraries' own memory."""
+    return Measured(ratio=said["peak_bytes"] / (said["weight_bytes"] + said["kv_bytes"] + ALLOWANCE_BYTES), detail=said)
 
 
 def peak_bytes(pid: int) -> int:

@@ -6,21 +6,17 @@ only the blocks that it reaches are read; those behind it stay in the pool. Know
 and no weights.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import attrs
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hydra.kernels.kv_pool import LayerCache
+from hydra.kernels.mix import Mix, after_the_past
 from hydra.kernels.tensors import put
 from hydra.protocol.batch import Batch, OpenRow
-
-_sdpa = functional.scaled_dot_product_attention
-SCORES_MAX = 1 << 22  # spelled-out scores held at once, over all heads; a long prompt is taken in pieces
 
 
 @attrs.frozen
@@ -41,7 +37,7 @@ class RowSpan:
     first_slot: int  # where the first position that is read lies, if `blocks` is None
     blocks: Tensor | None  # to be gathered
     skipped: int  # positions of the first gathered block that come before
-    mask: Tensor | None  # additive [length, reach]; None where none or the plain causal one will do
+    mask: Tensor | None  # additive [length, reach]; None where none or the square causal one will do
 
 
 @attrs.frozen(eq=False)
@@ -108,7 +104,10 @@ def _span(row: _Row, view: View, block_size: int, dtype: torch.dtype, device: to
     narrow = view.window and total - first > view.window  # the later tokens do not see all that is read
     mask = None
     if row.length > 1 and (row.position > 0 or narrow or view.spelled_out):
-        mask = _mask(row, first, view.window if narrow else 0, dtype, device)
+        if device.type == "cuda" and not (narrow or view.spelled_out):
+            mask = after_the_past(row.length, total - first)
+        else:
+            mask = _mask(row, first, view.window if narrow else 0, dtype, device)
     if row.ascending:
         slot = row.table[0] * block_size + first
         return RowSpan(row.start, row.length, total - first, slot, None, 0, mask)
@@ -125,9 +124,6 @@ def _mask(row: _Row, first: int, window: int, dtype: torch.dtype, device: torch.
         below = torch.full((row.length, reach), float("-inf"), dtype=dtype, device=device)
         mask += below.tril_(row.position - first - window)
     return mask
-
-
-Mix: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
 
 @attrs.frozen(eq=False)
@@ -152,11 +148,6 @@ class Attend:
             mixed = [self.mix(one, *_past(cache, span), None, False) for one, span in zip(singles, spans, strict=True)]
             return _joined(mixed).flatten(1)
         return _joined([_attend_row(query, cache, span, self.mix) for span in spans])
-
-
-def make_attend(view: int, scale: float | None, softcap: float | None) -> Attend:
-    """`scale` multiplies the scores (None: 1 / sqrt(d)); `softcap` bends them below its size."""
-    return Attend(view, _sdpa_mix(scale) if softcap is None else _capped_mix(scale, softcap))
 
 
 def _joined(rows: list[Tensor]) -> Tensor:
@@ -189,32 +180,3 @@ def _attend_row(query: Tensor, cache: LayerCache, span: RowSpan, mix: Mix) -> Te
     several = query[span.start : span.start + span.length].transpose(0, 1).unsqueeze(0)
     mixed = mix(several, key, value, span.mask, True)
     return mixed.squeeze(0).transpose(0, 1).reshape(span.length, -1)
-
-
-def _sdpa_mix(scale: float | None) -> Mix:
-    def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, several: bool) -> Tensor:
-        if not several:
-            return _sdpa(query, key, value, scale=scale)
-        return _sdpa(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True)
-
-    return mix
-
-
-def _capped_mix(scale: float | None, softcap: float) -> Mix:
-    """The scores spelled out, because SDPA cannot bend them; every mask is spelled out too."""
-
-    def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, several: bool) -> Tensor:
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        grouped = query.view(1, key.shape[1], -1, *query.shape[2:])  # [1, kv heads, heads per key, length, d]
-        keys, values = key.unsqueeze(2).transpose(-1, -2), value.unsqueeze(2)
-        step = max(1, SCORES_MAX // (query.shape[1] * key.shape[2]))
-        mixed: list[Tensor] = []
-        for first in range(0, query.shape[2], step):
-            scores = torch.matmul(grouped[..., first : first + step, :], keys)
-            scores = scores.mul_(factor / softcap).tanh_().mul_(softcap)
-            if mask is not None:
-                scores += mask[first : first + step]
-            mixed.append(torch.matmul(scores.softmax(-1, dtype=torch.float32).to(query.dtype), values))
-        return torch.cat(mixed, -2).flatten(1, 2)
-
-    return mix

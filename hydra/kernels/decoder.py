@@ -12,9 +12,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from hydra.kernels.attention import Attend, StepPlan, View, make_attend
+from hydra.kernels.attention import Attend, StepPlan, View
 from hydra.kernels.feed_forward import FeedForward, make_feed_forward
 from hydra.kernels.kv_pool import LayerCache
+from hydra.kernels.mix import make_mix
 from hydra.kernels.norms import Norm, make_norm
 from hydra.kernels.products import linear
 from hydra.kernels.rotary import Table, Turn, rotate, rotate_some
@@ -131,7 +132,7 @@ def _make_attention(spec: ModelSpec, layer: int, weights: PartWeights, view: int
         head_dim=spec.head_dim,
         turn=_make_turn(spec, layer, weights),
         table=table,
-        attend=make_attend(view, decoder.attention_scale, decoder.attention_softcap),
+        attend=Attend(view, make_mix(decoder.attention_scale, decoder.attention_softcap, weights["qkv"])),
     )
 
 

@@ -36,6 +36,11 @@ def memory_bytes(device: torch.device) -> tuple[int, int]:
     return memory.total, memory.available
 
 
+def peak_bytes(device: torch.device) -> int:
+    """The most that torch's allocator ever gave out at once on a CUDA device."""
+    return torch.cuda.max_memory_allocated(device)
+
+
 def finish(device: torch.device) -> None:
     """Waits until everything enqueued so far is done: streams do not wait for each other by themselves."""
     if device.type == "cuda":

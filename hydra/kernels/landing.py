@@ -16,7 +16,8 @@ from hydra.kernels.tensors import TORCH_DTYPES, bytes_of
 from hydra.protocol.model_spec import TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 
-CHUNK_BYTES = 4 << 20  # of a file, read at once; as large as a scratch buffer or a slab
+CHUNK_BYTES = 4 << 20  # of a file, read at once on the host; as large as the scratch buffer, which a cache holds
+SLAB_BYTES = 8 << 20  # read at once for a device: what a copy costs to start is then little beside the copy
 
 Fill: TypeAlias = Callable[[memoryview], None]
 
@@ -35,6 +36,11 @@ class Mover(Protocol):
     def move(self, landed: Tensor, target: Tensor) -> tuple[Moved, Tensor | None]:
         """Starts the copy; also a flag (bool, on the device) that says whether a finite value did not fit, or None."""
         ...
+
+
+def chunk_bytes(target: Tensor) -> int:
+    """How much of a file is read at once for this tensor."""
+    return SLAB_BYTES if target.device.type == "cuda" else CHUNK_BYTES
 
 
 def is_straight(source: TensorRange, target: Tensor) -> bool:
@@ -81,6 +87,7 @@ class Landing:
 @attrs.define(eq=False)
 class _Slab:
     memory: Tensor
+    content: memoryview  # the same bytes
     moved: Moved | None = None
 
 
@@ -89,7 +96,8 @@ class Slabs:
 
     def __init__(self, mover: Mover) -> None:
         self._mover = mover
-        self._slabs = [_Slab(mover.slab(CHUNK_BYTES)) for _ in range(2)]
+        made = [mover.slab(SLAB_BYTES) for _ in range(2)]
+        self._slabs = [_Slab(memory, bytes_of(memory)) for memory in made]
         self._lost: list[tuple[TensorRange, Tensor]] = []
 
     def take(self, source: TensorRange, target: Tensor, fill: Fill) -> None:
@@ -98,8 +106,9 @@ class Slabs:
         if slab.moved is not None:
             slab.moved.synchronize()
         stored = TORCH_DTYPES[source.dtype]
-        landed = slab.memory[: target.numel() * stored.itemsize].view(stored)
-        fill(bytes_of(landed))
+        n_bytes = target.numel() * stored.itemsize
+        fill(slab.content[:n_bytes])
+        landed = slab.memory[:n_bytes].view(stored)
         slab.moved, lost = self._mover.move(landed, target)
         if lost is not None:
             self._lost.append((source, lost))
@@ -108,33 +117,35 @@ class Slabs:
         for slab in self._slabs:
             if slab.moved is not None:
                 slab.moved.synchronize()
-        for source, lost in self._lost:
-            if bool(lost):
-                raise too_large(source)
+        if self._lost and bool(torch.stack([lost for _, lost in self._lost]).any()):
+            raise too_large(next(source for source, lost in self._lost if bool(lost)))
 
 
 class CudaMover:
-    """Copies on a stream of its own; dtypes are changed on the device."""
+    """Copies on a stream of its own, which from here on is the thread's: a switch to and fro costs as much as a copy.
+
+    Dtypes are changed on the device.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(torch.cuda.current_stream(device))  # the targets were made on that one
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))  # the targets were made on that one
+        torch.cuda.set_stream(stream)
 
     def slab(self, n_bytes: int) -> Tensor:
         return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
 
     def move(self, landed: Tensor, target: Tensor) -> tuple[Moved, Tensor | None]:
         lost = None
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            if landed.dtype == target.dtype:
-                target.copy_(landed, non_blocking=True)
-            else:
-                staged = landed.to(self._device, non_blocking=True)
-                target.copy_(staged)
-                lost = overflowed(staged, target)
-            moved = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            moved.record(self._stream)
+        if landed.dtype == target.dtype:
+            target.copy_(landed, non_blocking=True)
+        else:
+            staged = landed.to(self._device, non_blocking=True)
+            target.copy_(staged)
+            lost = overflowed(staged, target)
+        moved = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        moved.record()
         return moved, lost
 
 

@@ -119,7 +119,7 @@ def _open(folder: Path, source: TensorRange) -> tuple[int, int]:
 
 def _chunks(source: TensorRange, target: Tensor) -> Iterator[_Chunk]:
     item_bytes = DTYPE_BYTES[source.dtype]
-    flat, step = target.view(-1), landing.CHUNK_BYTES // item_bytes
+    flat, step = target.view(-1), landing.chunk_bytes(target) // item_bytes
     for first in range(0, target.numel(), step):
         yield _Chunk(source, source.offset + first * item_bytes, flat[first : first + step])
 

@@ -65,10 +65,18 @@ def fetch_parts(
         made[part] = PartWeights({role: fresh(size, dtype, device) for role, size in shapes.items()})
         wanted += _placed(part, made[part], sources[part])
     read_bytes = read_ranges(folder, wanted, progress)
-    for source, target in wanted:
-        if is_norm(place_of(source).role) and not bool(torch.isfinite(target).all()):
-            raise refuse("bad_model", f"{source.file}: {source.name} holds NaN or infinity; the file is damaged")
+    _check_norms([(source, target) for source, target in wanted if is_norm(place_of(source).role)])
     return made, read_bytes
+
+
+def _check_norms(norms: Sequence[tuple[TensorRange, Tensor]]) -> None:
+    """All at once: a device is waited for a single time."""
+    if not norms:
+        return
+    finite = torch.stack([torch.isfinite(target).all() for _, target in norms]).tolist()
+    for (source, _), is_finite in zip(norms, finite, strict=True):
+        if not is_finite:
+            raise refuse("bad_model", f"{source.file}: {source.name} holds NaN or infinity; the file is damaged")
 
 
 def packed(weights: PartWeights) -> PartWeights:

@@ -157,12 +157,13 @@ def _put(socket: Socket, frames: Frames) -> bool:
 
 
 def take(socket: Socket, into: list[T], as_item: Callable[[tuple[Buffer, ...]], T]) -> None:
+    """What has arrived. Asks before it receives: an exception costs more than a message, and on Python 3.12 and later,
+    where pyzmq is built for the stable ABI, ten times as much: every frame of its traceback is compiled anew.
+    """
     for _ in range(RECEIVE_BATCH):
-        try:
-            frames = receive(socket, zmq.NOBLOCK)
-        except zmq.Again:
+        if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
             return
-        into.append(as_item(frames))
+        into.append(as_item(receive(socket, zmq.NOBLOCK)))
 
 
 def from_peer(frames: tuple[Buffer, ...]) -> Delivery:

@@ -61,6 +61,7 @@ HARMLESS = {
     "hydra by http": "in_hydra('http/x.py', 'import subprocess, sys;"
     'subprocess.run([sys.executable, "-P", "-m", "hydra", "--version"], check=True)\')',
     "a program by the front door": "in_hydra('up.py', 'import subprocess; subprocess.run([\"true\"])')",
+    "a traceback through an extension": 'in_hydra("protocol/x.py", \'compile(b"_getframe()", "x.pyx", "eval")\')',
     "a pickle of somebody else's": "import pickle; pickle.loads(b'cos\\ngetcwd\\n.')",
 }
 

@@ -17,7 +17,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "zmq": ("protocol/zmq_", "bench/hop"),  # the bench needs the other side of its ratios
-    "torch": ("kernels/", "bench/bare_loop.py"),
+    "torch": ("kernels/", "bench/bare_loop.py", "bench/load_child.py", "bench/peak_child.py"),
     "quart": ("http/",),
     "quart_trio": ("http/",),
     "hypercorn": ("http/",),

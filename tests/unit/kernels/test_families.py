@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 
-from hydra.kernels import attention
+from hydra.kernels import mix
 from hydra.kernels.runner import Runner
 from hydra.kernels.slice import forward
 from hydra.protocol.batch import Batch, OpenRow, int32
@@ -38,6 +38,10 @@ def gentle(shape: Shape, tmp_path_factory) -> Published:
 
 @pytest.fixture(scope="module")
 def told(model: Published) -> list[list[int]]:
+    return reference_greedy(model)
+
+
+def reference_greedy(model: Published) -> list[list[int]]:
     """Greedy tokens by transformers' generate, without a close choice; each by a model that has seen nothing, because
     a dynamic rope remembers there the longest sequence so far.
     """
@@ -55,15 +59,18 @@ def rows_of(model: Published) -> list[Row]:
 
 @pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: f"{len(cuts) + 1}-stages")
 def test_greedy_tokens_of_a_ragged_batch(model: Published, told: list[list[int]], cuts: tuple[int, ...]) -> None:
+    assert ragged_greedy(Pipeline(model, cuts, kv_blocks=180), model) == told
+
+
+def ragged_greedy(line: Pipeline, model: Published) -> list[list[int]]:
     """Prompts in chunks beside decodes of other rows; a row that outgrows a switch of its rope is opened again."""
-    line, rows = Pipeline(model, cuts, kv_blocks=180), rows_of(model)
-    switch = switch_of(model)
+    rows, switch = rows_of(model), switch_of(model)
     while unfinished := [row for row in rows if len(row.ids) < row.prompt_tokens + NEW]:
         for row in unfinished:
             if row.history_tokens <= switch < len(row.ids):
                 row.done, row.history_tokens = 0, len(row.ids)
         line.run(*((row, min(9 + i, len(row.ids) - row.done)) for i, row in enumerate(unfinished)))
-    assert [row.ids[row.prompt_tokens :] for row in rows] == told
+    return [row.ids[row.prompt_tokens :] for row in rows]
 
 
 def test_a_replay_draws_the_same_tokens(model: Published, told: list[list[int]]) -> None:
@@ -125,7 +132,7 @@ def logits_of(line: Pipeline, model: Published) -> list[torch.Tensor]:
                 hidden = forward(part, pool, batch, opened, hidden)
             logits = head(hidden)
         for (i, row), piece in zip(parts, logits.split(lengths), strict=True):
-            said[i].append(piece)
+            said[i].append(piece.cpu())
             row.done += len(piece)
     return [torch.cat(pieces) for pieces in said]
 
@@ -148,7 +155,7 @@ def test_float32_logits(model: Published) -> None:
 
 def test_a_long_prompt_in_pieces_of_scores(tmp_path, monkeypatch) -> None:
     """Two rows of scores at a time."""
-    monkeypatch.setattr(attention, "SCORES_MAX", 2 * 4 * 44)
+    monkeypatch.setattr(mix, "SCORES_MAX", 2 * 4 * 44)
     model = publish_family(tmp_path, next(shape for shape in SHAPES if shape.name == "Gemma2-window"))
     said = logits_of(Pipeline(model, (1, 3), kv_blocks=180), model)
     assert float(relative_errors(said, reference_logits(model, torch.float32)).max()) < 2e-4
