@@ -2,17 +2,20 @@
 
 `plan_step` does the integer work once per step, for each kind of view that the layers of a slice have; an `Attend` then
 runs once per layer. A row whose blocks lie in one ascending run is read in place; any other is gathered. Under a window
-only the blocks that it reaches are read; those behind it stay in the pool. Knows block tables and positions, no model
-and no weights.
+only the blocks that it reaches are read; those behind it stay in the pool. Where a device has a kernel for it, a step
+of one token per row (see decode_step.py) is one call for all rows. Knows block tables and positions, no model and no
+weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import attrs
 import numpy as np
 import torch
 from torch import Tensor
 
+from hydra.kernels.devices import processors, runs_triton
 from hydra.kernels.kv_pool import LayerCache
 from hydra.kernels.mix import Mix, after_the_past
 from hydra.kernels.tensors import put
@@ -41,14 +44,25 @@ class RowSpan:
 
 
 @attrs.frozen(eq=False)
+class PagedRows:
+    """Where the rows of a step find their past: `reach` positions from 0 on, those before `first` hidden."""
+
+    table: Tensor  # [rows, blocks] int32
+    reach: Tensor  # [rows] int64, at least first + 1
+    first: Tensor  # [rows] int64
+    block_size: int
+
+
+@attrs.frozen(eq=False)
 class StepPlan:
     """Where a step's tokens stand and where their keys and values go, the same for every layer; and what each view
-    of the slice (in the order they were asked for) reads.
+    of the slice (in the order they were asked for) reads, row by row or, of a decode step, all rows at once.
     """
 
     positions: Tensor  # [n_tokens] int64
     slots: Tensor | int  # of each token; an int when they are one ascending run
-    spans: tuple[tuple[RowSpan, ...], ...]
+    spans: tuple[tuple[RowSpan, ...], ...] = ()
+    paged: tuple[PagedRows, ...] | None = None
 
 
 @attrs.frozen(eq=False)
@@ -82,17 +96,17 @@ def plan_step(
         if total > len(table) * block_size:
             raise IndexError(f"row {row.row} has {len(table)} blocks and needs room for {total} tokens")
         table = table[: -(-total // block_size)]
-        seen.append(_Row(len(positions), position, length, table, _ascending(table)))
+        seen.append(_Row(len(positions), position, length, table, is_run(table)))
         positions.extend(range(position, total))
         slots.extend([table[at // block_size] * block_size + at % block_size for at in range(position, total)])
     if len(positions) != batch.n_tokens:
         raise ValueError(f"rows of {len(positions)} tokens in a batch of {batch.n_tokens}")
-    where = slots[0] if slots and _ascending(slots) else put(np.array(slots, dtype=np.int64), device)
+    where = slots[0] if slots and is_run(slots) else put(np.array(slots, dtype=np.int64), device)
     spans = tuple(tuple([_span(row, view, block_size, dtype, device) for row in seen]) for view in views)
     return StepPlan(put(np.array(positions, dtype=np.int64), device), where, spans)
 
 
-def _ascending(numbers: list[int]) -> bool:
+def is_run(numbers: list[int]) -> bool:
     """Whether they are consecutive; the first look rejects almost every other list."""
     first = numbers[0]
     return numbers[-1] - first == len(numbers) - 1 and numbers == list(range(first, first + len(numbers)))
@@ -126,12 +140,26 @@ def _mask(row: _Row, first: int, window: int, dtype: torch.dtype, device: torch.
     return mask
 
 
+# query [rows, heads, d] of one token each, keys and values [slots, kv heads, d]; returns [rows, heads * d]
+Decode: TypeAlias = Callable[[Tensor, Tensor, Tensor, PagedRows], Tensor]
+
+
+def make_decode(scale: float, softcap: float | None, device: torch.device) -> Decode | None:
+    """None where the device has no kernel for it."""
+    if not runs_triton(device):
+        return None
+    from hydra.kernels.paged_decode import PagedDecode  # only where there is a Triton
+
+    return PagedDecode(scale, softcap or 0.0, processors(device))
+
+
 @attrs.frozen(eq=False)
 class Attend:
     """A layer's attention, chosen once: which of the plan's views it has, and how scores become weights."""
 
-    view: int  # its place in StepPlan.spans
+    view: int  # its place in the plan
     mix: Mix
+    decode: Decode | None = None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache, plan: StepPlan) -> Tensor:
         """query [n, heads, d], key and value [n, kv heads, d]; returns [n, heads * d]."""
@@ -142,6 +170,9 @@ class Attend:
         else:
             cache.key_slots.index_copy_(0, plan.slots, key)
             cache.value_slots.index_copy_(0, plan.slots, value)
+        if plan.paged is not None:
+            assert self.decode is not None
+            return self.decode(query, cache.key_slots, cache.value_slots, plan.paged[self.view])
         spans = plan.spans[self.view]
         if len(spans) == query.shape[0]:  # every row is one token
             singles = _by_key(query, key.shape[1]).unbind(0)

@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from hydra.kernels.attention import Attend, StepPlan, View
+from hydra.kernels.attention import Attend, StepPlan, View, make_decode
 from hydra.kernels.feed_forward import FeedForward, make_feed_forward
 from hydra.kernels.kv_pool import LayerCache
 from hydra.kernels.mix import make_mix
@@ -121,7 +121,6 @@ def make_block(spec: ModelSpec, layer: int, weights: PartWeights, view: int, tab
 
 
 def _make_attention(spec: ModelSpec, layer: int, weights: PartWeights, view: int, table: int) -> Attention:
-    decoder = spec.decoder
     return Attention(
         qkv=weights["qkv"],
         qkv_bias=weights.get("qkv_bias"),
@@ -132,8 +131,14 @@ def _make_attention(spec: ModelSpec, layer: int, weights: PartWeights, view: int
         head_dim=spec.head_dim,
         turn=_make_turn(spec, layer, weights),
         table=table,
-        attend=Attend(view, make_mix(decoder.attention_scale, decoder.attention_softcap, weights["qkv"])),
+        attend=_make_attend(spec, view, weights["qkv"]),
     )
+
+
+def _make_attend(spec: ModelSpec, view: int, like: Tensor) -> Attend:
+    scale, softcap = spec.decoder.attention_scale, spec.decoder.attention_softcap
+    plain = spec.head_dim**-0.5 if scale is None else scale
+    return Attend(view, make_mix(scale, softcap, like), make_decode(plain, softcap, like.device))
 
 
 def _make_turn(spec: ModelSpec, layer: int, weights: PartWeights) -> Turn:

@@ -1,6 +1,9 @@
 """What a device is called, what it can do and how much memory it has: the only place that asks the machine."""
 
+import os
 import platform
+import shutil
+from functools import cache
 
 import psutil
 import torch
@@ -15,6 +18,25 @@ def native_dtypes(device: torch.device) -> tuple[Dtype, ...]:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         return ("float32", "bfloat16", "float16")
     return ("float32", "float16")
+
+
+@cache
+def runs_triton(device: torch.device) -> bool:
+    """Whether kernels of our own can be built for a device here. Triton needs a C compiler for what launches them."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    if not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
+        return False
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def processors(device: torch.device) -> int:
+    """Of a CUDA device: its multiprocessors."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def device_name(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import attrs
 import torch
 
+from hydra.kernels.decode_graphs import SPARE_BLOCKS, DecodeGraphs
 from hydra.kernels.devices import device_name, finish, give_back, memory_bytes, native_dtypes
 from hydra.kernels.kv_pool import KvPool
 from hydra.kernels.lanes import HostLane, Lane
@@ -40,7 +41,12 @@ class _Route:
     slice: Slice
     block_size: int
     pool: KvPool | None = None
+    graphs: DecodeGraphs | None = None  # over that pool
     idle: bool = False
+
+    def let_go(self) -> None:
+        """Of the pool, and of what holds its addresses."""
+        self.pool = self.graphs = None
 
 
 class Runner:
@@ -112,11 +118,15 @@ class Runner:
 
     def activate(self, route: RouteId, kv_blocks: int) -> None:
         loaded = self._routes[route]
-        loaded.pool = None
+        loaded.let_go()
         give_back(self._device)
         with torch.inference_mode():
             warm_up(loaded.slice, self._lane, loaded.block_size)
-            loaded.pool = loaded.slice.pool(kv_blocks, loaded.block_size)
+            if loaded.slice.steady:
+                loaded.pool = loaded.slice.pool(kv_blocks + SPARE_BLOCKS, loaded.block_size)
+                loaded.graphs = DecodeGraphs(loaded.slice, loaded.pool)
+            else:
+                loaded.pool = loaded.slice.pool(kv_blocks, loaded.block_size)
         loaded.idle = False
 
     def drop(self, route: RouteId) -> None:
@@ -126,7 +136,8 @@ class Runner:
 
     def free_pool(self, route: RouteId) -> None:
         if (loaded := self._routes.get(route)) is not None:
-            loaded.pool, loaded.idle = None, True
+            loaded.let_go()
+            loaded.idle = True
             give_back(self._device)
 
     def launch(self, run: Run) -> object:
@@ -135,7 +146,8 @@ class Runner:
         if pool is None:
             raise RuntimeError(f"route {run.route} was stepped before it was activated")
         with torch.inference_mode():
-            return self._lane.launch(run.hidden, partial(forward, loaded.slice, pool, run.batch, run.rows))
+            work = partial(forward, loaded.slice, pool, run.batch, run.rows, captured=loaded.graphs)
+            return self._lane.launch(run.hidden, work)
 
     def collect(self, ticket: object) -> Outcome:
         with torch.inference_mode():

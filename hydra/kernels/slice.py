@@ -5,6 +5,7 @@ may share; knows nothing of reading, freeing or waiting.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import attrs
 import numpy as np
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hydra.kernels.attention import StepPlan, View, plan_step
-from hydra.kernels.decoder import Block, Tables, layer_view, make_block
+from hydra.kernels.decode_step import DecodeColumns, DecodeInputs, decode_columns, is_decode, on_device
+from hydra.kernels.decoder import Block, layer_view, make_block
+from hydra.kernels.devices import runs_triton
 from hydra.kernels.kv_pool import KvPool
 from hydra.kernels.norms import Norm, make_norm
 from hydra.kernels.products import linear
@@ -57,6 +60,8 @@ class Slice:
     embedding: Tensor | None
     embedding_scale: Tensor | None  # None: 1
     head: Head | None
+    paged: bool  # in a step of one token per row, attention is one call per layer
+    steady: bool  # and all such steps of as many rows are the same to the device: no expert is chosen on the host
 
     @property
     def is_first(self) -> bool:
@@ -107,6 +112,8 @@ def build_slice(
         embedding=parts["embedding"]["embedding"] if first_layer == 0 else None,
         embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
         head=_head(spec, parts) if end_layer == spec.n_layers else None,
+        paged=runs_triton(device),
+        steady=runs_triton(device) and not any(decoder.sparse[layer] for layer in layers),
     )
 
 
@@ -117,49 +124,114 @@ def _head(spec: ModelSpec, parts: Mapping[Part, PartWeights]) -> Head:
     return Head(norm, weight, bias, spec.decoder.logit_softcap)
 
 
-def forward(part: Slice, pool: KvPool, batch: Batch, rows: Sequence[OpenRow], hidden: Tensor | None) -> Tensor | Drawn:
+class Captured(Protocol):
+    """Decode steps of one slice and pool that need no launching kernel by kernel (see decode_graphs.py)."""
+
+    def takes(self, columns: DecodeColumns) -> bool: ...
+
+    def replay(self, columns: DecodeColumns, hidden: Tensor | None) -> Tensor:
+        """What `decode` would return."""
+        ...
+
+
+def forward(
+    part: Slice,
+    pool: KvPool,
+    batch: Batch,
+    rows: Sequence[OpenRow],
+    hidden: Tensor | None,
+    captured: Captured | None = None,
+) -> Tensor | Drawn:
     """Hidden states for the next stage, or from the last one the drawn tokens of the rows that are sampled."""
-    x = _entry(part, batch, hidden)
-    if batch.n_tokens > 0:
-        plan = plan_step(batch, rows, pool.block_size, part.views, part.dtype, part.device)
-        tables = _tables(part, plan, batch, rows)
-        for block, cache in zip(part.blocks, pool.layers, strict=True):
-            x = block(x, cache, plan, tables)
+    if part.embedding is None:
+        _check_hidden(part, batch, hidden)
+    if part.paged and is_decode(batch):
+        columns = decode_columns(batch, rows, pool.block_size, part.views, part.rotaries)
+        if captured is not None and captured.takes(columns):
+            made = captured.replay(columns, hidden)
+        else:
+            made = decode(part, pool, on_device(columns, pool.block_size, part.device), hidden)
+        return _draw(part, made, batch, rows) if part.is_last else made
+    x = _through(part, pool, batch, rows, hidden)
     return _exit(part, x, batch, rows) if part.is_last else x
 
 
-def _tables(part: Slice, plan: StepPlan, batch: Batch, rows: Sequence[OpenRow]) -> Tables:
-    return [
-        rotary.tables(
-            plan.positions,
-            put(lengths(rotary.spec, batch, rows), part.device) if rotary.spec.depends_on_length else None,
-            part.dtype,
-        )
+def decode(part: Slice, pool: KvPool, inputs: DecodeInputs, hidden: Tensor | None) -> Tensor:
+    """One token per row: their hidden states, or from the last slice their logits. Only enqueues, the same for the same
+    shapes, if the slice is steady.
+    """
+    plan = inputs.plan(len(part.views))
+    x = _layers(part, pool, plan, inputs.lengths(len(part.views)), _entry(part, inputs.tokens, hidden))
+    return x if part.head is None else part.head(x)
+
+
+def _through(part: Slice, pool: KvPool, batch: Batch, rows: Sequence[OpenRow], hidden: Tensor | None) -> Tensor:
+    x = _entry(part, put(batch.tokens, part.device) if part.is_first else None, hidden)
+    if not batch.n_tokens:
+        return x
+    plan = plan_step(batch, rows, pool.block_size, part.views, part.dtype, part.device)
+    grown = [
+        put(lengths(rotary.spec, batch, rows), part.device) for rotary in part.rotaries if rotary.spec.depends_on_length
+    ]
+    return _layers(part, pool, plan, grown, x)
+
+
+def _layers(part: Slice, pool: KvPool, plan: StepPlan, grown: Sequence[Tensor], x: Tensor) -> Tensor:
+    """`grown`: the tokens' lengths for each rotary that depends on them."""
+    rest = iter(grown)
+    tables = [
+        rotary.tables(plan.positions, next(rest) if rotary.spec.depends_on_length else None, part.dtype)
         for rotary in part.rotaries
     ]
+    for block, cache in zip(part.blocks, pool.layers, strict=True):
+        x = block(x, cache, plan, tables)
+    return x
 
 
-def _entry(part: Slice, batch: Batch, hidden: Tensor | None) -> Tensor:
-    if part.embedding is not None:
-        x = functional.embedding(put(batch.tokens, part.device), part.embedding)
-        return x if part.embedding_scale is None else x * part.embedding_scale
+def _check_hidden(part: Slice, batch: Batch, hidden: Tensor | None) -> None:
     if hidden is None or hidden.shape != (batch.n_tokens, part.spec.hidden) or hidden.dtype != part.dtype:
         what = "nothing" if hidden is None else f"{hidden.dtype}{tuple(hidden.shape)}"
         raise ValueError(f"a stage of {part.dtype}[{batch.n_tokens}, {part.spec.hidden}] was given {what}")
-    return hidden
+
+
+def _entry(part: Slice, tokens: Tensor | None, hidden: Tensor | None) -> Tensor:
+    if part.embedding is None:
+        assert hidden is not None
+        return hidden
+    assert tokens is not None
+    x = functional.embedding(tokens, part.embedding)
+    return x if part.embedding_scale is None else x * part.embedding_scale
 
 
 def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Drawn:
     """Only the last token of each sampled row goes through the norm and the head."""
     sampled = np.flatnonzero(batch.sample)
-    ends = (batch.position + batch.length)[sampled].tolist()
-    picks = [_pick(rows[row], end) for row, end in zip(sampled.tolist(), ends, strict=True)]
-    if part.head is None or not picks:
-        nothing = torch.empty(0, dtype=torch.int64, device=part.device)
-        return Drawn(nothing, nothing)
+    if part.head is None or not len(sampled):
+        return _nothing(part)
     if len(sampled) < batch.n_tokens:
         x = x.index_select(0, put(np.cumsum(batch.length, dtype=np.int64)[sampled] - 1, part.device))
-    return sample(part.head(x), picks)
+    return sample(part.head(x), _picks(batch, rows))
+
+
+def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Drawn:
+    """From the logits of all rows of a decode step."""
+    sampled = np.flatnonzero(batch.sample)
+    if not len(sampled):
+        return _nothing(part)
+    if len(sampled) < len(rows):
+        logits = logits.index_select(0, put(sampled, part.device))
+    return sample(logits, _picks(batch, rows))
+
+
+def _nothing(part: Slice) -> Drawn:
+    nothing = torch.empty(0, dtype=torch.int64, device=part.device)
+    return Drawn(nothing, nothing)
+
+
+def _picks(batch: Batch, rows: Sequence[OpenRow]) -> list[Pick]:
+    sampled = np.flatnonzero(batch.sample)
+    ends = (batch.position + batch.length)[sampled].tolist()
+    return [_pick(rows[row], end) for row, end in zip(sampled.tolist(), ends, strict=True)]
 
 
 def _pick(row: OpenRow, position: int) -> Pick:

@@ -9,7 +9,7 @@ Forbidden are
 - `exec` and `compile` called by Hydra's own code, and `marshal.loads` by anybody on its behalf but the import system;
 - a class or function looked up by a pickle on Hydra's behalf;
 - another program started by the rooms that read models (store, kernels, http), unless it is Hydra itself, and deaf
-  to the folder it stands in (python -P).
+  to the folder it stands in (python -P), or Triton's, whose compiler runs others over kernels of our own.
 """
 
 import os
@@ -23,6 +23,7 @@ STDLIB = os.path.dirname(os.__file__)
 HYDRA = os.path.join(ROOT, "hydra") + os.sep
 READERS = tuple(os.path.join(HYDRA, room) + os.sep for room in ("store", "kernels", "http"))
 TRUSTED = tuple({os.path.realpath(path) + os.sep for path in (ROOT, sys.prefix, sys.base_prefix, STDLIB)})
+TRITON = os.path.join(os.sep, "site-packages", "triton", "")
 MARKS = ("config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json")
 LOG = "HYDRA_TEST_AUDIT_LOG"
 CYTHON_FRAME = (
@@ -136,7 +137,7 @@ def _on_marshal(*_: object) -> None:
 
 def _on_program(program: object = None, argv: object = None, *_: object) -> None:
     who = _on_behalf_of(READERS)
-    if who is None:
+    if who is None or any(TRITON in frame.f_code.co_filename for frame in _frames()):
         return
     words = list(argv) if isinstance(argv, list | tuple) else []
     if words[:3] == [sys.executable, "-P", "-m"] and str(words[3]).split(".")[0] == "hydra":
