@@ -71,6 +71,7 @@ class Desk:
             pid=hello.pid,
             state=member.state,
             device=hello.device.device,
+            kernels=hello.device.kernels,
             dtype=dtype,
             memory_total_bytes=hello.device.memory_total_bytes,
             memory_free_bytes=member.memory_free_bytes,

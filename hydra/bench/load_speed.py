@@ -16,7 +16,7 @@ from hydra.bench.child import child
 from hydra.bench.llama_dir import LlamaShape, write_llama
 
 SHAPE = LlamaShape(layers=16)
-DEVICE_SHAPE = LlamaShape(layers=8, hidden=4096, intermediate=11008, heads=32, kv_heads=8)  # as a GPU is given them
+DEVICE_SHAPE = LlamaShape(layers=4, hidden=4096, intermediate=11008, heads=32, kv_heads=8)  # as a GPU is given them
 
 
 @attrs.frozen(kw_only=True)

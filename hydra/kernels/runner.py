@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from hydra.kernels.decode_graphs import SPARE_BLOCKS, DecodeGraphs
-from hydra.kernels.devices import device_name, finish, give_back, memory_bytes, native_dtypes
+from hydra.kernels.devices import device_name, finish, give_back, memory_bytes, native_dtypes, runs_triton
 from hydra.kernels.kv_pool import KvPool
 from hydra.kernels.lanes import HostLane, Lane
 from hydra.kernels.reader import Progress
@@ -84,6 +84,7 @@ class Runner:
             dtypes=self._dtypes,
             memory_total_bytes=total,
             memory_free_bytes=free,
+            kernels="triton" if runs_triton(self._device) else "torch",
         )
 
     def held(self) -> tuple[Held, ...]:

@@ -15,10 +15,11 @@ from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, StoredFile, T
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 Role = Literal["worker", "frontend", "parent"]
 LoadPhase = Literal["fetching", "reading"]
 NodeState = Literal["joining", "ready", "suspect", "draining", "lost"]
+Kernels = Literal["torch", "triton"]  # what decodes: torch's own alone, or with ours for one token per row
 
 
 def _ids() -> Int32Column:
@@ -37,6 +38,7 @@ class DeviceOffer:
     dtypes: tuple[Dtype, ...]
     memory_total_bytes: int
     memory_free_bytes: int
+    kernels: Kernels = "torch"
 
 
 @attrs.frozen(kw_only=True)
@@ -403,6 +405,7 @@ class NodeStatus:
     pid: int
     state: NodeState
     device: str
+    kernels: Kernels
     dtype: str
     memory_total_bytes: int
     memory_free_bytes: int

@@ -29,7 +29,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_every_split_answers_as_transformers_does(workers: int, model: Served, tmp_path: Path) -> None:
     directory, expected = model.directory, model.answers
     with running_cluster(tmp_path, directory, workers=workers) as cluster:
-        stages = [stage for node in cluster.status()["nodes"] for stage in node["stages"]]
+        nodes = cluster.status()["nodes"]
+        assert {(node["device"], node["kernels"]) for node in nodes} == {("cpu", "torch")}
+        stages = [stage for node in nodes for stage in node["stages"]]
         assert sorted(layer for s in stages for layer in range(s["first_layer"], s["end_layer"])) == list(range(6))
         assert len(stages) == workers
         assert [complete(cluster, prompt, stream=False) for prompt in model.prompts] == expected

@@ -23,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 def test_two_workers_share_a_device_and_one_of_them_is_killed(model: Served, tmp_path: Path) -> None:
     with running_cluster(tmp_path, model.directory, workers=2, more=("--device", "cuda:0")) as cluster:
-        assert [node["device"] for node in cluster.status()["nodes"]] == ["cuda:0"] * 2
+        assert [(node["device"], node["kernels"]) for node in cluster.status()["nodes"]] == [("cuda:0", "triton")] * 2
         assert [complete(cluster, prompt, stream=False) for prompt in model.prompts] == model.answers
         assert all_at_once(cluster, model) == model.answers
         for victim in ("w0", "w1"):
