@@ -13,7 +13,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 # query [1, heads, n, d], keys and values [1, kv heads, reach, d], mask, whether the queries are several tokens; one
 # token's heads that share a key may stand side by side: [1, kv heads, heads per key, d]
@@ -36,6 +35,8 @@ def make_mix(scale: float | None, softcap: float | None, like: Tensor) -> Mix:
 
 def after_the_past(length: int, reach: int) -> Tensor:
     """The causal mask of the last `length` of `reach` positions, in the form for which CUDA kernels need no memory."""
+    from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler: a second, and 70 MB
+
     return causal_lower_right(length, reach)
 
 
@@ -50,6 +51,8 @@ def _host_mix(scale: float | None) -> Mix:
 
 def _cuda_mix(scale: float | None, device: torch.device, dtype: torch.dtype) -> Mix:
     """Switches cuDNN's attention off for this process."""
+    from torch.nn.attention.bias import CausalBias  # as above: only where there is such a device
+
     torch.backends.cuda.enable_cudnn_sdp(False)
     flash = dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(device) >= (8, 0)
 

@@ -1,6 +1,8 @@
 """The house rules, as tests over the source text: who may look into which room, and what is never written."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,10 @@ def test_rooms_that_read_models_load_no_libraries(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_every_file_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text())), f"{relative(path)} opens without its plan"
+
+
+def test_a_worker_does_not_wait_for_a_compiler() -> None:
+    """torch's own takes longer to import than torch: a worker that is started again would be missed for longer."""
+    source = "import sys, hydra.roles, hydra.actors.worker, hydra.kernels.runner; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stdout + done.stderr

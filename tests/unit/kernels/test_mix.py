@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention.bias import CausalBias
 
 from hydra.kernels import mix
 from hydra.kernels.attention import View, plan_step
@@ -67,5 +68,5 @@ def test_a_chunk_on_a_cuda_device_needs_no_memory_for_its_mask(monkeypatch):
     row = OpenRow(row=0, attempt=0, prompt_tokens=12, history_tokens=12, blocks=[0, 1, 2])
     views = (View(), View(window=100), View(window=6), View(spelled_out=True))
     plan = plan_step(batch, (row,), 4, views, torch.bfloat16, torch.device("cuda:0"))
-    assert [isinstance(span.mask, mix.CausalBias) for (span,) in plan.spans] == [True, True, False, False]
+    assert [isinstance(span.mask, CausalBias) for (span,) in plan.spans] == [True, True, False, False]
     assert len(spelled) == 2
