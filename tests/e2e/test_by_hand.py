@@ -39,6 +39,7 @@ def test_a_worker_that_never_comes_back_is_done_without(untied: Served, tmp_path
         assert all_at_once(cluster, untied) == untied.answers
 
 
+@pytest.mark.long
 def test_a_machine_that_freezes_for_ten_seconds_is_fenced_and_keeps_its_worker(untied: Served, tmp_path: Path) -> None:
     """Parent and worker are stopped together, so that the parent cannot kill the worker for its silence."""
     with running_cluster(tmp_path, untied.directory, workers=1, by_hand=["h0"]) as cluster:

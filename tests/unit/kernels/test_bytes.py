@@ -37,7 +37,7 @@ def measured(directory: Path, dtype: str, *cuts: int) -> list[tuple[int, int, in
     return [json.loads(line) for line in said.splitlines()][1:]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_four_workers_read_their_own_bytes_and_no_layer_twice(directory, dtype):
     slices = measured(directory, dtype, *CUTS)
     assert len(slices) == 4
