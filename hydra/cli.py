@@ -336,6 +336,7 @@ def bench(budgets: tuple[str, ...], as_json: bool, device: str, quick: bool) -> 
 
     set_up_logging("bench")
     names = command.wanted_names(budgets)
+    command.check_device(device)
     found = command.measure(names, device=device, quick=quick, say=lambda line: click.echo(line, err=True))
     click.echo(json.dumps(command.as_json(found), indent=2) if as_json else command.as_table(found))
     sys.exit(0 if command.all_hold(found) else 1)

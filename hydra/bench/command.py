@@ -24,6 +24,12 @@ def wanted_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in asked)
 
 
+def check_device(device: str) -> None:
+    """Raises Complaint (exit 2) for what the other sides of the ratios cannot run on."""
+    if device != "cpu" and not all(name.startswith("cuda") for name in device.split(",")):
+        raise Complaint(f"no bench on {device!r}", "the other sides run on the CPU or on CUDA", "say cpu or cuda:N", 2)
+
+
 def measure(names: Sequence[str], *, device: str, quick: bool, say: Callable[[str], None]) -> dict[str, Measured]:
     """One after the other; `say` hears what is under way."""
     from hydra.bench.hop import measure_hop

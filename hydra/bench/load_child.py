@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,7 +67,10 @@ def read_plainly(described: Described, device: str, _: Dtype) -> dict[str, Any]:
             pieces.append(_Piece(files[tensor.file], tensor.offset + done, at, size))
             at += size
     began_s = time.perf_counter()
-    (_read_to_memory if device == "cpu" else partial(_read_to_device, device))(pieces, total)
+    if device == "cpu":
+        _read_to_memory(pieces, total)
+    else:
+        _read_to_device(device, pieces, total)
     took_s = time.perf_counter() - began_s
     for file in files.values():
         os.close(file)

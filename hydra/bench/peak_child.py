@@ -10,10 +10,10 @@ from hydra.bench.child import say
 from hydra.bench.load_child import order_for
 from hydra.kernels.devices import peak_bytes
 from hydra.kernels.runner import Runner
-from hydra.protocol.batch import Batch, OpenRow, Run, int32
-from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
+from hydra.kernels.warmup import lone_batch, lone_row
+from hydra.protocol.batch import Run
+from hydra.protocol.ids import Epoch, RouteId, StepId
 from hydra.protocol.model_spec import Described
-from hydra.protocol.sampling import GREEDY
 from hydra.store.library import LocalLibrary
 
 BLOCK_SIZE = 16
@@ -29,25 +29,16 @@ def measure(described: Described, device: str, prompt: int, tokens: int) -> dict
     runner = Runner(device, threads=1)
     facts = runner.load(order, lambda done, total: None)
     runner.activate(ROUTE, n_blocks)
+    row = lone_row(n_blocks, prompt)
     for step, (position, length) in enumerate([(0, prompt), *((prompt + i, 1) for i in range(tokens))]):
-        batch = Batch(
-            row=int32([0]),
-            attempt=int32([0]),
-            position=int32([position]),
-            length=int32([length]),
-            sample=int32([0]),
-            new_blocks=int32([0]),
-            tokens=int32([1] * length),
+        run = Run(
+            route=ROUTE,
+            epoch=EPOCH,
+            step=StepId(step + 1),
+            batch=lone_batch(position, length),
+            rows=(row,),
+            hidden=None,
         )
-        row = OpenRow(
-            row=RowId(0),
-            attempt=Attempt(0),
-            params=GREEDY,
-            blocks=list(range(n_blocks)),
-            prompt_tokens=prompt,
-            history_tokens=prompt,
-        )
-        run = Run(route=ROUTE, epoch=EPOCH, step=StepId(step + 1), batch=batch, rows=(row,), hidden=None)
         runner.collect(runner.launch(run))
     kv_bytes = n_blocks * BLOCK_SIZE * spec.kv_token_bytes(end_layer, spec.stored_dtype)
     return {"peak_bytes": peak_bytes(torch.device(device)), "weight_bytes": facts.weight_bytes, "kv_bytes": kv_bytes}

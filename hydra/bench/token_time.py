@@ -39,7 +39,7 @@ def probe_layer_ms(scratch: Path, first_device: str) -> tuple[float, float]:
 
 
 def measure_token_time(scratch: Path, *, rounds: int, device: str) -> dict[str, Measured]:
-    """{"P1": ..., "R": ...}; no R on MPS."""
+    """{"P1": ..., "R": ...}."""
     first_device = device.partition(",")[0]
     shape = LlamaShape(layers=layers_for(*probe_layer_ms(scratch, first_device)))
     directory = write_llama(scratch / "llama", shape, bfloat16=first_device != "cpu")

@@ -18,7 +18,8 @@ from hydra.kernels.rotary import Rotary, lengths
 from hydra.kernels.tensors import put
 from hydra.protocol.batch import Batch, OpenRow
 
-_PLAIN_FIELDS = 4  # token, position, slot, reach; then one per view, and one per rotary that depends on lengths
+TOKEN, POSITION, SLOT, REACH = range(4)  # the first fields; then one per view, and one per rotary that needs lengths
+_PLAIN_FIELDS = 4
 
 
 def is_decode(batch: Batch) -> bool:
@@ -42,7 +43,7 @@ class DecodeColumns:
         if not n_more:
             return self
         more = np.zeros((len(self.fields), n_more), np.int64)
-        more[2], more[3] = spare_block * block_size, 1
+        more[SLOT], more[REACH] = spare_block * block_size, 1
         blocks = np.full((n_more, self.table.shape[1]), spare_block, np.int32)
         return DecodeColumns(np.concatenate((self.fields, more), 1), np.concatenate((self.table, blocks)))
 
@@ -78,12 +79,12 @@ class DecodeInputs:
 
     @property
     def tokens(self) -> Tensor:
-        return self.fields[0]
+        return self.fields[TOKEN]
 
     def plan(self, n_views: int) -> StepPlan:
-        reach, firsts = self.fields[3], self.fields[_PLAIN_FIELDS : _PLAIN_FIELDS + n_views]
+        reach, firsts = self.fields[REACH], self.fields[_PLAIN_FIELDS : _PLAIN_FIELDS + n_views]
         paged = tuple(PagedRows(self.table, reach, first, self.block_size) for first in firsts)
-        return StepPlan(self.fields[1], self.fields[2], paged=paged)
+        return StepPlan(self.fields[POSITION], self.fields[SLOT], paged=paged)
 
     def lengths(self, n_views: int) -> tuple[Tensor, ...]:
         """For the rotaries that depend on them, in their order."""

@@ -122,7 +122,7 @@ class Slabs:
 
 
 class CudaMover:
-    """Copies on a stream of its own, which from here on is the thread's: a switch to and fro costs as much as a copy.
+    """Copies on a stream of its own, which from here on is the thread's, so that no chunk pays for a switch to and fro.
 
     Dtypes are changed on the device.
     """

@@ -101,6 +101,7 @@ def build_slice(
         make_block(spec, i, parts[i], views.index(layer_view(spec, i)), ropes.index(decoder.layer_ropes[i]))
         for i in layers
     ]
+    paged = runs_triton(device)
     scaled = first_layer == 0 and decoder.embedding_scale != 1.0
     return Slice(
         spec=spec,
@@ -112,8 +113,8 @@ def build_slice(
         embedding=parts["embedding"]["embedding"] if first_layer == 0 else None,
         embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
         head=_head(spec, parts) if end_layer == spec.n_layers else None,
-        paged=runs_triton(device),
-        steady=runs_triton(device) and not any(decoder.sparse[layer] for layer in layers),
+        paged=paged,
+        steady=paged and not any(decoder.sparse[layer] for layer in layers),
     )
 
 

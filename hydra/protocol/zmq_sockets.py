@@ -157,8 +157,8 @@ def _put(socket: Socket, frames: Frames) -> bool:
 
 
 def take(socket: Socket, into: list[T], as_item: Callable[[tuple[Buffer, ...]], T]) -> None:
-    """What has arrived. Asks before it receives: an exception costs more than a message, and on Python 3.12 and later,
-    where pyzmq is built for the stable ABI, ten times as much: every frame of its traceback is compiled anew.
+    """What has arrived. Asks before it receives: on Python 3.12 and later, where pyzmq is built for the stable ABI, an
+    exception out of it compiles every frame of its traceback anew.
     """
     for _ in range(RECEIVE_BATCH):
         if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:

@@ -26,9 +26,8 @@ TRUSTED = tuple({os.path.realpath(path) + os.sep for path in (ROOT, sys.prefix, 
 TRITON = os.path.join(os.sep, "site-packages", "triton", "")
 MARKS = ("config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json")
 LOG = "HYDRA_TEST_AUDIT_LOG"
-CYTHON_FRAME = (
-    b"_getframe()"  # what an extension built by Cython for the stable ABI compiles to get a traceback's frame
-)
+# What an extension that Cython built for the stable ABI compiles to get a frame for a traceback.
+CYTHON_FRAME = b"_getframe()"
 PING = "hydra_audit.ping"  # sys.audit(PING, []) puts True into the list when somebody listens
 
 

@@ -13,14 +13,9 @@ from scenarios.processes import ROOT
 from scenarios.story import Story, tell
 from scenarios.theatre import Cast, Theatre
 
+# The other tests of this room show the like of the long ones.
 SHORT = ("cut_then_heal",)
-LONG = (
-    "kill_coordinator",
-    "kill_worker",
-    "pause_worker",
-    "poison_request",
-    "reader_walks_away",
-)  # others show the like
+LONG = ("kill_coordinator", "kill_worker", "pause_worker", "poison_request", "reader_walks_away")
 
 
 @pytest.mark.timeout(300)

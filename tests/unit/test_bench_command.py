@@ -32,6 +32,15 @@ def test_an_unknown_budget_is_a_usage_error():
     assert no.value.exit_code == 2
 
 
+def test_devices_that_only_one_side_runs_on_are_refused():
+    for device in ("cpu", "cuda:0", "cuda:0,cuda:1"):
+        command.check_device(device)
+    for device in ("mps", "cuda:0,cpu", ""):
+        with pytest.raises(Complaint) as no:
+            command.check_device(device)
+        assert no.value.exit_code == 2
+
+
 @pytest.mark.parametrize(("ratio", "verdict"), [(0.95, "ok"), (0.7, "ok"), (0.69, "NOT MET")])
 def test_more_is_better_for_loading_and_notes_follow_their_line(ratio, verdict):
     found = {"L": Measured(ratio=ratio, detail={"bytes": 7}, notes=("a note",))}

@@ -161,7 +161,7 @@ def test_every_file_says_what_it_is(path: Path) -> None:
 
 
 def test_a_worker_does_not_wait_for_a_compiler() -> None:
-    """torch's own takes longer to import than torch: a worker that is started again would be missed for longer."""
+    """torch's own takes about as long to import as torch: a worker that is started again would be missed for longer."""
     source = "import sys, hydra.roles, hydra.actors.worker, hydra.kernels.runner; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stdout + done.stderr
