@@ -11,12 +11,14 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from hydra.actors.client import Cluster
+from hydra.http.answers import answers_of
 from hydra.http.failures import body_of, error_body, status_of
-from hydra.http.generate import Asked, Delta, Deltas, answers_of, start_answers
+from hydra.http.generate import Asked, Deltas, start_answers
 from hydra.http.openai_request import parse_json, parse_request
 from hydra.http.openai_response import PING, Writer, sse
 from hydra.http.request_scope import RequestScope, request_nursery
 from hydra.http.shutdown import Shutdown
+from hydra.http.teller import Delta
 from hydra.http.tokenizer import Words
 from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.messages import JobStatus, ModelTold, Sample, StatusTold

@@ -1,111 +1,25 @@
-"""A checked request becomes running generations, and their tokens become text deltas in one ordered stream.
+"""Answers become running generations, and their text deltas one ordered stream.
 
 One answer is one generation (n answers, n generations, `choice` 0 .. n-1). Answers run side by side in the request's
 nursery and meet in one bounded channel; the end of the request is the end of them all, whoever ends it and why.
 """
 
-from typing import Literal
-
 import attrs
 import structlog
 import trio
 
-from hydra.actors.client import Cluster, GenerateRequest, Piece, TokenLogprobs
-from hydra.http.detokenizer import Detokenizer, StopWatch
+from hydra.actors.client import Cluster
+from hydra.http.answers import Answer, generate_request
 from hydra.http.openai_request import ApiRequest
+from hydra.http.teller import Delta, Teller
 from hydra.http.tokenizer import Words
-from hydra.protocol.batch import int32
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
-from hydra.protocol.sampling import SamplingParams
 
 PIECES_MAX = 64  # deltas that wait for a slow reader, over all answers of one request
 STOPPING = Refusal(code="shutting_down", message="the server is stopping and could not wait longer for this answer")
 
 log = structlog.get_logger()
-
-
-@attrs.frozen(kw_only=True)
-class TokenShown:
-    """A token beside its text, for logprobs."""
-
-    token: int
-    logprobs: TokenLogprobs
-
-
-@attrs.frozen(kw_only=True)
-class Delta:
-    """New text of one answer; the last one carries the finish."""
-
-    index: int
-    text: str
-    ids: tuple[int, ...]  # the tokens behind it, the one that ended the answer among them
-    finish: Literal["stop", "length"] | None = None
-    shown: tuple[TokenShown, ...] | None = None
-    cached: int = 0
-
-
-@attrs.frozen(kw_only=True)
-class Answer:
-    """One generation to run."""
-
-    index: int
-    prompt: tuple[int, ...]
-    choice: int
-
-
-def answers_of(request: ApiRequest, words: Words, card: ModelCard) -> tuple[Answer, ...]:
-    """Raises RefusalError: context_length_exceeded, or what the template says."""
-    if request.kind == "chat":
-        prompts = [tuple(words.encode_chat(request.chat))]
-    else:
-        prompts = [
-            tuple(words.encode_prompt(prompt)) if isinstance(prompt, str) else prompt for prompt in request.prompts
-        ]
-    answers: list[Answer] = []
-    for prompt in prompts:
-        _check_prompt(request, prompt, card)
-        for choice in range(request.n):
-            answers.append(Answer(index=len(answers), prompt=prompt, choice=choice))
-    return tuple(answers)
-
-
-def _check_prompt(request: ApiRequest, prompt: tuple[int, ...], card: ModelCard) -> None:
-    param = "messages" if request.kind == "chat" else "prompt"
-    if not prompt:
-        raise refuse("invalid_value", f"{param} gives no token", param=param)
-    if max(prompt) >= card.vocab:
-        raise refuse("invalid_value", f"token id {max(prompt)} is beyond the vocabulary of {card.vocab}", param=param)
-    room = card.max_model_len - len(prompt)
-    if room < (request.max_tokens or 1):
-        wanted = f"{len(prompt)} prompt tokens and {request.max_tokens or 1} to generate"
-        message = f"{wanted} exceed this model's context of {card.max_model_len} tokens"
-        raise refuse("context_length_exceeded", message, param=param)
-
-
-def _generate_request(request: ApiRequest, answer: Answer, card: ModelCard) -> GenerateRequest:
-    stop_ids = (() if request.ignore_eos else card.eos_ids) + request.stop_token_ids
-    return GenerateRequest(
-        model_id=card.model_id,
-        prompt_ids=int32(answer.prompt),
-        max_tokens=request.max_tokens or card.max_model_len - len(answer.prompt),
-        params=SamplingParams(
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            repetition_penalty=request.repetition_penalty,
-            logit_bias=request.logit_bias,
-            seed=request.seed,
-            choice=answer.choice,
-            logprobs=request.logprobs,
-            min_tokens=request.min_tokens,
-            stop_ids=stop_ids if request.min_tokens else (),
-        ),
-        stop_ids=stop_ids,
-    )
 
 
 @attrs.define(eq=False)
@@ -184,7 +98,7 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
     try:
         if asked.request.echo:
             await send.send(Delta(index=answer.index, text=asked.words.decode(answer.prompt), ids=()))
-        generation_request = _generate_request(asked.request, answer, asked.card)
+        generation_request = generate_request(asked.request, answer, asked.card)
         async with asked.cluster.generate(generation_request) as generation:
             async for piece in generation:
                 delta = teller.tell(piece)
@@ -196,42 +110,3 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
     except Exception:
         log.exception("an answer failed")
         await send.send(refuse("internal_error", "internal error"))
-
-
-@attrs.define
-class Teller:
-    """One answer's tokens as text: decoded, watched for stop strings, cut at the end."""
-
-    index: int
-    detokenizer: Detokenizer
-    watch: StopWatch
-
-    @classmethod
-    def of(cls, request: ApiRequest, answer: Answer, words: Words) -> "Teller":
-        context = answer.prompt if request.kind == "text" or request.chat.continue_final_message else ()
-        return cls(answer.index, Detokenizer(words.decode, context), StopWatch(request.stop, request.include_stop))
-
-    def tell(self, piece: Piece) -> Delta:
-        text, used = "", 0
-        for number, token in enumerate(piece.token_ids):
-            used += 1
-            ends_it = piece.finish == "stop" and number == len(piece.token_ids) - 1
-            if not ends_it:  # the id that ended the answer is not part of its text
-                text += self.watch.push(self.detokenizer.push(token))
-            if self.watch.stopped:
-                break
-        if piece.finish and not self.watch.stopped:
-            text += self.watch.push(self.detokenizer.flush())
-            text += self.watch.flush()
-        shown = None
-        if piece.logprobs is not None:
-            pairs = zip(piece.token_ids[:used], piece.logprobs[:used], strict=True)
-            shown = tuple(TokenShown(token=token, logprobs=logprobs) for token, logprobs in pairs)
-        return Delta(
-            index=self.index,
-            text=text,
-            ids=piece.token_ids[:used],
-            finish="stop" if self.watch.stopped else piece.finish,
-            shown=shown,
-            cached=piece.cached_tokens,
-        )

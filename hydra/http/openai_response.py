@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 import orjson
 
-from hydra.http.generate import Answer, Delta, TokenShown
+from hydra.http.answers import Answer
 from hydra.http.openai_request import ApiRequest
+from hydra.http.teller import Delta, TokenShown
 from hydra.http.tokenizer import Words
 
 DONE = b"data: [DONE]\n\n"
