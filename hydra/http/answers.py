@@ -53,8 +53,10 @@ def _check_prompt(request: ApiRequest, prompt: tuple[int, ...], card: ModelCard)
         raise refuse("context_length_exceeded", message, param=param)
 
 
-def generate_request(request: ApiRequest, answer: Answer, card: ModelCard) -> GenerateRequest:
-    stop_ids = (() if request.ignore_eos else card.eos_ids) + request.stop_token_ids
+def generate_request(request: ApiRequest, answer: Answer, card: ModelCard, end_ids: tuple[int, ...]) -> GenerateRequest:
+    """`end_ids`: what the tokenizer's files say of the end, beside the card. An answer ends at either."""
+    ends = () if request.ignore_eos else (*card.eos_ids, *(token for token in end_ids if token < card.vocab))
+    stop_ids = tuple(dict.fromkeys((*ends, *request.stop_token_ids)))
     return GenerateRequest(
         model_id=card.model_id,
         prompt_ids=int32(answer.prompt),

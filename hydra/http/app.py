@@ -72,7 +72,7 @@ class Api:
         card, words = await self.model(parsed.model)
         parsed = parsed.with_defaults(card.default_sampling)
         answers = await self.aside(answers_of, parsed, words, card)
-        writer = Writer(parsed, answers, words)
+        writer = Writer(parsed, answers, words.vocabulary)
         headers = {"x-request-id": writer.id}
         ignored = [*parsed.ignored, *(words.overlooked(parsed.chat) if kind == "chat" else ())]
         if ignored:

@@ -98,7 +98,7 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
     try:
         if asked.request.echo:
             await send.send(Delta(index=answer.index, text=asked.words.decode(answer.prompt), ids=()))
-        generation_request = generate_request(asked.request, answer, asked.card)
+        generation_request = generate_request(asked.request, answer, asked.card, asked.words.end_ids)
         async with asked.cluster.generate(generation_request) as generation:
             async for piece in generation:
                 delta = teller.tell(piece)

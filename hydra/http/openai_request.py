@@ -23,7 +23,7 @@ SAMPLING = {
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "logit_bias", "seed", "stop", "n", "logprobs", "ignore_eos", "min_tokens", "stop_token_ids", "stream",
     "stream_options", "max_tokens", "max_completion_tokens", "model", "include_stop_str_in_output",
-    "return_token_ids",
+    "return_token_ids", "skip_special_tokens",
 }  # fmt: skip
 TEXT = {"prompt", "echo"}
 INERT = {
@@ -59,6 +59,7 @@ class ApiRequest:
     min_tokens: int = 0
     include_stop: bool = False
     return_ids: bool = False
+    skip_special_tokens: bool = True
     echo: bool = False
     ignored: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()  # parameters that the request has a value for
@@ -108,11 +109,11 @@ class _Fields:
             raise refuse("invalid_value", f"{name} must lie between {low} and {high}, not {value}", param=name)
         return value
 
-    def flag(self, name: str) -> bool:
+    def flag(self, name: str, default: bool = False) -> bool:
         value = self.body.get(name)
         if value is not None and type(value) is not bool:
             raise refuse("invalid_value", f"{name} must be true or false", param=name)
-        return bool(value)
+        return default if value is None else value
 
     def text(self, name: str) -> str:
         value = self.body.get(name)
@@ -161,6 +162,7 @@ def parse_request(kind: Literal["chat", "text"], body: dict[str, Any]) -> ApiReq
         min_tokens=fields.integer("min_tokens", 0, 0, 1 << 30),
         include_stop=fields.flag("include_stop_str_in_output"),
         return_ids=fields.flag("return_token_ids"),
+        skip_special_tokens=fields.flag("skip_special_tokens", True),
         echo=fields.flag("echo") if kind == "text" else False,
         ignored=tuple(sorted(ignored)),
         given=frozenset(key for key, value in body.items() if value is not None),

@@ -9,9 +9,10 @@ import attrs
 import orjson
 
 from hydra.http.answers import Answer
+from hydra.http.openai_logprobs import chat_logprobs, text_logprobs
 from hydra.http.openai_request import ApiRequest
 from hydra.http.teller import Delta, TokenShown
-from hydra.http.tokenizer import Words
+from hydra.http.vocabulary import Vocabulary
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -27,12 +28,11 @@ class Writer:
 
     request: ApiRequest
     answers: tuple[Answer, ...]
-    words: Words
+    vocabulary: Vocabulary
     id: str = attrs.field(init=False)
     created: int = attrs.field(factory=lambda: int(time.time()), init=False)
     _tokens: int = attrs.field(default=0, init=False)
     _cached: dict[int, int] = attrs.field(factory=dict, init=False)
-    _offsets: dict[int, int] = attrs.field(factory=dict, init=False)
     _begun: set[int] = attrs.field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Writer:
             return {
                 "index": delta.index,
                 "text": delta.text,
-                "logprobs": self._text_logprobs(delta.index, delta.shown),
+                "logprobs": self._logprobs(delta.shown),
                 "finish_reason": delta.finish,
             }
         content: dict[str, Any] = {"content": delta.text} if delta.text or delta.finish is None else {}
@@ -90,7 +90,7 @@ class Writer:
         return {
             "index": delta.index,
             "delta": content,
-            "logprobs": self._chat_logprobs(delta.shown),
+            "logprobs": self._logprobs(delta.shown),
             "finish_reason": delta.finish,
         }
 
@@ -117,13 +117,13 @@ class Writer:
             return {
                 "index": index,
                 "text": text,
-                "logprobs": self._text_logprobs(index, shown),
+                "logprobs": self._logprobs(shown),
                 "finish_reason": finish,
             }
         return {
             "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._chat_logprobs(shown),
+            "logprobs": self._logprobs(shown),
             "finish_reason": finish,
         }
 
@@ -138,41 +138,14 @@ class Writer:
             head["usage"] = None
         return head
 
+    def _logprobs(self, shown: Sequence[TokenShown] | None) -> dict[str, Any] | None:
+        if shown is None:
+            return None
+        return (chat_logprobs if self.chat else text_logprobs)(shown, self.vocabulary)
+
     def _ids(self, deltas: Sequence[Delta]) -> dict[str, Any]:
         """The token ids of a choice, for who asked with `return_token_ids`."""
         return {"token_ids": [token for delta in deltas for token in delta.ids]} if self.request.return_ids else {}
-
-    def _chat_logprobs(self, shown: tuple[TokenShown, ...] | None) -> dict[str, Any] | None:
-        if shown is None:
-            return None
-        content = []
-        for token in shown:
-            entry = self._logprob(token.token, token.logprobs.chosen)
-            entry["top_logprobs"] = [self._logprob(other, value) for other, value in token.logprobs.top]
-            content.append(entry)
-        return {"content": content, "refusal": None}
-
-    def _logprob(self, token: int, value: float) -> dict[str, Any]:
-        text = self.words.token_text(token)
-        return {"token": text, "logprob": max(value, -9999.0), "bytes": list(text.encode())}
-
-    def _text_logprobs(self, index: int, shown: tuple[TokenShown, ...] | None) -> dict[str, Any] | None:
-        if shown is None:
-            return None
-        texts = [self.words.token_text(token.token) for token in shown]
-        offsets = []
-        for text in texts:
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(text)
-        return {
-            "tokens": texts,
-            "token_logprobs": [max(token.logprobs.chosen, -9999.0) for token in shown],
-            "top_logprobs": [
-                {self.words.token_text(other): max(value, -9999.0) for other, value in token.logprobs.top}
-                for token in shown
-            ],
-            "text_offset": offsets,
-        }
 
 
 def merged(deltas: Sequence[Delta]) -> list[Delta]:

@@ -1,6 +1,7 @@
 """One answer's tokens as text deltas: decoded, watched for stop strings, cut at the end. Pure.
 
-It knows one answer at a time, and neither how tokens come nor in which shape text goes out.
+Special tokens are in the text that is watched, and leave it only where it is shown. It knows one answer at a time, and
+neither how tokens come nor in which shape text goes out.
 """
 
 from typing import Literal
@@ -12,13 +13,16 @@ from hydra.http.answers import Answer
 from hydra.http.detokenizer import Detokenizer, StopWatch
 from hydra.http.openai_request import ApiRequest
 from hydra.http.tokenizer import Words
+from hydra.http.vocabulary import Vocabulary
 
 
 @attrs.frozen(kw_only=True)
 class TokenShown:
-    """A token beside its text, for logprobs."""
+    """A token as it stands in the text, for log-probabilities."""
 
     token: int
+    opening: bool  # whether it opens the text: so would its alternatives
+    offset: int  # characters of the shown text before it
     logprobs: TokenLogprobs
 
 
@@ -36,38 +40,65 @@ class Delta:
 
 @attrs.define
 class Teller:
-    """One answer's tokens as text: decoded, watched for stop strings, cut at the end."""
+    """Tells one answer."""
 
     index: int
+    vocabulary: Vocabulary
     detokenizer: Detokenizer
     watch: StopWatch
+    skip_special: bool
+    min_tokens: int  # stop strings end in none of the first so many
+    _tokens: int = attrs.field(default=0, init=False)
+    _characters: int = attrs.field(default=0, init=False)  # of the text that is shown, or would be without a stop
 
     @classmethod
     def of(cls, request: ApiRequest, answer: Answer, words: Words) -> "Teller":
-        context = answer.prompt if request.kind == "text" or request.chat.continue_final_message else ()
-        return cls(answer.index, Detokenizer(words.decode, context), StopWatch(request.stop, request.include_stop))
+        goes_on = request.kind == "text" or request.chat.continue_final_message
+        return cls(
+            answer.index,
+            words.vocabulary,
+            Detokenizer(words.vocabulary, answer.prompt if goes_on else ()),
+            StopWatch(request.stop, request.include_stop),
+            request.skip_special_tokens,
+            request.min_tokens,
+        )
 
     def tell(self, piece: Piece) -> Delta:
-        text, used = "", 0
+        text: list[str] = []
+        shown: list[TokenShown] = []
+        used = 0
         for number, token in enumerate(piece.token_ids):
-            used += 1
-            ends_it = piece.finish == "stop" and number == len(piece.token_ids) - 1
-            if not ends_it:  # the id that ended the answer is not part of its text
-                text += self.watch.push(self.detokenizer.push(token))
+            if piece.logprobs is not None:
+                shown.append(self._shown(token, piece.logprobs[number]))
+            used = number + 1
+            text.append(self._read(token, ends=piece.finish == "stop" and used == len(piece.token_ids)))
             if self.watch.stopped:
                 break
         if piece.finish and not self.watch.stopped:
-            text += self.watch.push(self.detokenizer.flush())
-            text += self.watch.flush()
-        shown = None
-        if piece.logprobs is not None:
-            pairs = zip(piece.token_ids[:used], piece.logprobs[:used], strict=True)
-            shown = tuple(TokenShown(token=token, logprobs=logprobs) for token, logprobs in pairs)
+            text += (self.watch.push(self.detokenizer.flush()), self.watch.flush())
         return Delta(
             index=self.index,
-            text=text,
+            text="".join(text),
             ids=piece.token_ids[:used],
             finish="stop" if self.watch.stopped else piece.finish,
-            shown=shown,
+            shown=None if piece.logprobs is None else tuple(shown),
             cached=piece.cached_tokens,
         )
+
+    def _read(self, token: int, *, ends: bool) -> str:
+        """What may be shown after one more token. The id that ends the answer is part of its text only if asked for."""
+        self._tokens += 1
+        if ends and not self.watch.include:
+            return ""
+        may_stop = self._tokens > self.min_tokens
+        if not (self.skip_special and token in self.vocabulary.special):
+            text = self.detokenizer.push(token)
+            self._characters += len(text)
+            return self.watch.push(text, may_stop=may_stop)
+        left = self.detokenizer.flush()
+        self._characters += len(left)
+        marker = self.vocabulary.content(token)
+        return self.watch.push(left, may_stop=may_stop) + self.watch.push(marker, hidden=True, may_stop=may_stop)
+
+    def _shown(self, token: int, logprobs: TokenLogprobs) -> TokenShown:
+        return TokenShown(token=token, opening=self.detokenizer.opening, offset=self._characters, logprobs=logprobs)

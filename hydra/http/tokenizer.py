@@ -12,10 +12,12 @@ from typing import Any
 import attrs
 from tokenizers import Tokenizer
 
+from hydra.http import detokenizer
 from hydra.http.control_tokens import ControlTokens
 from hydra.http.marks import CUT
 from hydra.http.model_words import natively, read_words
 from hydra.http.template import ChatTemplate
+from hydra.http.vocabulary import Vocabulary
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 
 MODELS_OWN = ("content", "reasoning_content", "reasoning", "thinking")  # of an assistant's message
@@ -40,6 +42,7 @@ class Words:
     """One model's words. May be used from any thread."""
 
     tokenizer: Tokenizer
+    vocabulary: Vocabulary
     control: ControlTokens
     templates: dict[str, ChatTemplate | Refusal]  # a refusal: why it cannot be used
     special: dict[str, str]
@@ -52,7 +55,13 @@ class Words:
         literals = "\0".join(made.literals for made in templates.values() if isinstance(made, ChatTemplate))
         unknown = files.special.get("unk_token") or getattr(files.tokenizer.model, "unk_token", None) or ""
         control = ControlTokens.of(files.tokenizer, literals, unknown)
-        return cls(files.tokenizer, control, templates, files.special)
+        return cls(files.tokenizer, Vocabulary.of(files.tokenizer), control, templates, files.special)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Where an answer ends, as the tokenizer's files have it; the model's own configuration may name more."""
+        end = self.tokenizer.token_to_id(self.special.get("eos_token", ""))
+        return () if end is None else (end,)
 
     # ------------------------------------------------------------ words to ids
 
@@ -121,11 +130,8 @@ class Words:
 
     # ------------------------------------------------------------ ids to words
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return natively(self.tokenizer.decode, list(ids), skip_special_tokens=True)
-
-    def token_text(self, token: int) -> str:
-        return natively(self.tokenizer.decode, [token], skip_special_tokens=False)
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        return detokenizer.decode(self.vocabulary, ids, skip_special=skip_special)
 
 
 def _compiled(source: str | Refusal) -> ChatTemplate | Refusal:

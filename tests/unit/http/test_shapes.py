@@ -1,9 +1,11 @@
 """Our answers in the eyes of OpenAI's own client types: whole, strict, nothing missing."""
 
+import attrs
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from hydra.actors.client import Piece, TokenLogprobs
 from tests.asgi_client import ask
 from tests.unit.http.fake_cluster import spell
 
@@ -63,3 +65,46 @@ async def test_the_same_prompt_is_billed_once_for_n_answers(app):
 async def test_ids_and_what_was_ignored_are_in_the_headers(app):
     answer = await ask(app, "POST", "/v1/completions", TEXT | {"wibble": 1})
     assert answer.headers["x-request-id"] == answer.json()["id"] and answer.headers["x-hydra-ignored"] == "wibble"
+
+
+async def test_an_answer_ends_where_the_models_configuration_or_its_tokenizer_says(app, cluster, words):
+    """The card names one id, tokenizer_config.json another; both end an answer, and neither with ignore_eos."""
+    (end,) = words.end_ids
+    assert end not in cluster.card.eos_ids
+    for more, ids in (
+        ({}, (*cluster.card.eos_ids, end)),
+        ({"ignore_eos": True}, ()),
+        ({"stop_token_ids": [end]}, None),
+    ):
+        await ask(app, "POST", "/v1/completions", TEXT | more)
+        expected = (*cluster.card.eos_ids, end) if ids is None else ids
+        assert cluster.requests[-1].stop_ids == expected, more
+
+
+async def test_an_end_beyond_the_models_vocabulary_is_none(app, cluster, words):
+    cluster.card = attrs.evolve(cluster.card, vocab=256, eos_ids=(1,))
+    await ask(app, "POST", "/v1/completions", TEXT)
+    assert cluster.requests[-1].stop_ids == (1,)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_special_tokens_are_shown_to_who_wants_them(app, cluster, words, stream):
+    ids = (*b"a", words.tokenizer.token_to_id("<|user|>"), *b"b", 256)
+    cluster.script = lambda request, number: Piece(token_ids=ids, finish="stop")
+    for more, text in (({}, "ab"), ({"skip_special_tokens": False}, "a<|user|>b"), ({"stop": "<|user|>"}, "a")):
+        answer = await ask(app, "POST", "/v1/completions", TEXT | more | {"stream": stream})
+        choices = [event["choices"][0] for event in answer.events()[:-1]] if stream else answer.json()["choices"]
+        assert "".join(choice["text"] for choice in choices) == text, more
+        assert choices[-1]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("top", [0, 1, 2])
+async def test_a_completions_likeliest_hold_the_sampled_token(app, cluster, top):
+    def script(request, number):
+        best = ((98, -0.1), (99, -2.5))[: request.params.logprobs]
+        return Piece(token_ids=(97,), finish="length", logprobs=(TokenLogprobs(chosen=-3.0, top=best),))
+
+    cluster.script = script
+    answer = (await ask(app, "POST", "/v1/completions", TEXT | {"logprobs": top})).json()
+    (entries,) = answer["choices"][0]["logprobs"]["top_logprobs"]
+    assert entries == {**dict([("b", -0.1), ("c", -2.5)][:top]), "a": -3.0}

@@ -19,7 +19,7 @@ SAMPLES = [
 
 @pytest.mark.parametrize("text", SAMPLES)
 def test_text_comes_out_whole_character_by_character(words, text):
-    watcher, shown = Detokenizer(words.decode), []
+    watcher, shown = Detokenizer(words.vocabulary), []
     for token in words.encode_prompt(text):
         shown.append(watcher.push(token))
         assert BROKEN not in shown[-1], "half a character was shown"
@@ -31,7 +31,7 @@ def test_random_bytes_lose_nothing(words, seed):
     """What a model draws need not be text; all of it is shown in the end, as one decoding would show it."""
     rng = random.Random(seed)
     ids = [rng.randrange(256) for _ in range(80)]
-    watcher = Detokenizer(words.decode)
+    watcher = Detokenizer(words.vocabulary)
     assert "".join(watcher.push(token) for token in ids) + watcher.flush() == words.decode(ids)
 
 
