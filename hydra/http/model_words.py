@@ -6,13 +6,13 @@ sense is refused with the file's name. It knows no template's meaning and encode
 
 from collections.abc import Callable
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
+from hydra.http.side_tokens import side_tokens
 from hydra.http.template import SOURCE_MAX
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.store.directory import locate, parse_object
@@ -21,8 +21,6 @@ TOKENIZER_BYTES_MAX = 64 << 20
 CONFIG_BYTES_MAX = 16 << 20  # some list thousands of added tokens
 TEMPLATES_MAX = 16
 TOKENIZER, MAIN_TEMPLATE, MORE_TEMPLATES = "tokenizer.json", "chat_template.jinja", "additional_chat_templates"
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 T = TypeVar("T")
 
@@ -40,15 +38,13 @@ def read_words(directory: Path, template_file: Path | None = None) -> WordFiles:
     """`template_file` stands for all templates of the directory. Raises RefusalError bad_model."""
     tokenizer = read_tokenizer(directory)
     config = _json_object(directory, "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:  # older directories keep some of it in a file of its own
-        config = config | _json_object(directory, "special_tokens_map.json")
-    special = {name: text for name in NAMED_TOKENS if (text := _token_text(config.get(name)))}
-    _add_tokens(tokenizer, config, special)
+    beside = side_tokens(config, partial(_json_object, directory))
+    natively(beside.add_to, tokenizer)
     if template_file is not None:
         templates = {"default": _source(lambda: template_file, template_file.name)}
     else:
         templates = _templates(directory, config)
-    return WordFiles(tokenizer, special, templates)
+    return WordFiles(tokenizer, beside.names, templates)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -94,33 +90,6 @@ def _json_object(directory: Path, name: str) -> dict[str, Any]:
     return parse_object(_read(path, name, CONFIG_BYTES_MAX).encode(), name)
 
 
-def _add_tokens(tokenizer: Tokenizer, config: dict[str, Any], special: dict[str, str]) -> None:
-    """Tokens that only the configuration knows. The flags that it gives to a token hold, as in transformers."""
-    listed = config.get("added_tokens_decoder", {})
-    if not isinstance(listed, dict) or not all(key.isdecimal() and isinstance(listed[key], dict) for key in listed):
-        raise refuse("bad_model", "tokenizer_config.json: added_tokens_decoder must map token ids to objects")
-    known = {_shape(token) for token in tokenizer.get_added_tokens_decoder().values()}
-    wanted = [_added(listed[key]) for key in sorted(listed, key=int)]
-    fresh = [token for token in wanted if _shape(token) not in known]
-    there = {shape[0] for shape in known} | {token.content for token in fresh}
-    fresh += [AddedToken(text, special=True) for text in dict.fromkeys(special.values()) if text not in there]
-    for special_ones, group in groupby(fresh, key=lambda token: token.special):  # each call builds its automaton anew
-        natively(tokenizer.add_special_tokens if special_ones else tokenizer.add_tokens, list(group))
-
-
-def _added(listed: dict[str, Any]) -> AddedToken:
-    content, flags = listed.get("content"), {name: listed[name] for name in FLAGS if name in listed}
-    if not isinstance(content, str) or not content or not all(type(flag) is bool for flag in flags.values()):
-        raise refuse(
-            "bad_model", "tokenizer_config.json: an added token needs content and flags that are true or false"
-        )
-    return AddedToken(content, **flags)
-
-
-def _shape(token: AddedToken) -> tuple[str, ...]:
-    return (token.content, *(str(getattr(token, name)) for name in FLAGS))
-
-
 def _source(find: Callable[[], Path | None], name: str) -> str | Refusal:
     """A template that cannot be read costs the chats that ask for it, and not the model."""
     try:
@@ -148,9 +117,3 @@ def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str | Refus
         raise refuse("bad_model", f"tokenizer_config.json: more than {TEMPLATES_MAX} chat templates")
     pairs = [(item.get("name"), item.get("template")) for item in named if isinstance(item, dict)]
     return {name: source for name, source in pairs if isinstance(name, str) and isinstance(source, str)}
-
-
-def _token_text(token: Any) -> str:
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
