@@ -121,6 +121,8 @@ class Words:
     def _message(self, message: Mapping[str, Any], template: ChatTemplate) -> dict[str, Any]:
         role = message["role"]
         mark = self.control.mark
+        if message.get("tool_calls"):
+            message = template.call_form.turn(message)
         marked = {
             key: mark(value, models_own=role == "assistant" and key in MODELS_OWN)
             for key, value in message.items()
