@@ -4,14 +4,17 @@ Promises that what it returns can be begun: every prompt has tokens of the vocab
 not know how a generation runs, nor what is shown of it.
 """
 
+from typing import Literal
+
 import attrs
 
 from hydra.actors.client import GenerateRequest
 from hydra.http.openai_request import ApiRequest
 from hydra.http.tokenizer import Words
 from hydra.protocol.batch import int32
+from hydra.protocol.context_length import context_overflow
 from hydra.protocol.model_spec import ModelCard
-from hydra.protocol.refusal import refuse
+from hydra.protocol.refusal import RefusalError, refuse
 from hydra.protocol.sampling import SamplingParams
 
 
@@ -41,16 +44,14 @@ def answers_of(request: ApiRequest, words: Words, card: ModelCard) -> tuple[Answ
 
 
 def _check_prompt(request: ApiRequest, prompt: tuple[int, ...], card: ModelCard) -> None:
-    param = "messages" if request.kind == "chat" else "prompt"
+    param: Literal["messages", "prompt"] = "messages" if request.kind == "chat" else "prompt"
     if not prompt:
         raise refuse("invalid_value", f"{param} gives no token", param=param)
     if max(prompt) >= card.vocab:
         raise refuse("invalid_value", f"token id {max(prompt)} is beyond the vocabulary of {card.vocab}", param=param)
-    room = card.max_model_len - len(prompt)
-    if room < (request.max_tokens or 1):
-        wanted = f"{len(prompt)} prompt tokens and {request.max_tokens or 1} to generate"
-        message = f"{wanted} exceed this model's context of {card.max_model_len} tokens"
-        raise refuse("context_length_exceeded", message, param=param)
+    completion = 1 if request.max_tokens is None else request.max_tokens
+    if len(prompt) + completion > card.max_model_len:
+        raise RefusalError(context_overflow(card.max_model_len, len(prompt), completion, param))
 
 
 def generate_request(request: ApiRequest, answer: Answer, card: ModelCard) -> GenerateRequest:
