@@ -11,35 +11,52 @@ import attrs
 from hydra.actors.client import GenerateRequest
 from hydra.http.openai_request import ApiRequest
 from hydra.http.tokenizer import Words
-from hydra.protocol.batch import int32
+from hydra.protocol.batch import Int32Column, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.protocol.sampling import SamplingParams
 
+ANSWERS_MAX = 1024  # of one request: prompts times n. More would never find room in a queue of the usual size
+ANSWER_TOKENS_MAX = 16 << 20  # prompt tokens of all answers of one request: each of them is sent and kept apart
+
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """One generation to run."""
+    """One generation to run. The n answers to a prompt share it."""
 
     index: int
     prompt: tuple[int, ...]
     choice: int
+    prompt_ids: Int32Column = attrs.field(
+        default=attrs.Factory(lambda self: int32(self.prompt), takes_self=True), eq=False, repr=False
+    )
 
 
 def answers_of(request: ApiRequest, words: Words, card: ModelCard) -> tuple[Answer, ...]:
-    """Raises RefusalError: context_length_exceeded, or what the template says."""
+    """Raises RefusalError: context_length_exceeded, too many answers at once, or what the template says."""
+    if len(request.prompts) * request.n > ANSWERS_MAX:
+        message = f"{len(request.prompts)} prompts with n: {request.n} are more than {ANSWERS_MAX} answers at once"
+        raise refuse("invalid_value", f"{message}; send several requests", param="n")
     if request.kind == "chat":
         prompts = [tuple(words.encode_chat(request.chat))]
     else:
         prompts = [
             tuple(words.encode_prompt(prompt)) if isinstance(prompt, str) else prompt for prompt in request.prompts
         ]
-    answers: list[Answer] = []
     for prompt in prompts:
         _check_prompt(request, prompt, card)
+    tokens = sum(map(len, prompts)) * request.n
+    if request.n > 1 and tokens > ANSWER_TOKENS_MAX:
+        message = (
+            f"n: {request.n} makes {tokens} prompt tokens, more than {ANSWER_TOKENS_MAX} at once; send a smaller n"
+        )
+        raise refuse("invalid_value", message, param="n")
+    answers: list[Answer] = []
+    for prompt in prompts:
+        prompt_ids = int32(prompt)
         for choice in range(request.n):
-            answers.append(Answer(index=len(answers), prompt=prompt, choice=choice))
+            answers.append(Answer(index=len(answers), prompt=prompt, choice=choice, prompt_ids=prompt_ids))
     return tuple(answers)
 
 
@@ -58,7 +75,7 @@ def generate_request(request: ApiRequest, answer: Answer, card: ModelCard) -> Ge
     stop_ids = (() if request.ignore_eos else card.eos_ids) + request.stop_token_ids
     return GenerateRequest(
         model_id=card.model_id,
-        prompt_ids=int32(answer.prompt),
+        prompt_ids=answer.prompt_ids,
         max_tokens=request.max_tokens or card.max_model_len - len(answer.prompt),
         params=SamplingParams(
             temperature=request.temperature,
