@@ -17,8 +17,21 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 
+# Ends of lines to Unicode, and to parsers that split by its rules; none to JSON, which may hold them raw. The others
+# (form feeds and their like) are control characters, which are escaped in any case.
+LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\u2028\u2029\u0085")
+
+
+def json_bytes(content: Any) -> bytes:
+    """JSON in one line, whoever counts the lines."""
+    written = orjson.dumps(content)
+    for end, escaped in LINE_ENDS:
+        written = written.replace(end, escaped)  # the same object where there is none
+    return written
+
+
 def sse(content: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(content) + b"\n\n"
+    return b"data: " + json_bytes(content) + b"\n\n"
 
 
 @attrs.define
