@@ -16,6 +16,7 @@ from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, ModelStalled
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
+from hydra.protocol.context_length import context_overflow
 from hydra.protocol.ids import (
     PLANNER,
     ActorName,
@@ -207,9 +208,7 @@ class Broker:
         if len(opening.history) == 0 or opening.prompt_tokens > len(opening.history):
             return Refusal(code="invalid_value", message="a generation needs at least one prompt token")
         if model.max_model_len and opening.prompt_tokens + opening.max_tokens > model.max_model_len:
-            limit = f"{opening.prompt_tokens} prompt tokens and {opening.max_tokens} to generate"
-            message = f"{limit} exceed this model's context of {model.max_model_len}"
-            return Refusal(code="context_length_exceeded", message=message, param="max_tokens")
+            return context_overflow(model.max_model_len, opening.prompt_tokens, opening.max_tokens, "max_tokens")
         return None
 
     def _crowded(self, opening: Open) -> Refusal | None:

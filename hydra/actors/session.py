@@ -12,9 +12,10 @@ of its history. It does not know sockets, tensors or text; stop strings and leav
 from typing import Literal
 
 import attrs
+import numpy as np
 
 from hydra.actors.machine import CancelTimer, Effect, Event, Send, SetTimer, TimerFired
-from hydra.protocol.batch import int32
+from hydra.protocol.batch import Int32Column, int32
 from hydra.protocol.ids import BROKER, Attempt, SessionId
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Close, Open, OpenRefused, Reopen
 from hydra.protocol.refusal import Refusal
@@ -77,7 +78,7 @@ class Session:
 
     session: SessionId
     model_id: str
-    prompt: tuple[int, ...]
+    prompt: Int32Column = attrs.field(converter=int32, eq=attrs.cmp_using(eq=np.array_equal))  # shared by n choices
     max_tokens: int
     params: SamplingParams
     stop_ids: tuple[int, ...]
@@ -123,7 +124,7 @@ class Session:
             session=self.session,
             attempt=self.attempt,
             model_id=self.model_id,
-            history=int32([*self.prompt, *self.emitted]),
+            history=np.concatenate([self.prompt, int32(self.emitted)]),
             prompt_tokens=len(self.prompt),
             max_tokens=self.max_tokens,
             params=self.params,

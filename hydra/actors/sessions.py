@@ -73,7 +73,7 @@ class Sessions:
         return Session(
             session=session,
             model_id=request.model_id,
-            prompt=tuple(request.prompt_ids.tolist()),
+            prompt=request.prompt_ids,
             max_tokens=request.max_tokens,
             params=request.params,
             stop_ids=request.stop_ids,

@@ -15,7 +15,7 @@ from hydra.http.answers import answers_of
 from hydra.http.failures import body_of, error_body, status_of
 from hydra.http.generate import Asked, Deltas, start_answers
 from hydra.http.openai_request import parse_json, parse_request
-from hydra.http.openai_response import PING, Writer, sse
+from hydra.http.openai_response import PING, Writer, json_bytes, sse
 from hydra.http.request_scope import RequestScope, request_nursery
 from hydra.http.shutdown import Shutdown
 from hydra.http.teller import Delta
@@ -106,9 +106,7 @@ async def _events(deltas: Deltas, first: list[Delta], writer: Writer) -> AsyncIt
 
 
 def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    import orjson
-
-    return Response(orjson.dumps(content), status=status, headers=headers, content_type="application/json")
+    return Response(json_bytes(content), status=status, headers=headers, content_type="application/json")
 
 
 def make_app(

@@ -1,198 +1,110 @@
 """The part of a chat request that the model's template will see: messages, tools, documents. Pure; every no names its
 parameter.
 
-Promises plain JSON of known shapes: content as one string, arguments of earlier calls as objects. Refuses to know any
-template, and what a model's answer means: a call that a model writes is text.
+Promises plain JSON of known shapes (chat_history has those of messages). Refuses to know any template, and what a
+model's answer means: a call that a model writes is text.
 """
 
 import re
 from typing import Any
 
-import orjson
-
+from hydra.http.chat_history import history_of
+from hydra.http.fields import Fields
 from hydra.http.tokenizer import ChatInput
-from hydra.protocol.refusal import RefusalError, refuse
+from hydra.protocol.refusal import refuse
 
-CHAT = {
-    "messages", "tools", "tool_choice", "documents", "chat_template", "chat_template_kwargs", "add_generation_prompt",
-    "continue_final_message",
-}  # fmt: skip
-JSON_DEPTH_MAX = 64
-ROLES = ("developer", "system", "user", "assistant", "tool")
 MESSAGES_MAX, TOOLS_MAX, DOCUMENTS_MAX, KWARGS_MAX = 2048, 128, 128, 64
+EFFORT_MAX = 32
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 RESERVED = {
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "bos_token",
     "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 }  # fmt: skip  # what templates are given by the request itself and the model
-OF_MESSAGES = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning"}
-INERT = {
-    "refusal",
-    "annotations",
-    "audio",
-    "function_call",
-}  # what an answer of the API brings back, and holds nothing here
 
 
 def parse_chat(body: dict[str, Any]) -> tuple[ChatInput, set[str]]:
     """The input, and the names of what was overlooked. Raises RefusalError naming the parameter."""
-    overlooked: set[str] = set()
-    messages = _list(body, "messages", MESSAGES_MAX)
+    fields = Fields(body)
+    messages = fields.list_of("messages", MESSAGES_MAX)
     if not messages:
         raise refuse("invalid_value", "messages must be a non-empty list", param="messages")
+    history, overlooked = history_of(messages)
+    tools, strict = _tools(fields)
+    kwargs = _template_kwargs(fields)
     chat = ChatInput(
-        messages=tuple(_message(message, f"messages[{at}]", overlooked) for at, message in enumerate(messages)),
-        tools=_tools(body),
-        documents=_documents(body),
-        kwargs=_template_kwargs(body),
+        messages=history,
+        tools=tools,
+        documents=_documents(fields),
+        kwargs=kwargs,
+        effort=_effort(fields, kwargs),
         template=_template(body),
-        add_generation_prompt=_flag(body, "add_generation_prompt", True),
-        continue_final_message=_flag(body, "continue_final_message", False),
+        add_generation_prompt=fields.flag("add_generation_prompt", default=True),
+        continue_final_message=fields.flag("continue_final_message"),
     )
     if chat.continue_final_message and chat.add_generation_prompt:
         message = "continue_final_message needs add_generation_prompt: false; an answer begins anew or goes on"
         raise refuse("invalid_value", message, param="continue_final_message")
-    return chat, overlooked
+    return chat, overlooked | ({"tools.function.strict"} if strict else set())
 
 
-def _list(body: dict[str, Any], name: str, most: int) -> list[Any]:
-    """Empty when it is absent."""
-    value = body.get(name)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise refuse("invalid_value", f"{name} must be a list", param=name)
-    if len(value) > most:
-        raise refuse("invalid_value", f"at most {most} {name}", param=name)
-    return value
+def _tools(fields: Fields) -> tuple[tuple[dict[str, Any], ...] | None, bool]:
+    """None when there are none, or when the request says that none is to be used: then the model does not see them.
+
+    And whether one is `strict`: no answer is held to a schema yet, and a tool is useful without.
+    """
+    choice = fields.body.get("tool_choice")
+    if choice not in (None, "none", "auto"):
+        message = 'tool_choice can be "none" or "auto" in this version: nothing makes a model use a tool'
+        raise refuse("unsupported", message, param="tool_choice")
+    tools = [_tool(tool, f"tools[{at}]") for at, tool in enumerate(fields.list_of("tools", TOOLS_MAX))]
+    strict = [tool["function"].pop("strict", False) for tool in tools]  # a word to the server, not to the model
+    if not tools or choice == "none":
+        return None, False
+    return tuple(tools), any(strict)
 
 
-def _flag(body: dict[str, Any], name: str, default: bool) -> bool:
-    value = body.get(name)
-    if value is not None and type(value) is not bool:
-        raise refuse("invalid_value", f"{name} must be true or false", param=name)
-    return default if value is None else value
-
-
-# ---------------------------------------------------------------- messages
-
-
-def _message(message: Any, where: str, overlooked: set[str]) -> dict[str, Any]:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise _no(f"{where} needs a role, one of {', '.join(ROLES)}")
-    if message.get("function_call") is not None:
-        raise _no(f"{where}.function_call is not supported; use tool_calls")
-    calls = _calls(message, where)
-    made: dict[str, Any] = {"role": message["role"]}
-    content = message.get("content")
-    if content is not None or not calls:
-        made["content"] = _content(content, where)
-    for key in ("name", "tool_call_id"):
-        if (value := message.get(key)) is not None:
-            if not isinstance(value, str):
-                raise _no(f"{where}.{key} must be a string")
-            made[key] = value
-    if calls:
-        made["tool_calls"] = calls
-    thought = message.get("reasoning_content", message.get("reasoning"))
-    if thought is not None:
-        if not isinstance(thought, str):
-            raise _no(f"{where}.reasoning_content must be a string")
-        made |= {"reasoning_content": thought, "thinking": thought}  # templates know it by either name
-    overlooked |= {f"messages.{key}" for key in message if key not in OF_MESSAGES | INERT and key.isidentifier()}
-    return made
-
-
-def _no(message: str) -> RefusalError:
-    return refuse("invalid_value", message, param="messages")
-
-
-def _content(content: Any, where: str) -> str:
-    if isinstance(content, list):
-        content = "".join(_part(part, where) for part in content)
-    if not isinstance(content, str):
-        raise _no(f"{where}.content must be a string or a list of text parts")
-    return content
-
-
-def _part(part: Any, where: str) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise _no(f"{where}.content: only text parts are supported")
-    text: str = part["text"]
-    return text
-
-
-def _calls(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """An assistant's earlier calls. Their arguments come as a string of JSON; templates want the object."""
-    calls = message.get("tool_calls")
-    if calls is None or calls == []:
-        return []
-    if message["role"] != "assistant" or not isinstance(calls, list) or len(calls) > TOOLS_MAX:
-        raise _no(f"{where}.tool_calls must be at most {TOOLS_MAX} calls of the assistant")
-    return [_call(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(calls)]
-
-
-def _call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or call.get("type", "function") != "function":
-        raise _no(f"{where} must be of type function, with a function")
+def _tool(tool: Any, where: str) -> dict[str, Any]:
+    """As it came, for the template to write: templates differ in what they look at. What is null was not sent."""
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or tool.get("type") != "function":
+        message = f"{where} is no function with a name; tools of another kind are not supported"
+        raise refuse("unsupported", message, param="tools")
     if not isinstance(function.get("name"), str) or not FUNCTION_NAME.fullmatch(function["name"]):
-        raise _no(f"{where}.function.name must be 1 to 128 letters, digits, _ . or -")
-    if call.get("id") is not None and not isinstance(call["id"], str):
-        raise _no(f"{where}.id must be a string")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = orjson.loads(arguments) if arguments.strip() else {}
-        except orjson.JSONDecodeError as why:
-            raise _no(f"{where}.function.arguments is not valid JSON: {why}") from why
-    arguments = arguments or {}
-    if not isinstance(arguments, dict) or json_depth(arguments) > JSON_DEPTH_MAX:
-        raise _no(f"{where}.function.arguments must be a JSON object at most {JSON_DEPTH_MAX} deep")
-    named = {"id": call["id"]} if call.get("id") is not None else {}
-    return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        message = f"{where}.function.name must be 1 to 128 letters, digits, _ . or -"
+        raise refuse("invalid_value", message, param="tools")
+    kinds = (("description", str), ("parameters", dict), ("strict", bool))
+    for key, kind in kinds:
+        if function.get(key) is not None and not isinstance(function[key], kind):
+            raise refuse("invalid_value", f"{where}.function.{key} is of the wrong type", param="tools")
+    return {**tool, "function": {key: value for key, value in function.items() if value is not None}}
 
 
-# ---------------------------------------------------------------- what stands beside the messages
-
-
-def _tools(body: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
-    """None when there are none, or when the request says that none is to be used: then the model does not see them."""
-    tools = _list(body, "tools", TOOLS_MAX)
-    for at, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or tool.get("type") != "function":
-            message = f"tools[{at}] is no function with a name; tools of another kind are not supported"
-            raise refuse("unsupported", message, param="tools")
-        if not isinstance(function.get("name"), str) or not FUNCTION_NAME.fullmatch(function["name"]):
-            message = f"tools[{at}].function.name must be 1 to 128 letters, digits, _ . or -"
-            raise refuse("invalid_value", message, param="tools")
-        kinds = (("description", str), ("parameters", dict), ("strict", bool))
-        for key, kind in kinds:
-            if function.get(key) is not None and not isinstance(function[key], kind):
-                raise refuse("invalid_value", f"tools[{at}].function.{key} is of the wrong type", param="tools")
-        if function.get("strict"):
-            message = f"tools[{at}].function.strict is not supported by this version: answers are not held to a schema"
-            raise refuse("unsupported", message, param="tools")
-    return tuple(tools) if tools and body.get("tool_choice") != "none" else None
-
-
-def _documents(body: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
-    documents = _list(body, "documents", DOCUMENTS_MAX)
+def _documents(fields: Fields) -> tuple[dict[str, Any], ...] | None:
+    documents = fields.list_of("documents", DOCUMENTS_MAX)
     if not all(isinstance(document, dict) for document in documents):
         raise refuse("invalid_value", "documents must be objects, for example with title and text", param="documents")
     return tuple(documents) or None
 
 
-def _template_kwargs(body: dict[str, Any]) -> dict[str, Any]:
-    kwargs = body.get("chat_template_kwargs") or {}
-    if not isinstance(kwargs, dict) or len(kwargs) > KWARGS_MAX:
-        message = f"chat_template_kwargs must be an object of at most {KWARGS_MAX} values"
-        raise refuse("invalid_value", message, param="chat_template_kwargs")
+def _template_kwargs(fields: Fields) -> dict[str, Any]:
+    kwargs = fields.object_of("chat_template_kwargs", KWARGS_MAX)
     if taken := RESERVED & set(kwargs):
         message = f"chat_template_kwargs cannot set {min(taken)}"
         raise refuse("invalid_value", message, param="chat_template_kwargs")
     return kwargs
+
+
+def _effort(fields: Fields, kwargs: dict[str, Any]) -> str | None:
+    """Which efforts there are is for the template to say."""
+    effort = fields.body.get("reasoning_effort")
+    if effort is None:
+        return None
+    if not isinstance(effort, str) or not 0 < len(effort) <= EFFORT_MAX:
+        raise refuse("invalid_value", "reasoning_effort must be a word such as low or high", param="reasoning_effort")
+    if kwargs.get("reasoning_effort") not in (None, effort):
+        message = "reasoning_effort and chat_template_kwargs.reasoning_effort disagree; send one"
+        raise refuse("invalid_value", message, param="reasoning_effort")
+    return effort
 
 
 def _template(body: dict[str, Any]) -> str | None:
@@ -206,17 +118,3 @@ def _template(body: dict[str, Any]) -> str | None:
         message = "a chat template in a request is not supported; chat_template names one of the model's own"
         raise refuse("unsupported", message, param="chat_template")
     return name
-
-
-def json_depth(value: Any) -> int:
-    """Levels of a JSON value, counted to one beyond JSON_DEPTH_MAX."""
-    deepest, level = 0, [value]
-    while level:
-        deepest += 1
-        if deepest > JSON_DEPTH_MAX:
-            break
-        children = [
-            item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)
-        ]
-        level = [child for group in children for child in group]
-    return deepest

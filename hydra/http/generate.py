@@ -97,7 +97,13 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
     teller = Teller.of(asked.request, answer, asked.words)
     try:
         if asked.request.echo:
-            await send.send(Delta(index=answer.index, text=asked.words.decode(answer.prompt), ids=()))
+            only = asked.request.max_tokens == 0  # the prompt is all there is to say
+            text = answer.written
+            if text is None:
+                text = asked.words.decode(answer.prompt, skip_special=asked.request.skip_special_tokens)
+            await send.send(Delta(index=answer.index, text=text, ids=(), finish="length" if only else None))
+            if only:
+                return
         generation_request = generate_request(asked.request, answer, asked.card, asked.words.end_ids)
         async with asked.cluster.generate(generation_request) as generation:
             async for piece in generation:

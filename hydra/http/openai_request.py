@@ -4,44 +4,44 @@ Types are exact (true is no number), ranges are checked before anything is alloc
 cannot be honoured is refused; an unknown one is left aside and named in a response header.
 """
 
-import math
+import re
 import secrets
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import attrs
 import orjson
 
-from hydra.http.chat_request import CHAT, JSON_DEPTH_MAX, json_depth, parse_chat
+from hydra.http.chat_request import parse_chat
+from hydra.http.fields import Fields, key_name
+from hydra.http.json_depth import JSON_DEPTH_MAX, json_depth
+from hydra.http.parameters import Kind, check_parameters
+from hydra.http.prompts import TOKEN_IDS_END, Prompt, prompts_of, token_ids
 from hydra.http.tokenizer import ChatInput
 from hydra.protocol.refusal import refuse
 from hydra.protocol.sampling import DefaultSampling
 
-STOP_MAX, N_MAX, LOGPROBS_MAX, BIAS_MAX = 16, 16, 20, 1024
+STOP_MAX, STOP_IDS_MAX, N_MAX, LOGPROBS_MAX, BIAS_MAX, OPTIONS_MAX = 16, 1024, 128, 20, 1024, 64
+MAX_TOKENS_MAX = 1 << 30
 TOP_P_MIN = 1e-6  # 0 means: only the best one
+TEXT_TOKENS = 16  # of a completion that does not say how many
+TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
-SAMPLING = {
-    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
-    "logit_bias", "seed", "stop", "n", "logprobs", "ignore_eos", "min_tokens", "stop_token_ids", "stream",
-    "stream_options", "max_tokens", "max_completion_tokens", "model", "include_stop_str_in_output",
-    "return_token_ids", "skip_special_tokens",
-}  # fmt: skip
-TEXT = {"prompt", "echo"}
-INERT = {
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls",
-}  # fmt: skip
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
 class ApiRequest:
     """What both endpoints have in common, checked; `chat` or `prompts` by kind."""
 
-    kind: Literal["chat", "text"]
+    kind: Kind
     model: str
     chat: ChatInput = ChatInput(messages=())
-    prompts: tuple[str | tuple[int, ...], ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     stream: bool = False
     include_usage: bool = False
-    max_tokens: int | None = None
+    continuous_usage: bool = False  # in every chunk
+    max_tokens: int | None = None  # 0: an echo and no more
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -83,56 +83,15 @@ def parse_json(body: bytes | str) -> dict[str, Any]:
     return content
 
 
-@attrs.define
-class _Fields:
-    """Typed access to a body; every complaint names its parameter."""
-
-    body: dict[str, Any]
-
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        value = self.body.get(name)
-        if value is None:
-            return default
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise refuse("invalid_value", f"{name} must be a number", param=name)
-        if not low <= value <= high:
-            raise refuse("invalid_value", f"{name} must lie between {low:g} and {high:g}, not {value:g}", param=name)
-        return float(value)
-
-    def integer(self, name: str, default: int, low: int, high: int) -> int:
-        value = self.body.get(name)
-        if value is None:
-            return default
-        if type(value) is not int:
-            raise refuse("invalid_value", f"{name} must be an integer", param=name)
-        if not low <= value <= high:
-            raise refuse("invalid_value", f"{name} must lie between {low} and {high}, not {value}", param=name)
-        return value
-
-    def flag(self, name: str, default: bool = False) -> bool:
-        value = self.body.get(name)
-        if value is not None and type(value) is not bool:
-            raise refuse("invalid_value", f"{name} must be true or false", param=name)
-        return default if value is None else value
-
-    def text(self, name: str) -> str:
-        value = self.body.get(name)
-        if not isinstance(value, str) or not value:
-            raise refuse("invalid_value", f"{name} must be a non-empty string", param=name)
-        return value
-
-
-def parse_request(kind: Literal["chat", "text"], body: dict[str, Any]) -> ApiRequest:
+def parse_request(kind: Kind, body: dict[str, Any]) -> ApiRequest:
     """Raises RefusalError naming the parameter."""
-    fields = _Fields(body)
-    _refuse_unsupported(kind, body)
-    max_tokens = fields.integer("max_tokens", 0, 1, 1 << 30)
-    max_tokens = fields.integer("max_completion_tokens", max_tokens, 1, 1 << 30)
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict) or type(options.get("include_usage", False)) is not bool:
-        raise refuse("invalid_value", "stream_options must be an object", param="stream_options")
-    known = SAMPLING | INERT | (CHAT | {"top_logprobs"} if kind == "chat" else TEXT)
-    ignored = {key for key in body if key not in known and key.isidentifier()}
+    ignored = check_parameters(kind, body)
+    fields = Fields(body)
+    _check_best_of(fields)
+    ignored |= _response_format(fields)
+    # Without `stream` they ask for nothing that the answer lacks: its usage is in it.
+    options = Fields(fields.object_of("stream_options", OPTIONS_MAX), inside="stream_options")
+    ignored |= _overlooked(options, {"include_usage", "continuous_usage_stats", "include_obfuscation"})
     chat = ChatInput(messages=())
     if kind == "chat":
         chat, overlooked = parse_chat(body)
@@ -141,87 +100,108 @@ def parse_request(kind: Literal["chat", "text"], body: dict[str, Any]) -> ApiReq
         kind=kind,
         model=fields.text("model"),
         chat=chat,
-        prompts=_prompts(body) if kind == "text" else (),
+        prompts=prompts_of(body.get("prompt")) if kind == "text" else (),
         stream=fields.flag("stream"),
-        include_usage=options.get("include_usage", False),
-        max_tokens=max_tokens or (16 if kind == "text" else None),
+        include_usage=options.flag("include_usage"),
+        continuous_usage=options.flag("continuous_usage_stats"),
+        max_tokens=_max_tokens(kind, fields),
         temperature=fields.number("temperature", 1.0, 0.0, 2.0),
         top_p=max(TOP_P_MIN, fields.number("top_p", 1.0, 0.0, 1.0)),
         top_k=max(0, fields.integer("top_k", 0, -1, 1 << 30)),
         min_p=fields.number("min_p", 0.0, 0.0, 1.0),
         presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),
         frequency_penalty=fields.number("frequency_penalty", 0.0, -2.0, 2.0),
-        repetition_penalty=fields.number("repetition_penalty", 1.0, 0.01, 10.0),
-        logit_bias=_logit_bias(body),
+        repetition_penalty=_repetition_penalty(fields),
+        logit_bias=_logit_bias(fields),
         seed=fields.integer("seed", secrets.randbits(63), -(1 << 63), (1 << 63) - 1) & ((1 << 64) - 1),
         stop=_stop(body),
-        stop_token_ids=_token_ids(body.get("stop_token_ids") or [], "stop_token_ids"),
+        stop_token_ids=token_ids(fields.list_of("stop_token_ids", STOP_IDS_MAX), "stop_token_ids"),
         n=fields.integer("n", 1, 1, N_MAX),
         logprobs=_logprobs(kind, fields),
         ignore_eos=fields.flag("ignore_eos"),
         min_tokens=fields.integer("min_tokens", 0, 0, 1 << 30),
-        include_stop=fields.flag("include_stop_str_in_output"),
+        include_stop=_either(fields, "include_stop_str_in_output", "no_stop_trim", fields.flag) or False,
         return_ids=fields.flag("return_token_ids"),
-        skip_special_tokens=fields.flag("skip_special_tokens", True),
-        echo=fields.flag("echo") if kind == "text" else False,
+        skip_special_tokens=fields.flag("skip_special_tokens", default=True),
+        echo=_echo(fields) if kind == "text" else False,
         ignored=tuple(sorted(ignored)),
-        given=frozenset(key for key, value in body.items() if value is not None),
+        given=_given(body),
     )
 
 
-def _refuse_unsupported(kind: str, body: dict[str, Any]) -> None:
-    """What we know and do not do: better a 400 than an answer to another question."""
-    best_of = body.get("best_of")
-    no = {
-        "tools": kind == "text" and bool(body.get("tools")),
-        "functions": bool(body.get("functions")),
-        "tool_choice": body.get("tool_choice") not in (None, "none", "auto"),
-        "response_format": body.get("response_format") not in (None, {"type": "text"}),
-        "suffix": bool(body.get("suffix")),
-        "best_of": best_of not in (None, body.get("n", 1)),
-        "modalities": body.get("modalities") not in (None, ["text"]),
-        "audio": body.get("audio") is not None,
-        "prediction": body.get("prediction") is not None,
-        "guided_json": body.get("guided_json") is not None,
-        "structured_outputs": body.get("structured_outputs") is not None,
-        "echo": kind == "text" and bool(body.get("echo")) and body.get("logprobs") is not None,
-    }
-    for param, asked in no.items():
-        if asked:
-            raise refuse("unsupported", f"{param} is not supported by this version", param=param)
+def _given(body: dict[str, Any]) -> frozenset[str]:
+    names = {key for key, value in body.items() if value is not None}
+    return frozenset(names | {"repetition_penalty"} if "repeat_penalty" in names else names)
 
 
-def _prompts(body: dict[str, Any]) -> tuple[str | tuple[int, ...], ...]:
-    prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        return (prompt,)
-    if isinstance(prompt, list) and prompt and all(isinstance(item, str) for item in prompt):
-        found: tuple[str | tuple[int, ...], ...] = tuple(prompt)
-    elif isinstance(prompt, list) and prompt and all(type(item) is int for item in prompt):
-        found = (_token_ids(prompt, "prompt"),)
-    elif isinstance(prompt, list) and prompt and all(isinstance(item, list) and item for item in prompt):
-        found = tuple(_token_ids(item, "prompt") for item in prompt)
-    else:
-        message = "prompt must be a string, a list of strings, a list of token ids, or a list of those"
-        raise refuse("invalid_value", message, param="prompt")
-    if len(found) > N_MAX:
-        raise refuse("invalid_value", f"at most {N_MAX} prompts", param="prompt")
-    return found
+def _either(fields: Fields, ours: str, other: str, read: Callable[[str], T]) -> T | None:
+    """One parameter by two names. Sent by both, they must agree."""
+    values = {read(name) for name in (ours, other) if fields.body.get(name) is not None}
+    if len(values) > 1:
+        raise refuse("invalid_value", f"{other} and {ours} are one parameter; send one of them", param=other)
+    return values.pop() if values else None
 
 
-def _token_ids(values: Any, param: str) -> tuple[int, ...]:
-    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 1 << 31 for value in values):
-        raise refuse("invalid_value", f"{param} must be token ids", param=param)
-    return tuple(values)
+def _repetition_penalty(fields: Fields) -> float:
+    def read(name: str) -> float:
+        return fields.number(name, 1.0, 0.01, 10.0)
+
+    return _either(fields, "repetition_penalty", "repeat_penalty", read) or 1.0
 
 
-def _logit_bias(body: dict[str, Any]) -> tuple[tuple[int, float], ...]:
-    bias = body.get("logit_bias") or {}
-    if not isinstance(bias, dict) or len(bias) > BIAS_MAX:
-        raise refuse("invalid_value", f"logit_bias must map at most {BIAS_MAX} token ids", param="logit_bias")
+def _overlooked(options: Fields, known: set[str]) -> set[str]:
+    """Keys inside of a parameter that nobody reads, with the parameter's name in front."""
+    sent = {key for key, value in options.body.items() if value is not None}
+    return {f"{options.inside}.{key_name(key)}" for key in sent - known}
+
+
+def _max_tokens(kind: Kind, fields: Fields) -> int | None:
+    """None: to the end of the context. Zero is for those who only want their prompt back."""
+    default, least = (TEXT_TOKENS, 0) if kind == "text" else (-1, 1)
+    tokens = fields.integer("max_tokens", default, least, MAX_TOKENS_MAX)
+    tokens = fields.integer("max_completion_tokens", tokens, 1, MAX_TOKENS_MAX)
+    if tokens == 0 and not fields.flag("echo"):
+        message = "max_tokens: 0 needs echo: true, which sends the prompt back; without it there is nothing to answer"
+        raise refuse("invalid_value", message, param="max_tokens")
+    return None if tokens < 0 else tokens
+
+
+def _check_best_of(fields: Fields) -> None:
+    n = fields.integer("n", 1, 1, N_MAX)
+    if fields.integer("best_of", n, 1, 1 << 30) != n:
+        message = "best_of is not supported by this version: leave it out, or send the value of n"
+        raise refuse("unsupported", message, param="best_of")
+
+
+def _response_format(fields: Fields) -> set[str]:
+    """Text is what there is; its other keys are overlooked."""
+    form = Fields(fields.object_of("response_format", OPTIONS_MAX), inside="response_format")
+    if fields.body.get("response_format") is None:
+        return set()
+    kind = form.body.get("type")
+    if not isinstance(kind, str):
+        raise refuse("invalid_value", "response_format needs a type, which is a string", param="response_format")
+    schemas = [key for key in ("json_schema", "schema", "grammar") if form.body.get(key) is not None]
+    if kind != "text" or schemas:
+        asked = f"type {kind!r}" if kind != "text" else schemas[0]
+        message = f'response_format: {asked} is not supported by this version: leave it out, or send type "text"'
+        raise refuse("unsupported", message, param="response_format")
+    return _overlooked(form, {"type"})
+
+
+def _echo(fields: Fields) -> bool:
+    echo = fields.flag("echo")
+    if echo and fields.body.get("logprobs") is not None:
+        message = "echo together with logprobs is not supported by this version: leave one of them out"
+        raise refuse("unsupported", message, param="echo")
+    return echo
+
+
+def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
     pairs: list[tuple[int, float]] = []
-    for token, value in bias.items():
-        if not token.isdecimal() or int(token) >= 1 << 31 or type(value) not in (int, float) or not abs(value) <= 100:
+    for token, value in fields.object_of("logit_bias", BIAS_MAX).items():
+        known = TOKEN_ID.fullmatch(token) and int(token) < TOKEN_IDS_END
+        if not known or type(value) not in (int, float) or not abs(value) <= 100:
             message = "logit_bias maps token ids to numbers between -100 and 100"
             raise refuse("invalid_value", message, param="logit_bias")
         pairs.append((int(token), float(value)))
@@ -229,15 +209,17 @@ def _logit_bias(body: dict[str, Any]) -> tuple[tuple[int, float], ...]:
 
 
 def _stop(body: dict[str, Any]) -> tuple[str, ...]:
+    """An empty string stops at nothing, so it is no stop string; null and [] are none."""
     stop = body.get("stop")
-    strings = [stop] if isinstance(stop, str) else stop or []
+    strings = [] if stop is None else [stop] if isinstance(stop, str) else stop
     fine = isinstance(strings, list) and len(strings) <= STOP_MAX
     if not fine or not all(isinstance(text, str) and 0 < len(text) <= 256 for text in strings):
-        raise refuse("invalid_value", f"stop must be at most {STOP_MAX} non-empty strings", param="stop")
+        message = f"stop must be at most {STOP_MAX} non-empty strings of at most 256 characters"
+        raise refuse("invalid_value", message, param="stop")
     return tuple(strings)
 
 
-def _logprobs(kind: str, fields: _Fields) -> int | None:
+def _logprobs(kind: Kind, fields: Fields) -> int | None:
     if kind == "text":
         if fields.body.get("logprobs") is None:
             return None

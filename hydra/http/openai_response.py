@@ -18,8 +18,21 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 
+# Ends of lines to Unicode, and to parsers that split by its rules; none to JSON, which may hold them raw. The others
+# (form feeds and their like) are control characters, which are escaped in any case.
+LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\u2028\u2029\u0085")
+
+
+def json_bytes(content: Any) -> bytes:
+    """JSON in one line, whoever counts the lines."""
+    written = orjson.dumps(content)
+    for end, escaped in LINE_ENDS:
+        written = written.replace(end, escaped)  # the same object where there is none
+    return written
+
+
 def sse(content: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(content) + b"\n\n"
+    return b"data: " + json_bytes(content) + b"\n\n"
 
 
 @attrs.define
@@ -43,18 +56,27 @@ class Writer:
         return self.request.kind == "chat"
 
     def count(self, delta: Delta) -> None:
+        """Of an answer's prompt, what was cached is said with its first token."""
         self._tokens += len(delta.ids)
-        self._cached.setdefault(delta.index, delta.cached)
+        if delta.ids:
+            self._cached.setdefault(delta.index, delta.cached)
 
     def usage(self) -> dict[str, Any]:
-        prompts = {answer.prompt: None for answer in self.answers} if self.request.n > 1 else self.answers
-        asked = [prompt if isinstance(prompt, tuple) else prompt.prompt for prompt in prompts]
-        prompt_tokens = sum(len(prompt) for prompt in asked)
+        """A prompt is counted once, however many answers it has; two equal prompts are two.
+
+        Cached is what none of its answers had to compute: one may find there what another has just left.
+        """
+        prompt_tokens = sum(len(answer.prompt) for answer in self.answers if answer.choice == 0)
+        cached: dict[int, int] = {}  # by the index of a prompt's first answer
+        for answer in self.answers:
+            first, cached_tokens = answer.index - answer.choice, self._cached.get(answer.index)
+            if cached_tokens is not None:
+                cached[first] = min(cached.get(first, len(answer.prompt)), cached_tokens)
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": self._tokens,
             "total_tokens": prompt_tokens + self._tokens,
-            "prompt_tokens_details": {"cached_tokens": min(prompt_tokens, sum(self._cached.values()))},
+            "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         }
 
     # ------------------------------------------------------------ streaming
@@ -97,11 +119,13 @@ class Writer:
     # ------------------------------------------------------------ in one piece
 
     def whole(self, deltas: Sequence[Delta]) -> dict[str, Any]:
+        by_answer: dict[int, list[Delta]] = {}
         for delta in deltas:
             self.count(delta)
+            by_answer.setdefault(delta.index, []).append(delta)
         choices = []
         for answer in self.answers:
-            own = [delta for delta in deltas if delta.index == answer.index]
+            own = by_answer.get(answer.index, [])
             text = "".join(delta.text for delta in own)
             finish = next((delta.finish for delta in reversed(own) if delta.finish), None)
             shown = None
@@ -134,8 +158,8 @@ class Writer:
         if self.chat:
             kind = "chat.completion.chunk" if chunk else "chat.completion"
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.request.model, "choices": choices}
-        if chunk and self.request.include_usage:
-            head["usage"] = None
+        if chunk and (self.request.include_usage or self.request.continuous_usage):
+            head["usage"] = self.usage() if self.request.continuous_usage else None
         return head
 
     def _logprobs(self, shown: Sequence[TokenShown] | None) -> dict[str, Any] | None:

@@ -5,12 +5,14 @@ each rendering has a budget of its own (template_budget). It does not know token
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import attrs
 from jinja2 import TemplateError, environment, nodes
 from jinja2.meta import find_undeclared_variables
 
+from hydra.http.call_arguments import CallForm
 from hydra.http.template_budget import Budget, characters_of, spending
 from hydra.http.template_sandbox import SandboxEnvironment
 from hydra.protocol.refusal import refuse
@@ -20,6 +22,16 @@ WRONG = (
     TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError,
     ValueError,
 )  # fmt: skip  # what nonsense in a template can raise
+# What stands in for a model's own tokens while a template is tried: it may glue them to other text.
+TRIED_VALUES: dict[str, Any] = {
+    **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")},
+    "documents": None,
+    "add_generation_prompt": False,
+}
+TRIED_TOOL = {
+    "type": "function",
+    "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 @attrs.frozen(eq=False)
@@ -29,6 +41,7 @@ class ChatTemplate:
     compiled: environment.Template
     names: frozenset[str]
     literals: str  # all of them, with a NUL between each two
+    mentions_calls: bool
 
     @classmethod
     def of(cls, source: str) -> "ChatTemplate":
@@ -46,7 +59,15 @@ class ChatTemplate:
                 compiled = world.template_class.from_code(world, code, world.globals)
         except WRONG as why:
             raise refuse("invalid_value", f"the chat template makes no sense: {told(why)}", param="messages") from why
-        return cls(compiled, names, "\0".join(found))
+        return cls(compiled, names, "\0".join(found), "tool_calls" in source)
+
+    @cached_property
+    def call_form(self) -> CallForm:
+        """How it wants earlier calls: tried once, each rendering with a budget of its own."""
+        if not self.mentions_calls:
+            return CallForm()
+        values = TRIED_VALUES | {"tools": [TRIED_TOOL] if "tools" in self.names else None}
+        return CallForm.of(lambda messages: self.render(messages, values))
 
     def render(self, messages: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
         """Raises RefusalError invalid_value: it refuses these messages, makes no sense, or spends its budget."""

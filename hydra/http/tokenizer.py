@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from hydra.http import detokenizer
 from hydra.http.control_tokens import ControlTokens
+from hydra.http.fields import key_name
 from hydra.http.marks import CUT
 from hydra.http.model_words import natively, read_words
 from hydra.http.template import ChatTemplate
@@ -21,6 +22,8 @@ from hydra.http.vocabulary import Vocabulary
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 
 MODELS_OWN = ("content", "reasoning_content", "reasoning", "thinking")  # of an assistant's message
+# One wish by several names, which clients send side by side because templates know one of them.
+KWARG_SPELLINGS = (frozenset({"enable_thinking", "thinking"}),)
 NO_TEMPLATE = "this model has no chat template; use /v1/completions, or start with --chat-template FILE"
 
 
@@ -32,6 +35,7 @@ class ChatInput:
     tools: Sequence[Mapping[str, Any]] | None = None
     documents: Sequence[Mapping[str, Any]] | None = None
     kwargs: Mapping[str, Any] = attrs.field(factory=dict)
+    effort: str | None = None  # `reasoning_effort`, which a template must use if it is given
     template: str | None = None  # by name
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -87,6 +91,7 @@ class Words:
         values = {
             **self.special,
             **{name: mark(value) for name, value in chat.kwargs.items()},
+            **({} if chat.effort is None else {"reasoning_effort": mark(chat.effort)}),
             "tools": None if chat.tools is None else mark(chat.tools),
             "documents": None if chat.documents is None else mark(chat.documents),
             "add_generation_prompt": chat.add_generation_prompt,
@@ -95,9 +100,13 @@ class Words:
         return _up_to_the_cut(rendered) if chat.continue_final_message else rendered
 
     def overlooked(self, chat: ChatInput) -> list[str]:
-        """What the request would tell the template, and the template never asks for."""
-        names = self.template_for(chat).names
-        return [f"chat_template_kwargs.{name}" for name in chat.kwargs if name not in names and name.isidentifier()]
+        """What the request would tell the template, and the template never asks for: by this name or another."""
+        names, kwargs = self.template_for(chat).names, chat.kwargs
+        missed = [name for name, value in kwargs.items() if value is not None and name not in names]
+        for spellings in KWARG_SPELLINGS:
+            used = [kwargs[name] for name in spellings & names & kwargs.keys()]
+            missed = [name for name in missed if name not in spellings or kwargs[name] not in used]
+        return [f"chat_template_kwargs.{key_name(name)}" for name in missed]
 
     def template_for(self, chat: ChatInput) -> ChatTemplate:
         """By name; else the one for tools, when there are tools and it exists; else the default one."""
@@ -111,7 +120,9 @@ class Words:
             raise refuse("invalid_value", message, param="chat_template")
         if isinstance(found, Refusal):
             raise RefusalError(found)
-        for param, given in (("tools", chat.tools), ("documents", chat.documents)):
+        for param, given in (
+            ("tools", chat.tools), ("documents", chat.documents), ("reasoning_effort", chat.effort),
+        ):  # fmt: skip
             if given and param not in found.names:
                 raise refuse("unsupported", f"this model's chat template does not use {param}", param=param)
         return found
@@ -119,6 +130,8 @@ class Words:
     def _message(self, message: Mapping[str, Any], template: ChatTemplate) -> dict[str, Any]:
         role = message["role"]
         mark = self.control.mark
+        if message.get("tool_calls"):
+            message = template.call_form.turn(message)
         marked = {
             key: mark(value, models_own=role == "assistant" and key in MODELS_OWN)
             for key, value in message.items()

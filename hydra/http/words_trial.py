@@ -55,6 +55,9 @@ def load_tried(directory: Path, template_file: Path | None = None) -> Words:
     failed = _try_elsewhere(directory, template_file, size) if size <= TOKENIZER_BYTES_MAX else {}
     words = Words.load(directory, template_file)  # which says no to what is larger, at no cost
     words.templates.update(failed)
+    for template in words.templates.values():
+        if isinstance(template, ChatTemplate):
+            template.call_form  # noqa: B018 - tried now, so that no request waits for it
     return words
 
 

@@ -18,6 +18,7 @@ from hydra.actors.broker import (
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.batch import StepResult, int32
+from hydra.protocol.context_length import context_overflow
 from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import PLANNER, Address, Epoch
 from hydra.protocol.messages import (
@@ -156,6 +157,11 @@ def test_what_cannot_be_served_is_refused(changes, code):
     (refused,) = mail(table.says(opening(1, **changes)), OpenRefused)
     assert (refused.session, refused.attempt, refused.refusal.code) == (1, 0, code)
     assert table.steps == []
+
+
+def test_what_is_too_long_is_told_as_the_front_door_tells_it():
+    (refused,) = mail(Table().says(opening(1, max_tokens=62)), OpenRefused)
+    assert refused.refusal == context_overflow(64, 3, 62, "max_tokens")
 
 
 def test_the_last_token_that_fits_is_not_refused():

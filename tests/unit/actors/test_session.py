@@ -1,11 +1,16 @@
 """A generation's memory: nothing shown is lost, nothing is shown twice, and the end is always honest."""
 
+import tracemalloc
+
 import attrs
+import numpy as np
 import pytest
 
+from hydra.actors.client import GenerateRequest
 from hydra.actors.machine import CancelTimer, Send, SetTimer, TimerFired
 from hydra.actors.session import SOLITARY_TOKENS, UNANSWERED_S, Begin, Drawn, Emit, Fail, Orphaned, Session, Stop
-from hydra.protocol.ids import BROKER
+from hydra.actors.sessions import Sessions, Start
+from hydra.protocol.ids import BROKER, SessionId
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Close, Open, OpenRefused, Reopen
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import GREEDY
@@ -178,3 +183,17 @@ def test_a_reader_who_leaves_frees_the_row_at_its_present_attempt():
     effects = one.handle(Stop(), 3.0)
     assert Send(BROKER, Close(session=7, attempt=1)) in effects and one.done
     assert one.handle(Orphaned(), 4.0) == []
+
+
+def test_the_answers_to_a_prompt_keep_it_once():
+    """128 answers to a long prompt would otherwise hold as many copies of it, in Python's integers."""
+    ids = np.full(100_000, 300, np.int32)
+    sessions = Sessions(max_replays=5)
+    tracemalloc.start()
+    for number in range(32):
+        request = GenerateRequest(model_id="m", prompt_ids=ids, max_tokens=5, params=GREEDY, stop_ids=())
+        for effect in sessions.handle(Start(SessionId(number), request), 0.0):
+            assert not isinstance(effect, Send) or np.array_equal(effect.message.history, ids)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(sessions) == 32 and kept < 2 * ids.nbytes

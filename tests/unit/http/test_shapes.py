@@ -108,3 +108,17 @@ async def test_a_completions_likeliest_hold_the_sampled_token(app, cluster, top)
     answer = (await ask(app, "POST", "/v1/completions", TEXT | {"logprobs": top})).json()
     (entries,) = answer["choices"][0]["logprobs"]["top_logprobs"]
     assert entries == {**dict([("b", -0.1), ("c", -2.5)][:top]), "a": -3.0}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "shown"),
+    [
+        ("<|user|>hi", {}, "<|user|>hi"),
+        ([258, 104, 105], {}, "hi"),
+        ([258, 104, 105], {"skip_special_tokens": False}, "<|user|>hi"),
+    ],
+)
+async def test_an_echo_is_the_prompt_as_it_was_written(app, words, prompt, more, shown):
+    assert words.tokenizer.token_to_id("<|user|>") == 258
+    answer = await ask(app, "POST", "/v1/completions", TEXT | more | {"prompt": prompt, "echo": True, "max_tokens": 0})
+    assert answer.json()["choices"][0]["text"] == shown

@@ -1,0 +1,83 @@
+"""Typed access to a JSON object that a client sent: every refusal names its parameter. Pure.
+
+Types are exact: true is no number, and an empty list is no object. A key that is sent as null is as good as absent. It
+knows no parameter by name.
+"""
+
+import math
+from typing import Any
+from urllib.parse import quote
+
+import attrs
+
+from hydra.protocol.refusal import refuse
+
+KEY_CHARACTERS_MAX = 64
+
+
+@attrs.frozen
+class Fields:
+    """A body, or an object inside of one; `inside` is then its name."""
+
+    body: dict[str, Any]
+    inside: str = ""
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise refuse("invalid_value", f"{name} must be a number", param=name)
+        if not low <= value <= high:
+            raise refuse("invalid_value", f"{name} must lie between {low:g} and {high:g}, not {value:g}", param=name)
+        return float(value)
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if type(value) is not int:
+            raise refuse("invalid_value", f"{name} must be an integer", param=name)
+        if not low <= value <= high:
+            raise refuse("invalid_value", f"{name} must lie between {low} and {high}, not {value}", param=name)
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self.body.get(name)
+        if value is not None and type(value) is not bool:
+            named = f"{self.inside}.{name}" if self.inside else name
+            raise refuse("invalid_value", f"{named} must be true or false", param=self.inside or name)
+        return default if value is None else value
+
+    def text(self, name: str) -> str:
+        value = self.body.get(name)
+        if not isinstance(value, str) or not value:
+            raise refuse("invalid_value", f"{name} must be a non-empty string", param=name)
+        return value
+
+    def list_of(self, name: str, most: int) -> list[Any]:
+        """Empty when it is absent."""
+        value = self.body.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise refuse("invalid_value", f"{name} must be a list", param=name)
+        if len(value) > most:
+            raise refuse("invalid_value", f"at most {most} {name}", param=name)
+        return value
+
+    def object_of(self, name: str, most: int) -> dict[str, Any]:
+        """Empty when it is absent."""
+        value = self.body.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise refuse("invalid_value", f"{name} must be an object", param=name)
+        if len(value) > most:
+            raise refuse("invalid_value", f"{name} has more than {most} keys", param=name)
+        return value
+
+
+def key_name(key: str) -> str:
+    """A client's key as it can stand in a list in a header: ASCII, no blanks, no commas, never long."""
+    return quote(key, safe="._-$[]", errors="replace")[:KEY_CHARACTERS_MAX]
