@@ -320,6 +320,7 @@ def plan(
     """Show how MODEL would be split over nodes of so much memory. Exit 0 when it fits, 3 when it does not."""
     from hydra import plan_command
 
+    set_up_logging("plan")  # warnings about the model are no part of the answer
     said = plan_command.answer(plan_command.ask(model, nodes, dtype, max_model_len, load_settings(config, {})))
     click.echo(json.dumps(said, indent=2) if as_json else plan_command.as_text(said))
     sys.exit(0 if said["fits"] else 3)

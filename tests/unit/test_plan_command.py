@@ -1,6 +1,7 @@
 """`hydra plan` as a person types it: the split, the figures, and the exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from hydra.cli import main
 from hydra.store.hub import HEADER_GUESS_BYTES
 from tests.fake_hub import fake_hub
 
+ROOT = Path(__file__).parents[2]
 GB = 10**9
 SHAPE = LlamaShape(layers=32, hidden=32, intermediate=48, heads=2, kv_heads=1, vocab=300)
 
@@ -25,6 +27,7 @@ def directory(tmp_path_factory) -> str:
 def plan(monkeypatch, capsys, tmp_path):
     """`plan("MODEL", "--nodes", "1,2")`: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)  # no config.toml lies there
+    monkeypatch.setattr("hydra.cli.set_up_logging", lambda role: None)  # it is for a process, which goes on here
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hydra", "plan", *words])
@@ -140,6 +143,14 @@ def test_a_broken_model_exits_7_and_names_the_file(plan, tmp_path):
     (broken / "ends.safetensors").write_bytes(b"\xff" * 64)
     code, _, err = plan(str(broken), "--nodes", "1")
     assert code == 7 and "ends.safetensors" in err
+
+
+def test_what_is_said_of_the_model_is_no_part_of_the_answer(directory, tmp_path):
+    copy = Path(shutil.copytree(directory, tmp_path / "copy"))
+    (copy / "generation_config.json").write_text('{"do_sample": true, "top_k": -1}')
+    argv = [sys.executable, "-m", "hydra", "plan", str(copy), "--nodes", "1", "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert json.loads(done.stdout)["fits"] and "top_k" in done.stderr and done.returncode == 0
 
 
 def test_nothing_is_loaded(directory):
