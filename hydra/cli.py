@@ -59,6 +59,7 @@ def cli() -> None:
 @click.option("--workers", type=click.IntRange(0, 64), help="Local workers (default: one per GPU, else 2 on the CPU).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, or a list like cuda:0,cuda:1.")
 @click.option("--dtype", help="auto, float32, bfloat16 or float16.")
+@click.option("--max-model-len", type=click.IntRange(min=0), help="Tokens of the longest sequence (0: what fits).")
 @click.option("--http", "http_addr", help="HOST:PORT of the API (default 127.0.0.1:8080).")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Where the coordinator remembers its term.")
 @click.option("--chat-template", help="A Jinja file to use in place of MODEL's own chat templates.")
@@ -69,6 +70,7 @@ def up(
     workers: int | None,
     device: str,
     dtype: str | None,
+    max_model_len: int | None,
     http_addr: str | None,
     state_dir: Path | None,
     chat_template: str | None,
@@ -84,6 +86,7 @@ def up(
     flags = {
         ("server", "http_addr"): http_addr,
         ("model", "dtype"): dtype,
+        ("model", "max_model_len"): max_model_len,
         ("model", "path"): model,
         ("model", "chat_template"): chat_template,
     }

@@ -1,14 +1,22 @@
 """The front door: settings that are honoured or refused, and a chat template's way from there to the frontend."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hydra.actors.coordinator import SavedState
+from hydra.actors.wish import Wish
 from hydra.child_spec import FrontendSpec, from_json, to_json
 from hydra.complaint import Complaint
+from hydra.protocol.ids import NodeId
 from hydra.settings import NOT_YET, load_settings
+from hydra.state_dir import write_state
+from hydra.store.demo_model import ensure_demo_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
@@ -41,8 +49,22 @@ def test_a_chat_template_that_is_not_there_is_a_complaint(tmp_path):
         "--chat-template",
         str(tmp_path / "none"),
     ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2])
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert done.returncode == 2 and "no chat template at" in done.stderr and done.stdout == ""
+
+
+def test_up_ends_when_it_is_to_serve_more_positions_than_the_model_has(tmp_path):
+    """Even a model that it remembers to have served."""
+    model = ensure_demo_model(tmp_path / "demo")
+    write_state(tmp_path / "state", SavedState(term=3, wishes=(Wish(str(model)),), nodes=(NodeId("w0"),)))
+    environ = {f"HYDRA_ZMQ_{name}_ADDR": "tcp://127.0.0.1:0" for name in ("ROUTER", "BROADCAST")}
+    argv = [sys.executable, "-m", "hydra", "up", str(model), "--workers", "0", "--http", "127.0.0.1:0"]
+    argv += ["--max-model-len", "4096", "--state-dir", str(tmp_path / "state")]
+    done = subprocess.run(
+        argv, env=os.environ | environ, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "error: max_model_len 4096" in done.stderr and "2048" in done.stderr and "fix: " in done.stderr
 
 
 @pytest.mark.parametrize(("section", "key", "kept"), NOT_YET)

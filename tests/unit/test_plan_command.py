@@ -107,6 +107,20 @@ def test_a_longer_sequence_needs_more(plan, directory):
     assert code == 3 and "KV for 2000 tokens" in err
 
 
+@pytest.mark.parametrize(("kind", "limit"), [("linear", 8192), ("dynamic", 8192), ("yarn", 8192), ("none", 2048)])
+def test_a_stretched_context_is_planned_for_and_no_more_than_that(plan, directory, tmp_path, kind, limit):
+    copy = Path(shutil.copytree(directory, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    rope = {"rope_scaling": {"type": kind, "factor": 4.0}} if kind != "none" else {}
+    (copy / "config.json").write_text(json.dumps(config | rope))
+    for words in ((), ("--max-model-len", str(limit))):
+        assert json.loads(plan(str(copy), "--nodes", "1", "--json", *words)[1])["max_model_len"] == limit
+    code, out, err = plan(str(copy), "--nodes", "1", "--max-model-len", str(limit + 1))
+    assert (code, out) == (2, "") and f"max_model_len {limit + 1}" in err and f"at most {limit}" in err
+    (tmp_path / "config.toml").write_text(f"[model]\nmax_model_len = {limit + 1}\n")
+    assert plan(str(copy), "--nodes", "1")[0] == 2
+
+
 def test_more_nodes_than_layers_leave_spares(plan, tmp_path):
     small = write_llama(tmp_path / "small", LlamaShape(layers=1, hidden=32, intermediate=48, heads=2, kv_heads=1))
     code, out, _ = plan(str(small), "--nodes", "1,2")
