@@ -14,7 +14,7 @@ import httpx2
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, from_json
 from hydra.complaint import Complaint, exit_code_of
 from hydra.log import set_up_logging
-from hydra.settings import Settings, load_settings
+from hydra.settings import CHOICES, Settings, load_settings
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 FOLLOW_EVERY_S = 1.0
@@ -135,13 +135,19 @@ def _state_dir(settings: Settings) -> Path:
 @click.option("--coordinator", required=True, help="tcp://HOST:5555 of the cluster to join.")
 @click.option("--broadcast", help="tcp://HOST:5557 (default: the coordinator's host, port + 2).")
 @click.option("--device", default="auto", show_default=True, help="cpu, mps or cuda:N.")
-@click.option("--dtype", default="auto", show_default=True, help="Restricts what this worker offers.")
+@click.option(
+    "--dtype",
+    type=click.Choice(CHOICES["model", "dtype"]),
+    default="auto",
+    show_default=True,
+    help="Restricts what this worker offers.",
+)
 @click.option("--pipeline-port", type=click.IntRange(0, 65535), default=6000, show_default=True)
 @click.option("--store-port", type=click.IntRange(0, 65535), default=0, help="Where it lends its layers (any).")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="Where to listen for steps and for other workers.")
 @click.option("--advertise", default="", help="The host under which others reach this worker (default: as bound).")
-@click.option("--memory-gb", type=click.FloatRange(min=0), default=0.0, help="Caps what it offers (default: all).")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Compute threads on the CPU.")
+@click.option("--memory-gb", type=click.FloatRange(0, 1e6), default=0.0, help="Caps what it offers (default: all).")
+@click.option("--threads", type=click.IntRange(0, 4096), default=0, help="Compute threads on the CPU.")
 def worker(
     node_id: str,
     coordinator: str,
@@ -184,6 +190,7 @@ def worker(
         dtype=dtype,
         threads=threads or wish.threads,
         memory_bytes=int(memory_gb * 1e9) or wish.memory_bytes,
+        high_water_mark=settings.zmq.high_water_mark,
     )
     sys.exit(run_worker_parent(spec, settings))
 
