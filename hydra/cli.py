@@ -14,7 +14,7 @@ import httpx2
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, from_json
 from hydra.complaint import Complaint, exit_code_of
 from hydra.log import set_up_logging
-from hydra.settings import Settings, load_settings
+from hydra.settings import CHOICES, Settings, load_settings
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 FOLLOW_EVERY_S = 1.0
@@ -59,6 +59,7 @@ def cli() -> None:
 @click.option("--workers", type=click.IntRange(0, 64), help="Local workers (default: one per GPU, else 2 on the CPU).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, or a list like cuda:0,cuda:1.")
 @click.option("--dtype", help="auto, float32, bfloat16 or float16.")
+@click.option("--max-model-len", type=click.IntRange(min=0), help="Tokens of the longest sequence (0: what fits).")
 @click.option("--http", "http_addr", help="HOST:PORT of the API (default 127.0.0.1:8080).")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Where the coordinator remembers its term.")
 @click.option("--chat-template", help="A Jinja file to use in place of MODEL's own chat templates.")
@@ -69,6 +70,7 @@ def up(
     workers: int | None,
     device: str,
     dtype: str | None,
+    max_model_len: int | None,
     http_addr: str | None,
     state_dir: Path | None,
     chat_template: str | None,
@@ -84,6 +86,7 @@ def up(
     flags = {
         ("server", "http_addr"): http_addr,
         ("model", "dtype"): dtype,
+        ("model", "max_model_len"): max_model_len,
         ("model", "path"): model,
         ("model", "chat_template"): chat_template,
     }
@@ -132,13 +135,19 @@ def _state_dir(settings: Settings) -> Path:
 @click.option("--coordinator", required=True, help="tcp://HOST:5555 of the cluster to join.")
 @click.option("--broadcast", help="tcp://HOST:5557 (default: the coordinator's host, port + 2).")
 @click.option("--device", default="auto", show_default=True, help="cpu, mps or cuda:N.")
-@click.option("--dtype", default="auto", show_default=True, help="Restricts what this worker offers.")
+@click.option(
+    "--dtype",
+    type=click.Choice(CHOICES["model", "dtype"]),
+    default="auto",
+    show_default=True,
+    help="Restricts what this worker offers.",
+)
 @click.option("--pipeline-port", type=click.IntRange(0, 65535), default=6000, show_default=True)
 @click.option("--store-port", type=click.IntRange(0, 65535), default=0, help="Where it lends its layers (any).")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="Where to listen for steps and for other workers.")
 @click.option("--advertise", default="", help="The host under which others reach this worker (default: as bound).")
-@click.option("--memory-gb", type=click.FloatRange(min=0), default=0.0, help="Caps what it offers (default: all).")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Compute threads on the CPU.")
+@click.option("--memory-gb", type=click.FloatRange(0, 1e6), default=0.0, help="Caps what it offers (default: all).")
+@click.option("--threads", type=click.IntRange(0, 4096), default=0, help="Compute threads on the CPU.")
 def worker(
     node_id: str,
     coordinator: str,
@@ -181,6 +190,7 @@ def worker(
         dtype=dtype,
         threads=threads or wish.threads,
         memory_bytes=int(memory_gb * 1e9) or wish.memory_bytes,
+        high_water_mark=settings.zmq.high_water_mark,
     )
     sys.exit(run_worker_parent(spec, settings))
 
@@ -320,6 +330,7 @@ def plan(
     """Show how MODEL would be split over nodes of so much memory. Exit 0 when it fits, 3 when it does not."""
     from hydra import plan_command
 
+    set_up_logging("plan")  # warnings about the model are no part of the answer
     said = plan_command.answer(plan_command.ask(model, nodes, dtype, max_model_len, load_settings(config, {})))
     click.echo(json.dumps(said, indent=2) if as_json else plan_command.as_text(said))
     sys.exit(0 if said["fits"] else 3)

@@ -10,11 +10,15 @@ REFUSAL_EXIT = {
     "access_denied": 6,
     "internal_error": 1,
 }
+MODEL_SETTINGS = frozenset({"max_model_len"})  # settings that only some models can keep
 
 
-def exit_code_of(code: str) -> int:
-    """The exit code for a model that was refused with this code; what is not listed is the model's own fault: 7."""
-    return REFUSAL_EXIT.get(code, 7)
+def exit_code_of(code: str, param: str | None = None) -> int:
+    """The exit code for a model that was refused with this code, because of this setting if `param` is one.
+
+    What is not listed is the model's own fault: 7.
+    """
+    return 2 if param in MODEL_SETTINGS else REFUSAL_EXIT.get(code, 7)
 
 
 class Complaint(Exception):

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import attrs
 
-from hydra.actors.split import Seat, Share, Terms, reserve_of, split_vram
+from hydra.actors.split import Seat, Share, Terms, check_max_model_len, reserve_of, split_vram
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model_spec import DTYPE_BYTES, Described, Dtype, ModelSpec
@@ -30,7 +30,6 @@ class Asked:
     described: Described
     seats: tuple[Seat, ...]
     terms: Terms
-    block_size: int
 
 
 def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, settings: Settings) -> Asked:
@@ -44,20 +43,20 @@ def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, se
             why.refusal.message, "the model cannot be planned for", fix, exit_code_of(why.refusal.code)
         ) from why
     context_tokens = settings.model.max_model_len if max_model_len is None else max_model_len
-    if context_tokens > described.spec.max_positions:
-        raise Complaint(
-            f"max_model_len {context_tokens} is more than the model has",
-            f"its config ends at {described.spec.max_positions} positions",
-            f"ask for at most {described.spec.max_positions}",
-            2,
-        )
+    try:
+        check_max_model_len(described.spec, context_tokens)
+    except RefusalError as why:
+        fix = "see above; it is --max-model-len here, and [model] max_model_len in the configuration"
+        code = exit_code_of(why.refusal.code, why.refusal.param)
+        raise Complaint(why.refusal.message, "the model cannot be planned for", fix, code) from why
     terms = Terms(
         dtype=_dtype(dtype or settings.model.dtype, described.spec),
         reserve_bytes=int(settings.cluster.reserved_vram_gb * GIGABYTE),
         kv_fraction=settings.engine.kv_memory_fraction,
         context_tokens=context_tokens,
+        block_size=settings.engine.block_size,
     )
-    return Asked(described=described, seats=seats, terms=terms, block_size=settings.engine.block_size)
+    return Asked(described=described, seats=seats, terms=terms)
 
 
 def _describe(model: str, settings: Settings) -> Described:
@@ -115,20 +114,20 @@ def answer(asked: Asked) -> dict[str, Any]:
         shares = split_vram(spec, asked.seats, terms)
     except RefusalError as why:
         return {**said, "fits": False, "reason": why.refusal.message, "nodes": []}
-    kv_tokens = _kv_tokens(spec, shares, asked)
+    kv_tokens = _kv_tokens(spec, shares, terms)
     limit = terms.context_tokens or spec.max_positions
     nodes = [_node(seat, {share.node: share for share in shares}.get(seat.node), terms) for seat in asked.seats]
     return {**said, "fits": True, "kv_tokens": kv_tokens, "max_model_len": min(limit, kv_tokens), "nodes": nodes}
 
 
-def _kv_tokens(spec: ModelSpec, shares: Sequence[Share], asked: Asked) -> int:
+def _kv_tokens(spec: ModelSpec, shares: Sequence[Share], terms: Terms) -> int:
     """Tokens of all sequences together: the least that any node has whole blocks for."""
     blocks = (
         share.kv_memory_bytes
-        // (asked.block_size * spec.kv_token_bytes(share.end_layer - share.first_layer, asked.terms.dtype))
+        // (terms.block_size * spec.kv_token_bytes(share.end_layer - share.first_layer, terms.dtype))
         for share in shares
     )
-    return min(blocks) * asked.block_size
+    return min(blocks) * terms.block_size
 
 
 def _node(seat: Seat, share: Share | None, terms: Terms) -> dict[str, Any]:

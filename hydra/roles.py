@@ -21,7 +21,7 @@ import trio
 from hydra.actors.lifeline import Lifeline
 from hydra.actors.ports import Compute
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
-from hydra.complaint import Complaint, exit_code_of
+from hydra.complaint import MODEL_SETTINGS, Complaint, exit_code_of
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal
@@ -135,8 +135,9 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         stopping = trio.Event()
 
         def give_up(refusal: Refusal) -> None:
-            """A first start says at once that its model cannot be served; later lives try again and again."""
-            if fresh:
+            """A first start says at once that its model cannot be served; later lives try again and again.
+            A new `up` also ends when its settings ask more of the model it remembers than that can do."""
+            if fresh or (saved.first_life and refusal.param in MODEL_SETTINGS):
                 refused.append(refusal)
                 stopping.set()
 
@@ -183,7 +184,8 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     if refused:
         more = refused[0].code in ("does_not_fit", "no_workers")
         fix = "choose another model, or add memory or workers" if more else "mend what is said above, or choose another"
-        raise Complaint(refused[0].message, "the model cannot be served", fix, exit_code_of(refused[0].code))
+        code = exit_code_of(refused[0].code, refused[0].param)
+        raise Complaint(refused[0].message, "the model cannot be served", fix, code)
 
 
 def _advertised(addr: str, host: str) -> str:

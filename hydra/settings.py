@@ -1,7 +1,7 @@
 """Every setting, read once: flags over HYDRA_* environment over ./config.toml (or --config) over defaults.
 
-Unknown keys are errors with a suggestion, types are exact, durations carry a unit. A setting that this version cannot
-honour is refused by name; none is ignored.
+Unknown keys are errors with a suggestion, types are exact, numbers are in range, durations carry a unit. A setting that
+this version cannot honour is refused by name; none is ignored, and none is taken for another value than was given.
 """
 
 import difflib
@@ -121,10 +121,35 @@ SECTIONS: dict[str, type] = {
     "engine": Engine,
 }
 
+# What makes sense of a number, both ends included. What a model or a device can do is found out where it is known.
+RANGES: dict[tuple[str, str], tuple[float, float]] = {
+    ("server", "drain_timeout"): (0, 86_400),
+    ("server", "max_body_bytes"): (1, 1 << 40),
+    ("cluster", "heartbeat_interval"): (0.01, 3600),
+    ("cluster", "unhealthy_threshold"): (1, 1000),
+    ("cluster", "reserved_vram_gb"): (0, 1e6),
+    ("cluster", "min_nodes"): (0, 10_000),
+    ("zmq", "high_water_mark"): (1, 1 << 30),  # 0 would mean without bound
+    ("model", "max_model_len"): (0, 1 << 30),
+    ("model", "max_cache_gb"): (0, 1e9),
+    ("engine", "block_size"): (1, 4096),
+    ("engine", "kv_memory_fraction"): (0.01, 1),
+    ("engine", "max_batch_tokens"): (0, 1 << 19),  # a step's header has room for twice that
+    ("engine", "max_running"): (1, 4096),  # as many rows as a step may have
+    ("engine", "max_waiting"): (1, 1 << 20),  # 0 would refuse every request
+    ("engine", "recovery_deadline"): (0.1, 86_400),
+    ("engine", "max_replays"): (0, 1000),
+}
+CHOICES: dict[tuple[str, str], tuple[str, ...]] = {("model", "dtype"): ("auto", "float32", "bfloat16", "float16")}
+
 # Written in the design, honoured by a later version: (section, key, the only value this version can keep).
 NOT_YET: tuple[tuple[str, str, Any], ...] = (
     ("auth", "enabled", False),
+    ("auth", "api_keys", ()),  # nobody is asked for one
+    ("auth", "rate_limit", 100),
+    ("auth", "rate_window", 60.0),
     ("server", "frontends", 1),
+    ("cluster", "node_id", "coordinator"),
     ("cluster", "policy", "vram"),
     ("cluster", "memory_per_layer_gb", 0.5),  # for models without headers, of which this version loads none
     ("server", "metrics_addr", "127.0.0.1:9090"),  # /metrics of the API has the same text
@@ -153,7 +178,24 @@ def load_settings(
                 f"set it to {kept!r}",
                 2,
             )
+    _check_ranges(settings)
     return settings
+
+
+def _check_ranges(settings: Settings) -> None:
+    for (section, key), (least, most) in RANGES.items():
+        value = getattr(getattr(settings, section), key)
+        if not least <= value <= most:
+            raise _out_of(section, key, value, f"it must be from {least:g} to {most:g}")
+    for (section, key), known in CHOICES.items():
+        value = getattr(getattr(settings, section), key)
+        if value not in known:
+            raise _out_of(section, key, value, f"choose from {', '.join(known)}")
+
+
+def _out_of(section: str, key: str, value: object, known: str) -> Complaint:
+    default = attrs.fields_dict(SECTIONS[section])[key].default
+    return Complaint(f"[{section}] {key} = {value!r} makes no sense", known, f"default: {default!r}", 2)
 
 
 def _merge_file(path: Path, values: dict[str, dict[str, Any]]) -> None:
@@ -192,6 +234,8 @@ def _value(section: str, field: "attrs.Attribute[Any]", value: Any) -> Any:
     wanted = type(field.default)
     try:
         if field.metadata.get("duration"):
+            if isinstance(value, bool):
+                raise ValueError(f'{value!r} is no duration; write for example "500ms", "30s" or "2m"')
             return seconds(value) if isinstance(value, str) else float(value)
         if wanted is tuple:
             items = value.split(",") if isinstance(value, str) else value

@@ -6,7 +6,7 @@ from typing import Literal
 import attrs
 
 from hydra.actors.facts import NodeJoined
-from hydra.actors.split import Seat, Share
+from hydra.actors.split import Seat, Share, context_needed
 from hydra.protocol.ids import Epoch, NodeId, RouteId
 from hydra.protocol.messages import LoadPhase, SliceLoaded
 from hydra.protocol.model_spec import Dtype, ModelSpec
@@ -119,12 +119,13 @@ def lane_source(coordinator_addr: str, lenders: Iterable[NodeJoined]) -> tuple[s
 def pool_size(spec: ModelSpec, route: Route, context_tokens: int, block_size: int, running_max: int) -> tuple[int, int]:
     """(KV blocks, max_model_len) of a route: the least any stage can hold, and no more than could ever be used.
 
-    Raises RefusalError does_not_fit when one sequence of the needed length finds no room.
+    `context_tokens` as in Terms, checked. Raises RefusalError does_not_fit when one sequence of the needed length finds
+    no room.
     """
-    limit = min(context_tokens or spec.max_positions, spec.max_positions)
+    limit = context_tokens or spec.max_positions
     useful = running_max * -(-limit // block_size)
     blocks = min(useful, *(placed.loaded.kv_blocks_max for placed in route.stages if placed.loaded))
-    needed = min(context_tokens or min(2048, spec.max_positions), spec.max_positions)
+    needed = context_needed(spec, context_tokens)
     if blocks * block_size < needed:
         short = min(
             (placed for placed in route.stages if placed.loaded),

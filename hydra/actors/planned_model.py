@@ -41,11 +41,11 @@ class PlannedModel:
     up_since_s: float = 0.0
 
     def context(self, max_model_len: int) -> int:
-        """Tokens a sequence may have: what the route has room for, else what is wished for and what the model can."""
+        """Tokens a sequence may have: what the route has room for, else what is set, else what the model can."""
         if self.route is not None and self.route.max_model_len:
             return self.route.max_model_len
         assert self.described is not None
-        return min(max_model_len or self.described.spec.max_positions, self.described.spec.max_positions)
+        return max_model_len or self.described.spec.max_positions
 
     def card(self, max_model_len: int) -> ModelCard | None:
         """The model as frontends see it; None while its files are not understood."""

@@ -36,7 +36,7 @@ from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, Set
 from hydra.actors.muster import Muster
 from hydra.actors.placement import Placed, Route, pool_size, route_dtype, seats_for
 from hydra.actors.planned_model import Phase, PlannedModel
-from hydra.actors.split import Terms, split_vram
+from hydra.actors.split import Terms, check_max_model_len, split_vram
 from hydra.actors.wish import (
     Begin,
     Describe,
@@ -222,6 +222,11 @@ class Planner:
                 refusal = Refusal(code="invalid_value", message=message, param="total_layers")
                 effects += self._fail(model, refusal)
                 continue
+            try:
+                check_max_model_len(described.spec, self.policy.max_model_len)
+            except RefusalError as why:
+                effects += self._endure(model, why.refusal, now_s)
+                continue
             model.described, model.phase = described, "waiting"
             if hub_parts(described.model_path) is not None:
                 model.wish = attrs.evolve(model.wish, pinned=described.model_path)
@@ -238,9 +243,8 @@ class Planner:
         """A model that is wanted whatever happens, or that has served, is tried again; any other has failed."""
         if model.asks or not (model.kept or model.served):
             return self._fail(model, refusal)
-        failed = [] if model.served else [WishFailed(refusal)]
         again = SetTimer(("again", model.model_id), now_s + TRY_AGAIN_S)
-        return [*failed, *self._wait(model, refusal, now_s), again]
+        return [*self._wait(model, refusal, now_s), again]
 
     def _try_again(self, model_id: str, now_s: float) -> list[Effect]:
         model = self._models.get(model_id)
@@ -361,6 +365,7 @@ class Planner:
                 reserve_bytes=self.policy.reserve_bytes,
                 kv_fraction=self.policy.kv_fraction,
                 context_tokens=self.policy.max_model_len,
+                block_size=self.policy.block_size,
             )
             taken = {m.model_id: m.route for m in self._models.values() if m is not model and m.route is not None}
             seats = seats_for(described.spec, dtype, nodes, held=model.route, others=list(taken.values()))
@@ -456,12 +461,12 @@ class Planner:
         return [Tell(BROKER_NAME, RouteDown(model_id=model.model_id, route=model.route.route, death=death))]
 
     def _wait(self, model: PlannedModel, refusal: Refusal, now_s: float) -> list[Effect]:
-        """It does not fit now. A first load is refused; a model that served waits for a node until the deadline."""
+        """There is no plan now. A first load is refused; a model that served waits for a node until the deadline."""
         effects = self._down(model, death=False)
         if model.asks and refusal.code != "no_workers":
             return [*effects, *self._fail(model, refusal)]
-        if model.kept and not model.served and refusal.code == "does_not_fit":
-            effects.append(WishFailed(refusal))
+        if model.kept and not model.served and refusal.code != "no_workers":
+            effects.append(WishFailed(refusal))  # neither memory nor a setting that nobody can keep comes by waiting
         model.phase, model.why = "waiting", refusal.message
         stalled = attrs.evolve(refusal, code="no_workers", retry_after_s=refusal.retry_after_s or RETRY_AFTER_S)
         effects.append(Tell(BROKER_NAME, ModelStalled(model_id=model.model_id, refusal=stalled)))

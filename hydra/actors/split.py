@@ -48,6 +48,7 @@ class Terms:
     reserve_bytes: int
     kv_fraction: float  # of the memory left beside the weights
     context_tokens: int  # 0: what fits, at least CONTEXT_MIN_TOKENS or the model's own limit
+    block_size: int  # tokens of one KV block: a pool has whole ones
 
 
 def reserve_of(memory_bytes: int, reserve_bytes: int) -> int:
@@ -77,9 +78,20 @@ def proportional(n_layers: int, weights: Sequence[int]) -> list[int]:
     return counts
 
 
-def context_needed(spec: ModelSpec, terms: Terms) -> int:
-    """Tokens of one sequence that every plan must have KV for."""
-    return terms.context_tokens or min(CONTEXT_MIN_TOKENS, spec.max_positions)
+def check_max_model_len(spec: ModelSpec, max_model_len: int) -> None:
+    """Raises RefusalError for a setting beyond the model: it is not served with another context than was asked for."""
+    if max_model_len > spec.max_positions:
+        raise refuse(
+            "invalid_value",
+            f"max_model_len {max_model_len} is more than the model can do: its config ends at {spec.max_positions} "
+            f"positions, rope scaling counted. Set it to at most {spec.max_positions}, or to 0 for as much as fits.",
+            param="max_model_len",
+        )
+
+
+def context_needed(spec: ModelSpec, context_tokens: int) -> int:
+    """Tokens of one sequence that every plan must have KV for; `context_tokens` as in Terms."""
+    return context_tokens or min(CONTEXT_MIN_TOKENS, spec.max_positions)
 
 
 def split_vram(spec: ModelSpec, seats: Sequence[Seat], terms: Terms) -> tuple[Share, ...]:
@@ -183,7 +195,8 @@ def _activation_bytes(spec: ModelSpec, with_head: bool) -> int:
 
 def _kv_needed(spec: ModelSpec, share: Share, terms: Terms) -> int:
     layers = share.end_layer - share.first_layer
-    return context_needed(spec, terms) * spec.kv_token_bytes(layers, terms.dtype)
+    blocks = -(-context_needed(spec, terms.context_tokens) // terms.block_size)
+    return blocks * terms.block_size * spec.kv_token_bytes(layers, terms.dtype)
 
 
 def _fits(spec: ModelSpec, share: Share, terms: Terms) -> bool:
@@ -208,7 +221,7 @@ def _numbers(spec: ModelSpec, shares: tuple[Share, ...], order: Sequence[Seat], 
     needed = spec.slice_bytes(0, spec.n_layers, terms.dtype)
     lines = [
         f"{spec.architecture} with {spec.n_layers} layers in {terms.dtype} needs {needed / 1e9:.2f} GB of weights "
-        f"and KV for {context_needed(spec, terms)} tokens"
+        f"and KV for {context_needed(spec, terms.context_tokens)} tokens"
     ]
     for share, seat in zip(shares, order, strict=True):
         kv = _kv_needed(spec, share, terms)

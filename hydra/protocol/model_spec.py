@@ -58,7 +58,7 @@ class ModelShape:
     n_kv_heads: int
     head_dim: int
     vocab: int
-    max_positions: int
+    max_positions: int  # of the longest sequence that it can do, the scaling of its ropes counted
     tied: bool
     decoder: DecoderSpec
 

@@ -79,14 +79,6 @@ class Values:
             raise self.bad(f"{key} is not an object")
         return Values(value, f"{self.file}: {key}")
 
-    def ids(self, key: str, vocab: int, most: int) -> tuple[int, ...]:
-        """One token id or several, each of the vocabulary; none when the key is absent."""
-        value = self.get(key)
-        ids = [] if value is None else value if isinstance(value, list) else [value]
-        if len(ids) > most or not all(type(item) is int and 0 <= item < vocab for item in ids):
-            raise self.bad(f"{key} must name tokens from 0 to {vocab - 1}, not {shown(value)}")
-        return tuple(dict.fromkeys(ids))
-
     def bad(self, what: str) -> RefusalError:
         return refuse("bad_model", f"{self.file}: {what}.")
 

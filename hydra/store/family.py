@@ -13,7 +13,7 @@ from hydra.protocol.model_spec import ModelShape
 from hydra.store.config_values import Values
 from hydra.store.directory import shown
 from hydra.store.names import Names
-from hydra.store.rope_config import POSITIONS_MAX
+from hydra.store.rope_config import POSITIONS_MAX, reach
 
 SILU: dict[str, Activation] = {"silu": "silu", "swish": "silu"}
 GELU_TANH: dict[str, Activation] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
@@ -75,11 +75,15 @@ class Sizes:
     n_kv_heads: int
     head_dim: int
     vocab: int
-    max_positions: int
+    max_positions: int  # max_position_embeddings, as the config says it
     tied: bool
 
-    def shape(self, architecture: str, decoder: DecoderSpec) -> ModelShape:
-        return ModelShape(architecture=architecture, decoder=decoder, **attrs.asdict(self))
+    def shape(self, architecture: str, decoder: DecoderSpec, *, stretched: bool = False) -> ModelShape:
+        """`stretched`: max_position_embeddings counts the scaling of the ropes already, whatever its kind."""
+        sizes = attrs.asdict(self)
+        if not stretched:
+            sizes["max_positions"] = min(reach(rope, self.max_positions) for rope in decoder.ropes)
+        return ModelShape(architecture=architecture, decoder=decoder, **sizes)
 
 
 def read_sizes(

@@ -7,47 +7,63 @@ it lies within its own files. Refuses to know how weights are read, sent or comp
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import attrs
+import structlog
 
 from hydra.protocol.layout import Part, part_of
 from hydra.protocol.model_spec import Described, Dtype, ModelSpec, StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.config import ModelConfig, read_config
 from hydra.store.directory import is_plain_name, open_directory, read_json_file, shown
-from hydra.store.names import ROTARY_CONSTANT, Expected, expected_tensors, layer_of
+from hydra.store.names import LAYER_PREFIX, ROTARY_CONSTANT, Expected, expected_tensors, layer_of
 from hydra.store.safetensors_header import WEIGHT_DTYPES, Header
+from hydra.store.tied_head import own_head
 from hydra.store.weight_files import LocalFiles, WeightFiles, feed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+log = structlog.get_logger()
 
-def describe(model_path: str) -> Described:
-    """Reads config and headers. Raises RefusalError: model_not_found, bad_model, unsupported."""
+
+def describe(model_path: str, *, tied: bool | None = None) -> Described:
+    """Reads config and headers, and a head that is stored beside a tied embedding, unless it is known whether the two
+    are `tied`. Raises RefusalError: model_not_found, bad_model, unsupported.
+    """
     directory = open_directory(model_path)
-    return describe_files(LocalFiles(directory), str(directory), directory.name)
+    return describe_files(LocalFiles(directory), str(directory), directory.name, tied=tied)
 
 
-def describe_files(files: WeightFiles, model_path: str, default_id: str) -> Described:
+def describe_files(files: WeightFiles, model_path: str, default_id: str, *, tied: bool | None = None) -> Described:
     """The same for files that may lie elsewhere; where to read the weights is then for the caller to say."""
     config = read_config(files.folder)
-    expected = tuple(expected_tensors(config.shape, config.names))
-    wanted = {tensor.name for tensor in expected}
-    shards, placed = _open_shards(files, wanted)
-    _check_nothing_unaccounted(config, wanted, placed)
-    tensors = tuple(_tensor(tensor, placed, shards) for tensor in expected)
-    stored = _stored_files(files, shards, wanted)
+    expected = _by_name(config)
+    shards, placed = _open_shards(files, {*expected, f"{config.names.head}.weight"})
+    untied = own_head(files, config.names, shards, tied=tied) if config.shape.tied else None
+    if untied is not None:
+        config = attrs.evolve(config, shape=attrs.evolve(config.shape, tied=False))
+        expected, placed = _by_name(config), {**placed, f"{config.names.head}.weight": untied}
+    used = {placed.get(name) for name in expected}
+    shards = {file: header for file, header in shards.items() if file in used}
+    _check_stored_once(expected, shards, placed)
+    _check_nothing_unaccounted(config, expected, placed.keys() | {name for h in shards.values() for name in h.tensors})
+    tensors = tuple(_tensor(tensor, placed, shards) for tensor in expected.values())
+    stored = _stored_files(files, shards, expected)
     return Described(
         model_path=model_path,
         default_id=default_id,
-        spec=_spec(config, tensors, _fingerprint(config.raw, shards, stored)),
+        spec=_spec(config, tensors, _fingerprint(config.raw, shards, stored, untied=untied is not None)),
         tensors=tensors,
         files=stored,
         folder=str(files.folder),
     )
+
+
+def _by_name(config: ModelConfig) -> dict[str, Expected]:
+    return {tensor.name: tensor for tensor in expected_tensors(config.shape, config.names)}
 
 
 def _open_shards(files: WeightFiles, wanted: set[str]) -> tuple[dict[str, Header], dict[str, str]]:
@@ -73,7 +89,7 @@ def _open_shards(files: WeightFiles, wanted: set[str]) -> tuple[dict[str, Header
     return shards, placed
 
 
-def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: set[str]) -> tuple[StoredFile, ...]:
+def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: Container[str]) -> tuple[StoredFile, ...]:
     return tuple(
         StoredFile(
             file=file,
@@ -95,15 +111,33 @@ def _no_weights(files: WeightFiles) -> RefusalError:
     )
 
 
-def _check_nothing_unaccounted(config: ModelConfig, expected: set[str], stored: Iterable[str]) -> None:
-    """A weight inside a layer (or an end) that the config does not ask for: the config is not this model's."""
-    ends = tuple(f"{module}." for module in config.names.ends())
-    tied_head = f"{config.names.head}.weight" if config.shape.tied else None
-    for name in sorted(set(stored) - expected):
-        layer = layer_of(name)
-        within = name.startswith(ends) if layer is None else layer < config.shape.n_layers
-        if within and name != tied_head and not name.endswith(f".{ROTARY_CONSTANT}"):
-            raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for.")
+def _check_stored_once(expected: Container[str], shards: dict[str, Header], placed: dict[str, str]) -> None:
+    for file, header in shards.items():
+        for name in header.tensors:
+            if name in expected and placed.get(name, file) != file:
+                raise refuse("bad_model", f"{INDEX} puts {name!r} into {placed[name]}, but {file} holds it.")
+
+
+def _check_nothing_unaccounted(config: ModelConfig, expected: Container[str], stored: Iterable[str]) -> None:
+    """A weight of a layer (or an end) that the config does not ask for: the config is not this model's.
+
+    What lies outside the decoder is passed over as transformers does, and said aloud.
+    """
+    within = (LAYER_PREFIX, *(f"{module}." for module in config.names.ends()))
+    tied_head = f"{config.names.head}.weight" if config.shape.tied else None  # it was compared
+    outside: list[str] = []
+    for name in sorted(name for name in stored if name not in expected):
+        if name == tied_head or name.endswith(f".{ROTARY_CONSTANT}"):
+            continue
+        if name.startswith(within):
+            beyond = (layer_of(name) or 0) >= config.shape.n_layers
+            count = f": it says {config.shape.n_layers} layers" if beyond else ""
+            raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for{count}.")
+        outside.append(name)
+    if outside:
+        log.warning(
+            "weights that the architecture does not have are passed over", n=len(outside), first=outside[0][:120]
+        )
 
 
 def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header]) -> TensorRange:
@@ -130,10 +164,16 @@ def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header
     )
 
 
-def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[StoredFile, ...]) -> str:
-    """Config, headers, sizes and tags of the files. Where they came from does not enter."""
+def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[StoredFile, ...], *, untied: bool) -> str:
+    """Config, headers, sizes and tags of the files. Where they came from does not enter.
+
+    `untied`: whether a head is used against the config's word. Files with the same tags may differ in that: here they
+    could be compared, there they could not.
+    """
     digest = hashlib.sha256()
     feed(digest, config_raw)
+    if untied:
+        feed(digest, b"a head of its own")
     for item in stored:
         feed(digest, item.file.encode())
         feed(digest, shards[item.file].raw)

@@ -12,7 +12,7 @@ from hydra.protocol.layout import Part, Section, Shape, part_shapes, section_row
 from hydra.protocol.model_spec import ModelShape, Place, Role
 
 LAYER_PREFIX = "model.layers."
-ROTARY_CONSTANT = "rotary_emb.inv_freq"  # old files carry it; it follows from the config
+ROTARY_CONSTANT = "rotary_emb.inv_freq"  # old files carry it; transformers too computes it from the config instead
 
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.", re.ASCII)
 _BIAS_OF: dict[Role, Role] = {

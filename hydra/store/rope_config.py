@@ -13,7 +13,7 @@ from hydra.protocol.decoder_spec import RopeKind, RopeSpec
 from hydra.store.config_values import Values
 from hydra.store.directory import shown
 
-POSITIONS_MAX = 2**24
+POSITIONS_MAX = 2**24  # as far as float32, in which positions are rotated, tells one from the next
 THETA_MAX = 1e12
 FACTOR_MAX = 1e6
 COMMON_KINDS: tuple[RopeKind, ...] = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -89,6 +89,24 @@ def rope_of(said: Values, config: Values, habits: Habits, head_dim: int, max_pos
             return _longrope(plain, said, _original(said, config, habits, max_positions), max_positions)
         case _:
             return plain
+
+
+def reach(rope: RopeSpec, max_positions: int) -> int:
+    """Positions that this rope is made for, where max_position_embeddings is `max_positions`.
+
+    The rule is vLLM's (`_get_and_verify_max_len`). linear and dynamic stretch max_position_embeddings, which is the
+    context of pretraining there. yarn stretches original_max_position_embeddings: published configs keep
+    max_position_embeddings as it was or state it stretched, so it is never stretched again, and the greater counts.
+    llama3 and longrope configs state it stretched.
+    """
+    match rope.kind:
+        case "linear" | "dynamic":
+            stretched = int(max_positions * rope.factor)
+        case "yarn":
+            stretched = max(max_positions, int(rope.original_max_positions * rope.factor))
+        case _:
+            stretched = max_positions
+    return max(1, min(stretched, POSITIONS_MAX))
 
 
 def _kind(said: Values, habits: Habits) -> RopeKind:

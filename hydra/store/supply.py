@@ -63,7 +63,7 @@ def _unlike(directory: str, order: LoadSlice) -> str | None:
     if not Path(directory).is_dir():
         return f"there is no {directory} on this machine"
     try:
-        found = describe(directory)
+        found = describe(directory, tied=order.spec.tied)  # compared once: workers read their own bytes only
     except RefusalError as why:
         return str(why)
     if found.spec.fingerprint != order.spec.fingerprint:

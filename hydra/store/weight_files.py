@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import attrs
 
@@ -17,6 +17,9 @@ from hydra.store.directory import locate
 from hydra.store.safetensors_header import Header, StoredTensor, read_header
 
 PROBE_BYTES = 4096
+CHUNK_BYTES = 1 << 20
+
+Located: TypeAlias = tuple[str, StoredTensor]  # the file, and the tensor in it
 
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 
@@ -32,6 +35,10 @@ class WeightFiles(Protocol):
 
     def tag(self, file: str, header: Header, tensors: Iterable[StoredTensor]) -> str:
         """What StoredFile.tag promises; `tensors` are those of the file that the model asks for."""
+
+    def same_bytes(self, one: Located, other: Located) -> bool:
+        """Whether two tensors of one length hold the same bytes, all of them compared; False also where they are not
+        here to be compared. Raises RefusalError: bad_model."""
 
     def names(self) -> Iterable[str]:
         """Every file of the model, for a remedy that names what is there instead."""
@@ -69,6 +76,26 @@ class LocalFiles:
         except OSError as error:
             raise refuse("bad_model", f"The weights file {file} cannot be read: {error}.") from error
         return digest.hexdigest()
+
+    def same_bytes(self, one: Located, other: Located) -> bool:
+        """Chunk by chunk: what differs mostly does so in the first, and gigabytes are never held."""
+        (file, tensor), (other_file, other_tensor) = one, other
+        path, other_path = locate(self.folder, file), locate(self.folder, other_file)
+        if path is None or other_path is None:
+            raise refuse("bad_model", f"A weights file of {self.folder} went away while it was described.")
+        try:
+            with path.open("rb") as stream, other_path.open("rb") as other_stream:
+                stream.seek(tensor.offset)
+                other_stream.seek(other_tensor.offset)
+                left = tensor.length
+                while left:
+                    chunk = stream.read(min(left, CHUNK_BYTES))
+                    if not chunk or chunk != other_stream.read(len(chunk)):
+                        return False
+                    left -= len(chunk)
+        except OSError as error:
+            raise refuse("bad_model", f"{file} or {other_file} cannot be read: {error}.") from error
+        return True
 
     def names(self) -> Iterable[str]:
         try:

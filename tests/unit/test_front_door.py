@@ -1,14 +1,27 @@
 """The front door: settings that are honoured or refused, and a chat template's way from there to the frontend."""
 
+import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from hydra.actors.coordinator import SavedState
+from hydra.actors.wish import Wish
 from hydra.child_spec import FrontendSpec, from_json, to_json
+from hydra.cli import cli
 from hydra.complaint import Complaint
-from hydra.settings import NOT_YET, load_settings
+from hydra.protocol.batch import ROWS_MAX, TOKENS_MAX
+from hydra.protocol.ids import NodeId
+from hydra.settings import NOT_YET, RANGES, Settings, load_settings
+from hydra.state_dir import write_state
+from hydra.store.demo_model import ensure_demo_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
@@ -41,13 +54,85 @@ def test_a_chat_template_that_is_not_there_is_a_complaint(tmp_path):
         "--chat-template",
         str(tmp_path / "none"),
     ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2])
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert done.returncode == 2 and "no chat template at" in done.stderr and done.stdout == ""
+
+
+def test_up_ends_when_it_is_to_serve_more_positions_than_the_model_has(tmp_path):
+    """Even a model that it remembers to have served."""
+    model = ensure_demo_model(tmp_path / "demo")
+    write_state(tmp_path / "state", SavedState(term=3, wishes=(Wish(str(model)),), nodes=(NodeId("w0"),)))
+    environ = {f"HYDRA_ZMQ_{name}_ADDR": "tcp://127.0.0.1:0" for name in ("ROUTER", "BROADCAST")}
+    argv = [sys.executable, "-m", "hydra", "up", str(model), "--workers", "0", "--http", "127.0.0.1:0"]
+    argv += ["--max-model-len", "4096", "--state-dir", str(tmp_path / "state")]
+    done = subprocess.run(
+        argv, env=os.environ | environ, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "error: max_model_len 4096" in done.stderr and "2048" in done.stderr and "fix: " in done.stderr
 
 
 @pytest.mark.parametrize(("section", "key", "kept"), NOT_YET)
 def test_a_key_that_would_be_ignored_is_refused_instead(section, key, kept):
-    other = {bool: True, int: 2, float: 0.7, str: "elsewhere:1"}[type(kept)]
+    other = {bool: True, int: 2, float: 0.7, str: "elsewhere:1", tuple: ("sk-1",)}[type(kept)]
     assert getattr(getattr(load_settings(None, {}, {}), section), key) == kept
     with pytest.raises(Complaint, match="is not possible yet"):
         load_settings(None, {(section, key): other}, {})
+
+
+@pytest.mark.parametrize(("section", "key"), RANGES)
+def test_a_number_out_of_range_is_refused_by_name_and_the_ends_are_kept(section, key, tmp_path):
+    least, most = RANGES[section, key]
+    default = getattr(getattr(Settings(), section), key)
+    assert least <= default <= most
+    for value in (least, most):
+        kept = type(default)(value)
+        assert getattr(getattr(load_settings(None, {(section, key): kept}, {}), section), key) == kept
+    beyond = [least - 1, most + 1] if isinstance(default, int) else [-1.0, most * 2, math.inf, math.nan]
+    for value in beyond:
+        with pytest.raises(Complaint) as caught:
+            load_settings(None, {(section, key): type(default)(value)}, {})
+        assert f"[{section}] {key}" in caught.value.what and f"{most:g}" in caught.value.cause
+        assert caught.value.exit_code == 2
+    (tmp_path / "mine.toml").write_text(f"[{section}]\n{key} = {json.dumps(type(default)(most * 2))}\n")
+    with pytest.raises(Complaint, match=key):
+        load_settings(tmp_path / "mine.toml", {}, {})
+
+
+def test_a_step_has_room_for_what_may_run():
+    assert RANGES["engine", "max_running"][1] <= ROWS_MAX
+    assert RANGES["engine", "max_batch_tokens"][1] + RANGES["engine", "max_running"][1] <= TOKENS_MAX
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "text"),
+    [
+        ("engine", "kv_memory_fraction", "1.5"),
+        ("engine", "block_size", "0"),
+        ("engine", "recovery_deadline", "0s"),
+        ("model", "max_model_len", "-1"),
+        ("model", "dtype", "int8"),
+        ("cluster", "reserved_vram_gb", "nan"),
+    ],
+)
+def test_also_where_the_environment_says_it(section, key, text):
+    with pytest.raises(Complaint, match=key) as caught:
+        load_settings(None, {}, {f"HYDRA_{section.upper()}_{key.upper()}": text})
+    assert caught.value.exit_code == 2
+
+
+def test_a_duration_is_no_flag(tmp_path):
+    (tmp_path / "mine.toml").write_text("[server]\ndrain_timeout = true\n")
+    with pytest.raises(Complaint, match="drain_timeout"):
+        load_settings(tmp_path / "mine.toml", {}, {})
+
+
+def test_a_worker_keeps_the_settings_that_concern_it(monkeypatch):
+    """Its command has a way of its own from settings to the process."""
+    specs = []
+    monkeypatch.setattr("hydra.up.run_worker_parent", lambda spec, settings: specs.append(spec) or 0)
+    monkeypatch.setenv("HYDRA_ZMQ_HIGH_WATER_MARK", "77")
+    argv = ["worker", "--node-id", "w", "--coordinator", "tcp://127.0.0.1:5555", "--pipeline-port", "0"]
+    done = CliRunner().invoke(cli, [*argv, "--device", "cpu"])
+    assert done.exit_code == 0 and specs[0].high_water_mark == 77
+    assert CliRunner().invoke(cli, [*argv, "--dtype", "int8"]).exit_code == 2

@@ -1,17 +1,20 @@
 """`hydra plan` as a person types it: the split, the figures, and the exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.cli import main
 from hydra.store.hub import HEADER_GUESS_BYTES
 from tests.fake_hub import fake_hub
 
+ROOT = Path(__file__).parents[2]
 GB = 10**9
 SHAPE = LlamaShape(layers=32, hidden=32, intermediate=48, heads=2, kv_heads=1, vocab=300)
 
@@ -25,6 +28,7 @@ def directory(tmp_path_factory) -> str:
 def plan(monkeypatch, capsys, tmp_path):
     """`plan("MODEL", "--nodes", "1,2")`: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)  # no config.toml lies there
+    monkeypatch.setattr("hydra.cli.set_up_logging", lambda role: None)  # it is for a process, which goes on here
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hydra", "plan", *words])
@@ -76,12 +80,12 @@ def test_a_tied_head_is_counted_at_both_ends(plan, directory, tmp_path):
     for file in Path(directory).iterdir():
         (copy / file.name).symlink_to(file)
     assert plan(str(copy), "--nodes", "1")[0] == 7, "its files lead out of it"
-    for file in copy.iterdir():
-        file.unlink()
-        file.hardlink_to(Path(directory) / file.name)
+    shutil.rmtree(copy)
+    shutil.copytree(directory, copy)
     config = json.loads((copy / "config.json").read_text()) | {"tie_word_embeddings": True}
-    (copy / "config.json").unlink()
     (copy / "config.json").write_text(json.dumps(config))
+    ends = load_file(copy / "ends.safetensors")
+    save_file(ends | {"lm_head.weight": ends["model.embed_tokens.weight"]}, copy / "ends.safetensors")
     one, two = (json.loads(plan(str(copy), "--json", "--nodes", nodes)[1]) for nodes in ("1", "1,1"))
     assert one["tied"] and one["head_bytes"] == one["embedding_bytes"]
     assert sum(node["weight_bytes"] for node in two["nodes"]) == one["weight_bytes"] + one["embedding_bytes"]
@@ -102,6 +106,20 @@ def test_a_longer_sequence_needs_more(plan, directory):
     assert plan(directory, "--nodes", "0.02", "--max-model-len", "100")[0] == 0
     code, _, err = plan(directory, "--nodes", "0.0102", "--max-model-len", "2000")
     assert code == 3 and "KV for 2000 tokens" in err
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("linear", 8192), ("dynamic", 8192), ("yarn", 8192), ("none", 2048)])
+def test_a_stretched_context_is_planned_for_and_no_more_than_that(plan, directory, tmp_path, kind, limit):
+    copy = Path(shutil.copytree(directory, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    rope = {"rope_scaling": {"type": kind, "factor": 4.0}} if kind != "none" else {}
+    (copy / "config.json").write_text(json.dumps(config | rope))
+    for words in ((), ("--max-model-len", str(limit))):
+        assert json.loads(plan(str(copy), "--nodes", "1", "--json", *words)[1])["max_model_len"] == limit
+    code, out, err = plan(str(copy), "--nodes", "1", "--max-model-len", str(limit + 1))
+    assert (code, out) == (2, "") and f"max_model_len {limit + 1}" in err and f"at most {limit}" in err
+    (tmp_path / "config.toml").write_text(f"[model]\nmax_model_len = {limit + 1}\n")
+    assert plan(str(copy), "--nodes", "1")[0] == 2
 
 
 def test_more_nodes_than_layers_leave_spares(plan, tmp_path):
@@ -140,6 +158,14 @@ def test_a_broken_model_exits_7_and_names_the_file(plan, tmp_path):
     (broken / "ends.safetensors").write_bytes(b"\xff" * 64)
     code, _, err = plan(str(broken), "--nodes", "1")
     assert code == 7 and "ends.safetensors" in err
+
+
+def test_what_is_said_of_the_model_is_no_part_of_the_answer(directory, tmp_path):
+    copy = Path(shutil.copytree(directory, tmp_path / "copy"))
+    (copy / "generation_config.json").write_text('{"do_sample": true, "top_k": -1}')
+    argv = [sys.executable, "-m", "hydra", "plan", str(copy), "--nodes", "1", "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert json.loads(done.stdout)["fits"] and "top_k" in done.stderr and done.returncode == 0
 
 
 def test_nothing_is_loaded(directory):

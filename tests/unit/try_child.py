@@ -17,6 +17,7 @@ from pathlib import Path
 from hydra.http.tokenizer import ChatInput
 from hydra.http.words_trial import load_tried
 from hydra.kernels.runner import Runner
+from hydra.log import set_up_logging
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import RefusalError
@@ -97,4 +98,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    set_up_logging("try")
     main()

@@ -79,7 +79,7 @@ def _read_gemma3(config: Values, architecture: str) -> ModelShape:
     norms = attrs.evolve(
         decoder, qk_norm=decoder.norm, logit_softcap=read_softcap(config, "final_logit_softcapping", None)
     )
-    return sizes.shape(architecture, norms)
+    return sizes.shape(architecture, norms, stretched=True)  # of 131,072 positions, its linear rope times 8 are all
 
 
 def _gemma3_ropes(config: Values, sizes: Sizes) -> tuple[RopeSpec, RopeSpec]:

@@ -618,6 +618,44 @@ def test_a_wish_of_the_start_is_tried_again_and_said_aloud():
     assert Describe("/models/w") in hall.planner.handle(TimerFired(again[0].key), again[0].at_s)
 
 
+@pytest.mark.parametrize(("setting", "served"), [(0, 1024), (1024, 1024), (1000, 1000)])
+def test_a_model_is_served_with_the_length_that_is_set(setting, served):
+    hall = Hall(max_model_len=setting)
+    assert hall.running("a").max_model_len == served
+    assert [card.max_model_len for card in hall.planner.cards()] == [served]
+
+
+def test_a_length_beyond_the_model_is_refused_with_the_numbers_and_never_clipped():
+    hall = Hall(max_model_len=1025)
+    hall.begin(expected=1)
+    effects = hall.tell(WasDescribed("/models/m", MODEL))
+    (refusal,) = [effect.refusal for effect in effects if isinstance(effect, WishFailed)]
+    assert (refusal.code, refusal.param) == ("invalid_value", "max_model_len")
+    assert "1025" in refusal.message and "1024" in refusal.message
+    assert not orders(hall.tell(joined("a"))) and hall.planner.cards() == ()
+    assert not facts(effects, ModelKnown), "nobody is told of a length"
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_nor_is_it_for_a_model_that_is_loaded_later(wait):
+    hall = Hall(max_model_len=1025)
+    hall.tell(Begin((), 1, (), 6.0))
+    hall.tell(joined("a"))
+    hall.hears(LoadModel(ask=7, model_path="/models/m", wait=wait))
+    effects = hall.tell(WasDescribed("/models/m", MODEL))
+    assert not orders(effects) and hall.planner.models() == ()
+    assert [gone.refusal.param for gone in facts(effects, ModelGone)] == ["max_model_len"]
+    assert [answer.refusal.param for answer in answers(effects)] == ["max_model_len"] * wait
+
+
+def test_a_dtype_that_no_device_runs_is_said_aloud_at_the_start():
+    hall = Hall()
+    hall.tell(Begin((Wish("/models/m", dtype="bfloat16"),), 1, (), 6.0))
+    hall.tell(WasDescribed("/models/m", MODEL))
+    failed = [effect.refusal for effect in hall.tell(joined("a")) if isinstance(effect, WishFailed)]
+    assert [(refusal.code, refusal.param) for refusal in failed] == [("unsupported", "dtype")]
+
+
 # ---------------------------------------------------------------- where a slice may be had
 
 

@@ -41,7 +41,9 @@ def model(n_layers, layer_params=100_000_000, **changes):
 
 
 def terms(reserve_gb=2.0, context=0):
-    return Terms(dtype="float16", reserve_bytes=int(reserve_gb * GB), kv_fraction=0.9, context_tokens=context)
+    return Terms(
+        dtype="float16", reserve_bytes=int(reserve_gb * GB), kv_fraction=0.9, context_tokens=context, block_size=16
+    )
 
 
 def seats(*gigabytes):
@@ -108,7 +110,20 @@ def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_lay
         assert share.weight_bytes == spec.slice_bytes(share.first_layer, share.end_layer, "float16")
         assert share.weight_bytes + share.kv_memory_bytes <= room
         n_own = share.end_layer - share.first_layer
-        assert share.kv_memory_bytes >= context_needed(spec, rules) * spec.kv_token_bytes(n_own, "float16")
+        assert share.kv_memory_bytes >= context_needed(spec, rules.context_tokens) * spec.kv_token_bytes(
+            n_own, "float16"
+        )
+
+
+@pytest.mark.parametrize(("context", "needed"), [(16, 16), (17, 32), (100, 112), (0, 2048)])
+def test_one_sequence_has_whole_blocks(context, needed):
+    """As the pool is made of them: a plan that fits must not fail when it is carried out, nor be served shorter."""
+    spec, rules = model(1), attrs.evolve(terms(0, context), kv_fraction=1.0)
+    (plenty,) = split_vram(spec, seats(10), rules)
+    least = 10 * GB - plenty.kv_memory_bytes + needed * spec.kv_token_bytes(1, "float16")
+    assert split_vram(spec, [Seat(node="n", memory_bytes=least)], rules)
+    with pytest.raises(RefusalError):
+        split_vram(spec, [Seat(node="n", memory_bytes=least - 1)], rules)
 
 
 def test_layers_move_from_a_seat_that_is_short_to_the_one_with_room():

@@ -1,5 +1,6 @@
 """The decoder, split over stages and batched raggedly, draws the tokens that transformers draws."""
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -125,6 +126,21 @@ def test_ragged_batches_over_stages_equal_transformers(tmp_path: Path, tied: boo
         for seen, token in zip(drawn, tokens, strict=True):
             seen.append(token)
     assert drawn == [reference(model, prompt, 12) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("cuts", [(), (3,)])
+def test_a_stored_head_counts_more_than_a_tied_flag(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    """As transformers finds when it loads the directory."""
+    untied = save_model(tmp_path, tied=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    assert loaded.config.tie_word_embeddings and torch.equal(loaded.lm_head.weight, untied.lm_head.weight)
+    line, row = Line(tmp_path, cuts), open_row(0, GREEDY, PROMPTS[0])
+    drawn = line.run([(row, PROMPTS[0], True)])
+    for _ in range(11):
+        drawn += line.run([(row, drawn[-1:], True)])
+    assert drawn == reference(loaded, PROMPTS[0], 12)
 
 
 def test_a_prompt_in_chunks_over_scattered_blocks_equals_one_prefill(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from hydra.bench.llama_dir import LlamaShape, write_llama
 
@@ -22,9 +23,19 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
 def directory(request, tmp_path_factory):
     made = write_llama(tmp_path_factory.mktemp("bytes") / "model", SHAPE)
-    config = json.loads((made / "config.json").read_text())
-    (made / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": request.param}))
+    if request.param:
+        tie(made)
     return made
+
+
+def tie(directory: Path) -> None:
+    """The head goes: one that is stored would be used."""
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    file = directory / index["weight_map"].pop("lm_head.weight")
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "lm_head.weight"}, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def measured(directory: Path, dtype: str, *cuts: int) -> list[tuple[int, int, int, int, list[str]]]:

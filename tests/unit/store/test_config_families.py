@@ -263,6 +263,43 @@ def test_scalings(tmp_path, said, meant):
     assert ropes(tmp_path, "Llama", rope_scaling=said, max_position_embeddings=128) == (meant,)
 
 
+def yarn(factor, original=...):
+    said = {"rope_type": "yarn", "factor": factor}
+    return said if original is ... else said | {"original_max_position_embeddings": original}
+
+
+@pytest.mark.parametrize(
+    ("positions", "rope", "limit"),
+    [
+        (64, None, 64),
+        (64, {"type": "linear", "factor": 4.0}, 256),
+        (64, {"type": "dynamic", "factor": 2.0}, 128),
+        (64, yarn(4.0), 256),
+        (64, yarn(4.0, 64), 256),
+        (256, yarn(4.0, 64), 256),  # stated stretched
+        (80, yarn(4.0, 64), 256),  # as Qwen3 is published: 40,960 positions, of which 32,768 are of pretraining
+        (512, yarn(4.0, 64), 512),
+        (64, {"type": "linear", "factor": 1.3}, 83),
+        (2**23, {"type": "linear", "factor": 4.0}, 2**24),
+        (131_072, LLAMA3, 131_072),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+def test_a_stretched_context_can_be_used(tmp_path, positions, rope, limit, spelling):
+    shape = read(tmp_path, "Qwen2", max_position_embeddings=positions, **{spelling: rope})
+    assert shape.max_positions == limit
+    assert shape.decoder.ropes[0].original_max_positions in (0, positions, 64, 8192), "what is rotated stays the same"
+
+
+def test_what_already_states_its_stretched_context_is_not_stretched_again(tmp_path):
+    said = {"original_max_position_embeddings": 4096, "max_position_embeddings": 131_072, "rope_scaling": LONGROPE}
+    assert read(tmp_path, "Phi3", **said).max_positions == 131_072
+    old = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    new = {"rope_parameters": {"full_attention": {"factor": 8.0, "rope_type": "linear"}}}
+    for rope in (old, new):
+        assert read(tmp_path, "Gemma3", max_position_embeddings=131_072, **rope).max_positions == 131_072
+
+
 # ---------------------------------------------------------------- refused by name
 
 

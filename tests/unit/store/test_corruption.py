@@ -176,8 +176,9 @@ CASES = [
     Case("odd head", lambda p: config(p, head_dim=7), "head_dim"),
     Case("zero epsilon", lambda p: config(p, rms_norm_eps=0), "rms_norm_eps"),
     Case("text for a bool", lambda p: config(p, tie_word_embeddings="no"), "tie_word_embeddings"),
-    Case("end outside the vocabulary", lambda p: text(p, '{"eos_token_id": 101}', "generation_config.json"), "eos_tok"),
-    Case("ends as text", lambda p: text(p, '{"eos_token_id": ["2"]}', "generation_config.json"), "eos_token_id"),
+    Case(
+        "ends without end", lambda p: text(p, f'{{"eos_token_id": {[2] * 1025}}}', "generation_config.json"), "eos_tok"
+    ),
     Case("more layers than stored", lambda p: config(p, num_hidden_layers=6), "model.layers.5."),
     Case("head missing", lambda p: config(p, tie_word_embeddings=False), "lm_head.weight", base="sharded_tied"),
     # known and not done
