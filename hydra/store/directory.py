@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.protocol.refusal import refuse
+from hydra.store.foreign_file import is_error_answer, refuse_foreign
 
 JSON_MAX_BYTES = 4 * 2**20
 NAME_MAX_BYTES = 255
@@ -119,9 +120,12 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
     except RecursionError as error:
         raise refuse("bad_model", f"{name} is nested too deeply.") from error
     except ValueError as error:
+        refuse_foreign(raw, name)
         raise refuse("bad_model", f"{name} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise refuse("bad_model", f"{name} does not hold a JSON object.")
+    if is_error_answer(value):
+        raise refuse("bad_model", f"{name} holds the error answer of a server: {shown(value)}. Download it again.")
     return value
 
 

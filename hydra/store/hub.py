@@ -29,8 +29,9 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from hydra.protocol.model_spec import StoredFile
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.directory import is_plain_name
+from hydra.store.foreign_file import SNIFF_BYTES
 from hydra.store.hf_cache import HfCache, read_small
-from hydra.store.hub_source import HubSource, denied, retry_after_s
+from hydra.store.hub_source import IMPOSTOR, HubSource, denied, retry_after_s
 from hydra.store.model_ref import HubAccess, HubRef, is_commit
 from hydra.store.patience import Patience, persist
 from hydra.store.range_source import RangeIgnored, SourceFault
@@ -182,6 +183,8 @@ class Hub:
             raise self._meaning(ref, error.response) from error
         except (httpx2.TransportError, EntryNotFoundError, OSError) as error:
             raise SourceFault(f"{type(error).__name__}: {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # what the library makes of another JSON
+            raise SourceFault(f"{self.access.endpoint} does not answer as a Hub does: {IMPOSTOR}") from error
 
     def _meaning(self, ref: HubRef, answer: httpx2.Response) -> Exception:
         if answer.status_code in (401, 403):
@@ -268,13 +271,15 @@ def _small_files(files: list[StoredFile]) -> Iterator[StoredFile]:
 
 def _read_header(source: HubSource, stored: StoredFile) -> bytes:
     """Raises SourceFault."""
+    if stored.size_bytes == 0:
+        return b""
     try:
         first = b"".join(source.read(stored.file, 0, min(HEADER_GUESS_BYTES, stored.size_bytes)))
     except RangeIgnored:
         return _opening_of(source.read(stored.file, 0, stored.size_bytes))
     length = LENGTH_BYTES + int.from_bytes(first[:LENGTH_BYTES], "little")
     if length > min(stored.size_bytes, LENGTH_BYTES + HEADER_MAX_BYTES):
-        return first[:LENGTH_BYTES]  # whoever parses it says what is wrong
+        return first[:SNIFF_BYTES]  # whoever parses it says what is wrong, and needs to see what it is instead
     if length > len(first):
         first += b"".join(source.read(stored.file, len(first), length - len(first)))
     return first[:length]

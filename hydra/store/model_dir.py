@@ -17,6 +17,7 @@ from hydra.protocol.model_spec import Described, Dtype, ModelSpec, StoredFile, T
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.config import ModelConfig, read_config
 from hydra.store.directory import is_plain_name, open_directory, read_json_file, shown
+from hydra.store.foreign_file import unfinished
 from hydra.store.names import ROTARY_CONSTANT, Expected, expected_tensors, layer_of
 from hydra.store.safetensors_header import WEIGHT_DTYPES, Header
 from hydra.store.weight_files import LocalFiles, WeightFiles, feed
@@ -85,7 +86,10 @@ def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: set[s
 
 
 def _no_weights(files: WeightFiles) -> RefusalError:
-    pickled = [name for name in files.names() if Path(name).suffix in (".bin", ".pt", ".pth")]
+    names = list(files.names())
+    if (refusal := unfinished(files.folder, names)) is not None:
+        return refusal
+    pickled = [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth")]
     if not pickled:
         return refuse("bad_model", f"{files.folder} has neither {SINGLE} nor {INDEX}.")
     return refuse(
