@@ -18,7 +18,8 @@ from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.config import ModelConfig, read_config
 from hydra.store.directory import is_plain_name, open_directory, read_json_file, shown
 from hydra.store.foreign_file import unfinished
-from hydra.store.names import ROTARY_CONSTANT, Expected, expected_tensors, layer_of
+from hydra.store.name_prefix import as_stored, why_lacking
+from hydra.store.names import ROTARY_CONSTANT, Expected, expected_tensors
 from hydra.store.safetensors_header import WEIGHT_DTYPES, Header
 from hydra.store.weight_files import LocalFiles, WeightFiles, feed
 
@@ -35,9 +36,11 @@ def describe(model_path: str) -> Described:
 def describe_files(files: WeightFiles, model_path: str, default_id: str) -> Described:
     """The same for files that may lie elsewhere; where to read the weights is then for the caller to say."""
     config = read_config(files.folder)
+    opened, placed = _stored_names(files)
+    config = attrs.evolve(config, names=as_stored(config.names, placed))
     expected = tuple(expected_tensors(config.shape, config.names))
     wanted = {tensor.name for tensor in expected}
-    shards, placed = _open_shards(files, wanted)
+    shards = opened or _open_shards(files, placed, wanted)
     _check_nothing_unaccounted(config, wanted, placed)
     tensors = tuple(_tensor(tensor, placed, shards) for tensor in expected)
     stored = _stored_files(files, shards, wanted)
@@ -51,8 +54,8 @@ def describe_files(files: WeightFiles, model_path: str, default_id: str) -> Desc
     )
 
 
-def _open_shards(files: WeightFiles, wanted: set[str]) -> tuple[dict[str, Header], dict[str, str]]:
-    """The headers of the files that hold wanted tensors, and for each tensor stored anywhere the file it is in."""
+def _stored_names(files: WeightFiles) -> tuple[dict[str, Header], dict[str, str]]:
+    """For each stored tensor the file it is in; and the header of that file where it is the only one."""
     if (header := files.header(SINGLE)) is not None:
         return {SINGLE: header}, dict.fromkeys(header.tensors, SINGLE)
     index = read_json_file(files.folder, INDEX)
@@ -61,17 +64,23 @@ def _open_shards(files: WeightFiles, wanted: set[str]) -> tuple[dict[str, Header
     placed = index[0].get("weight_map")
     if not isinstance(placed, dict):
         raise refuse("bad_model", f"{INDEX} has no weight_map.")
-    shards: dict[str, Header] = {}
     for name, file in placed.items():
         if not isinstance(file, str) or not is_plain_name(file):
             raise refuse("bad_model", f"{INDEX} puts {shown(name)} into {shown(file)}, which is not a plain file name.")
+    return {}, placed
+
+
+def _open_shards(files: WeightFiles, placed: dict[str, str], wanted: set[str]) -> dict[str, Header]:
+    """The headers of the files that hold wanted tensors."""
+    shards: dict[str, Header] = {}
+    for name, file in placed.items():
         if name not in wanted or file in shards:
             continue
         header = files.header(file)
         if header is None:
             raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which is missing. Complete the download.")
         shards[file] = header
-    return shards, placed
+    return shards
 
 
 def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: set[str]) -> tuple[StoredFile, ...]:
@@ -104,7 +113,7 @@ def _check_nothing_unaccounted(config: ModelConfig, expected: set[str], stored: 
     ends = tuple(f"{module}." for module in config.names.ends())
     tied_head = f"{config.names.head}.weight" if config.shape.tied else None
     for name in sorted(set(stored) - expected):
-        layer = layer_of(name)
+        layer = config.names.layer_of(name)
         within = name.startswith(ends) if layer is None else layer < config.shape.n_layers
         if within and name != tied_head and not name.endswith(f".{ROTARY_CONSTANT}"):
             raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for.")
@@ -113,7 +122,7 @@ def _check_nothing_unaccounted(config: ModelConfig, expected: set[str], stored: 
 def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header]) -> TensorRange:
     name, shape = expected.name, expected.shape
     if name not in placed:
-        raise refuse("bad_model", f"The weights lack {name!r}, which config.json asks for.")
+        raise why_lacking(name, expected.place.role == "head", placed)
     file = placed[name]
     stored = shards[file].tensors.get(name)
     if stored is None:
