@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -183,6 +184,8 @@ class Hub:
             raise self._meaning(ref, error.response) from error
         except (httpx2.TransportError, EntryNotFoundError, OSError) as error:
             raise SourceFault(f"{type(error).__name__}: {error}") from error
+        except HFValidationError as error:  # a ValueError too
+            raise refuse("model_not_found", f"{ref.repo} cannot be the name of a model at the Hub: {error}") from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:  # what the library makes of another JSON
             raise SourceFault(f"{self.access.endpoint} does not answer as a Hub does: {IMPOSTOR}") from error
 

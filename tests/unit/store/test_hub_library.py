@@ -178,6 +178,8 @@ def test_equal_content_has_one_fingerprint_wherever_it_is(hub, library, copy_of,
         ("org/none", "model_not_found", "no model org/none@main"),
         ("org/m@nope", "model_not_found", "no revision 'nope'"),
         ("nowhere", "model_not_found", "no model directory"),
+        ("org/m.git", "model_not_found", "cannot be the name"),
+        ("org/m-", "model_not_found", "cannot be the name"),
     ],
 )
 def test_what_there_is_not(hub, library, saved, ref, code, words):
