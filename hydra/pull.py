@@ -1,6 +1,7 @@
-"""`pull`: a Hub model into this machine's cache, all of it, so that any of its workers finds its layers there.
+"""`pull`: a Hub model onto this machine, all of it, so that any of its workers finds its layers there.
 
-It may be interrupted and run again; nothing that has come is fetched twice.
+It may be interrupted and run again; nothing that has come is fetched twice, and nothing at all where the Hugging Face
+cache holds the model whole.
 """
 
 import os
@@ -13,6 +14,7 @@ import attrs
 import trio  # noqa: F401 - the HTTP client needs it, and its import asks ldconfig once: not on behalf of a model
 
 from hydra.complaint import Complaint, exit_code_of
+from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import RefusalError
 from hydra.settings import Settings
 from hydra.store.cache_room import CacheRoom
@@ -36,23 +38,33 @@ def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[st
             fix = "load it by its path; to fetch a model of that name, run this in another directory"
             raise Complaint(f"{model!r} is a directory of this machine", "only Hub models are pulled", fix, 2)
         described = HubLibrary(Hub(access, settings.model.cache_path())).describe(model)
-        at = parse_source(described.sources[0])
-        assert at is not None, "a Hub model has the Hub as its first source"
         told = _Told(show, model)
-        room = CacheRoom(root=settings.model.cache_path() / "ranges", max_bytes=settings.model.max_cache_bytes())
-        with closing(RangeCache(room)) as cache, closing(HubSource(at, access, described.files)) as source:
-            key = described.spec.fingerprint
-            folder = cache.ensure(key, described.files, described.tensors, (source,), told, lambda: False)
+        at, folder = _bring(described, access, settings, told)
     except RefusalError as why:
         fix = "see above; what has come so far is kept"
         raise Complaint(f"cannot pull {model}", str(why), fix, exit_code_of(why.refusal.code)) from why
     return {
         "model": str(at),
         "folder": described.folder,
-        "weights": str(folder),
+        "weights": folder,
         "bytes_total": told.total,
         "bytes_fetched": told.total - (told.first or 0),
     }
+
+
+def _bring(described: Described, access: HubAccess, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
+    """The commit, and the directory that holds its weights in the end. Raises RefusalError."""
+    at = next(ref for ref in map(parse_source, described.sources) if ref is not None)
+    first = described.sources[0]
+    if parse_source(first) is None:
+        n_bytes = sum(tensor.length for tensor in described.tensors)
+        told.show(f"{told.model}: whole in the Hugging Face cache, {first}; nothing is fetched")
+        told.first = told.total = n_bytes
+        return at, first
+    room = CacheRoom(root=settings.model.cache_path() / "ranges", max_bytes=settings.model.max_cache_bytes())
+    with closing(RangeCache(room)) as cache, closing(HubSource(at, access, described.files)) as source:
+        key = described.spec.fingerprint
+        return at, str(cache.ensure(key, described.files, described.tensors, (source,), told, lambda: False))
 
 
 @attrs.define

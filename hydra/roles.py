@@ -209,6 +209,7 @@ def worker_main(
     from hydra.actors.worker import Worker, WorkerParts, run_worker
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.store.cache_room import CacheRoom
+    from hydra.store.hf_cache import HfCache
     from hydra.store.hub_login import with_login
     from hydra.store.lane_source import lane_opener
     from hydra.store.model_ref import HubAccess
@@ -224,8 +225,9 @@ def worker_main(
     async def main() -> None:
         wires = ZmqWires(spec.router_addr)
         source = wires.blocking_source(spec.pipeline_bind, spec.data_bound)
-        openers = {**hub_opener(with_login(HubAccess.of(os.environ))), **lane_opener(wires.store_line, auth)}
-        supply = StoreSupply(RangeCache(room), openers)
+        access = with_login(HubAccess.of(os.environ))
+        openers = {**hub_opener(access), **lane_opener(wires.store_line, auth)}
+        supply = StoreSupply(RangeCache(room), openers, HfCache(access.hf_cache))
         store = _store_server(wires.store_hub(spec.store_bind), ShelfKeeper())
         parts = WorkerParts(
             node_id=NodeId(spec.node_id),

@@ -17,6 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     log.unlink(missing_ok=True)
     config.stash[LOG] = log
     os.environ[hydra_audit.LOG] = str(log)
+    os.environ["HF_HUB_CACHE"] = str(log.with_suffix(".no-hf-cache"))  # what this machine has decides no test
     os.environ["PYTHONPATH"] = os.pathsep.join([FOLDER, *filter(None, [os.environ.get("PYTHONPATH")])])
     hydra_audit.install()
 

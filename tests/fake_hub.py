@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE_BYTES = 64 << 10
+PORTAL = b"<!DOCTYPE html><html><body>Please log in to this network." + b" " * 5000 + b"</body></html>"
 
 
 @attrs.frozen
@@ -56,6 +57,7 @@ class FakeHub:
     ranges: bool = True  # False: Range is ignored
     lie_size: int = 0  # added to the size that Content-Range tells
     tags: dict[str, str] = attrs.field(factory=dict)  # ETags that are not those of the listing
+    portal: dict[str, str] | None = None  # headers of the page that a network answers everything with, weights too
     redirect_to: str = ""  # weights are handed out by this other host
     bodies: list[list[Any]] = attrs.field(factory=list)  # the ledger: [path, first byte, bytes that went out]
     requests: list[tuple[str, str, str]] = attrs.field(factory=list)  # (method, path, Range)
@@ -130,7 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append((self.command, path, self.headers.get("Range", "")))
         hub.authorized.append((path, authorization))
         found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path)
-        if hub.token and authorization != f"Bearer {hub.token}":
+        if hub.portal is not None:
+            self._head(200, {"Connection": "close", **hub.portal})
+            self.close_connection = True
+            if body:
+                self.wfile.write(PORTAL)
+        elif hub.token and authorization != f"Bearer {hub.token}":
             self._say(hub.denied_status, {}, {"X-Error-Code": "GatedRepo"})
         elif found is not None:
             self._api(found[1], found[2], found[3] or "main")

@@ -16,6 +16,7 @@ from hydra.http.side_tokens import side_tokens
 from hydra.http.template import SOURCE_MAX
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.store.directory import locate, parse_object
+from hydra.store.foreign_file import refuse_foreign
 
 TOKENIZER_BYTES_MAX = 64 << 20
 CONFIG_BYTES_MAX = 16 << 20  # some list thousands of added tokens
@@ -75,7 +76,9 @@ def _read(path: Path | None, name: str, bytes_max: int) -> str:
             raise refuse("bad_model", f"{name} cannot be read: there is no such file")
         if path.stat().st_size > bytes_max:
             raise refuse("bad_model", f"{name} is larger than {bytes_max} bytes")
-        return path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
+        refuse_foreign(raw, name)
+        return raw.decode("utf-8")
     except OSError as why:
         raise refuse("bad_model", f"{name} cannot be read: {why.strerror}") from why
     except UnicodeDecodeError as why:

@@ -48,12 +48,17 @@ def read_config(directory: Path) -> ModelConfig:
 def _family(config: Values) -> Family:
     said = config.get("architectures")
     name = said[0] if isinstance(said, list) and len(said) == 1 else None
-    family = FAMILIES.get(name) if isinstance(name, str) else None
+    family = FAMILIES.get(name) or FAMILIES.get(_with_head(name)) if isinstance(name, str) else None
     if family is None:
         raise config.unsupported("architectures", said, "one of " + ", ".join(FAMILIES))
     if config.has("model_type") and config.get("model_type") != family.model_type:
         raise config.unsupported("model_type", config.get("model_type"), f"{family.model_type!r} for {name}")
     return family
+
+
+def _with_head(base: str) -> str:
+    """What a base model is called together with its head: its weights are saved under the base model's name."""
+    return f"{base.removesuffix('Model').removesuffix('Text')}ForCausalLM" if base.endswith("Model") else ""
 
 
 def _refuse_quantised(config: Values) -> None:

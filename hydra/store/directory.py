@@ -3,18 +3,26 @@
 Promises: a name is one plain path component, what it leads to lies inside the directory (or in the blobs of the Hugging
 Face cache it belongs to) and is a regular file; JSON is UTF-8, an object, bounded in size, and says nothing twice.
 Refuses to know what any file means.
+
+In a Hugging Face cache the files of `models--org--name/snapshots/<commit>` are links into its `blobs`, and a blob may
+itself be a link into `blobs/` at the top of the cache, which all its repositories share.
 """
 
 import json
 import os
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
 
 from hydra.protocol.refusal import refuse
+from hydra.store.foreign_file import is_error_answer, refuse_foreign
 
 JSON_MAX_BYTES = 4 * 2**20
 NAME_MAX_BYTES = 255
+SHARED_BLOBS_MARK = ".huggingface-shared-blobs"  # huggingface_hub's mark on the blobs of a whole cache
+
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 
 _brief = reprlib.Repr()  # neither long nor deep, whatever it is given
 _brief.maxstring = 120
@@ -66,10 +74,28 @@ def locate(directory: Path, name: str, folder: str = ".") -> Path | None:
 
 
 def _allowed_places(root: Path) -> tuple[Path, ...]:
-    """The directory itself; for `models--x/snapshots/<revision>` of a Hugging Face cache also `models--x/blobs`."""
+    """The directory itself; for a snapshot in a Hugging Face cache also its repository's blobs and the cache's own."""
     if root.parent.name != "snapshots":
         return (root,)
-    return (root, root.parent.parent / "blobs")
+    repo = root.parent.parent
+    shared = repo.parent / "blobs"
+    is_shared = repo.name.startswith("models--") and (shared / SHARED_BLOBS_MARK).is_file()
+    return (root, repo / "blobs", *((shared,) if is_shared else ()))
+
+
+def blob_name(directory: Path, name: str) -> str | None:
+    """What the Hugging Face cache that `directory` belongs to calls the content of `name`: the Hub's own ETag.
+
+    None where there is no such cache, or the file is a copy: nothing says then which content at the Hub it is.
+    """
+    try:
+        root = directory.resolve(strict=True)
+        target = root / (root / name).readlink()
+        blobs = target.parent.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return None
+    in_cache = root.parent.name == "snapshots" and blobs == root.parent.parent / "blobs"
+    return target.name if in_cache and _ETAG.fullmatch(target.name) else None
 
 
 def read_json_file(directory: Path, name: str) -> tuple[dict[str, Any], bytes] | None:
@@ -94,9 +120,12 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
     except RecursionError as error:
         raise refuse("bad_model", f"{name} is nested too deeply.") from error
     except ValueError as error:
+        refuse_foreign(raw, name)
         raise refuse("bad_model", f"{name} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise refuse("bad_model", f"{name} does not hold a JSON object.")
+    if is_error_answer(value):
+        raise refuse("bad_model", f"{name} holds the error answer of a server: {shown(value)}. Download it again.")
     return value
 
 

@@ -1,13 +1,12 @@
 """The Hub as a place where models are listed: which commit, which files, their small files and headers. No weights.
 
 Promises: what a snapshot says of its files is what the Hub said of that commit, and lies in the cache afterwards, so
-that the same question is answered offline, or says what is missing. Refuses to know what is in a model, and how weights
-come (`hub_source` does).
+that the same question is answered offline, or says what is missing. A small file that the Hugging Face cache holds is
+copied from there. Refuses to know what is in a model, and how weights come (`hub_source` does).
 """
 
 import json
 import logging
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +15,12 @@ from urllib.parse import quote
 
 import attrs
 import httpx2
-import structlog
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -31,8 +30,10 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from hydra.protocol.model_spec import StoredFile
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.directory import is_plain_name
-from hydra.store.hub_source import HubSource, denied, retry_after_s
-from hydra.store.model_ref import HubAccess, HubRef
+from hydra.store.foreign_file import SNIFF_BYTES
+from hydra.store.hf_cache import HfCache, read_small
+from hydra.store.hub_source import IMPOSTOR, HubSource, denied, retry_after_s
+from hydra.store.model_ref import HubAccess, HubRef, is_commit
 from hydra.store.patience import Patience, persist
 from hydra.store.range_source import RangeIgnored, SourceFault
 from hydra.store.safetensors_header import HEADER_MAX_BYTES, LENGTH_BYTES
@@ -60,10 +61,7 @@ SMALL_FILES = frozenset(
 TEMPLATES = "additional_chat_templates/"
 LISTING = ".hydra/files.json"
 
-_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
-
 T = TypeVar("T")
-log = structlog.get_logger()
 
 
 @attrs.frozen(kw_only=True)
@@ -92,32 +90,25 @@ class Hub:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of is said by our refusals
         self._api = HfApi(endpoint=self.access.endpoint, token=self.access.token or False)
 
-    def snapshot(self, ref: HubRef) -> Snapshot:
-        """The commit that `ref` means now, listed and with its small files here. A cached commit is not asked for.
+    @property
+    def hf_cache(self) -> HfCache:
+        return HfCache(self.access.hf_cache)
 
-        A Hub that cannot be reached is answered for by the cache, with a warning in the log. Raises RefusalError:
-        model_not_found, access_denied, source_unreachable, bad_model.
+    def snapshot(self, ref: HubRef, *, briefly: bool = False) -> Snapshot:
+        """The commit that `ref` means now, listed and with its small files here.
+
+        `briefly`: a Hub that is away is not waited for long, for there is another answer. Raises SourceFault when it
+        cannot be asked, and RefusalError: model_not_found, access_denied, source_unreachable, bad_model.
         """
-        if self.access.offline:
-            return self._cached(ref, "offline mode is on")
-        patience = self.patience
-        if self._is_cached(ref):
-            if _COMMIT.fullmatch(ref.revision):
-                return self._cached(ref, "")
-            patience = attrs.evolve(patience, tries=CACHED_TRIES)
-        try:
-            commit = persist(lambda: self._told(ref, lambda: self._commit(ref)), patience)
-            at = HubRef(ref.repo, commit)
-            files = persist(lambda: self._told(at, lambda: self._list(at)), patience)
-        except SourceFault as fault:
-            found = self._cached(ref, f"{self.access.endpoint} cannot be reached ({fault})")
-            log.warning("the Hub cannot be reached; going on with what is cached", model=str(found.ref), why=str(fault))
-            return found
+        patience = attrs.evolve(self.patience, tries=CACHED_TRIES) if briefly else self.patience
+        commit = persist(lambda: self._told(ref, lambda: self._commit(ref)), patience)
+        at = HubRef(ref.repo, commit)
+        files = persist(lambda: self._told(at, lambda: self._list(at)), patience)
         folder = self._folder(at)
         made = Snapshot(ref=at, folder=folder, files=tuple(item for item in files if is_plain_name(item.file)))
         try:
-            for name in _small_files(files):
-                persist(lambda name=name: self._told(at, lambda: self._fetch_small(at, name)), self.patience)  # type: ignore[misc]
+            for small in _small_files(files):
+                self._bring_small(at, small)
         except SourceFault as fault:
             raise self._unreachable(at, fault) from fault
         listing = [attrs.asdict(item) for item in made.files]
@@ -146,7 +137,7 @@ class Hub:
 
     def _commit(self, ref: HubRef) -> str:
         commit = self._api.model_info(ref.repo, revision=ref.revision, timeout=10.0).sha
-        if not commit or not _COMMIT.fullmatch(commit):
+        if not commit or not is_commit(commit):
             raise SourceFault(f"{self.access.endpoint} names no commit for {ref}")
         return commit
 
@@ -160,6 +151,16 @@ class Hub:
             tag = item.lfs.sha256 if item.lfs else item.blob_id
             listed.append(StoredFile(file=item.path, size_bytes=item.size, tag=tag))
         return listed
+
+    def _bring_small(self, at: HubRef, stored: StoredFile) -> None:
+        """A small file into our folder, from the Hugging Face cache if it lies there. Raises SourceFault."""
+        if read_small(self._folder(at), stored) is not None:
+            return
+        content = read_small(self.hf_cache.snapshot(at), stored)
+        if content is None:
+            persist(lambda: self._told(at, lambda: self._fetch_small(at, stored.file)), self.patience)
+        else:
+            _write(self._folder(at) / stored.file, content)
 
     def _fetch_small(self, at: HubRef, name: str) -> None:
         hf_hub_download(
@@ -183,6 +184,10 @@ class Hub:
             raise self._meaning(ref, error.response) from error
         except (httpx2.TransportError, EntryNotFoundError, OSError) as error:
             raise SourceFault(f"{type(error).__name__}: {error}") from error
+        except HFValidationError as error:  # a ValueError too
+            raise refuse("model_not_found", f"{ref.repo} cannot be the name of a model at the Hub: {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # what the library makes of another JSON
+            raise SourceFault(f"{self.access.endpoint} does not answer as a Hub does: {IMPOSTOR}") from error
 
     def _meaning(self, ref: HubRef, answer: httpx2.Response) -> Exception:
         if answer.status_code in (401, 403):
@@ -206,21 +211,29 @@ class Hub:
     def _branch(self, ref: HubRef) -> Path:
         return self._repo(ref) / "revisions" / quote(ref.revision, safe="")
 
-    def _is_cached(self, ref: HubRef) -> bool:
+    def is_cached(self, ref: HubRef) -> bool:
         try:
-            self._cached(ref, "")
+            self.cached(ref, "")
         except RefusalError:
             return False
         return True
 
-    def _cached(self, ref: HubRef, why: str) -> Snapshot:
+    def recorded(self, ref: HubRef) -> tuple[str, float] | None:
+        """The commit that a branch or tag was when the Hub was asked here last, and when that was written down."""
+        record = self._branch(ref)
+        try:
+            return record.read_text(), record.stat().st_mtime
+        except OSError:
+            return None
+
+    def cached(self, ref: HubRef, why: str) -> Snapshot:
         """What `snapshot` found the last time. Raises RefusalError source_unreachable, saying what is missing."""
         commit = ref.revision
-        if not _COMMIT.fullmatch(commit):
-            try:
-                commit = self._branch(ref).read_text()
-            except OSError:
-                raise self._missing(ref, "everything", why) from None
+        if not ref.is_commit:
+            record = self.recorded(ref)
+            if record is None:
+                raise self.missing(ref, why)
+            commit = record[0]
         at = HubRef(ref.repo, commit)
         try:
             listing = json.loads((self._folder(at) / LISTING).read_bytes())
@@ -229,18 +242,23 @@ class Hub:
             raise self._missing(at, "the list of its files", why) from None
         return Snapshot(ref=at, folder=self._folder(at), files=files)
 
+    def missing(self, ref: HubRef, why: str) -> RefusalError:
+        """The refusal for a model of which nothing is on this machine, while the Hub is not asked; `why` says why."""
+        return self._missing(ref, "everything", why)
+
     def _missing(self, ref: HubRef, what: str, why: str) -> RefusalError:
+        elsewhere = "" if self.access.hf_cache is None else f" (and {self.access.hf_cache} has no such snapshot)"
         return refuse(
             "source_unreachable",
-            f"Of {ref} the cache {self.cache_dir} lacks {what}, and {why}. Fetch it while the Hub can be reached: "
-            f"python -m hydra pull {ref}",
+            f"Of {ref} the cache {self.cache_dir} lacks {what}{elsewhere}, and {why}. Fetch it while the Hub can be "
+            f"reached: python -m hydra pull {ref}",
         )
 
     def _unreachable(self, ref: HubRef, fault: SourceFault) -> RefusalError:
         return refuse("source_unreachable", f"{ref} cannot be fetched from {self.access.endpoint}: {fault}. Try again.")
 
 
-def _small_files(files: list[StoredFile]) -> Iterator[str]:
+def _small_files(files: list[StoredFile]) -> Iterator[StoredFile]:
     """What a model needs beside weights. Raises RefusalError when one is too large to be what its name says."""
     for stored in files:
         template = stored.file.removeprefix(TEMPLATES)
@@ -251,18 +269,20 @@ def _small_files(files: list[StoredFile]) -> Iterator[str]:
             raise refuse(
                 "bad_model", f"{stored.file} has {stored.size_bytes} bytes; at most {SMALL_MAX_BYTES} are read."
             )
-        yield stored.file
+        yield stored
 
 
 def _read_header(source: HubSource, stored: StoredFile) -> bytes:
     """Raises SourceFault."""
+    if stored.size_bytes == 0:
+        return b""
     try:
         first = b"".join(source.read(stored.file, 0, min(HEADER_GUESS_BYTES, stored.size_bytes)))
     except RangeIgnored:
         return _opening_of(source.read(stored.file, 0, stored.size_bytes))
     length = LENGTH_BYTES + int.from_bytes(first[:LENGTH_BYTES], "little")
     if length > min(stored.size_bytes, LENGTH_BYTES + HEADER_MAX_BYTES):
-        return first[:LENGTH_BYTES]  # whoever parses it says what is wrong
+        return first[:SNIFF_BYTES]  # whoever parses it says what is wrong, and needs to see what it is instead
     if length > len(first):
         first += b"".join(source.read(stored.file, len(first), length - len(first)))
     return first[:length]

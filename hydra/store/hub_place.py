@@ -107,9 +107,9 @@ def _never() -> bool:
 
 
 def lend_model(keeper: ShelfKeeper, described: Described, access: HubAccess, room: CacheRoom) -> None:
-    """Lends a described model: from its directory, or through this machine's cache if it lies at the Hub."""
+    """Lends a described model: from its directory, or through this machine's cache if it lies only at the Hub."""
     ref = parse_source(described.sources[0])
-    if ref is None:
+    if ref is None:  # the first source is a directory of this machine, whatever comes after it
         keeper.lend_described(described)
     else:
         source = HubSource(ref, access, described.files)

@@ -1,7 +1,8 @@
 """The Hub as a source of byte ranges: HTTP Range requests (RFC 9110 section 14) over one pool of connections.
 
 Promises: bytes are handed out only if status, Content-Range, size and ETag say that they are the very bytes of the file
-that was described; the token goes to the Hub alone, never to a host it redirects to. Refuses to know who keeps them.
+that was described, and never a page that a network or a proxy puts in their place; the token goes to the Hub alone,
+never to a host it redirects to. Refuses to know who keeps them.
 """
 
 import re
@@ -21,6 +22,9 @@ from hydra.store.range_source import RangeIgnored, SourceFault, SourceUnfit
 HOPS_MAX = 5
 USER_AGENT = "hydra-actors"
 TIMEOUT = httpx2.Timeout(connect=10.0, read=15.0, write=10.0, pool=60.0)
+
+IMPOSTOR = "is there a login page of this network, or a proxy, in its place?"
+PAGES = ("text/html", "application/xhtml+xml", "application/json", "application/xml", "text/xml")  # no weights are that
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,20})-(\d{1,20})/(\d{1,20})", re.ASCII)
 
@@ -105,14 +109,22 @@ class HubSource:
         status, file = answer.status_code, stored.file
         if status not in (200, 206):
             raise self._failure(answer, file)
+        kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind in PAGES:
+            self._moved.pop(file, None)  # that address is none of the file's
+            raise SourceFault(f"{answer.request.url.host} answers with {kind} in place of {file}: {IMPOSTOR}")
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise SourceFault(f"{file} came compressed, though that was declined")
-        if self._at_hub(answer.request.url):
-            _check_version(stored, answer.headers.get("X-Linked-ETag") or answer.headers.get("ETag"), None)
+        at_hub = self._at_hub(answer.request.url)
+        tag = (answer.headers.get("X-Linked-ETag") or answer.headers.get("ETag")) if at_hub else None
+        _check_version(stored, tag, None)
         if status == 200:
             if not whole:
                 raise RangeIgnored(f"{self.access.endpoint} hands out {file} only as a whole")
-            _check_version(stored, None, answer.headers.get("Content-Length"))
+            size = answer.headers.get("Content-Length")
+            _check_version(stored, None, size)
+            if size is None and tag is None:
+                raise SourceFault(f"{file} came without size and ETag, so nothing says that it is the file: {IMPOSTOR}")
             return
         told = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if told is None:

@@ -18,7 +18,9 @@ from hydra.protocol.model_spec import Described, Dtype, ModelSpec, StoredFile, T
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.config import ModelConfig, read_config
 from hydra.store.directory import is_plain_name, open_directory, read_json_file, shown
-from hydra.store.names import LAYER_PREFIX, ROTARY_CONSTANT, Expected, expected_tensors, layer_of
+from hydra.store.foreign_file import unfinished
+from hydra.store.name_prefix import as_stored, why_lacking
+from hydra.store.names import ROTARY_CONSTANT, Expected, expected_tensors
 from hydra.store.safetensors_header import WEIGHT_DTYPES, Header
 from hydra.store.tied_head import own_head
 from hydra.store.weight_files import LocalFiles, WeightFiles, feed
@@ -40,12 +42,15 @@ def describe(model_path: str, *, tied: bool | None = None) -> Described:
 def describe_files(files: WeightFiles, model_path: str, default_id: str, *, tied: bool | None = None) -> Described:
     """The same for files that may lie elsewhere; where to read the weights is then for the caller to say."""
     config = read_config(files.folder)
+    opened, placed = _stored_names(files)
+    config = attrs.evolve(config, names=as_stored(config.names, placed))
+    head = f"{config.names.head}.weight"
     expected = _by_name(config)
-    shards, placed = _open_shards(files, {*expected, f"{config.names.head}.weight"})
+    shards = opened or _open_shards(files, placed, {*expected, head})
     untied = own_head(files, config.names, shards, tied=tied) if config.shape.tied else None
     if untied is not None:
         config = attrs.evolve(config, shape=attrs.evolve(config.shape, tied=False))
-        expected, placed = _by_name(config), {**placed, f"{config.names.head}.weight": untied}
+        expected, placed = _by_name(config), {**placed, head: untied}
     used = {placed.get(name) for name in expected}
     shards = {file: header for file, header in shards.items() if file in used}
     _check_stored_once(expected, shards, placed)
@@ -66,8 +71,8 @@ def _by_name(config: ModelConfig) -> dict[str, Expected]:
     return {tensor.name: tensor for tensor in expected_tensors(config.shape, config.names)}
 
 
-def _open_shards(files: WeightFiles, wanted: set[str]) -> tuple[dict[str, Header], dict[str, str]]:
-    """The headers of the files that hold wanted tensors, and for each tensor stored anywhere the file it is in."""
+def _stored_names(files: WeightFiles) -> tuple[dict[str, Header], dict[str, str]]:
+    """For each stored tensor the file it is in; and the header of that file where it is the only one."""
     if (header := files.header(SINGLE)) is not None:
         return {SINGLE: header}, dict.fromkeys(header.tensors, SINGLE)
     index = read_json_file(files.folder, INDEX)
@@ -76,17 +81,23 @@ def _open_shards(files: WeightFiles, wanted: set[str]) -> tuple[dict[str, Header
     placed = index[0].get("weight_map")
     if not isinstance(placed, dict):
         raise refuse("bad_model", f"{INDEX} has no weight_map.")
-    shards: dict[str, Header] = {}
     for name, file in placed.items():
         if not isinstance(file, str) or not is_plain_name(file):
             raise refuse("bad_model", f"{INDEX} puts {shown(name)} into {shown(file)}, which is not a plain file name.")
+    return {}, placed
+
+
+def _open_shards(files: WeightFiles, placed: dict[str, str], wanted: set[str]) -> dict[str, Header]:
+    """The headers of the files that hold wanted tensors."""
+    shards: dict[str, Header] = {}
+    for name, file in placed.items():
         if name not in wanted or file in shards:
             continue
         header = files.header(file)
         if header is None:
             raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which is missing. Complete the download.")
         shards[file] = header
-    return shards, placed
+    return shards
 
 
 def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: Container[str]) -> tuple[StoredFile, ...]:
@@ -101,7 +112,10 @@ def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: Conta
 
 
 def _no_weights(files: WeightFiles) -> RefusalError:
-    pickled = [name for name in files.names() if Path(name).suffix in (".bin", ".pt", ".pth")]
+    names = list(files.names())
+    if (refusal := unfinished(files.folder, names)) is not None:
+        return refusal
+    pickled = [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth")]
     if not pickled:
         return refuse("bad_model", f"{files.folder} has neither {SINGLE} nor {INDEX}.")
     return refuse(
@@ -123,14 +137,14 @@ def _check_nothing_unaccounted(config: ModelConfig, expected: Container[str], st
 
     What lies outside the decoder is passed over as transformers does, and said aloud.
     """
-    within = (LAYER_PREFIX, *(f"{module}." for module in config.names.ends()))
+    within = (config.names.layers, *(f"{module}." for module in config.names.ends()))
     tied_head = f"{config.names.head}.weight" if config.shape.tied else None  # it was compared
     outside: list[str] = []
     for name in sorted(name for name in stored if name not in expected):
         if name == tied_head or name.endswith(f".{ROTARY_CONSTANT}"):
             continue
         if name.startswith(within):
-            beyond = (layer_of(name) or 0) >= config.shape.n_layers
+            beyond = (config.names.layer_of(name) or 0) >= config.shape.n_layers
             count = f": it says {config.shape.n_layers} layers" if beyond else ""
             raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for{count}.")
         outside.append(name)
@@ -143,7 +157,7 @@ def _check_nothing_unaccounted(config: ModelConfig, expected: Container[str], st
 def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header]) -> TensorRange:
     name, shape = expected.name, expected.shape
     if name not in placed:
-        raise refuse("bad_model", f"The weights lack {name!r}, which config.json asks for.")
+        raise why_lacking(name, expected.place.role == "head", placed)
     file = placed[name]
     stored = shards[file].tensors.get(name)
     if stored is None:

@@ -1,10 +1,13 @@
 """What MODEL means: a directory of this machine, or `org/name[@revision]` at a Hub; and how that Hub is reached.
 
-Promises: an existing directory always wins, and access to the Hub is a value that is handed on, never a global.
-Refuses to know what is in a model. The token is shown nowhere: not in a representation, so not in a log.
+Promises: an existing directory always wins, and access to the Hub is a value that is handed on, never a global. The
+environment means what it means to huggingface_hub; a variable that is set to nothing counts as not set. Refuses to know
+what is in a model. The token is shown nowhere: not in a representation, so not in a log.
 """
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import attrs
@@ -16,6 +19,7 @@ ENDPOINT = "https://huggingface.co"
 HUB_SCHEME = "hub:"
 REVISION = "main"
 _YES = {"1", "on", "yes", "true"}  # as huggingface_hub reads its own switches
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 
 @attrs.frozen
@@ -28,23 +32,55 @@ class HubRef:
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}"
 
+    @property
+    def is_commit(self) -> bool:
+        """Whether it names one content for ever."""
+        return is_commit(self.revision)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether `revision` is the full id of a commit, not a branch or a tag."""
+    return _COMMIT.fullmatch(revision) is not None
+
 
 @attrs.frozen(kw_only=True)
 class HubAccess:
-    """Where the Hub is, who asks, and whether it may be asked at all."""
+    """Where the Hub is, who asks, whether it may be asked at all, and where other tools keep what they fetched."""
 
     endpoint: str = ENDPOINT
     token: str = attrs.field(default="", repr=False)  # empty: none
     offline: bool = False
+    hf_cache: Path | None = (
+        None  # the Hugging Face cache of this machine, which is only read; None: it is not looked at
+    )
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "HubAccess":
-        """From HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE, as every tool for the Hub understands them."""
+        """From the variables that every tool for the Hub understands."""
+
+        def first(*names: str) -> str:
+            return next((environ[name] for name in names if environ.get(name)), "")
+
+        token = first("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # the second name is the older one
         return cls(
-            endpoint=environ.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT,
-            token=environ.get("HF_TOKEN", "").strip(),
-            offline=environ.get("HF_HUB_OFFLINE", "").strip().lower() in _YES,
+            endpoint=first("HF_ENDPOINT").rstrip("/") or ENDPOINT,
+            token=token.replace("\r", "").replace("\n", "").strip(),
+            offline=first("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE").strip().lower() in _YES,
+            hf_cache=_hf_cache(first),
         )
+
+
+def _hf_cache(first: Callable[..., str]) -> Path:
+    """The directory in which huggingface_hub keeps what it fetches; `first` reads the first variable that is set."""
+    if told := first("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        return _expanded(told)
+    if home := first("HF_HOME"):
+        return _expanded(home) / "hub"
+    return _expanded(first("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path))).absolute()  # noqa: PTH111 - ~somebody unknown stays
 
 
 def parse_ref(model: str) -> Path | HubRef:

@@ -11,10 +11,9 @@ import attrs
 from hydra.protocol.layout import Part, Section, Shape, part_shapes, section_rows
 from hydra.protocol.model_spec import ModelShape, Place, Role
 
-LAYER_PREFIX = "model.layers."
 ROTARY_CONSTANT = "rotary_emb.inv_freq"  # old files carry it; transformers too computes it from the config instead
 
-_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.", re.ASCII)
+_NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})\.", re.ASCII)
 _BIAS_OF: dict[Role, Role] = {
     "attention_norm": "attention_norm_bias",
     "qkv": "qkv_bias",
@@ -43,16 +42,23 @@ class Slot:
 class Names:
     """A family's published module names, without ".weight" and ".bias".
 
-    `layer` is what stands behind "model.layers.N."; an "{expert}" in a name stands for each expert's number.
+    `layer` is what stands behind "model.layers.N."; an "{expert}" in a name stands for each expert's number. How one
+    checkpoint writes them may differ in what stands before (see `name_prefix`).
     """
 
     layer: Mapping[str, Slot]
+    layers: str = "model.layers."
     norm: str = "model.norm"
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
 
     def ends(self) -> dict[str, Slot]:
         return {self.embedding: Slot("embedding"), self.norm: Slot("final_norm"), self.head: Slot("head")}
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer a tensor belongs to, by its name; None for the ends and for anything else."""
+        match = _NUMBER.match(name, len(self.layers)) if name.startswith(self.layers) else None
+        return int(match[1]) if match else None
 
 
 ATTENTION: dict[str, Slot] = {
@@ -80,18 +86,12 @@ class Expected:
     place: Place
 
 
-def layer_of(name: str) -> int | None:
-    """The layer a tensor belongs to, by its name; None for the ends and for anything else."""
-    match = _LAYER.match(name)
-    return int(match[1]) if match else None
-
-
 def expected_tensors(shape: ModelShape, names: Names) -> Iterator[Expected]:
     """Every tensor of a model of this shape, from input to output."""
     ends = names.ends()
     yield from _of_part(shape, "embedding", ends, "")
     for layer in range(shape.n_layers):
-        yield from _of_part(shape, layer, names.layer, f"{LAYER_PREFIX}{layer}.")
+        yield from _of_part(shape, layer, names.layer, f"{names.layers}{layer}.")
     yield from _of_part(shape, "norm", ends, "")
     yield from _of_part(shape, "head", ends, "")
 

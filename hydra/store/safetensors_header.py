@@ -1,7 +1,8 @@
 """The header of a safetensors file, read without believing it.
 
 Promises: every tensor it returns lies inside the file, overlaps no other, leaves no gap, and is exactly as long as its
-shape and dtype demand. Refuses to know tensor data, models, and which tensors anybody wants.
+shape and dtype demand; a file of another kind is called by its name. Refuses to know tensor data, models, and which
+tensors anybody wants.
 """
 
 import os
@@ -13,6 +14,7 @@ import attrs
 from hydra.protocol.model_spec import Dtype
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.directory import parse_object, shown
+from hydra.store.foreign_file import Foreign, recognise_weights
 
 HEADER_MAX_BYTES = 8 * 2**20
 TENSORS_MAX = 100_000
@@ -63,15 +65,9 @@ def read_header(path: Path, file: str) -> Header:
 def parse_header(opening: bytes, file: str, file_bytes: int) -> Header:
     """The header in the first bytes of a file of `file_bytes` bytes. Raises RefusalError bad_model."""
     length = int.from_bytes(opening[:LENGTH_BYTES], "little")
-    if len(opening) < LENGTH_BYTES:
-        raise _bad(file, f"is cut short: it has {len(opening)} bytes")
-    if length > HEADER_MAX_BYTES:
-        raise _bad(file, f"announces a header of {length} bytes; at most {HEADER_MAX_BYTES} are read")
     raw = opening[LENGTH_BYTES : LENGTH_BYTES + length]
-    if len(raw) < length:
-        raise _bad(file, f"is cut short: its header has {len(raw)} of {length} bytes")
-    if not raw.startswith(b"{"):
-        raise _bad(file, "does not begin its header with '{', so it is no safetensors file")
+    if (problem := _problem(opening, length, raw)) is not None:
+        raise _bad(file, problem) if (known := recognise_weights(opening)) is None else _foreign(file, known)
     entries = parse_object(raw, file)
     entries.pop("__metadata__", None)
     if len(entries) > TENSORS_MAX:
@@ -80,6 +76,17 @@ def parse_header(opening: bytes, file: str, file_bytes: int) -> Header:
     tensors = {name: _entry(file, name, value, start) for name, value in entries.items()}
     _check_layout(file, tensors, start, file_bytes)
     return Header(tensors=tensors, raw=raw, file_bytes=file_bytes)
+
+
+def _problem(opening: bytes, length: int, raw: bytes) -> str | None:
+    """Why a file that opens like this is not opened as safetensors."""
+    if len(opening) < LENGTH_BYTES:
+        return f"is cut short: it has {len(opening)} bytes"
+    if length > HEADER_MAX_BYTES:
+        return f"announces a header of {length} bytes; at most {HEADER_MAX_BYTES} are read"
+    if len(raw) < length:
+        return f"is cut short: its header has {len(raw)} of {length} bytes"
+    return None if raw.startswith(b"{") else "does not begin its header with '{', so it is no safetensors file"
 
 
 def _entry(file: str, name: str, value: Any, start: int) -> StoredTensor:
@@ -111,7 +118,8 @@ def _check_layout(file: str, tensors: dict[str, StoredTensor], start: int, file_
     for tensor in tensors.values():
         end = tensor.offset + tensor.length
         if end > file_bytes:
-            raise _bad(file, f"puts {shown(tensor.name)} up to byte {end}, but ends at {file_bytes}; was it cut short?")
+            what = f"puts {shown(tensor.name)} up to byte {end}, but ends at {file_bytes}"
+            raise _bad(file, f"{what}: it was cut short, or its download has not ended. Complete the download")
     reached = start
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.length)):
         if tensor.offset < reached:
@@ -121,6 +129,10 @@ def _check_layout(file: str, tensors: dict[str, StoredTensor], start: int, file_
         reached = tensor.offset + tensor.length
     if reached != file_bytes:
         raise _bad(file, f"has {file_bytes - reached} bytes behind its last tensor")
+
+
+def _foreign(file: str, known: Foreign) -> RefusalError:
+    return refuse("bad_model", f"The weights file {file} {known}")
 
 
 def _bad(file: str, what: str) -> RefusalError:

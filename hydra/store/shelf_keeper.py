@@ -71,9 +71,10 @@ class ShelfKeeper:
                 former.close()
 
     def lend_described(self, described: Described) -> None:
-        """All files of a model whose weights lie in a directory of this machine."""
-        names = {*SMALL_FILES, *(tensor.file for tensor in described.tensors)}
-        self.lend(described.spec.fingerprint, WholeFiles.of(Path(described.folder), names))
+        """All files of a model whose weights lie in a directory of this machine, the small ones perhaps in another."""
+        small = WholeFiles.of(Path(described.folder), SMALL_FILES)
+        weights = WholeFiles.of(Path(described.sources[0]), {tensor.file for tensor in described.tensors})
+        self.lend(described.spec.fingerprint, small.and_those_of(weights))
 
     def lend_slice(self, order: LoadSlice) -> None:
         """The ranges of an order that was loaded from a folder of this machine, and no other model beside it.
@@ -135,6 +136,9 @@ class WholeFiles:
         """Those of `names` that are there. Raises RefusalError bad_model where one leads out of the directory."""
         found = {name: real for name in names if (real := locate(directory, name)) is not None}
         return cls({name: (real, _Identity.of(real.stat())) for name, real in found.items()})
+
+    def and_those_of(self, other: "WholeFiles") -> "WholeFiles":
+        return WholeFiles({**self._files, **other._files})
 
     def read(self, file: str, offset: int, length: int) -> Lent:
         if file not in self._files:

@@ -1,20 +1,22 @@
 """The bytes of an ordered slice, brought to this machine: the `Supply` port of a worker.
 
 Promises: what it answers with is a local directory in which the ordered ranges are those of the model that was
-described: a directory of another model at the same path is passed over, and said so. Refuses to know who computes.
+described: a directory of another model at the same path is passed over, and said so. What this machine has whole, at a
+path that the order names or in its own Hugging Face cache, is used before anything is fetched. Refuses to know who
+computes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import attrs
 import structlog
 
 from hydra.protocol.messages import LoadSlice
-from hydra.protocol.refusal import RefusalError, refuse
+from hydra.protocol.refusal import refuse
+from hydra.store.hf_cache import HfCache
 from hydra.store.hub_source import HubSource
-from hydra.store.model_dir import describe
+from hydra.store.local_copy import why_unlike
 from hydra.store.model_ref import HUB_SCHEME, HubAccess, parse_source
 from hydra.store.range_cache import Progress, RangeCache
 from hydra.store.range_source import RangeSource
@@ -30,10 +32,16 @@ class StoreSupply:
 
     cache: RangeCache
     openers: Mapping[str, Opener]
+    hf_cache: HfCache = HfCache(None)
 
     def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
         """As actors.ports.Supply.ensure."""
         why_not: list[str] = []
+        for directory in self._directories(order.sources):
+            reason = why_unlike(directory, order.spec)
+            if reason is None:
+                return attrs.evolve(order, sources=(directory,))
+            why_not.append(reason)
         with ExitStack() as opened:
             sources: list[RangeSource] = []
             for name in order.sources:
@@ -45,10 +53,6 @@ class StoreSupply:
                     sources.append(source)
                 elif not name.startswith("/"):
                     why_not.append(f"{name[:200]!r} is a kind of source that this worker does not know")
-                elif (refusal := _unlike(name, order)) is None:
-                    return attrs.evolve(order, sources=(name,))
-                else:
-                    why_not.append(refusal)
             if not sources:
                 raise refuse("model_not_found", f"This worker has no source for the weights: {'; '.join(why_not)}.")
             for why in why_not:
@@ -57,18 +61,13 @@ class StoreSupply:
             folder = self.cache.ensure(key, order.files, order.tensors, sources, progress, cancelled)
         return attrs.evolve(order, sources=(str(folder),))
 
-
-def _unlike(directory: str, order: LoadSlice) -> str | None:
-    """Why the model in this directory is not the ordered one; None when it is."""
-    if not Path(directory).is_dir():
-        return f"there is no {directory} on this machine"
-    try:
-        found = describe(directory, tied=order.spec.tied)  # compared once: workers read their own bytes only
-    except RefusalError as why:
-        return str(why)
-    if found.spec.fingerprint != order.spec.fingerprint:
-        return f"the model in {directory} on this machine is another one than the coordinator's: copy it anew"
-    return None
+    def _directories(self, sources: Sequence[str]) -> Iterator[str]:
+        """The directories that the order names, then what the Hugging Face cache here has of the commits it names."""
+        yield from (name for name in sources if name.startswith("/"))
+        for ref in filter(None, map(parse_source, sources)):
+            directory = self.hf_cache.snapshot(ref)
+            if directory is not None and str(directory) not in sources:
+                yield str(directory)
 
 
 def hub_opener(access: HubAccess) -> Mapping[str, Opener]:

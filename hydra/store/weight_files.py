@@ -5,7 +5,6 @@ whenever the weights do. Refuses to know tensors' meaning, and how weights are r
 """
 
 import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -13,15 +12,13 @@ from typing import Protocol, TypeAlias
 import attrs
 
 from hydra.protocol.refusal import refuse
-from hydra.store.directory import locate
+from hydra.store.directory import blob_name, locate
 from hydra.store.safetensors_header import Header, StoredTensor, read_header
 
 PROBE_BYTES = 4096
 CHUNK_BYTES = 1 << 20
 
 Located: TypeAlias = tuple[str, StoredTensor]  # the file, and the tensor in it
-
-_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 
 
 class WeightFiles(Protocol):
@@ -63,8 +60,8 @@ class LocalFiles:
         path = locate(self.folder, file)
         if path is None:
             raise refuse("bad_model", f"The weights file {file} went away while it was described.")
-        if path.parent.name == "blobs" and _ETAG.fullmatch(path.name):
-            return path.name
+        if (etag := blob_name(self.folder, file)) is not None:
+            return etag
         digest = hashlib.sha256()
         feed(digest, header.raw)
         feed(digest, str(header.file_bytes).encode())

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from huggingface_hub import snapshot_download
 
 from hydra.protocol.model_spec import TensorRange
 from hydra.store.library import LocalLibrary
@@ -84,6 +85,20 @@ def test_offline_a_cluster_starts_and_recovers_from_its_cache(hub: FakeHub, mode
         assert all_at_once(cluster, model, during=lambda: os.kill(pid, signal.SIGKILL)) == model.answers
         wait_whole(cluster, 2)
     assert not hub.requests
+
+
+def test_a_snapshot_in_the_hugging_face_cache_serves_offline(hub: FakeHub, model: Served, tmp_path: Path) -> None:
+    """What another tool fetched is enough for a cluster, its words included, and is only read."""
+    root = tmp_path / "hf" / "hub"
+    snapshot = Path(snapshot_download(REPO, endpoint=hub.url, cache_dir=root, token=False))
+    hub.requests.clear()
+    before = {path: path.lstat().st_mtime_ns for path in root.rglob("*")}
+    env = settings(hub, tmp_path, TRANSFORMERS_OFFLINE="1", HF_HUB_CACHE="", HF_HOME=str(tmp_path / "hf"))
+    with running_cluster(tmp_path, REPO, workers=2, **env) as cluster:
+        assert all_at_once(cluster, model) == model.answers
+        assert cluster.status()["models"][0]["model_path"] == f"{REPO}@{snapshot.name}"
+    assert not hub.requests and not (tmp_path / "cache" / "ranges").exists()
+    assert {path: path.lstat().st_mtime_ns for path in root.rglob("*")} == before
 
 
 def test_a_coordinator_that_is_killed_stays_at_its_commit(hub: FakeHub, model: Served, tmp_path: Path) -> None:

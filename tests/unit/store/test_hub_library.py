@@ -97,6 +97,28 @@ def test_a_hub_that_is_away_is_answered_for_by_the_cache(hub, library, saved):
     assert library(endpoint="http://127.0.0.1:9").describe("org/m") == first
 
 
+@pytest.mark.parametrize(
+    "page", [{"Content-Type": "text/html"}, {"Content-Type": "application/json"}, {}], ids=["html", "json", "nothing"]
+)
+def test_a_login_page_in_place_of_the_hub_is_a_hub_that_is_away(hub, library, saved, page):
+    hub.add("org/m", saved / "single")
+    first = library().describe("org/m")
+    hub.portal = page
+    assert library().describe("org/m") == first
+    refusal = refused(library(), "org/other")
+    assert refusal.code == "source_unreachable" and "login page" in refusal.message
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"error": "x"}, "text", None, 7])
+def test_json_that_is_not_the_hubs_is_a_hub_that_is_away(hub, library, saved, answer, monkeypatch):
+    hub.add("org/m", saved / "single")
+    first = library().describe("org/m")
+    monkeypatch.setattr("tests.fake_hub.PORTAL", json.dumps(answer).encode())
+    hub.portal = {"Content-Type": "application/json"}
+    assert library().describe("org/m") == first
+    assert refused(library(), "org/other").code == "source_unreachable"
+
+
 def test_a_busy_hub_is_asked_again(hub, library, saved):
     hub.add("org/m", saved / "single")
     hub.api_fault = lambda number: Fault(status=429, headers={"Retry-After": "1"}) if number % 2 else None
@@ -156,6 +178,8 @@ def test_equal_content_has_one_fingerprint_wherever_it_is(hub, library, copy_of,
         ("org/none", "model_not_found", "no model org/none@main"),
         ("org/m@nope", "model_not_found", "no revision 'nope'"),
         ("nowhere", "model_not_found", "no model directory"),
+        ("org/m.git", "model_not_found", "cannot be the name"),
+        ("org/m-", "model_not_found", "cannot be the name"),
     ],
 )
 def test_what_there_is_not(hub, library, saved, ref, code, words):

@@ -31,6 +31,11 @@ def test_a_login_is_used_with_the_hub_alone_and_only_where_no_token_is_set(acces
     assert with_login(access).token == token
 
 
+def test_a_login_is_not_used_where_that_is_forbidden(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    assert with_login(HubAccess()).token == "" and with_login(HubAccess(token="hf_set")).token == "hf_set"
+
+
 def test_nobody_is_logged_in(login):
     login.unlink()
     assert with_login(HubAccess()) == HubAccess()

@@ -17,7 +17,7 @@ from hydra.store.model_ref import HubAccess, HubRef
 from hydra.store.patience import Patience
 from hydra.store.range_cache import RangeCache
 from hydra.store.range_source import RangeIgnored, SourceFault, SourceUnfit
-from tests.fake_hub import Asked, Fault, fake_hub, tag_of
+from tests.fake_hub import PORTAL, Asked, Fault, fake_hub, tag_of
 
 FILE = "model.safetensors"
 CONTENT = bytes(range(256)) * 1000
@@ -86,6 +86,56 @@ def test_what_is_not_as_described_is_a_fault(hub, source_of, turn, fault, words)
     assert isinstance(caught.value, SourceUnfit) == (fault is SourceUnfit)
     if "429" in words:
         assert caught.value.retry_after_s == 9.0
+
+
+PORTALS = [
+    {"Content-Type": "text/html; charset=utf-8", "Content-Length": str(len(PORTAL))},
+    {"Content-Type": "TEXT/HTML", "ETag": f'"{STORED.tag}"'},
+    {"Content-Type": "application/json"},
+    {"Content-Type": "application/octet-stream"},
+    {},
+]
+
+
+@pytest.mark.parametrize("portal", PORTALS, ids=str)
+@pytest.mark.parametrize("length", [100, len(CONTENT)])
+def test_a_page_in_place_of_the_file_is_a_fault(hub, source_of, portal, length):
+    """The login page of a network or the error page of a proxy, with a status that says all is well."""
+    hub.portal = portal
+    source = source_of()
+    with pytest.raises(SourceFault) as caught:
+        bytes_of(source, 0, length)
+    assert not isinstance(caught.value, SourceUnfit), "the same source may do better once somebody has logged in"
+    if "Content-Type" in portal and "octet" not in portal["Content-Type"]:
+        assert "login page" in str(caught.value)
+    hub.portal = None
+    assert bytes_of(source, 0, length) == CONTENT[:length]
+
+
+@pytest.mark.parametrize("portal", PORTALS, ids=str)
+def test_nothing_of_such_a_page_enters_the_cache(hub, source_of, tmp_path, portal):
+    hub.portal = portal
+    cache = RangeCache(CacheRoom(root=tmp_path), patience=Patience(sleep=lambda delay_s: None, tries=4))
+    asked = ("k", (STORED,), (WANTED,), (source_of(),), lambda done, total: None, lambda: False)
+    with closing(cache):
+        with pytest.raises(RefusalError) as caught:
+            cache.ensure(*asked)
+        assert caught.value.refusal.code == "source_unreachable" and "login page" in caught.value.refusal.message
+        hub.portal = None
+        folder = cache.ensure(*asked)
+        assert (folder / FILE).read_bytes()[WANTED.offset :][: WANTED.length] == CONTENT[1000:201_000]
+        assert sum(sent for _, _, sent in hub.sent) == WANTED.length, "all of it came after that"
+
+
+def test_a_page_behind_a_redirect_is_not_remembered(hub, source_of):
+    with fake_hub() as elsewhere:
+        elsewhere.repos, elsewhere.portal = hub.repos, {"Content-Type": "text/html"}
+        hub.redirect_to = elsewhere.url
+        source = source_of()
+        with pytest.raises(SourceFault, match="login page"):
+            bytes_of(source, 0, 100)
+        hub.redirect_to = ""
+        assert bytes_of(source, 0, 100) == CONTENT[:100]
 
 
 def test_a_silent_server_is_a_fault(hub, source_of):

@@ -1,5 +1,11 @@
 """What MODEL means, and how the Hub is reached, as values."""
 
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import huggingface_hub
 import pytest
 
 from hydra.protocol.model_name import default_model_id, hub_parts
@@ -58,17 +64,89 @@ def test_hub_parts_leave_the_revision_out():
     assert hub_parts("org/name") == ("org/name", "")
 
 
+CACHE = Path("~/.cache/huggingface/hub").expanduser()
+
+
 @pytest.mark.parametrize(
     ("environ", "access"),
     [
-        ({}, HubAccess()),
-        ({"HF_ENDPOINT": "http://hub.lan/", "HF_TOKEN": " t\n"}, HubAccess(endpoint="http://hub.lan", token="t")),
-        ({"HF_ENDPOINT": "", "HF_HUB_OFFLINE": "ON"}, HubAccess(offline=True)),
-        ({"HF_HUB_OFFLINE": "0"}, HubAccess()),
+        ({}, HubAccess(hf_cache=CACHE)),
+        (
+            {"HF_ENDPOINT": "http://hub.lan/", "HF_TOKEN": " t\n"},
+            HubAccess(endpoint="http://hub.lan", token="t", hf_cache=CACHE),
+        ),
+        ({"HF_ENDPOINT": "", "HF_HUB_OFFLINE": "ON"}, HubAccess(offline=True, hf_cache=CACHE)),
+        ({"HF_HUB_OFFLINE": "0"}, HubAccess(hf_cache=CACHE)),
+        ({"HF_HOME": "", "HF_HUB_CACHE": "", "XDG_CACHE_HOME": ""}, HubAccess(hf_cache=CACHE)),
     ],
 )
 def test_the_environment_as_other_tools_read_it(environ, access):
     assert HubAccess.of(environ) == access and HubAccess().endpoint == ENDPOINT
+
+
+@pytest.fixture
+def constants_in(monkeypatch):
+    """`constants_in(environ)`: what huggingface_hub itself makes of an environment."""
+
+    def read(environ: dict[str, str]) -> ModuleType:
+        for name in list(os.environ):
+            if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "XDG_")):
+                monkeypatch.delenv(name)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        spec = importlib.util.spec_from_file_location("constants_anew", huggingface_hub.constants.__file__)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        *({"HF_HUB_OFFLINE": value} for value in ("1", "on", "Yes", "TRUE", "0", "no", "2", "auto", "")),
+        *({"TRANSFORMERS_OFFLINE": value} for value in ("1", "on", "Yes", "TRUE", "0", "no", "")),
+        {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "1"},
+        {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "1"},
+        {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "0"},
+        {"HF_DATASETS_OFFLINE": "1"},
+        {"HF_ENDPOINT": "http://hub.lan/"},
+        {"HF_HOME": "/data/hf"},
+        {"HF_HOME": "~/hf"},
+        {"HF_HOME": "relative"},
+        {"HF_HUB_CACHE": "/data/hub", "HF_HOME": "/data/hf", "HUGGINGFACE_HUB_CACHE": "/data/old"},
+        {"HF_HUB_CACHE": "$DISK/hub", "DISK": "/mnt"},
+        {"HF_HUB_CACHE": "~nobody-of-that-name/hub"},
+        {"HUGGINGFACE_HUB_CACHE": "~/old", "HF_HOME": "/data/hf"},
+        {"XDG_CACHE_HOME": "/var/cache/me"},
+        {"XDG_CACHE_HOME": "/var/cache/me", "HF_HOME": "/data/hf"},
+        {"TRANSFORMERS_CACHE": "/data/transformers"},
+    ],
+    ids=str,
+)
+def test_every_variable_means_what_huggingface_hub_makes_of_it(constants_in, environ):
+    theirs, ours = constants_in(environ), HubAccess.of(environ)
+    assert (ours.offline, ours.endpoint) == (theirs.HF_HUB_OFFLINE, theirs.ENDPOINT)
+    assert ours.hf_cache == Path(theirs.HF_HUB_CACHE).absolute()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"HF_TOKEN": "hf_new", "HUGGING_FACE_HUB_TOKEN": "hf_old"},
+        {"HUGGING_FACE_HUB_TOKEN": "hf_old"},
+        {"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": " hf_old\r\n"},
+        {"HF_TOKEN": "hf_\nnew "},
+        {},
+    ],
+    ids=str,
+)
+def test_a_token_is_read_as_huggingface_hub_reads_it(constants_in, monkeypatch, tmp_path, environ):
+    constants_in(environ)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert HubAccess.of(environ).token == (huggingface_hub.get_token() or "")
 
 
 def test_the_token_is_not_in_the_representation():

@@ -1,0 +1,24 @@
+"""Whether a directory of this machine holds the very model that was described elsewhere.
+
+Promises: a directory of another model, or with only some of its weights, is never taken for it. Refuses to know who
+asks.
+"""
+
+from pathlib import Path
+
+from hydra.protocol.model_spec import ModelSpec
+from hydra.protocol.refusal import RefusalError
+from hydra.store.model_dir import describe
+
+
+def why_unlike(directory: str, spec: ModelSpec) -> str | None:
+    """Why the model in this directory is not the described one; None when it is."""
+    if not Path(directory).is_dir():
+        return f"there is no {directory} on this machine"
+    try:
+        model = describe(directory, tied=spec.tied)  # compared once: workers read their own bytes only
+    except RefusalError as refusal:
+        return str(refusal)
+    if model.spec.fingerprint != spec.fingerprint:
+        return f"the model in {directory} on this machine is another one than the coordinator's: copy it anew"
+    return None
