@@ -1,6 +1,6 @@
 """A cluster for the HTTP room: says what a script says, when the test lets it, and knows who has left."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -41,6 +41,7 @@ class FakeCluster:
     open: int = 0  # generations that nobody has closed
     pieces: int = 0
     gate: trio.Event | None = None  # holds everything after the first piece until it is set
+    turn: Callable[[GenerateRequest, int], Awaitable[None]] | None = None  # awaited before the n-th piece
     is_ready: bool = True
     unloaded: list[str] = attrs.field(factory=list)
     job: JobStatus = JobStatus(
@@ -70,6 +71,8 @@ class FakeCluster:
     async def _pieces(self, request: GenerateRequest) -> AsyncIterator[Piece]:
         number = 0
         while True:
+            if self.turn is not None:
+                await self.turn(request, number)
             said = self.script(request, number)
             if isinstance(said, float | int):
                 await trio.sleep(said)

@@ -41,6 +41,22 @@ async def test_the_first_token_is_not_held_back(app, cluster):
     assert text_of(answer.events()) == "Grüße, Welt"
 
 
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_chat_begins_with_the_role_of_every_choice(app, cluster, n):
+    async def turn(request, number):
+        if number == 0 and request.params.choice == 0:
+            await trio.testing.wait_all_tasks_blocked()  # the others speak first
+
+    cluster.turn = turn
+    answer = await ask(app, "POST", "/v1/chat/completions", {**CHAT, "n": n, "return_token_ids": True})
+    first = [event["choices"] for event in answer.events()[:n]]
+    role = {"role": "assistant", "content": ""}
+    expected = {"delta": role, "logprobs": None, "finish_reason": None, "token_ids": []}
+    assert first == [[{"index": index, **expected}] for index in range(n)]
+    later = [event["choices"][0]["delta"] for event in answer.events()[n:-1]]
+    assert not any("role" in delta for delta in later)
+
+
 async def test_a_refusal_before_the_first_token_is_a_status(app, cluster):
     cluster.script = lambda request, number: Refusal(code="no_workers", message="nobody", retry_after_s=3.0)
     answer = await ask(app, "POST", "/v1/chat/completions", CHAT)
