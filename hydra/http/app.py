@@ -2,15 +2,22 @@
 
 import structlog
 import trio
-from quart import Response
+from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import (
+    HTTPException,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+)
 
 from hydra.actors.client import Cluster
 from hydra.http.api import Api, Aside, json_response
 from hydra.http.cluster_routes import add_cluster_routes
 from hydra.http.failures import body_of, error_body, status_of
 from hydra.http.openai_routes import add_openai_routes
+from hydra.http.request_body import RequestBody
+from hydra.http.request_path import shown_path
 from hydra.http.request_scope import RequestScope
 from hydra.http.shutdown import Shutdown
 from hydra.http.words_shelf import WordsShelf
@@ -30,7 +37,7 @@ def make_app(
     """The ASGI app over a cluster. `aside` runs what blocks: rendering a template."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
-    app.asgi_app = RequestScope(app.asgi_app)  # type: ignore[method-assign]
+    app.asgi_app = RequestBody(RequestScope(app.asgi_app), max_body_bytes)  # type: ignore[method-assign]
     api = Api(cluster, shutdown, aside, shelf)
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
@@ -49,7 +56,8 @@ def _add_errors(app: QuartTrio) -> None:
         status = why.code or 500
         kind = "invalid_request_error" if status < 500 else "server_error"
         code = {408: "request_timeout", 413: "too_large"}.get(status, why.name.lower().replace(" ", "_"))
-        return json_response(error_body(why.description or why.name, kind, None, code), status)
+        message, headers = _explained(why, app.config["MAX_CONTENT_LENGTH"])
+        return json_response(error_body(message, kind, None, code), status, headers)
 
     @app.errorhandler(Exception)
     async def bug(why: Exception) -> Response:
@@ -58,6 +66,22 @@ def _add_errors(app: QuartTrio) -> None:
             return await refused(found)
         log.error("a request failed", exc_info=why)
         return json_response(error_body("internal error", "server_error", None, "internal_error"), 500)
+
+
+def _explained(why: HTTPException, body_max_bytes: int) -> tuple[str, dict[str, str]]:
+    """What is wrong and what would be right, and the headers that say so to programs."""
+    method, path = request.method, shown_path(request.scope["raw_path"])
+    match why:
+        case NotFound():
+            return f"no route {method} {path}", {}
+        case MethodNotAllowed():
+            allowed = ", ".join(sorted(why.valid_methods or ()))
+            return f"{method} is not possible at {path}; allowed: {allowed}", {"Allow": allowed}
+        case RequestEntityTooLarge():
+            message = f"the request body is larger than {body_max_bytes} bytes, the limit ([server] max_body_bytes)"
+            return message, {}
+        case _:
+            return why.description or why.name, {}
 
 
 def _refusal_in(why: BaseException) -> RefusalError | None:
