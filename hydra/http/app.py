@@ -15,8 +15,10 @@ from hydra.actors.client import Cluster
 from hydra.http.api import Api, Aside, json_response
 from hydra.http.cluster_routes import add_cluster_routes
 from hydra.http.failures import body_of, error_body, status_of
+from hydra.http.no_websocket import NoWebsocket
 from hydra.http.openai_routes import add_openai_routes
 from hydra.http.request_body import RequestBody
+from hydra.http.request_id import RequestId
 from hydra.http.request_path import shown_path
 from hydra.http.request_scope import RequestScope
 from hydra.http.shutdown import Shutdown
@@ -37,7 +39,8 @@ def make_app(
     """The ASGI app over a cluster. `aside` runs what blocks: rendering a template."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
-    app.asgi_app = RequestBody(RequestScope(app.asgi_app), max_body_bytes)  # type: ignore[method-assign]
+    named = RequestId(RequestScope(app.asgi_app))
+    app.asgi_app = NoWebsocket(RequestBody(named, max_body_bytes))  # type: ignore[method-assign]
     api = Api(cluster, shutdown, aside, shelf)
     add_openai_routes(app, api)
     add_cluster_routes(app, api)

@@ -55,7 +55,7 @@ async def _generate(api: Api, kind: Literal["chat", "text"]) -> Response:
     parsed = parsed.with_defaults(card.default_sampling)
     answers = await api.aside(answers_of, parsed, words, card)
     writer = Writer(parsed, answers, words)
-    headers = {"x-request-id": writer.id}
+    headers: dict[str, str] = {}
     ignored = [*parsed.ignored, *(words.overlooked(parsed.chat) if kind == "chat" else ())]
     if ignored:
         headers["x-hydra-ignored"] = ",".join(ignored)[:1000]
