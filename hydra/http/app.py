@@ -9,6 +9,7 @@ from werkzeug.exceptions import (
     MethodNotAllowed,
     NotFound,
     RequestEntityTooLarge,
+    UnsupportedMediaType,
 )
 
 from hydra.actors.client import Cluster
@@ -19,7 +20,7 @@ from hydra.http.no_websocket import NoWebsocket
 from hydra.http.openai_routes import add_openai_routes
 from hydra.http.request_body import RequestBody
 from hydra.http.request_id import RequestId
-from hydra.http.request_path import shown_path
+from hydra.http.request_path import RequestPath, shown_path
 from hydra.http.request_scope import RequestScope
 from hydra.http.shutdown import Shutdown
 from hydra.http.words_shelf import WordsShelf
@@ -39,11 +40,12 @@ def make_app(
     """The ASGI app over a cluster. `aside` runs what blocks: rendering a template."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
-    named = RequestId(RequestScope(app.asgi_app))
+    named = RequestId(RequestPath(RequestScope(app.asgi_app)))
     app.asgi_app = NoWebsocket(RequestBody(named, max_body_bytes))  # type: ignore[method-assign]
     api = Api(cluster, shutdown, aside, shelf)
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
+    _refuse_encodings(app)
     _add_errors(app)
     return app
 
@@ -83,8 +85,23 @@ def _explained(why: HTTPException, body_max_bytes: int) -> tuple[str, dict[str, 
         case RequestEntityTooLarge():
             message = f"the request body is larger than {body_max_bytes} bytes, the limit ([server] max_body_bytes)"
             return message, {}
+        case UnsupportedMediaType():
+            return why.description or why.name, {"Accept-Encoding": "identity"}
         case _:
             return why.description or why.name, {}
+
+
+def _refuse_encodings(app: QuartTrio) -> None:
+    """A compressed body is not JSON; its size once unpacked would need a limit of its own."""
+
+    @app.before_request
+    async def look() -> None:
+        codings = {coding.strip().lower() for coding in request.headers.get("Content-Encoding", "").split(",")}
+        if request.method == "POST" and request.routing_exception is None and codings - {"", "identity"}:
+            coding = request.headers["Content-Encoding"][:100]
+            raise UnsupportedMediaType(
+                f"the request body has Content-Encoding {coding!r}, which is not understood here; send it unencoded"
+            )
 
 
 def _refusal_in(why: BaseException) -> RefusalError | None:
