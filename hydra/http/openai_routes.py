@@ -18,6 +18,7 @@ from hydra.http.teller import Delta
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
 
+FIRST_BYTE_S = 10.0  # so long may a stream's status wait for its first token; proxies give up after a minute or less
 PING_AFTER_S = 15.0
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -49,6 +50,7 @@ def add_openai_routes(app: QuartTrio, api: Api) -> None:
 
 async def _generate(api: Api, kind: Literal["chat", "text"]) -> Response:
     parsed = parse_request(kind, parse_json(await request.get_data()))
+    first_byte_at_s = trio.current_time() + FIRST_BYTE_S
     if api.shutdown.begun.is_set():
         raise refuse("shutting_down", "the server is stopping", retry_after_s=5.0)
     card, words = await api.model(parsed.model)
@@ -63,23 +65,27 @@ async def _generate(api: Api, kind: Literal["chat", "text"]) -> Response:
     deltas = start_answers(request_nursery(), asked, api.shutdown.last_call)
     if not parsed.stream:
         return json_response(writer.whole(await deltas.all()), headers=headers)
-    first = await deltas.next()  # the status waits for it, so that a refusal can still be one
+    first: list[Delta] | None = None
+    with trio.move_on_at(first_byte_at_s):
+        first = await deltas.next()  # the status waits for it, so that a refusal can still be one
     response = Response(_events(deltas, first, writer), headers={**STREAM_HEADERS, **headers})
     response.timeout = None  # the framework would cut every stream after a minute
     return response
 
 
-async def _events(deltas: Deltas, first: list[Delta], writer: Writer) -> AsyncIterator[bytes]:
-    some = first
+async def _events(deltas: Deltas, first: list[Delta] | None, writer: Writer) -> AsyncIterator[bytes]:
+    """`first` is None when it is still to come: a ping stands for it, and a refusal is now an event."""
+    if first is None:
+        yield PING
     try:
-        while some:
-            yield writer.chunks(some)
-            some = []
-            while not some:
-                with trio.move_on_after(PING_AFTER_S) as silence:
-                    some = await deltas.next()
-                if not silence.cancelled_caught:
-                    break
+        some = first
+        while some is None or some:
+            if some:
+                yield writer.chunks(some)
+            some = None
+            with trio.move_on_after(PING_AFTER_S):
+                some = await deltas.next()
+            if some is None:
                 yield PING
     except RefusalError as why:
         yield sse(body_of(why.refusal))
