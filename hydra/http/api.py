@@ -7,23 +7,30 @@ import attrs
 from quart import Response
 
 from hydra.actors.client import Cluster
+from hydra.http.load_trials import LoadTrials
+from hydra.http.readiness import Readiness
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
 from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.model_spec import ModelCard
-from hydra.protocol.refusal import RefusalError, refuse
+from hydra.protocol.refusal import refuse
 
 Aside = Callable[..., Awaitable[Any]]
 
 
 @attrs.define(eq=False)
 class Api:
-    """What the routes share: the cluster, and the words of each model."""
+    """What the routes share: the cluster, the words of each model, and what follows from them."""
 
     cluster: Cluster
     shutdown: Shutdown
     aside: Aside
     shelf: WordsShelf
+    trials: LoadTrials
+
+    @property
+    def readiness(self) -> Readiness:
+        return Readiness(self.cluster, self.shelf)
 
     async def model(self, name: str) -> tuple[ModelCard, Words]:
         """Raises RefusalError model_not_found, bad_model."""
@@ -33,16 +40,6 @@ class Api:
             known = ", ".join(card.model_id for card in cards) or "none"
             raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
         return card, await self.shelf.words_of(card, cards)
-
-    async def prove(self, name: str) -> None:
-        """A model that has just been loaded is unloaded again when its words are refused. Raises RefusalError."""
-        try:
-            await self.model(name)
-        except RefusalError as why:
-            if why.refusal.code == "model_not_found":
-                return  # somebody else has unloaded it by now
-            await self.cluster.unload_model(name)
-            raise
 
 
 def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -16,6 +16,7 @@ from hydra.actors.client import Cluster
 from hydra.http.api import Api, Aside, json_response
 from hydra.http.cluster_routes import add_cluster_routes
 from hydra.http.failures import body_of, error_body, status_of
+from hydra.http.load_trials import LoadTrials
 from hydra.http.no_websocket import NoWebsocket
 from hydra.http.openai_routes import add_openai_routes
 from hydra.http.request_body import RequestBody
@@ -35,6 +36,7 @@ def make_app(
     max_body_bytes: int,
     shutdown: Shutdown,
     shelf: WordsShelf,
+    trials: LoadTrials | None = None,
     aside: Aside = trio.to_thread.run_sync,
 ) -> QuartTrio:
     """The ASGI app over a cluster. `aside` runs what blocks: rendering a template."""
@@ -42,7 +44,7 @@ def make_app(
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     named = RequestId(RequestPath(RequestScope(app.asgi_app)))
     app.asgi_app = NoWebsocket(RequestBody(named, max_body_bytes))  # type: ignore[method-assign]
-    api = Api(cluster, shutdown, aside, shelf)
+    api = Api(cluster, shutdown, aside, shelf, trials or LoadTrials(cluster, shelf))
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
     _refuse_encodings(app)

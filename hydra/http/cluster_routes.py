@@ -20,10 +20,8 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
 
     @app.get("/ready")
     async def ready() -> Response:
-        told = await api.cluster.ready()
-        if told.ready:
-            return json_response({"ready": True})
-        raise refuse("no_workers", told.why or "not ready", retry_after_s=told.retry_after_s)
+        await api.readiness.check()
+        return json_response({"ready": True})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -42,26 +40,31 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
     async def load() -> Response:
         body = parse_json(await request.get_data())
         told = await api.cluster.load_model(**_load_wish(body))
-        if told.refusal is None and told.state == "ready" and told.model_id:
-            await api.prove(told.model_id)
+        if told.refusal is None and told.model_id:
+            if told.job:
+                api.trials.begin(told.job, told.model_id)
+            else:
+                await api.trials.prove(told.model_id)
         return _told(told)
 
     @app.get("/api/models/jobs")
     async def jobs() -> Response:
-        return json_response({"jobs": [_job(job) for job in await api.cluster.jobs(None)]})
+        return json_response({"jobs": [_job(job) for job in await api.trials.verdicts(await api.cluster.jobs(None))]})
 
     @app.get("/api/models/jobs/<job_id>")
     async def job(job_id: str) -> Response:
-        return json_response(_job((await api.cluster.jobs(job_id))[0]))
+        return json_response(_job((await api.trials.verdicts(await api.cluster.jobs(job_id)))[0]))
 
     @app.delete("/api/models/jobs/<job_id>")
     async def cancel(job_id: str) -> Response:
-        return json_response(_job((await api.cluster.cancel_job(job_id))[0]))
+        return json_response(_job((await api.trials.verdicts(await api.cluster.cancel_job(job_id)))[0]))
 
     @app.post("/api/models/unload")
     async def unload() -> Response:
         body = parse_json(await request.get_data())
-        return _told(await api.cluster.unload_model(_text(body, "model_id", required=True) or ""))
+        told = await api.cluster.unload_model(_text(body, "model_id", required=True) or "")
+        api.shelf.keep(await api.cluster.models())
+        return _told(told)
 
 
 def _text(body: dict[str, Any], name: str, *, required: bool = False) -> str | None:

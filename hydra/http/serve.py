@@ -23,9 +23,10 @@ from quart_trio import QuartTrio
 
 from hydra.actors.client import Cluster
 from hydra.http.client_stream import CLIENT_STREAM, ClientStream
+from hydra.http.load_trials import LoadTrials
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
-from hydra.http.words_shelf import ChatTemplateFile, WordsShelf
+from hydra.http.words_shelf import WordsShelf
 from hydra.http.words_trial import load_tried
 
 WRITE_DEADLINE_S = 30.0
@@ -40,7 +41,6 @@ class HttpSettings:
     drain_timeout_s: float = 30.0
     max_body_bytes: int = 4_194_304
     write_deadline_s: float = WRITE_DEADLINE_S
-    chat_template: ChatTemplateFile | None = None
 
 
 def finishing(app: QuartTrio) -> ASGIFramework:
@@ -106,17 +106,19 @@ async def serve_app(app: QuartTrio, settings: HttpSettings, shutdown: Shutdown) 
         nursery.cancel_scope.cancel()
 
 
-async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio.Event) -> None:
+async def load_words(folder: Path, template: Path | None) -> Words:
+    """As a WordsShelf wants it: in a thread."""
+    return await trio.to_thread.run_sync(load_tried, folder, template)
+
+
+async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio.Event, shelf: WordsShelf) -> None:
     """The OpenAI API over `cluster`, until `stopping`."""
     from hydra.http.app import make_app
 
-    async def load(folder: Path, template: Path | None) -> Words:
-        return await trio.to_thread.run_sync(load_tried, folder, template)
-
-    shutdown = Shutdown(begun=stopping)
-    shelf = WordsShelf(load, settings.chat_template)
-    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown, shelf=shelf)
+    shutdown, trials = Shutdown(begun=stopping), LoadTrials(cluster, shelf)
+    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown, shelf=shelf, trials=trials)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shelf.read_ahead, cluster.models)
+        nursery.start_soon(trials.run)
         await serve_app(app, settings, shutdown)
         nursery.cancel_scope.cancel()

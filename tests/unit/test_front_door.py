@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hydra.child_spec import FrontendSpec, from_json, to_json
+from hydra.cli import check_chat_template
 from hydra.complaint import Complaint
 from hydra.settings import NOT_YET, load_settings
 
@@ -25,7 +26,7 @@ def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
 def test_a_frontend_is_told_which_model_it_is_for():
     spec = FrontendSpec(
         node_id="frontend", router_addr="a", broadcast_addr="b", http_fd=3, http_url="c",
-        chat_template="/t.jinja", chat_template_model="/m",
+        model_path="/m", chat_template="/t.jinja",
     )  # fmt: skip
     assert from_json(to_json(spec), FrontendSpec) == spec
 
@@ -43,6 +44,19 @@ def test_a_chat_template_that_is_not_there_is_a_complaint(tmp_path):
     ]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 2 and "no chat template at" in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize("file", ["none", ".", "/proc/self/mem"])
+def test_a_chat_template_that_cannot_be_read_is_a_complaint(tmp_path, file):
+    with pytest.raises(Complaint) as caught:
+        check_chat_template(tmp_path / file)
+    assert caught.value.exit_code == 2 and str(tmp_path / file) in caught.value.what and caught.value.cause
+
+
+def test_a_chat_template_that_can_be_read_is_none(tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text("")
+    check_chat_template(file)
 
 
 @pytest.mark.parametrize(("section", "key", "kept"), NOT_YET)
