@@ -73,8 +73,8 @@ class FrontendSpec:
     max_body_bytes: int = 4_194_304
     max_replays: int = 5
     high_water_mark: int = 1000
-    chat_template: str = ""  # a file, for the one model at `chat_template_model`
-    chat_template_model: str = ""
+    model_path: str = ""  # of the model that this cluster was started for
+    chat_template: str = ""  # a file, for that model alone
 
 
 S = TypeVar("S", CoordinatorSpec, WorkerSpec, FrontendSpec)

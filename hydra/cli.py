@@ -1,5 +1,6 @@
 """The command line: words in, settings out; results on standard output, everything else on standard error."""
 
+import errno
 import json
 import sys
 import time
@@ -99,9 +100,8 @@ def up(
             "set HYDRA_CLUSTER_JOIN_TOKEN (or [cluster] join_token) here and on every worker",
             6,
         )
-    template = settings.model.chat_template
-    if template and not Path(template).expanduser().is_file():
-        raise Complaint(f"no chat template at {template}", "it is a file with a Jinja template", "check the path", 2)
+    if settings.model.chat_template:
+        check_chat_template(Path(settings.model.chat_template).expanduser())
     wish = UpWish(
         model_path=_model(settings.model.path or str(ensure_demo_model(settings.model.cache_path()))),
         workers=local_workers(workers, device),
@@ -109,6 +109,18 @@ def up(
         lan=lan,
     )
     sys.exit(run_up(settings, wish, lambda url: click.echo(f"ready {url}")))
+
+
+def check_chat_template(file: Path) -> None:
+    """Whether it makes sense is found out where templates are compiled. Raises Complaint (exit 2)."""
+    try:
+        if not file.is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
+        with file.open("rb") as opened:
+            opened.read(1)
+    except OSError as why:
+        fix = "give a file with a Jinja template"
+        raise Complaint(f"no chat template at {file}", why.strerror or str(why), fix, 2) from why
 
 
 def _model(text: str) -> str:
@@ -386,10 +398,11 @@ def worker_child(spec: str, lifeline: str) -> None:
 
 
 @cli.command("_frontend", hidden=True)
+@click.option("--been-ready", type=click.BOOL, default=False)
 @_child
-def frontend_child(spec: str, lifeline: str) -> None:
+def frontend_child(spec: str, lifeline: str, been_ready: bool) -> None:
     from hydra.roles import frontend_main
 
     frontend_spec = from_json(spec, FrontendSpec)
     set_up_logging("frontend", frontend_spec.node_id)
-    frontend_main(frontend_spec, _fds(lifeline))
+    frontend_main(frontend_spec, _fds(lifeline), been_ready=been_ready)

@@ -267,12 +267,18 @@ def worker_main(
     os._exit(exit_code)  # a compute thread that is stuck in a kernel must not keep the process
 
 
-def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int]) -> None:
-    """The frontend child: the HTTP server on the inherited socket, and the sessions behind it."""
+def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_ready: bool = False) -> None:
+    """The frontend child: the HTTP server on the inherited socket, and the sessions behind it.
+
+    Until the cluster has `been_ready`, a model whose words cannot be used ends it: nobody could ask for anything.
+    """
     from hydra.actors.frontend import Frontend, FrontendParts
-    from hydra.http.serve import HttpSettings, serve_cluster
-    from hydra.http.words_shelf import ChatTemplateFile
+    from hydra.http.readiness import Readiness
+    from hydra.http.serve import HttpSettings, load_words, serve_cluster
+    from hydra.http.words_shelf import ChatTemplateFile, WordsFault, WordsShelf
     from hydra.protocol.zmq_wire import ZmqWires
+
+    faults: list[WordsFault] = []
 
     async def main() -> None:
         wires = ZmqWires()
@@ -287,24 +293,27 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int]) -> None:
         frontend = Frontend(parts)
         stopping = trio.Event()
         held: list[Lifeline] = []
-        template = ChatTemplateFile(Path(spec.chat_template), spec.chat_template_model) if spec.chat_template else None
+        template = ChatTemplateFile(Path(spec.chat_template), spec.model_path) if spec.chat_template else None
+        shelf = WordsShelf(load_words, template)
         settings = HttpSettings(
             fd=spec.http_fd,
             drain_timeout_s=spec.drain_timeout_s,
             max_body_bytes=spec.max_body_bytes,
-            chat_template=template,
         )
 
-        async def prove() -> None:
-            while not (await frontend.ready()).ready:
-                await trio.sleep(0.2)
-            held[0].say_ready()
+        async def prove(everything: trio.CancelScope) -> None:
+            fault = await Readiness(frontend, shelf).wait(None if been_ready else spec.model_path)
+            if fault is None:
+                held[0].say_ready()
+            else:
+                faults.append(fault)
+                everything.cancel()
 
         async def body() -> None:
             async with trio.open_nursery() as nursery:
                 await nursery.start(frontend.run)
-                nursery.start_soon(prove)
-                await serve_cluster(frontend, settings, stopping)
+                nursery.start_soon(prove, nursery.cancel_scope)
+                await serve_cluster(frontend, settings, stopping, shelf)
                 frontend.leave("stopped")
                 await trio.sleep(LINGER_AFTER_S)
                 nursery.cancel_scope.cancel()
@@ -315,3 +324,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int]) -> None:
             wires.close()
 
     trio.run(main)
+    if faults:
+        refusal = faults[0].refusal
+        cause = f"requests to the model at {spec.model_path} could not be answered"
+        raise Complaint(refusal.message, cause, faults[0].fix, exit_code_of(refusal.code))

@@ -29,6 +29,7 @@ from hydra.state_dir import begin_anew
 
 CPU_MEMORY_SHARE = 0.8  # of the RAM that is free at start, over all CPU workers of this machine
 GIGABYTE = 1_000_000_000
+BEEN_READY = ("--been-ready", "{been_ready}")  # which the parent fills in for every life of a child
 
 
 @attrs.frozen(kw_only=True)
@@ -236,13 +237,17 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
         max_replays=settings.engine.max_replays,
         high_water_mark=settings.zmq.high_water_mark,
         chat_template=settings.model.chat_template and str(Path(settings.model.chat_template).expanduser().absolute()),
-        chat_template_model=wish.model_path,
+        model_path=wish.model_path,
     )
     specs["frontend"] = ("_frontend", to_json(frontend), (listener.fileno(),))
     env = secrets_env(settings)
     more = {"_worker": huge_pages_env(os.environ)}
     commands = {
-        NodeId(name): ChildCommand(argv=tuple(python_child(role, spec)), pass_fds=fds, env=env | more.get(role, {}))
+        NodeId(name): ChildCommand(
+            argv=tuple(python_child(role, spec, *(BEEN_READY if role == "_frontend" else ()))),
+            pass_fds=fds,
+            env=env | more.get(role, {}),
+        )
         for name, (role, spec, fds) in specs.items()
     }
     supervisor = Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout)

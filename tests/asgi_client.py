@@ -1,12 +1,14 @@
 """A client that speaks ASGI to an app in the same loop: no socket, so it works under virtual time too."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
 import trio
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 @attrs.define(eq=False)
@@ -47,16 +49,23 @@ class Exchange:
 
 
 @asynccontextmanager
-async def exchange(app: Any, method: str, path: str, body: Any = None) -> AsyncIterator[Exchange]:
-    """`body` is sent as JSON unless it is bytes. Leaving the block closes the connection."""
+async def exchange(
+    app: Any, method: str, path: str, body: Any = None, headers: Headers = (), *, body_ends: bool = True
+) -> AsyncIterator[Exchange]:
+    """`body` is sent as JSON unless it is bytes; a content type or length in `headers` stands for the usual one.
+
+    Without `body_ends` more of it is still to come, and never does. Leaving the block closes the connection.
+    """
     made = Exchange()
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    incoming: list[dict[str, Any]] = [{"type": "http.request", "body": content, "more_body": False}]
-    headers = [(b"host", b"test"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    incoming: list[dict[str, Any]] = [{"type": "http.request", "body": content, "more_body": not body_ends}]
+    usual = {b"host": b"test", b"content-type": b"application/json", b"content-length": b"%d" % len(content)}
+    named = {name for name, _ in headers}
+    all_headers = [*((name, value) for name, value in usual.items() if name not in named), *headers]
     scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
         "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-        "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "extensions": {},
+        "headers": all_headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "extensions": {},
     }  # fmt: skip
 
     async def receive() -> dict[str, Any]:
@@ -88,8 +97,8 @@ async def exchange(app: Any, method: str, path: str, body: Any = None) -> AsyncI
             await made.end()
 
 
-async def ask(app: Any, method: str, path: str, body: Any = None) -> Exchange:
+async def ask(app: Any, method: str, path: str, body: Any = None, headers: Headers = ()) -> Exchange:
     """The whole answer."""
-    async with exchange(app, method, path, body) as made:
+    async with exchange(app, method, path, body, headers) as made:
         await made.end()
     return made

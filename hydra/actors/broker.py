@@ -6,6 +6,7 @@ tells every session that had a row there to open again, and says which of them w
 It does not know which nodes exist, what a layer is, or where a token is shown.
 """
 
+import math
 from collections import deque
 
 import attrs
@@ -112,6 +113,14 @@ class _Model:
     stalled: Refusal | None = None  # why new work is not taken now
 
 
+@attrs.define(eq=False)
+class _Probe:
+    """A token under way that is to prove one model's route, and those who wait for it."""
+
+    model_id: str
+    asks: list[tuple[Address, AskId]]
+
+
 @attrs.define
 class Limits:
     """The engine section of the configuration, as far as the Broker needs it."""
@@ -134,7 +143,7 @@ class Broker:
     _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
     _next_arrival: int = attrs.field(default=0, init=False)
     _next_row: int = attrs.field(default=1, init=False)
-    _probes: dict[SessionId, list[tuple[Address, AskId]]] = attrs.field(factory=dict, init=False)
+    _probes: dict[SessionId, _Probe] = attrs.field(factory=dict, init=False)
     _next_probe: int = attrs.field(default=1, init=False)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -145,8 +154,8 @@ class Broker:
                 return self._open(RowKey(sender.peer, opening.session), opening, now_s)
             case Received(sender=sender, message=Close(session=session, attempt=attempt)):
                 return self._close(RowKey(sender.peer, session), attempt, now_s)
-            case Received(sender=sender, message=ReadyAsked(ask=ask)):
-                return self._ready(sender, ask, now_s)
+            case Received(sender=sender, message=ReadyAsked() as asked):
+                return self._ready(sender, asked, now_s)
             case RouteUp() as up:
                 return self._route_up(up, now_s)
             case RouteDown() as down:
@@ -404,25 +413,30 @@ class Broker:
 
     # ------------------------------------------------------------ readiness
 
-    def _ready(self, sender: Address, ask: AskId, now_s: float) -> list[Effect]:
+    def _ready(self, sender: Address, asked: ReadyAsked, now_s: float) -> list[Effect]:
         """Ready means proven: a token came through lately, or a probe token does now."""
-        up = next((model for model in self._models.values() if model.engine is not None), None)
-        if up is None or up.engine is None:
+        last_tokens_s = {
+            model.model_id: -math.inf if model.engine.last_token_s is None else model.engine.last_token_s
+            for model in self._models.values()
+            if model.engine is not None and (not asked.models or model.model_id in asked.models)
+        }
+        if not last_tokens_s:
             why = "no model is loaded" if not self._models else "no route is up"
-            return [Send(sender, ReadyTold(ask=ask, ready=False, why=why, retry_after_s=2.0))]
-        last_s = up.engine.last_token_s
-        if last_s is not None and now_s - last_s <= READY_FOR_S:
-            return [Send(sender, ReadyTold(ask=ask, ready=True))]
-        if self._probes:
-            next(iter(self._probes.values())).append((sender, ask))
+            return [Send(sender, ReadyTold(ask=asked.ask, ready=False, why=why, retry_after_s=2.0))]
+        model_id = max(last_tokens_s, key=lambda name: last_tokens_s[name])  # the one that has worked most lately
+        if now_s - last_tokens_s[model_id] <= READY_FOR_S:
+            return [Send(sender, ReadyTold(ask=asked.ask, ready=True))]
+        under_way = next((probe for probe in self._probes.values() if probe.model_id == model_id), None)
+        if under_way is not None:
+            under_way.asks.append((sender, asked.ask))
             return []
         session = SessionId(self._next_probe)
         self._next_probe += 1
-        self._probes[session] = [(sender, ask)]
+        self._probes[session] = _Probe(model_id, [(sender, asked.ask)])
         probe = Open(
             session=session,
             attempt=Attempt(0),
-            model_id=up.model_id,
+            model_id=model_id,
             history=int32([0]),
             prompt_tokens=1,
             max_tokens=1,
@@ -433,11 +447,11 @@ class Broker:
         return [timer, *self._open(RowKey(PROBE_PEER, session), probe, now_s)]
 
     def _probe_told(self, session: SessionId, ready: bool, why: str, now_s: float) -> list[Effect]:
-        asked = self._probes.pop(session, [])
+        probe = self._probes.pop(session, None)
         self._forget(RowKey(PROBE_PEER, session))
         told: list[Effect] = [
             Send(sender, ReadyTold(ask=ask, ready=ready, why=why, retry_after_s=None if ready else 2.0))
-            for sender, ask in asked
+            for sender, ask in (probe.asks if probe is not None else ())
         ]
         return [*told, CancelTimer(("probe", session))]
 

@@ -4,7 +4,7 @@ A generation is an `async with`: leaving it, for whatever reason (done, stop str
 and frees its KV. Replays, re-plans and dead machines do not show here, except as a pause.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
@@ -65,7 +65,8 @@ class Cluster(Protocol):
 
     async def status(self) -> StatusTold: ...
 
-    async def ready(self) -> ReadyTold: ...
+    async def ready(self, models: Sequence[str] = ()) -> ReadyTold:
+        """Whether the route of one of these models is proven to work; of any, when none is named."""
 
     async def load_model(
         self, *, model_path: str, model_id: str | None, total_layers: int | None, dtype: str | None, wait: bool

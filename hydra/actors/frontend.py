@@ -4,7 +4,7 @@
 that leaves closes its session. Every wait has a deadline.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar
 
@@ -249,8 +249,10 @@ class Frontend:
         assert isinstance(told, StatusTold)
         return told
 
-    async def ready(self) -> ReadyTold:
-        told = await self._asks.ask(lambda ask: self._say(BROKER, ReadyAsked(ask=ask)), ANSWER_S, "readiness")
+    async def ready(self, models: Sequence[str] = ()) -> ReadyTold:
+        told = await self._asks.ask(
+            lambda ask: self._say(BROKER, ReadyAsked(ask=ask, models=tuple(models))), ANSWER_S, "readiness"
+        )
         assert isinstance(told, ReadyTold)
         return told
 

@@ -45,7 +45,9 @@ PARENT = ActorName("parent")
 
 @attrs.frozen(kw_only=True)
 class ChildCommand:
-    """How a child is started. `{read_fd}` and `{write_fd}` in argv become its lifeline's descriptors."""
+    """How a child is started. `{read_fd}` and `{write_fd}` in argv become its lifeline's descriptors, `{been_ready}`
+    whether all of it has been ready before: "yes" or "no".
+    """
 
     argv: tuple[str, ...]
     pass_fds: tuple[int, ...] = ()
@@ -71,6 +73,7 @@ class Parent:
     auth: str
     say_ready: Callable[[], None]
     exit_code: int = 0
+    been_ready: bool = False
     house: House = attrs.field(init=False)
     _running: dict[NodeId, _Running] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
@@ -112,6 +115,7 @@ class Parent:
                 if running is not None and running.process.pid == pid:
                     running.process.send_signal(number)
             case SayReady():
+                self.been_ready = True
                 self.say_ready()
             case Finish(exit_code=exit_code, why=why):
                 log.info("all children are gone", why=why)
@@ -126,7 +130,8 @@ class Parent:
         command = self.commands[name]
         child_reads, parent_writes = os.pipe()
         parent_reads, child_writes = os.pipe()
-        argv = [part.format(read_fd=child_reads, write_fd=child_writes) for part in command.argv]
+        been_ready = "yes" if self.been_ready else "no"
+        argv = [part.format(read_fd=child_reads, write_fd=child_writes, been_ready=been_ready) for part in command.argv]
         process = Popen(
             argv,
             pass_fds=(child_reads, child_writes, *command.pass_fds),

@@ -46,7 +46,7 @@ class Writer:
     created: int = attrs.field(factory=lambda: int(time.time()), init=False)
     _tokens: int = attrs.field(default=0, init=False)
     _cached: dict[int, int] = attrs.field(factory=dict, init=False)
-    _begun: set[int] = attrs.field(factory=set, init=False)
+    _begun: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.id = ("chatcmpl-" if self.chat else "cmpl-") + uuid.uuid4().hex
@@ -82,8 +82,14 @@ class Writer:
     # ------------------------------------------------------------ streaming
 
     def chunks(self, deltas: Sequence[Delta]) -> bytes:
-        """SSE events of what has arrived together: neighbouring deltas of one answer become one event."""
+        """SSE events of what has arrived together: neighbouring deltas of one answer become one event.
+
+        Before the first text of a chat each choice begins, in order: clients keep them in a list and append to it.
+        """
         events: list[bytes] = []
+        if self.chat and not self._begun:
+            self._begun = True
+            events += [sse(self._head([self._first_choice(answer.index)], chunk=True)) for answer in self.answers]
         for delta in merged(deltas):
             self.count(delta)
             choice = self._chunk_choice(delta) | self._ids([delta])
@@ -105,16 +111,17 @@ class Writer:
                 "logprobs": self._logprobs(delta.shown),
                 "finish_reason": delta.finish,
             }
-        content: dict[str, Any] = {"content": delta.text} if delta.text or delta.finish is None else {}
-        if delta.index not in self._begun:
-            self._begun.add(delta.index)
-            content = {"role": "assistant", "content": delta.text}
         return {
             "index": delta.index,
-            "delta": content,
+            "delta": {"content": delta.text} if delta.text or delta.finish is None else {},
             "logprobs": self._logprobs(delta.shown),
             "finish_reason": delta.finish,
         }
+
+    def _first_choice(self, index: int) -> dict[str, Any]:
+        """Of a chat: the role, and no text yet."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None} | self._ids([])
 
     # ------------------------------------------------------------ in one piece
 

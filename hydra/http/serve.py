@@ -1,8 +1,4 @@
-"""hypercorn on an inherited socket, set for long streams: a drain that ends, and a write deadline.
-
-hypercorn's Trio worker shields its sends, so a client that never reads would hold its handler and the shutdown for as
-long as it stays connected. Here every connection's stream gives up on a send after a deadline and closes itself.
-"""
+"""hypercorn on an inherited socket, set for long streams: a drain that ends, and connections that end well."""
 
 import socket
 from pathlib import Path
@@ -26,9 +22,11 @@ from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from hydra.actors.client import Cluster
+from hydra.http.client_stream import CLIENT_STREAM, ClientStream
+from hydra.http.load_trials import LoadTrials
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
-from hydra.http.words_shelf import ChatTemplateFile, WordsShelf
+from hydra.http.words_shelf import WordsShelf
 from hydra.http.words_trial import load_tried
 
 WRITE_DEADLINE_S = 30.0
@@ -43,36 +41,6 @@ class HttpSettings:
     drain_timeout_s: float = 30.0
     max_body_bytes: int = 4_194_304
     write_deadline_s: float = WRITE_DEADLINE_S
-    chat_template: ChatTemplateFile | None = None
-
-
-class DeadlineStream(trio.abc.HalfCloseableStream):
-    """A socket stream whose sends end: done within the deadline, or the connection is over."""
-
-    def __init__(self, stream: trio.SocketStream, deadline_s: float) -> None:
-        self._stream = stream
-        self._deadline_s = deadline_s
-        self.socket = stream.socket
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with trio.move_on_after(self._deadline_s) as scope:
-            scope.shield = True
-            await self._stream.send_all(data)
-        if scope.cancelled_caught:
-            await trio.aclose_forcefully(self._stream)
-            raise trio.BrokenResourceError(f"the client read nothing for {self._deadline_s:.0f} s")
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 def finishing(app: QuartTrio) -> ASGIFramework:
@@ -118,8 +86,8 @@ async def serve_app(app: QuartTrio, settings: HttpSettings, shutdown: Shutdown) 
 
         async def handle(stream: trio.SocketStream) -> None:
             async with limit:
-                wrapped: Any = DeadlineStream(stream, settings.write_deadline_s)  # not TLS, which is what it asks for
-                await TCPServer(asgi, config, context, ConnectionState({}), wrapped)
+                client: Any = ClientStream(stream, settings.write_deadline_s)  # not TLS, which is what it asks for
+                await TCPServer(asgi, config, context, ConnectionState({CLIENT_STREAM: client}), client)
 
         async with trio.open_nursery() as connections:
             accepting = trio.CancelScope()
@@ -138,17 +106,19 @@ async def serve_app(app: QuartTrio, settings: HttpSettings, shutdown: Shutdown) 
         nursery.cancel_scope.cancel()
 
 
-async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio.Event) -> None:
+async def load_words(folder: Path, template: Path | None) -> Words:
+    """As a WordsShelf wants it: in a thread."""
+    return await trio.to_thread.run_sync(load_tried, folder, template)
+
+
+async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio.Event, shelf: WordsShelf) -> None:
     """The OpenAI API over `cluster`, until `stopping`."""
     from hydra.http.app import make_app
 
-    async def load(folder: Path, template: Path | None) -> Words:
-        return await trio.to_thread.run_sync(load_tried, folder, template)
-
-    shutdown = Shutdown(begun=stopping)
-    shelf = WordsShelf(load, settings.chat_template)
-    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown, shelf=shelf)
+    shutdown, trials = Shutdown(begun=stopping), LoadTrials(cluster, shelf)
+    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown, shelf=shelf, trials=trials)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shelf.read_ahead, cluster.models)
+        nursery.start_soon(trials.run)
         await serve_app(app, settings, shutdown)
         nursery.cancel_scope.cancel()

@@ -51,7 +51,10 @@ CHATS: tuple[list[dict[str, Any]], ...] = (
 def load_tried(directory: Path, template_file: Path | None = None) -> Words:
     """Blocks for as long as the trial takes. Raises RefusalError bad_model."""
     file = directory / "tokenizer.json"
-    size = file.stat().st_size if file.is_file() else 0
+    try:
+        size = file.stat().st_size if file.is_file() else 0
+    except OSError as why:  # a directory that may not be looked into
+        raise refuse("bad_model", f"tokenizer.json cannot be read: {why.strerror}") from why
     failed = _try_elsewhere(directory, template_file, size) if size <= TOKENIZER_BYTES_MAX else {}
     words = Words.load(directory, template_file)  # which says no to what is larger, at no cost
     words.templates.update(failed)

@@ -461,9 +461,10 @@ class StatusTold:
 
 @attrs.frozen(kw_only=True)
 class ReadyAsked:
-    """Can a request be served now? Sends a probe token through every stage when the cluster is idle."""
+    """Can a request be served now, by one of `models` (empty: by any)? An idle route is sent a probe token."""
 
     ask: AskId
+    models: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -1,10 +1,14 @@
-"""Whoever starts Hydra inside a model directory runs nothing that lies there."""
+"""Whoever starts Hydra inside a model directory runs nothing that lies there; one that cannot be served is not."""
 
+import json
 import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 
+from hydra.store.demo_model import ensure_demo_model
+from scenarios.processes import processes
 from tests.e2e.cluster import running_cluster
 from tests.e2e.served import Served, complete
 
@@ -27,3 +31,22 @@ def test_nothing_is_imported_from_where_it_is_started(
     with running_cluster(tmp_path, Path(), workers=2, by_hand=["h0"]) as cluster:
         assert complete(cluster, untied.prompts[0], stream=True) == untied.answers[0]
     assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
+
+
+def test_a_directory_without_a_tokenizer_ends_the_start(tmp_path: Path) -> None:
+    directory = tmp_path / "mute"
+    shutil.copytree(ensure_demo_model(tmp_path), directory)
+    (directory / "tokenizer.json").unlink()
+    with processes(tmp_path) as running:
+        up = running.start_up(directory, 1)
+        ready, _ = up.communicate(timeout=90)
+        lines = running.messages().splitlines()
+    assert (up.returncode, ready) == (7, "")
+    assert "error: tokenizer.json cannot be read: there is no such file" in lines
+    assert [line[:6] for line in lines if line[:6] in ("error:", "cause:", "fix:  ", "Traceb")] == [
+        "error:",
+        "cause:",
+        "fix:  ",
+    ]
+    started = [json.loads(line)["pid"] for line in lines if '"child started"' in line]
+    assert len(started) == 3 and not [pid for pid in started if psutil.pid_exists(pid)]

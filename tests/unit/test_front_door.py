@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hydra.actors.coordinator import SavedState
 from hydra.actors.wish import Wish
 from hydra.child_spec import FrontendSpec, from_json, to_json
-from hydra.cli import cli
+from hydra.cli import check_chat_template, cli
 from hydra.complaint import Complaint
 from hydra.protocol.batch import ROWS_MAX, TOKENS_MAX
 from hydra.protocol.ids import NodeId
@@ -38,7 +38,7 @@ def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
 def test_a_frontend_is_told_which_model_it_is_for():
     spec = FrontendSpec(
         node_id="frontend", router_addr="a", broadcast_addr="b", http_fd=3, http_url="c",
-        chat_template="/t.jinja", chat_template_model="/m",
+        model_path="/m", chat_template="/t.jinja",
     )  # fmt: skip
     assert from_json(to_json(spec), FrontendSpec) == spec
 
@@ -70,6 +70,19 @@ def test_up_ends_when_it_is_to_serve_more_positions_than_the_model_has(tmp_path)
     )
     assert done.returncode == 2 and done.stdout == ""
     assert "error: max_model_len 4096" in done.stderr and "2048" in done.stderr and "fix: " in done.stderr
+
+
+@pytest.mark.parametrize("file", ["none", ".", "/proc/self/mem"])
+def test_a_chat_template_that_cannot_be_read_is_a_complaint(tmp_path, file):
+    with pytest.raises(Complaint) as caught:
+        check_chat_template(tmp_path / file)
+    assert caught.value.exit_code == 2 and str(tmp_path / file) in caught.value.what and caught.value.cause
+
+
+def test_a_chat_template_that_can_be_read_is_none(tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text("")
+    check_chat_template(file)
 
 
 @pytest.mark.parametrize(("section", "key", "kept"), NOT_YET)

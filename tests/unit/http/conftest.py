@@ -55,3 +55,9 @@ def shutdown():
 @pytest.fixture
 def app(cluster, shutdown):
     return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of())
+
+
+@pytest.fixture
+def quick_app(cluster, shutdown, words):
+    """Whose words are there already."""
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(lambda *_: words))

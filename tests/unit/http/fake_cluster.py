@@ -1,6 +1,6 @@
 """A cluster for the HTTP room: says what a script says, when the test lets it, and knows who has left."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -41,7 +41,12 @@ class FakeCluster:
     open: int = 0  # generations that nobody has closed
     pieces: int = 0
     gate: trio.Event | None = None  # holds everything after the first piece until it is set
+    turn: Callable[[GenerateRequest, int], Awaitable[None]] | None = None  # awaited before the n-th piece
     is_ready: bool = True
+    ready_asked: list[tuple[str, ...]] = attrs.field(factory=list)
+    others: tuple[ModelCard, ...] = ()  # that are loaded too
+    gone: bool = False  # the first model has been unloaded
+    silent: bool = False  # the coordinator has not told yet which models there are
     unloaded: list[str] = attrs.field(factory=list)
     job: JobStatus = JobStatus(
         job="load-1-1",
@@ -55,7 +60,9 @@ class FakeCluster:
     )
 
     async def models(self) -> tuple[ModelCard, ...]:
-        return (self.card,)
+        if self.silent:
+            raise refuse("loading", "nothing is known yet")
+        return self.others if self.gone else (self.card, *self.others)
 
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Any]:
@@ -70,6 +77,8 @@ class FakeCluster:
     async def _pieces(self, request: GenerateRequest) -> AsyncIterator[Piece]:
         number = 0
         while True:
+            if self.turn is not None:
+                await self.turn(request, number)
             said = self.script(request, number)
             if isinstance(said, float | int):
                 await trio.sleep(said)
@@ -91,7 +100,8 @@ class FakeCluster:
     async def status(self) -> StatusTold:
         return StatusTold(ask=1, epoch=3, ready=True, nodes=(), processes=(), models=())
 
-    async def ready(self) -> ReadyTold:
+    async def ready(self, models: Sequence[str] = ()) -> ReadyTold:
+        self.ready_asked.append(tuple(models))
         return ReadyTold(ask=1, ready=self.is_ready, why="" if self.is_ready else "asleep", retry_after_s=2.0)
 
     async def load_model(self, **wish: Any) -> ModelTold:
@@ -112,6 +122,7 @@ class FakeCluster:
 
     async def unload_model(self, model_id: str) -> ModelTold:
         self.unloaded.append(model_id)
+        self.gone = self.gone or model_id == self.card.model_id
         refusal = Refusal(code="model_not_found", message="no such model", param="model_id")
         return ModelTold(ask=1, refusal=refusal) if model_id != "m" else ModelTold(ask=1, state="unloaded")
 

@@ -5,6 +5,8 @@ import trio
 import trio.testing
 
 from hydra.actors.client import Piece
+from hydra.http.app import make_app
+from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.refusal import Refusal
 from tests.asgi_client import ask, exchange
 from tests.unit.http.fake_cluster import spell
@@ -39,6 +41,22 @@ async def test_the_first_token_is_not_held_back(app, cluster):
         cluster.gate.set()
         await answer.end()
     assert text_of(answer.events()) == "Grüße, Welt"
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_chat_begins_with_the_role_of_every_choice(app, cluster, n):
+    async def turn(request, number):
+        if number == 0 and request.params.choice == 0:
+            await trio.testing.wait_all_tasks_blocked()  # the others speak first
+
+    cluster.turn = turn
+    answer = await ask(app, "POST", "/v1/chat/completions", {**CHAT, "n": n, "return_token_ids": True})
+    first = [event["choices"] for event in answer.events()[:n]]
+    role = {"role": "assistant", "content": ""}
+    expected = {"delta": role, "logprobs": None, "finish_reason": None, "token_ids": []}
+    assert first == [[{"index": index, **expected}] for index in range(n)]
+    later = [event["choices"][0]["delta"] for event in answer.events()[n:-1]]
+    assert not any("role" in delta for delta in later)
 
 
 async def test_a_refusal_before_the_first_token_is_a_status(app, cluster):
@@ -95,6 +113,70 @@ async def test_silence_is_filled_with_pings_and_no_stream_is_cut_after_a_minute(
     answer = await ask(app, "POST", "/v1/completions", TEXT)
     assert text_of(answer.events()) == "ab" and answer.events()[-1] == "[DONE]"
     assert answer.body.count(b": ping\n\n") == 13, "one per 15 s of silence"
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+async def test_the_first_byte_does_not_wait_for_a_token_for_ever(quick_app, cluster, autojump_clock, path, body):
+    spoken = spell("ab")
+    cluster.script = lambda request, number: 100.0 if number == 0 else spoken(request, number - 1)
+    began_s = trio.current_time()
+    async with exchange(quick_app, "POST", path, body) as answer:
+        await answer.until(lambda seen: seen.status)
+        assert trio.current_time() - began_s == 10.0 and answer.status == 200
+        await answer.until(lambda seen: seen.body)
+        assert answer.body == b": ping\n\n" and trio.current_time() - began_s == 10.0
+        await answer.end()
+    assert text_of(answer.events()) == "ab" and answer.events()[-1] == "[DONE]"
+    assert answer.body.startswith(b": ping\n\n" * 7 + b"data: "), "after 10 s, then one per 15 s of silence"
+
+
+async def test_a_token_within_the_time_of_the_first_byte_comes_without_a_ping(quick_app, cluster, autojump_clock):
+    spoken = spell("ab")
+    cluster.script = lambda request, number: 9.9 if number == 0 else spoken(request, number - 1)
+    answer = await ask(quick_app, "POST", "/v1/completions", TEXT)
+    assert text_of(answer.events()) == "ab" and b"ping" not in answer.body
+
+
+@pytest.mark.parametrize(("wait_s", "status"), [(9.9, 503), (10.1, 200), (40.0, 200)])
+async def test_a_late_refusal_is_an_event_and_an_early_one_a_status(quick_app, cluster, autojump_clock, wait_s, status):
+    refusal = Refusal(code="no_workers", message="nobody", retry_after_s=3.0)
+    cluster.script = lambda request, number: wait_s if number == 0 else refusal
+    answer = await ask(quick_app, "POST", "/v1/chat/completions", CHAT)
+    assert answer.status == status and b"[DONE]" not in answer.body and cluster.open == 0
+    errors = [answer.json()] if status == 503 else answer.events()
+    assert [error["error"]["code"] for error in errors] == ["no_workers"]
+    assert set(errors[0]["error"]) == FOUR
+
+
+async def test_a_bug_after_the_first_byte_is_an_event_that_tells_nothing(quick_app, cluster, autojump_clock):
+    cluster.script = lambda request, number: 20.0 if number == 0 else RuntimeError("the secret of /etc/passwd")
+    answer = await ask(quick_app, "POST", "/v1/completions", TEXT)
+    assert [event["error"]["code"] for event in answer.events()] == ["internal_error"] and b"secret" not in answer.body
+
+
+async def test_the_time_of_the_first_byte_begins_with_the_request(cluster, shutdown, words, autojump_clock):
+    """Words that are still being read count too."""
+
+    async def load(path, template):
+        await trio.sleep(12.0)
+        return words
+
+    spoken = spell("ab")
+    cluster.script = lambda request, number: 5.0 if number == 0 else spoken(request, number - 1)
+    slow_app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=WordsShelf(load))
+    began_s = trio.current_time()
+    async with exchange(slow_app, "POST", "/v1/completions", TEXT) as answer:
+        await answer.until(lambda seen: seen.body)
+        assert trio.current_time() - began_s == 12.0 and answer.body == b": ping\n\n"
+
+
+async def test_a_client_that_leaves_after_the_first_byte_ends_its_generation(quick_app, cluster, autojump_clock):
+    cluster.script = lambda request, number: 1000.0
+    async with exchange(quick_app, "POST", "/v1/completions", TEXT) as answer:
+        await answer.until(lambda seen: seen.body)
+        assert cluster.open == 1
+        answer.leave()
+    assert cluster.open == 0
 
 
 async def test_an_answer_in_one_piece_may_take_longer_than_a_minute(app, cluster, autojump_clock):

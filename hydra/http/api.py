@@ -1,0 +1,47 @@
+"""What all routes share: the cluster, the words of its models, and how an answer in JSON is made. Knows no route."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+from quart import Response
+
+from hydra.actors.client import Cluster
+from hydra.http.load_trials import LoadTrials
+from hydra.http.openai_response import json_bytes
+from hydra.http.readiness import Readiness
+from hydra.http.shutdown import Shutdown
+from hydra.http.tokenizer import Words
+from hydra.http.words_shelf import WordsShelf
+from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.refusal import refuse
+
+Aside = Callable[..., Awaitable[Any]]
+
+
+@attrs.define(eq=False)
+class Api:
+    """What the routes share: the cluster, the words of each model, and what follows from them."""
+
+    cluster: Cluster
+    shutdown: Shutdown
+    aside: Aside
+    shelf: WordsShelf
+    trials: LoadTrials
+
+    @property
+    def readiness(self) -> Readiness:
+        return Readiness(self.cluster, self.shelf)
+
+    async def model(self, name: str) -> tuple[ModelCard, Words]:
+        """Raises RefusalError model_not_found, bad_model."""
+        cards = await self.cluster.models()
+        card = next((card for card in cards if card.model_id == name), None)
+        if card is None:
+            known = ", ".join(card.model_id for card in cards) or "none"
+            raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
+        return card, await self.shelf.words_of(card, cards)
+
+
+def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(json_bytes(content), status=status, headers=headers, content_type="application/json")

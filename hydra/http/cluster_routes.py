@@ -1,0 +1,132 @@
+"""The routes for people and tools that run the cluster: health, readiness, metrics, status, models and load jobs."""
+
+from typing import Any
+
+import attrs
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from hydra.http.api import Api, json_response
+from hydra.http.failures import body_of
+from hydra.http.openai_request import parse_json
+from hydra.protocol.messages import JobStatus, ModelTold, Sample, StatusTold
+from hydra.protocol.refusal import RefusalError, refuse
+
+
+def add_cluster_routes(app: QuartTrio, api: Api) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        return json_response({"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        await api.readiness.check()
+        return json_response({"ready": True})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        text = prometheus((await api.cluster.status()).samples)
+        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/api/cluster/status")
+    async def status() -> Response:
+        return json_response(_status(await api.cluster.status()))
+
+    @app.post("/api/cluster/rebalance")
+    async def rebalance() -> Response:
+        return _told(await api.cluster.rebalance())
+
+    @app.post("/api/models/load")
+    async def load() -> Response:
+        body = parse_json(await request.get_data())
+        told = await api.cluster.load_model(**_load_wish(body))
+        if told.refusal is None and told.model_id:
+            if told.job:
+                api.trials.begin(told.job, told.model_id)
+            else:
+                await api.trials.prove(told.model_id)
+        return _told(told)
+
+    @app.get("/api/models/jobs")
+    async def jobs() -> Response:
+        return json_response({"jobs": [_job(job) for job in await api.trials.verdicts(await api.cluster.jobs(None))]})
+
+    @app.get("/api/models/jobs/<job_id>")
+    async def job(job_id: str) -> Response:
+        return json_response(_job((await api.trials.verdicts(await api.cluster.jobs(job_id)))[0]))
+
+    @app.delete("/api/models/jobs/<job_id>")
+    async def cancel(job_id: str) -> Response:
+        return json_response(_job((await api.trials.verdicts(await api.cluster.cancel_job(job_id)))[0]))
+
+    @app.post("/api/models/unload")
+    async def unload() -> Response:
+        body = parse_json(await request.get_data())
+        told = await api.cluster.unload_model(_text(body, "model_id", required=True) or "")
+        api.shelf.keep(await api.cluster.models())
+        return _told(told)
+
+
+def _text(body: dict[str, Any], name: str, *, required: bool = False) -> str | None:
+    value = body.get(name)
+    if value is None and not required:
+        return None
+    if not isinstance(value, str) or not value:
+        raise refuse("invalid_value", f"{name} must be a non-empty string", param=name)
+    return value
+
+
+def _load_wish(body: dict[str, Any]) -> dict[str, Any]:
+    layers, wait = body.get("total_layers"), body.get("wait", True)
+    if layers is not None and type(layers) is not int:
+        raise refuse("invalid_value", "total_layers must be an integer", param="total_layers")
+    if type(wait) is not bool:
+        raise refuse("invalid_value", "wait must be true or false", param="wait")
+    return {
+        "model_path": _text(body, "model_path", required=True),
+        "model_id": _text(body, "model_id"),
+        "total_layers": layers,
+        "dtype": _text(body, "dtype"),
+        "wait": wait,
+    }
+
+
+def _told(told: ModelTold) -> Response:
+    if told.refusal is not None:
+        raise RefusalError(told.refusal)
+    content = {"model_id": told.model_id, "state": told.state}
+    if told.state != "loading":
+        return json_response(content)
+    return json_response(content | {"job": told.job}, 202)
+
+
+def _job(job: JobStatus) -> dict[str, Any]:
+    """Bytes are sums over the nodes of the phase they are in; each node's own follow."""
+    return {
+        "job": job.job,
+        "model_id": job.model_id,
+        "model_path": job.model_path,
+        "state": job.state,
+        "bytes_done": sum(node.bytes_done for node in job.nodes),
+        "bytes_total": sum(node.bytes_total for node in job.nodes),
+        "nodes": [attrs.asdict(node) for node in job.nodes],
+        "error": None if job.refusal is None else body_of(job.refusal)["error"],
+    }
+
+
+def _status(told: StatusTold) -> dict[str, Any]:
+    content = attrs.asdict(told, filter=lambda field, _: field.name not in ("ask", "samples"))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
+
+
+def prometheus(samples: tuple[Sample, ...]) -> str:
+    """The text format; names and labels are ours, so nothing needs escaping."""
+    lines: list[str] = []
+    described: set[str] = set()
+    for sample in samples:
+        if sample.name not in described:
+            described.add(sample.name)
+            lines += [f"# HELP {sample.name} {sample.help}", f"# TYPE {sample.name} {sample.kind}"]
+        labels = ",".join(f'{key}="{value}"' for key, value in sample.labels)
+        lines.append(f"{sample.name}{{{labels}}} {sample.value:g}" if labels else f"{sample.name} {sample.value:g}")
+    return "\n".join(lines) + "\n"

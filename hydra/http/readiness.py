@@ -1,0 +1,57 @@
+"""Whether a request can be answered now: some model has a route that is proven, and words that can be used.
+
+It knows nothing of processes: what follows from a model that can never answer is for others to say.
+"""
+
+import attrs
+import structlog
+import trio
+
+from hydra.actors.client import Cluster
+from hydra.http.words_shelf import WordsFault, WordsShelf, is_model_at
+from hydra.protocol.refusal import RefusalError, refuse
+
+LOOK_EVERY_S = 0.2
+RETRY_AFTER_S = 10.0  # words are not mended by waiting, but another model may come
+
+log = structlog.get_logger()
+
+
+@attrs.frozen
+class Readiness:
+    """Of the models of one cluster."""
+
+    cluster: Cluster
+    shelf: WordsShelf
+
+    async def check(self) -> None:
+        """Raises RefusalError, which says why not yet."""
+        cards = await self.cluster.models()
+        faults = [(card.model_id, await self.shelf.fault_of(card, cards)) for card in cards]
+        usable = tuple(model_id for model_id, fault in faults if fault is None)
+        if faults and not usable:
+            reasons = "; ".join(f"{model_id}: {fault.refusal.message}" for model_id, fault in faults if fault)
+            raise refuse("no_workers", f"no model can answer ({reasons})", retry_after_s=RETRY_AFTER_S)
+        reply = await self.cluster.ready(usable)
+        if not reply.ready:
+            raise refuse("no_workers", reply.why or "not ready", retry_after_s=reply.retry_after_s)
+
+    async def wait(self, needed: str | None) -> WordsFault | None:
+        """Until some model can answer; or until it is known that the model at the path `needed` cannot, and why."""
+        while True:
+            try:
+                if needed is not None and (fault := await self._fault_at(needed)) is not None:
+                    return fault
+                await self.check()
+            except RefusalError as why:
+                log.debug("not ready", why=why.refusal.message)
+            else:
+                return None
+            await trio.sleep(LOOK_EVERY_S)
+
+    async def _fault_at(self, model_path: str) -> WordsFault | None:
+        cards = await self.cluster.models()
+        for card in cards:
+            if is_model_at(card, model_path):
+                return await self.shelf.fault_of(card, cards)
+        return None

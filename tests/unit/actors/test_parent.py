@@ -1,0 +1,55 @@
+"""The shell around the supervisor, with children that are tiny programs."""
+
+import sys
+
+import trio
+
+from hydra.actors.parent import ChildCommand, Parent
+from hydra.actors.supervisor import ChildPlan, Supervisor
+
+# Writes down what it was told, says "ready", and dies: the second time for good.
+CHILD = """
+import os, sys
+told, write_fd, log = sys.argv[1:]
+with open(log, "a") as file:
+    file.write(told + " ")
+os.write(int(write_fd), b"!")
+sys.exit(7 if len(open(log).read().split()) == 2 else 1)
+"""
+
+
+class SilentSpoke:
+    peer = "up"
+
+    def send_nowait(self, frames):
+        pass
+
+    async def receive(self):
+        await trio.sleep_forever()
+
+    def close(self):
+        pass
+
+
+class Soon:
+    """Instead of chance: the shortest pause."""
+
+    def uniform(self, low, high):
+        return 0.0
+
+
+async def test_a_child_is_told_whether_all_has_been_ready_before(tmp_path):
+    log, ready = tmp_path / "told", []
+    argv = (sys.executable, "-c", CHILD.replace("{", "{{").replace("}", "}}"), "{been_ready}", "{write_fd}", str(log))
+    parent = Parent(
+        supervisor=Supervisor((ChildPlan(name="frontend", role="frontend", vital=True),), Soon()),
+        commands={"frontend": ChildCommand(argv=argv)},
+        spoke=SilentSpoke(),
+        node_id="up",
+        host="here",
+        auth="",
+        say_ready=lambda: ready.append(1),
+    )
+    with trio.fail_after(30):
+        await parent.run()
+    assert log.read_text().split() == ["no", "yes"] and ready == [1] and parent.exit_code == 7
