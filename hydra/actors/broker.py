@@ -11,10 +11,11 @@ from collections import deque
 import attrs
 import numpy as np
 
-from hydra.actors.engine import Drawn, Engine, Row, RowKey
+from hydra.actors.engine import Drawn, Engine
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, ModelStalled, RouteDown, RouteUp, StepOverdue
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.row import Row, RowKey
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
 from hydra.protocol.ids import (
     PLANNER,

@@ -10,51 +10,20 @@ that it is opened again as a long one (see LengthRule).
 """
 
 from collections import deque
-from collections.abc import Sequence
 
 import attrs
 
 from hydra.actors.kv_ledger import KvLedger
-from hydra.actors.session import DEATHS_MAX, SOLITARY_TOKENS
-from hydra.protocol.batch import Batch, RowOpening, StepResult, int32
+from hydra.actors.micro_batch import MicroBatch
+from hydra.actors.row import Row, RowKey
+from hydra.protocol.batch import Batch, StepResult
 from hydra.protocol.decoder_spec import LengthRule
-from hydra.protocol.ids import Attempt, Epoch, PeerId, RouteId, RowId, SessionId, StepId
-from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
+from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
+from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 
 COHORT_ROWS_MAX = 64  # decoding rows in one micro-batch; more only lengthens everybody's step
 CHUNK_TOKENS_MIN = 64
 BATCH_TOKENS_AUTO = 512
-
-
-@attrs.frozen
-class RowKey:
-    """Whose row it is: the frontend and its session."""
-
-    peer: PeerId
-    session: SessionId
-
-
-@attrs.define(eq=False)
-class Row:
-    """A session while it is open on this route."""
-
-    row: RowId
-    key: RowKey
-    open: Open
-    arrival: int  # order of first opening: the older keeps its blocks when they run out
-    history: Sequence[int]
-    position: int = 0  # tokens composed into steps so far
-    last_id: int = -1
-    generated: int = 0  # over all attempts
-    generated_here: int = 0  # in this attempt
-    cached: int = 0
-    waits_for_token: bool = False
-    announced: bool = False
-    in_flight: int = 0
-
-    @property
-    def solitary(self) -> bool:
-        return self.open.deaths >= DEATHS_MAX and self.generated_here < SOLITARY_TOKENS
 
 
 @attrs.define
@@ -148,7 +117,7 @@ class Engine:
         """The next micro-batch, or None when nothing can go now. Rows that lost their blocks are in `preempted`."""
         if len(self.flights) >= self._flights_max():
             return None
-        parts = _Parts()
+        parts = MicroBatch()
         alone = self._suspect()
         if alone is not None and any(row is not alone for flight in self.flights for row in flight.rows):
             return None  # the others come home first
@@ -181,7 +150,7 @@ class Engine:
         suspects = [row for row in self._lone.values() if row.solitary]
         return min(suspects, key=lambda row: row.arrival, default=None)
 
-    def _add_decode(self, parts: "_Parts", most: int, *, only: Row | None) -> None:
+    def _add_decode(self, parts: MicroBatch, most: int, *, only: Row | None) -> None:
         for row in list(self._decode):
             if len(parts.rows) >= most:
                 break
@@ -199,7 +168,7 @@ class Engine:
             row.position += 1
             row.waits_for_token = True
 
-    def _add_prefill(self, parts: "_Parts", *, only: Row | None) -> None:
+    def _add_prefill(self, parts: MicroBatch, *, only: Row | None) -> None:
         budget = (self.batch_tokens or BATCH_TOKENS_AUTO) - parts.n_tokens
         for row in list(self._prefill):
             if row.row not in self.rows or (only is not None and row is not only):
@@ -223,7 +192,7 @@ class Engine:
                     self.ledger.name_prompt(row.row, row.history)
                 row.waits_for_token = True
 
-    def _blocks(self, row: Row, tokens: int, parts: "_Parts") -> list[int] | None:
+    def _blocks(self, row: Row, tokens: int, parts: MicroBatch) -> list[int] | None:
         """New blocks for `tokens` tokens; takes them from younger rows when there are none. None: the row must wait.
 
         A row that runs alone takes them from anybody: the older ones stand still until it is through.
@@ -307,57 +276,3 @@ class Engine:
             token_s = took_s / flight.tokens
             self._token_s = max(token_s, 0.8 * self._token_s + 0.2 * token_s)
             self._step_s = self._step_s or took_s
-
-
-@attrs.define
-class _Parts:
-    """A micro-batch while it is being put together."""
-
-    rows: list[Row] = attrs.field(factory=list)
-    seen: set[RowId] = attrs.field(factory=set)
-    n_tokens: int = 0
-    _columns: list[tuple[int, int, int, int, int, int]] = attrs.field(factory=list)
-    _tokens: list[int] = attrs.field(factory=list)
-    _blocks: list[int] = attrs.field(factory=list)
-    _opened: list[RowOpening] = attrs.field(factory=list)
-
-    def add(self, row: Row, tokens: Sequence[int], *, sample: bool, blocks: list[int]) -> None:
-        if not row.announced:
-            row.announced = True
-            self._opened.append(opening_of(row))
-        self._columns.append((row.row, row.open.attempt, row.position, len(tokens), int(sample), len(blocks)))
-        self._tokens.extend(tokens)
-        self._blocks.extend(blocks)
-        self.rows.append(row)
-        self.seen.add(row.row)
-        self.n_tokens += len(tokens)
-
-    def batch(self, closed: list[RowId]) -> Batch:
-        columns = zip(*self._columns, strict=True) if self._columns else [()] * 6
-        row, attempt, position, length, sample, new_blocks = (int32(list(column)) for column in columns)
-        return Batch(
-            row=row,
-            attempt=attempt,
-            position=position,
-            length=length,
-            sample=sample,
-            new_blocks=new_blocks,
-            tokens=int32(self._tokens),
-            blocks=int32(self._blocks),
-            closed=int32(closed),
-            opened=tuple(self._opened),
-        )
-
-
-def opening_of(row: Row) -> RowOpening:
-    """What the stages are told of a row, once. The history travels only where the parameters look at it."""
-    history = int32(row.history) if row.open.params.needs_history else int32([])
-    return RowOpening(
-        row=row.row,
-        attempt=row.open.attempt,
-        params=row.open.params,
-        prompt_tokens=row.open.prompt_tokens,
-        history_tokens=len(row.history),
-        cached_tokens=row.cached,
-        history=history,
-    )

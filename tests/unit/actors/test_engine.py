@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from hydra.actors.engine import COHORT_ROWS_MAX, Engine, Row, RowKey
+from hydra.actors.engine import COHORT_ROWS_MAX, Engine
 from hydra.actors.kv_ledger import KvLedger
+from hydra.actors.row import Row, RowKey
 from hydra.actors.session import SOLITARY_TOKENS
 from hydra.protocol.batch import Batch, StepResult, int32
 from hydra.protocol.decoder_spec import LengthRule
