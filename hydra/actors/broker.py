@@ -15,6 +15,7 @@ from hydra.actors.engine import Drawn, Engine
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, ModelStalled, RouteDown, RouteUp, StepOverdue
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.readiness import PROBE_PEER, READY_FOR_S, Probes, ready_told
 from hydra.actors.row import Row, RowKey
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
 from hydra.protocol.ids import (
@@ -22,7 +23,6 @@ from hydra.protocol.ids import (
     ActorName,
     Address,
     AskId,
-    Attempt,
     Epoch,
     PeerId,
     RouteId,
@@ -34,20 +34,15 @@ from hydra.protocol.messages import (
     Open,
     OpenRefused,
     ReadyAsked,
-    ReadyTold,
     Reopen,
     RouteBroken,
     Tokens,
 )
 from hydra.protocol.refusal import Refusal
-from hydra.protocol.sampling import GREEDY
 
 STEP_LEASE_S = 2.0
 UNMEASURED_LEASE_S = 30.0  # before the first step of an epoch came back: nobody knows how fast this model is
 OVERDUE_AGAIN_S = 0.5
-READY_FOR_S = 30.0  # a token so recent proves that the route works
-PROBE_DEADLINE_S = 10.0
-PROBE_PEER = PeerId("(probe)")
 SESSIONS = ActorName("sessions")
 REGISTRY_NAME = ActorName("registry")
 
@@ -134,8 +129,7 @@ class Broker:
     _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
     _next_arrival: int = attrs.field(default=0, init=False)
     _next_row: int = attrs.field(default=1, init=False)
-    _probes: dict[SessionId, list[tuple[Address, AskId]]] = attrs.field(factory=dict, init=False)
-    _next_probe: int = attrs.field(default=1, init=False)
+    _probes: Probes = attrs.field(factory=Probes, init=False)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -167,7 +161,7 @@ class Broker:
             case TimerFired(key=("overdue", int(route))):
                 return self._overdue(RouteId(route), now_s)
             case TimerFired(key=("probe", int(session))):
-                return self._probe_told(SessionId(session), False, "no token came through in time", now_s)
+                return self._probe_ended(SessionId(session), "no token came through in time")
             case _:
                 raise AssertionError(f"a broker cannot be told {event!r}")
 
@@ -226,7 +220,7 @@ class Broker:
     def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
         self._forget(key)
         if key.peer == PROBE_PEER:
-            return self._probe_told(key.session, False, refusal.message, 0.0)
+            return self._probe_ended(key.session, refusal.message)
         message = OpenRefused(session=opening.session, attempt=opening.attempt, refusal=refusal)
         return [Send(Address(key.peer, SESSIONS), message)]
 
@@ -293,8 +287,7 @@ class Broker:
 
     def _reopen(self, row: Row, why: str, *, death: bool = False) -> list[Effect]:
         if row.key.peer == PROBE_PEER:
-            self._forget(row.key)
-            return self._probe_told(row.key.session, False, "the route is being rebuilt", 0.0)
+            return self._probe_ended(row.key.session, "the route is being rebuilt")
         message = Reopen(
             session=row.key.session,
             attempt=row.open.attempt,
@@ -380,7 +373,7 @@ class Broker:
 
     def _tell(self, peer: PeerId, drawn: list[Drawn], logprobs: Logprobs | None) -> list[Effect]:
         if peer == PROBE_PEER:
-            return [effect for token in drawn for effect in self._probe_told(token.row.key.session, True, "", 0.0)]
+            return [effect for token in drawn for effect in self._probe_ended(token.row.key.session)]
         if logprobs is not None:
             index = np.array([token.index for token in drawn])
             logprobs = Logprobs(chosen=logprobs.chosen[index], top_ids=logprobs.top_ids[index], top=logprobs.top[index])
@@ -410,38 +403,18 @@ class Broker:
         """Ready means proven: a token came through lately, or a probe token does now."""
         up = next((model for model in self._models.values() if model.engine is not None), None)
         if up is None or up.engine is None:
-            why = "no model is loaded" if not self._models else "no route is up"
-            return [Send(sender, ReadyTold(ask=ask, ready=False, why=why, retry_after_s=2.0))]
+            return [ready_told(sender, ask, "no model is loaded" if not self._models else "no route is up")]
         last_s = up.engine.last_token_s
         if last_s is not None and now_s - last_s <= READY_FOR_S:
-            return [Send(sender, ReadyTold(ask=ask, ready=True))]
-        if self._probes:
-            next(iter(self._probes.values())).append((sender, ask))
+            return [ready_told(sender, ask)]
+        if self._probes.join(sender, ask):
             return []
-        session = SessionId(self._next_probe)
-        self._next_probe += 1
-        self._probes[session] = [(sender, ask)]
-        probe = Open(
-            session=session,
-            attempt=Attempt(0),
-            model_id=up.model_id,
-            history=int32([0]),
-            prompt_tokens=1,
-            max_tokens=1,
-            params=GREEDY,
-            stop_ids=(),
-        )
-        timer = SetTimer(("probe", session), now_s + PROBE_DEADLINE_S)
-        return [timer, *self._open(RowKey(PROBE_PEER, session), probe, now_s)]
+        key, probe = self._probes.start(sender, ask, up.model_id)
+        return [self._probes.deadline(key, now_s), *self._open(key, probe, now_s)]
 
-    def _probe_told(self, session: SessionId, ready: bool, why: str, now_s: float) -> list[Effect]:
-        asked = self._probes.pop(session, [])
+    def _probe_ended(self, session: SessionId, reason: str = "") -> list[Effect]:
         self._forget(RowKey(PROBE_PEER, session))
-        told: list[Effect] = [
-            Send(sender, ReadyTold(ask=ask, ready=ready, why=why, retry_after_s=None if ready else 2.0))
-            for sender, ask in asked
-        ]
-        return [*told, CancelTimer(("probe", session))]
+        return self._probes.end(session, reason)
 
 
 def _before(one: Waiting, other: Waiting) -> bool:

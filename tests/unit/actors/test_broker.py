@@ -4,8 +4,6 @@ import attrs
 import pytest
 
 from hydra.actors.broker import (
-    PROBE_DEADLINE_S,
-    READY_FOR_S,
     UNMEASURED_LEASE_S,
     Broker,
     CloseLink,
@@ -17,6 +15,7 @@ from hydra.actors.broker import (
 )
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.readiness import PROBE_DEADLINE_S, READY_FOR_S
 from hydra.protocol.batch import StepResult, int32
 from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import PLANNER, Address, Epoch
