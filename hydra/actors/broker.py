@@ -40,6 +40,12 @@ from hydra.protocol.messages import (
 )
 from hydra.protocol.refusal import Refusal
 
+NOT_FINITE = Refusal(
+    code="not_finite",
+    message="the model's logits for this request are not finite (NaN or infinity), so there is no next token: its "
+    "weights are damaged, or a value left the range of the dtype it runs in (float16 ends at 65504); load it with "
+    "--dtype bfloat16 or float32, and if that changes nothing, fetch its files again",
+)
 STEP_LEASE_S = 2.0
 UNMEASURED_LEASE_S = 30.0  # before the first step of an epoch came back: nobody knows how fast this model is
 OVERDUE_AGAIN_S = 0.5
@@ -127,6 +133,7 @@ class Broker:
     _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
     _known: dict[RowKey, tuple[str, Open]] = attrs.field(factory=dict, init=False)
     _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
+    _unshared: set[RowKey] = attrs.field(factory=set, init=False)  # computed without blocks that others have filled
     _next_arrival: int = attrs.field(default=0, init=False)
     _next_row: int = attrs.field(default=1, init=False)
     _probes: Probes = attrs.field(factory=Probes, init=False)
@@ -236,6 +243,7 @@ class Broker:
         self._forget_row(key)
         self._known.pop(key, None)
         self._arrivals.pop(key, None)
+        self._unshared.discard(key)
 
     def _forget_row(self, key: RowKey) -> None:
         model = self._models.get(self._known[key][0]) if key in self._known else None
@@ -345,6 +353,7 @@ class Broker:
                     arrival=waiting.arrival,
                     history=waiting.open.history.tolist(),
                     generated=len(waiting.open.history) - waiting.open.prompt_tokens,
+                    shares=waiting.key not in self._unshared,
                 )
             )
             self._next_row += 1
@@ -363,6 +372,7 @@ class Broker:
         effects: list[Effect] = []
         for peer in dict.fromkeys(token.row.key.peer for token in drawn):
             effects += self._tell(peer, [token for token in drawn if token.row.key.peer == peer], result.logprobs)
+        effects += self._end_broken(engine)
         self.tokens_told += len(drawn)
         for token in drawn:
             if token.finish:
@@ -370,6 +380,20 @@ class Broker:
         pumped = self._pump(model, now_s)
         steps = [effect for effect in pumped if isinstance(effect, SendStep)]  # first: the stages wait for them
         return [*steps, *effects, *pumped[len(steps) :]]
+
+    def _end_broken(self, engine: Engine) -> list[Effect]:
+        """A row whose logits were not finite ends. One that stood on blocks of other rows is first computed without
+        them, once: the fault may have been theirs.
+        """
+        effects: list[Effect] = []
+        for row in engine.broken:
+            if row.cached:
+                self._unshared.add(row.key)
+                effects += self._reopen(row, "preempted")
+            else:
+                effects += self._end(row.key, row.open, NOT_FINITE)
+        engine.broken.clear()
+        return effects
 
     def _tell(self, peer: PeerId, drawn: list[Drawn], logprobs: Logprobs | None) -> list[Effect]:
         if peer == PROBE_PEER:

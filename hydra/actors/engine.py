@@ -16,7 +16,7 @@ import attrs
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.micro_batch import MicroBatch
 from hydra.actors.row import Row, RowKey
-from hydra.protocol.batch import Batch, StepResult
+from hydra.protocol.batch import ROW_FINE, Batch, StepResult
 from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
@@ -61,6 +61,7 @@ class Engine:
     rows: dict[RowId, Row] = attrs.field(factory=dict, init=False)
     flights: deque[Flight] = attrs.field(factory=deque, init=False)
     preempted: list[Row] = attrs.field(factory=list, init=False)
+    broken: list[Row] = attrs.field(factory=list, init=False)  # their logits were not finite
     last_token_s: float | None = attrs.field(default=None, init=False)
     _step: int = attrs.field(default=0, init=False)
     _prefill: deque[Row] = attrs.field(factory=deque, init=False)
@@ -79,7 +80,8 @@ class Engine:
 
     def add(self, row: Row) -> None:
         likely = max(len(row.history), row.open.prompt_tokens + row.open.max_tokens)
-        row.cached = self.ledger.open(row.row, () if self._long(row) else row.history, likely)
+        prefix = row.history if row.shares and not self._long(row) else ()
+        row.cached = self.ledger.open(row.row, prefix, likely)
         row.position = row.cached
         self.rows[row.row] = row
         self._prefill.append(row)
@@ -213,7 +215,8 @@ class Engine:
     def take(self, result: StepResult, now_s: float) -> list[Drawn] | None:
         """Settles the oldest flight. None when the result is not the one that must come next: the epoch is broken.
 
-        A stage that lies is a fault of the world, not a bug of ours: the sessions open again and lose nothing.
+        A stage that lies is a fault of the world, not a bug of ours: the sessions open again and lose nothing. Rows
+        whose logits were not finite are gone, and in `broken`.
         """
         if not self.flights or self.flights[0].step != result.step:
             return None
@@ -222,20 +225,30 @@ class Engine:
         self._head_since_s = now_s
         for flown in flight.rows:
             flown.in_flight -= 1
+        due = self._due(result)
+        if any(row.position != position for row, position, *_ in due):
+            return None
         drawn: list[Drawn] = []
-        columns = (result.row, result.attempt, result.position, result.token)
-        for index, (number, attempt, position, token) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True)
-        ):
-            row = self.rows.get(RowId(number))
-            if row is None or row.open.attempt != Attempt(attempt) or not row.waits_for_token:
-                continue  # closed or preempted meanwhile
-            if position != row.position:
-                return None
-            drawn.append(self._draw(row, position, token, index))
+        for row, position, token, fault, index in due:
+            if fault != ROW_FINE:
+                self._break(row)
+            else:
+                drawn.append(self._draw(row, position, token, index))
         if drawn:
             self.last_token_s = now_s
         return drawn
+
+    def _due(self, result: StepResult) -> list[tuple[Row, int, int, int, int]]:
+        """(row, position, token, fault, index) of the rows that wait for it; others closed or were preempted."""
+        columns = (result.row, result.attempt, result.position, result.token, result.fault)
+        due: dict[RowId, tuple[Row, int, int, int, int]] = {}
+        for index, (number, attempt, position, token, fault) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        ):
+            row = self.rows.get(RowId(number))
+            if row is not None and row.open.attempt == Attempt(attempt) and row.waits_for_token:
+                due.setdefault(row.row, (row, position, token, fault, index))
+        return list(due.values())
 
     def _draw(self, row: Row, position: int, token: int, index: int) -> Drawn:
         row.waits_for_token = False
@@ -252,6 +265,12 @@ class Engine:
         else:
             self._decode.append(row)
         return Drawn(row, position, token, finish, index)
+
+    def _break(self, row: Row) -> None:
+        """Whatever its blocks hold may be no numbers either: nobody shares them any more."""
+        self.ledger.unname(self.ledger.table(row.row))
+        self.remove(row)
+        self.broken.append(row)
 
     # ------------------------------------------------------------ time
 

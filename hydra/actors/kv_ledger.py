@@ -9,7 +9,7 @@ Source of the idea of hashed prefix blocks: the PagedAttention paper (arXiv 2309
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 import attrs
@@ -96,6 +96,17 @@ class KvLedger:
             if name not in self._by_prefix and block not in self._prefix_of:
                 self._by_prefix[name] = block
                 self._prefix_of[block] = name
+
+    def unname(self, blocks: Iterable[int]) -> None:
+        """Whoever opens from now on shares none of these: what they hold is not to be trusted."""
+        for block in blocks:
+            name = self._prefix_of.pop(block, None)
+            if name is None:
+                continue
+            del self._by_prefix[name]
+            if block in self._kept:
+                del self._kept[block]
+                self._free.give(block)
 
     def close(self, row: RowId) -> None:
         """Gives the row's blocks back; named ones are kept until somebody needs the room."""

@@ -33,7 +33,8 @@ class Row:
     last_id: int = -1
     generated: int = 0  # over all attempts
     generated_here: int = 0  # in this attempt
-    cached: int = 0
+    shares: bool = True  # may begin with blocks that another row has filled
+    cached: int = 0  # tokens in such blocks
     waits_for_token: bool = False
     announced: bool = False
     in_flight: int = 0

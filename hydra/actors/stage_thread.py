@@ -217,6 +217,7 @@ def encode_outcome(run: Run, outcome: Outcome, *, last: bool) -> list[Buffer]:
         attempt=batch.attempt[sampled],
         position=(batch.position + batch.length)[sampled],
         token=outcome.token,
+        fault=outcome.fault,
         logprobs=outcome.logprobs,
     )
     return codec_data.encode_result(result)

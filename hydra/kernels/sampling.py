@@ -1,7 +1,11 @@
 """From logits to tokens: a pure function of each row's logits, parameters, ids so far and position.
 
-`sample` only enqueues on the logits' device; `settle` reads its answer on the host and is the one that complains of
-logits that are not numbers. Rows never influence each other. Masks are in the order SamplingParams promises.
+`sample` only enqueues on the logits' device; `settle` reads its answer on the host and says of which rows the logits
+were no numbers. Rows never influence each other, such rows neither. Masks are in the order SamplingParams promises.
+
+A row has a fault if its logits hold NaN or plus infinity, or nothing but minus infinity: exactly then the greatest of
+them is not finite. Some at minus infinity are no fault: models bar ids that way. A sum would call them one, and
+overflow.
 """
 
 import math
@@ -14,7 +18,7 @@ from torch import Tensor
 
 from hydra.kernels.noise import gumbel, stream_key
 from hydra.kernels.tensors import put
-from hydra.protocol.batch import Logprobs, Outcome, int32
+from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Logprobs, Outcome, int32
 from hydra.protocol.sampling import SamplingParams
 
 _NUCLEUS = 1024  # on the CPU, a top_p nucleus is first looked for among so many tokens before all are sorted
@@ -32,10 +36,10 @@ class Pick:
 
 @attrs.frozen(eq=False)
 class Drawn:
-    """Chosen tokens, still on the device. `sums[i]` is finite exactly if row i's logits were."""
+    """Chosen tokens, still on the device. `best[i]`, row i's greatest logit, is finite exactly if the row is fine."""
 
     token: Tensor
-    sums: Tensor
+    best: Tensor
     chosen: Tensor | None = None
     top_ids: Tensor | None = None
     top: Tensor | None = None
@@ -43,7 +47,7 @@ class Drawn:
     def map(self, move: Callable[[Tensor], Tensor]) -> "Drawn":
         """The same, with every tensor moved."""
         asked = (None if tensor is None else move(tensor) for tensor in (self.chosen, self.top_ids, self.top))
-        return Drawn(move(self.token), move(self.sums), *asked)
+        return Drawn(move(self.token), move(self.best), *asked)
 
 
 def sample(logits: Tensor, picks: Sequence[Pick]) -> Drawn:
@@ -54,22 +58,19 @@ def sample(logits: Tensor, picks: Sequence[Pick]) -> Drawn:
             token[row] = _choose(logits[row], pick)
     widths = [pick.params.logprobs for pick in picks]
     if all(width is None for width in widths):
-        return Drawn(token, logits.sum(-1))
-    return Drawn(token, logits.sum(-1), *_logprobs(logits, token, widths))
+        return Drawn(token, logits.amax(-1))
+    return Drawn(token, logits.amax(-1), *_logprobs(logits, token, widths))
 
 
 def settle(drawn: Drawn) -> Outcome:
-    """The answer of a host-side Drawn. Raises FloatingPointError when a row's logits were not all finite."""
-    broken = torch.isfinite(drawn.sums).logical_not_().nonzero().flatten().tolist()
-    if broken:
-        raise FloatingPointError(
-            f"logits of sampled rows {broken} hold NaN or infinity: the weights or dtype are at fault"
-        )
-    token = int32(drawn.token.numpy())
+    """The answer of a host-side Drawn."""
+    fine = np.isfinite(drawn.best.numpy())
+    token = int32(np.where(fine, drawn.token.numpy(), 0))
+    fault = int32(np.where(fine, ROW_FINE, ROW_NOT_FINITE))
     if drawn.chosen is None or drawn.top_ids is None or drawn.top is None:
-        return Outcome(token=token)
+        return Outcome(token=token, fault=fault)
     logprobs = Logprobs(chosen=drawn.chosen.numpy(), top_ids=int32(drawn.top_ids.numpy()), top=drawn.top.numpy())
-    return Outcome(token=token, logprobs=logprobs)
+    return Outcome(token=token, fault=fault, logprobs=logprobs)
 
 
 def _plainly_greedy(params: SamplingParams) -> bool:

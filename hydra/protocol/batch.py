@@ -33,9 +33,21 @@ def int32(values: object) -> Int32Column:
 EMPTY: Int32Column = int32([])
 EMPTY.setflags(write=False)
 
+ROW_FINE, ROW_NOT_FINITE = 0, 1  # what a sampled row's `fault` says: its token counts, or its logits were no numbers
+
+
+def no_faults(token: Int32Column) -> Int32Column:
+    """The fault column of rows that are all fine."""
+    return np.zeros(len(token), np.int32)
+
 
 def _column() -> Int32Column:
     return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), default=EMPTY)
+
+
+def _faults() -> Int32Column:
+    none = attrs.Factory(lambda made: no_faults(made.token), takes_self=True)
+    return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), default=none)
 
 
 @attrs.frozen(kw_only=True)
@@ -123,7 +135,8 @@ class StepResult:
     row: Int32Column = _column()
     attempt: Int32Column = _column()
     position: Int32Column = _column()  # of the sampled token itself: last computed position + 1
-    token: Int32Column = _column()
+    token: Int32Column = _column()  # 0 where the row has a fault
+    fault: Int32Column = _faults()  # ROW_*
     logprobs: Logprobs | None = None
 
 
@@ -160,8 +173,12 @@ class Run:
 
 @attrs.define(kw_only=True)
 class Outcome:
-    """What a stage made of a Run: hidden states for the next stage, or (last stage) one token per sampled row."""
+    """What a stage made of a Run: hidden states for the next stage, or (last stage) one token per sampled row.
+
+    A row whose logits are not finite has a `fault` in its place and no token; the others' tokens are right.
+    """
 
     hidden: Blob | None = None
     token: Int32Column = _column()
+    fault: Int32Column = _faults()
     logprobs: Logprobs | None = None

@@ -16,7 +16,18 @@ from typing import Any, Literal, TypeAlias
 import attrs
 import numpy as np
 
-from hydra.protocol.batch import EMPTY, ROWS_MAX, TOKENS_MAX, Batch, Int32Column, Logprobs, RowOpening, Step, StepResult
+from hydra.protocol.batch import (
+    EMPTY,
+    ROW_NOT_FINITE,
+    ROWS_MAX,
+    TOKENS_MAX,
+    Batch,
+    Int32Column,
+    Logprobs,
+    RowOpening,
+    Step,
+    StepResult,
+)
 from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer
 from hydra.protocol.codec import FLOAT32, INT32, converter, pack, unpack
 from hydra.protocol.ids import Epoch, RouteId, StepId
@@ -25,7 +36,7 @@ from hydra.protocol.wire import Frames, TheyBrokeTheRules
 Kind: TypeAlias = Literal["step", "result"]
 
 MAGIC = b"HYD"
-DATA_VERSION = 1
+DATA_VERSION = 2
 KIND_STEP, KIND_RESULT = 1, 2
 KINDS: dict[int, Kind] = {KIND_STEP: "step", KIND_RESULT: "result"}
 
@@ -43,7 +54,7 @@ OPENINGS_BYTES_MAX = 64 << 20
 ALTERNATIVES_MAX = 20
 WIDTH_MAX = 1 << 20
 ROW_COLUMNS = 6  # of a step: row, attempt, position, length, sample, new_blocks
-RESULT_COLUMNS = 4
+RESULT_COLUMNS = 5  # row, attempt, position, token, fault
 OPENINGS: Any = tuple[RowOpening, ...]
 _write_openings = converter.get_unstructure_hook(OPENINGS)
 _epoch = lru_cache(16)(Epoch)  # the same one, step after step
@@ -216,7 +227,8 @@ def encode_result(result: StepResult) -> list[Buffer]:
         *(MAGIC, DATA_VERSION, KIND_RESULT, 0 if logprobs is None else 1),
         *(result.route, epoch.term, epoch.number, result.step, len(result.row), n_told, n_top, 0, 0, len(tail)),
     )
-    return [b"".join((header, _join((result.row, result.attempt, result.position, result.token)), tail))]
+    columns = (result.row, result.attempt, result.position, result.token, result.fault)
+    return [b"".join((header, _join(columns), tail))]
 
 
 def _logprobs(frame: Buffer, n_told: int, n_top: int) -> Logprobs:
@@ -247,7 +259,9 @@ def decode_result(frames: Frames) -> StepResult:
         if len(head) != tail_at + n_tail or (not told and (n_told or n_top or n_tail)):
             raise ValueError("log-probabilities nobody announced")
         logprobs = _logprobs(head[tail_at:], n_told, n_top) if told else None
-        row, attempt, position, token = (values[i * n_rows : (i + 1) * n_rows] for i in range(RESULT_COLUMNS))
+        row, attempt, position, token, fault = (values[i * n_rows : (i + 1) * n_rows] for i in range(RESULT_COLUMNS))
+        if max(fault.tolist(), default=0) > ROW_NOT_FINITE:
+            raise ValueError("a fault that nobody knows")
     except Exception as why:
         raise TheyBrokeTheRules(f"no result: {why!r:.200}") from why
     return StepResult(
@@ -258,5 +272,6 @@ def decode_result(frames: Frames) -> StepResult:
         attempt=attempt,
         position=position,
         token=token,
+        fault=fault,
         logprobs=logprobs,
     )

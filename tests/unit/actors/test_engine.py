@@ -8,7 +8,7 @@ from hydra.actors.engine import COHORT_ROWS_MAX, Engine
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.row import Row, RowKey
 from hydra.actors.session import SOLITARY_TOKENS
-from hydra.protocol.batch import Batch, StepResult, int32
+from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Batch, StepResult, int32
 from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import Epoch
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
@@ -30,7 +30,7 @@ def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0,
     )
 
 
-def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREEDY):
+def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREEDY, shares=True):
     history = [*(range(1000, 1000 + prompt) if isinstance(prompt, int) else prompt), *shown]
     opening = Open(
         session=number,
@@ -43,7 +43,15 @@ def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREED
         stop_ids=(STOP_ID,),
         deaths=deaths,
     )
-    row = Row(row=number, key=RowKey("f", number), open=opening, arrival=number, history=history, generated=len(shown))
+    row = Row(
+        row=number,
+        key=RowKey("f", number),
+        open=opening,
+        arrival=number,
+        history=history,
+        generated=len(shown),
+        shares=shares,
+    )
     at.add(row)
     return row
 
@@ -56,9 +64,10 @@ def sent(at, now_s=0.0):
     return out
 
 
-def answer(at, step, batch, token=7, now_s=0.1):
-    """The last stage's word on one step: a token for every sampled row."""
+def answer(at, step, batch, token=7, now_s=0.1, broken=()):
+    """The last stage's word on one step: a token for every sampled row, or that its logits are not finite."""
     sampled = batch.sample != 0
+    rows = batch.row[sampled].tolist()
     result = StepResult(
         route=1,
         epoch=EPOCH,
@@ -66,7 +75,8 @@ def answer(at, step, batch, token=7, now_s=0.1):
         row=batch.row[sampled],
         attempt=batch.attempt[sampled],
         position=(batch.position + batch.length)[sampled],
-        token=int32([token] * int(sampled.sum())),
+        token=int32([0 if row in broken else token for row in rows]),
+        fault=int32([ROW_NOT_FINITE if row in broken else ROW_FINE for row in rows]),
     )
     return at.take(result, now_s)
 
@@ -292,6 +302,55 @@ def test_a_token_for_a_row_that_left_is_dropped():
     ((step, batch),) = sent(at)
     at.remove(row)
     assert answer(at, step, batch) == [] and row.generated == 0
+
+
+def test_a_row_that_is_no_numbers_is_gone_with_its_blocks_and_the_stages_are_told():
+    at = engine(stages=1)
+    bad, good = add(at, 1, 9), add(at, 2, 9)
+    ((step, batch),) = sent(at)
+    (drawn,) = answer(at, step, batch, broken=(1,))
+    assert drawn.row is good and at.broken == [bad] and at.rows == {2: good}
+    assert at.ledger.blocks_free == 1000 - len(at.ledger.table(2)) and bad.generated == 0
+    ((_, batch),) = sent(at)
+    assert batch.closed.tolist() == [1] and batch.row.tolist() == [2]
+    at.ledger.check()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["computed by itself", "begun by another"])
+def test_nobody_shares_what_a_row_that_is_no_numbers_has_computed(shared):
+    at = engine(stages=1, prefix_cache=True)
+    if shared:
+        decoding(at, [add(at, 8, 9)])
+    bad = add(at, 1, 9)
+    assert bad.cached == (8 if shared else 0)
+    for step, batch in sent(at):
+        answer(at, step, batch, broken=(1,))
+    assert at.broken == [bad] and add(at, 2, 9).cached == 0
+    at.ledger.check()
+    for number in list(at.rows):
+        at.remove(at.rows[number])
+    at.ledger.check()
+    assert at.ledger.blocks_free == 1000
+
+
+def test_a_row_that_may_not_share_computes_all_of_itself():
+    at = engine(prefix_cache=True)
+    decoding(at, [add(at, 1, 9)])
+    row = add(at, 2, 9, shares=False)
+    assert row.cached == 0 and row.position == 0
+    decoding(at, [row])
+    assert add(at, 3, 9).cached == 8
+    at.ledger.check()
+
+
+def test_a_lie_about_one_row_changes_nothing_of_the_others():
+    """They are still there to be opened again."""
+    at = engine(stages=1)
+    rows = [add(at, number, 3, max_tokens=1) for number in (1, 2, 3)]
+    ((step, batch),) = sent(at)
+    batch.position[2] += 1
+    assert answer(at, step, batch, broken=(1,)) is None
+    assert list(at.rows.values()) == rows and at.broken == []
 
 
 def test_rows_in_flight_are_those_a_death_would_hit():

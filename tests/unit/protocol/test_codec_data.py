@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from hydra.protocol import codec_data
-from hydra.protocol.batch import EMPTY, ROWS_MAX, Batch, Logprobs, RowOpening, Step, StepResult, int32
+from hydra.protocol.batch import (
+    EMPTY,
+    ROW_FINE,
+    ROW_NOT_FINITE,
+    ROWS_MAX,
+    Batch,
+    Logprobs,
+    RowOpening,
+    Step,
+    StepResult,
+    int32,
+)
 from hydra.protocol.blob import Blob
 from hydra.protocol.codec_data import HEADER
 from hydra.protocol.ids import Epoch
@@ -45,6 +56,7 @@ TOLD = attrs.evolve(
         chosen=np.array([-0.5], np.float32), top_ids=int32([[4, 5, -1]]), top=np.array([[-1, -2, -3]], np.float32)
     ),
 )
+BROKEN = attrs.evolve(TOLD, token=int32([1, 0]), fault=int32([ROW_FINE, ROW_NOT_FINITE]))
 ONLY_CLOSED = Step(route=1, epoch=Epoch(1, 1), step=1, batch=Batch(closed=int32([1, 2])))
 NOTHING = Step(route=1, epoch=Epoch(1, 1), step=1, batch=Batch())
 
@@ -58,7 +70,7 @@ def test_a_step_comes_back_whole(step):
     assert codec_data.peek_header(frames) == codec_data.StepHeader("step", step.route, step.epoch, step.step)
 
 
-@pytest.mark.parametrize("result", [RESULT, TOLD, StepResult(route=1, epoch=Epoch(1, 1), step=1)])
+@pytest.mark.parametrize("result", [RESULT, TOLD, BROKEN, StepResult(route=1, epoch=Epoch(1, 1), step=1)])
 def test_a_result_comes_back_whole(result):
     frames = codec_data.encode_result(result)
     assert codec_data.decode_result(frames) == result and codec_data.kind_of(frames) == "result"
@@ -149,11 +161,17 @@ def test_malformed_steps_are_refused(frames):
         [codec_data.encode_result(TOLD)[0] + b"1234"],
         [codec_data.encode_result(TOLD)[0][:-4]],
         [*codec_data.encode_result(RESULT), b""],
+        codec_data.encode_result(attrs.evolve(RESULT, fault=int32([0, ROW_NOT_FINITE + 1]))),
+        codec_data.encode_result(attrs.evolve(RESULT, fault=int32([0]))),
     ],
 )
 def test_malformed_results_are_refused(frames):
     with pytest.raises(TheyBrokeTheRules):
         codec_data.decode_result(frames)
+
+
+def test_rows_without_a_word_on_faults_are_fine():
+    assert RESULT.fault.tolist() == [ROW_FINE, ROW_FINE]
 
 
 def test_our_own_mistakes_are_bugs_and_not_sent():
