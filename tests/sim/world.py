@@ -361,15 +361,22 @@ class World:
     # ------------------------------------------------------------ what must be true
 
     def check(self, chat: Chat, spare: bool = False) -> None:
-        """The answer is the oracle's, whole, with the right ending, once; `spare`: its end may be an error."""
+        """The answer is the oracle's, whole, with the right ending, once; `spare`: its end may be an error.
+
+        Where the oracle says that there is no next token, the right ending is the error that says so.
+        """
         who = f"chat {chat.number}"
         answer, finish = pocket_reply(chat.prompt, chat.max_tokens, self.shape.layers, chat.stop_ids, chat.params)
         seen = chat.tokens
         assert seen == answer[: len(seen)], f"{who} was told {seen}, the oracle says {answer}"
         assert chat.ends == 1, f"{who} ended {chat.ends} times"
         if not chat.left and not spare:
-            assert chat.refusal is None, f"{who} was refused: {chat.refusal}"
-            assert (seen, chat.finish) == (answer, finish), f"{who}: {len(seen)} of {len(answer)}, {chat.finish}"
+            ended = chat.finish
+            if finish == "not_finite" and chat.refusal is not None:
+                ended = chat.refusal.code
+            else:
+                assert chat.refusal is None, f"{who} was refused: {chat.refusal}"
+            assert (seen, ended) == (answer, finish), f"{who}: {len(seen)} of {len(answer)}, {ended}"
 
     def check_balance(self) -> None:
         network = self.network
