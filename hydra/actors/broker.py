@@ -17,6 +17,7 @@ from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.readiness import PROBE_PEER, READY_FOR_S, Probes, ready_told
 from hydra.actors.row import Row, RowKey
+from hydra.actors.row_faults import RowFaults
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
 from hydra.protocol.ids import (
     PLANNER,
@@ -40,12 +41,6 @@ from hydra.protocol.messages import (
 )
 from hydra.protocol.refusal import Refusal
 
-NOT_FINITE = Refusal(
-    code="not_finite",
-    message="the model's logits for this request are not finite (NaN or infinity), so there is no next token: its "
-    "weights are damaged, or a value left the range of the dtype it runs in (float16 ends at 65504); load it with "
-    "--dtype bfloat16 or float32, and if that changes nothing, fetch its files again",
-)
 STEP_LEASE_S = 2.0
 UNMEASURED_LEASE_S = 30.0  # before the first step of an epoch came back: nobody knows how fast this model is
 OVERDUE_AGAIN_S = 0.5
@@ -133,7 +128,7 @@ class Broker:
     _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
     _known: dict[RowKey, tuple[str, Open]] = attrs.field(factory=dict, init=False)
     _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
-    _unshared: set[RowKey] = attrs.field(factory=set, init=False)  # computed without blocks that others have filled
+    _faults: RowFaults = attrs.field(factory=RowFaults, init=False)
     _next_arrival: int = attrs.field(default=0, init=False)
     _next_row: int = attrs.field(default=1, init=False)
     _probes: Probes = attrs.field(factory=Probes, init=False)
@@ -243,7 +238,7 @@ class Broker:
         self._forget_row(key)
         self._known.pop(key, None)
         self._arrivals.pop(key, None)
-        self._unshared.discard(key)
+        self._faults.forget(key)
 
     def _forget_row(self, key: RowKey) -> None:
         model = self._models.get(self._known[key][0]) if key in self._known else None
@@ -295,7 +290,8 @@ class Broker:
 
     def _reopen(self, row: Row, why: str, *, death: bool = False) -> list[Effect]:
         if row.key.peer == PROBE_PEER:
-            return self._probe_ended(row.key.session, "the route is being rebuilt")
+            rebuilt = "the route is being rebuilt"
+            return self._probe_ended(row.key.session, rebuilt if why == "epoch" else "the route is short of memory")
         message = Reopen(
             session=row.key.session,
             attempt=row.open.attempt,
@@ -353,7 +349,7 @@ class Broker:
                     arrival=waiting.arrival,
                     history=waiting.open.history.tolist(),
                     generated=len(waiting.open.history) - waiting.open.prompt_tokens,
-                    shares=waiting.key not in self._unshared,
+                    shares=self._faults.may_share(waiting.key),
                 )
             )
             self._next_row += 1
@@ -372,7 +368,7 @@ class Broker:
         effects: list[Effect] = []
         for peer in dict.fromkeys(token.row.key.peer for token in drawn):
             effects += self._tell(peer, [token for token in drawn if token.row.key.peer == peer], result.logprobs)
-        effects += self._end_broken(engine)
+        effects += self._settle_failed(engine)
         self.tokens_told += len(drawn)
         for token in drawn:
             if token.finish:
@@ -381,18 +377,13 @@ class Broker:
         steps = [effect for effect in pumped if isinstance(effect, SendStep)]  # first: the stages wait for them
         return [*steps, *effects, *pumped[len(steps) :]]
 
-    def _end_broken(self, engine: Engine) -> list[Effect]:
-        """A row whose logits were not finite ends. One that stood on blocks of other rows is first computed without
-        them, once: the fault may have been theirs.
-        """
+    def _settle_failed(self, engine: Engine) -> list[Effect]:
+        """Rows that the step went wrong for are opened again, or end."""
         effects: list[Effect] = []
-        for row in engine.broken:
-            if row.cached:
-                self._unshared.add(row.key)
-                effects += self._reopen(row, "preempted")
-            else:
-                effects += self._end(row.key, row.open, NOT_FINITE)
-        engine.broken.clear()
+        for row, fault in engine.failed:
+            refusal = self._faults.judge(row, fault)
+            effects += self._end(row.key, row.open, refusal) if refusal else self._reopen(row, "preempted")
+        engine.failed.clear()
         return effects
 
     def _tell(self, peer: PeerId, drawn: list[Drawn], logprobs: Logprobs | None) -> list[Effect]:

@@ -6,7 +6,8 @@ micro-batch. Chunks of one prompt may follow each other through the stages witho
 
 A row suspected of killing workers (`solitary`) is computed alone until it has shown that it does not. Where a model's
 rotary positions depend on a row's length, long rows share no prefixes, and a row about to become long is preempted, so
-that it is opened again as a long one (see LengthRule).
+that it is opened again as a long one (see LengthRule). After a step that found no memory on a device, steps are
+smaller (see StepBound).
 """
 
 from collections import deque
@@ -16,6 +17,8 @@ import attrs
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.micro_batch import MicroBatch
 from hydra.actors.row import Row, RowKey
+from hydra.actors.row_faults import RowFault
+from hydra.actors.step_bound import StepBound
 from hydra.protocol.batch import ROW_FINE, Batch, StepResult
 from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
@@ -44,6 +47,7 @@ class Flight:
     step: StepId
     rows: tuple[Row, ...]
     tokens: int
+    filled: tuple[int, ...]  # blocks of prompts, which others may come to share
     sent_s: float
 
 
@@ -61,13 +65,14 @@ class Engine:
     rows: dict[RowId, Row] = attrs.field(factory=dict, init=False)
     flights: deque[Flight] = attrs.field(factory=deque, init=False)
     preempted: list[Row] = attrs.field(factory=list, init=False)
-    broken: list[Row] = attrs.field(factory=list, init=False)  # their logits were not finite
+    failed: list[tuple[Row, RowFault]] = attrs.field(factory=list, init=False)  # gone, and what went wrong
     last_token_s: float | None = attrs.field(default=None, init=False)
     _step: int = attrs.field(default=0, init=False)
     _prefill: deque[Row] = attrs.field(factory=deque, init=False)
     _decode: deque[Row] = attrs.field(factory=deque, init=False)
     _lone: dict[RowId, Row] = attrs.field(factory=dict, init=False)  # rows that were or are solitary
     _closed: list[RowId] = attrs.field(factory=list, init=False)
+    _bound: StepBound = attrs.field(factory=StepBound, init=False)
     _head_since_s: float = attrs.field(default=0.0, init=False)  # when the oldest flight became the oldest
     _token_s: float = attrs.field(default=0.0, init=False)  # measured seconds per prefilled token
     _step_s: float = attrs.field(default=0.0, init=False)  # measured seconds of a decode step, door to door
@@ -123,14 +128,13 @@ class Engine:
         alone = self._suspect()
         if alone is not None and any(row is not alone for flight in self.flights for row in flight.rows):
             return None  # the others come home first
-        self._add_decode(parts, 1 if alone is not None else self._cohort_size(), only=alone)
-        self._add_prefill(parts, only=alone)
+        self._fill(parts, self._bound.at(now_s), alone)
         if not parts.rows and not (self._closed and not self.flights):
             return None
         self._step += 1
         batch = parts.batch(self._closed)
         self._closed = []
-        flight = Flight(StepId(self._step), tuple(parts.rows), batch.n_tokens, now_s)
+        flight = Flight(StepId(self._step), tuple(parts.rows), batch.n_tokens, tuple(parts.filled), now_s)
         for row in parts.rows:
             row.in_flight += 1
         self.flights.append(flight)
@@ -152,6 +156,19 @@ class Engine:
         suspects = [row for row in self._lone.values() if row.solitary]
         return min(suspects, key=lambda row: row.arrival, default=None)
 
+    def _fill(self, parts: MicroBatch, bound: int | None, only: Row | None) -> None:
+        """A cohort, and prompts beside it. Under a bound they take half of it each."""
+        cohort = 1 if only is not None else self._cohort_size()
+        budget = self.batch_tokens or BATCH_TOKENS_AUTO
+        if bound is None:
+            self._add_decode(parts, cohort, only=only)
+            self._add_prefill(parts, budget, only=only)
+            return
+        self._add_decode(parts, min(cohort, bound // 2 if self._prefill else bound), only=only)
+        self._add_prefill(parts, min(budget, bound), only=only)
+        if not parts.rows:  # of a bound of one there is no half, and a prompt may have to wait for blocks
+            self._add_decode(parts, 1, only=only)
+
     def _add_decode(self, parts: MicroBatch, most: int, *, only: Row | None) -> None:
         for row in list(self._decode):
             if len(parts.rows) >= most:
@@ -170,8 +187,8 @@ class Engine:
             row.position += 1
             row.waits_for_token = True
 
-    def _add_prefill(self, parts: MicroBatch, *, only: Row | None) -> None:
-        budget = (self.batch_tokens or BATCH_TOKENS_AUTO) - parts.n_tokens
+    def _add_prefill(self, parts: MicroBatch, most: int, *, only: Row | None) -> None:
+        budget = most - parts.n_tokens
         for row in list(self._prefill):
             if row.row not in self.rows or (only is not None and row is not only):
                 continue
@@ -186,6 +203,7 @@ class Engine:
             last = row.position + length == len(row.history)
             chunk = tuple(row.history[row.position : row.position + length])
             parts.add(row, chunk, sample=last, blocks=blocks)
+            parts.filled += self.ledger.blocks_of(row.row, row.position, length)
             row.position += length
             budget -= length
             if last:
@@ -216,15 +234,17 @@ class Engine:
         """Settles the oldest flight. None when the result is not the one that must come next: the epoch is broken.
 
         A stage that lies is a fault of the world, not a bug of ours: the sessions open again and lose nothing. Rows
-        whose logits were not finite are gone, and in `broken`.
+        that went wrong are gone, and in `failed`.
         """
         if not self.flights or self.flights[0].step != result.step:
             return None
         flight = self.flights.popleft()
-        self._measure(flight, now_s)
         self._head_since_s = now_s
         for flown in flight.rows:
             flown.in_flight -= 1
+        if result.out_of_memory:
+            return self._starve(flight, now_s) if flight.rows else None
+        self._measure(flight, now_s)
         due = self._due(result)
         if any(row.position != position for row, position, *_ in due):
             return None
@@ -269,8 +289,29 @@ class Engine:
     def _break(self, row: Row) -> None:
         """Whatever its blocks hold may be no numbers either: nobody shares them any more."""
         self.ledger.unname(self.ledger.table(row.row))
+        self._fail(row, "not finite")
+
+    def _starve(self, flight: Flight, now_s: float) -> list[Drawn]:
+        """Some stage computed nothing of it: what it should have filled is worthless, and what was filled since by its
+        rows or upon shared blocks may be. Nobody comes to share that any more, also what rows that have left meanwhile
+        left behind by name; and whoever began with some of it is computed again.
+        """
+        self._bound.fail(flight.tokens, now_s)
+        worthless = set(flight.filled)
+        for later in self.flights if worthless else ():
+            if any(row in flight.rows or row.cached for row in later.rows):
+                worthless.update(later.filled)
+        self.ledger.unname(worthless)
+        for row in list(self.rows.values()):
+            if row in flight.rows:
+                self._fail(row, "no memory alone" if flight.tokens == 1 else "no memory")
+            elif not worthless.isdisjoint(self.ledger.table(row.row)[: row.cached // self.ledger.block_size]):
+                self._fail(row, "no memory")
+        return []
+
+    def _fail(self, row: Row, fault: RowFault) -> None:
         self.remove(row)
-        self.broken.append(row)
+        self.failed.append((row, fault))
 
     # ------------------------------------------------------------ time
 

@@ -49,6 +49,10 @@ class KvLedger:
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
+    def blocks_of(self, row: RowId, first: int, n_tokens: int) -> list[int]:
+        """The row's blocks that hold any of so many tokens from `first` on."""
+        return self._tables[row][first // self.block_size : self.blocks_for(first + n_tokens)]
+
     def open(self, row: RowId, prompt: Sequence[int], tokens: int = 0) -> int:
         """Starts a row's table with the longest cached prefix; returns how many tokens that saves.
 

@@ -20,6 +20,7 @@ class MicroBatch:
     rows: list[Row] = attrs.field(factory=list)
     seen: set[RowId] = attrs.field(factory=set)
     n_tokens: int = 0
+    filled: list[int] = attrs.field(factory=list)  # see Flight
     _columns: list[tuple[int, int, int, int, int, int]] = attrs.field(factory=list)
     _tokens: list[int] = attrs.field(factory=list)
     _blocks: list[int] = attrs.field(factory=list)

@@ -8,9 +8,9 @@ them is not finite. Some at minus infinity are no fault: models bar ids that way
 overflow.
 
 Parameters come as float64 and scores are float32: any number that is accepted is safe, since it is first brought where
-neither it nor its reciprocal overflows. A temperature below TEMPERATURE_MIN is greedy. The noise of a drawing spans less
-than 48, so at that temperature it moves a score by less than float32 numbers of size 1/2 and up lie apart: above it too,
-only ids whose scores are equal there take turns.
+neither it nor its reciprocal overflows. A temperature below TEMPERATURE_MIN is greedy. The noise of a drawing spans
+less than 48, so at that temperature it moves a score by less than float32 numbers of size 1/2 and up lie apart: above
+it too, only ids whose scores are equal there take turns.
 """
 
 import math

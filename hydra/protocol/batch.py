@@ -110,6 +110,7 @@ class Step:
     step: StepId
     batch: Batch
     hidden: Blob | None = None
+    out_of_memory: bool = False  # at an earlier stage: there is no hidden, and nothing to compute
 
 
 @attrs.frozen(kw_only=True)
@@ -127,7 +128,10 @@ class Logprobs:
 
 @attrs.define(kw_only=True)
 class StepResult:
-    """What the last stage says to the Broker: the sampled rows of one step, and nothing of the logits."""
+    """What the last stage says to the Broker: the sampled rows of one step, and nothing of the logits.
+
+    `out_of_memory`: some stage had not enough for this step; no row was computed, and none is listed.
+    """
 
     route: RouteId
     epoch: Epoch
@@ -138,6 +142,7 @@ class StepResult:
     token: Int32Column = _column()  # 0 where the row has a fault
     fault: Int32Column = _faults()  # ROW_*
     logprobs: Logprobs | None = None
+    out_of_memory: bool = False
 
 
 @attrs.define
@@ -169,16 +174,20 @@ class Run:
     batch: Batch
     rows: tuple[OpenRow, ...]
     hidden: Blob | None
+    out_of_memory: bool = False  # at an earlier stage
 
 
 @attrs.define(kw_only=True)
 class Outcome:
     """What a stage made of a Run: hidden states for the next stage, or (last stage) one token per sampled row.
 
-    A row whose logits are not finite has a `fault` in its place and no token; the others' tokens are right.
+    A row whose logits are not finite has a `fault` in its place and no token; the others' tokens are right. A step that
+    the device had not enough memory for comes to nothing else; `reason` is then what the allocator said.
     """
 
     hidden: Blob | None = None
     token: Int32Column = _column()
     fault: Int32Column = _faults()
     logprobs: Logprobs | None = None
+    out_of_memory: bool = False
+    reason: str = ""

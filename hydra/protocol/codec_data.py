@@ -40,14 +40,15 @@ DATA_VERSION = 2
 KIND_STEP, KIND_RESULT = 1, 2
 KINDS: dict[int, Kind] = {KIND_STEP: "step", KIND_RESULT: "result"}
 
-# magic, version, kind, dtype (0: no tensor, else 1 + index in BLOB_DTYPES), two spare bytes,
+# magic, version, kind, dtype (0: no tensor, else 1 + index in BLOB_DTYPES), fault (see FAULTS), a spare byte,
 # route, term, number, step, then five counts:
 #   step:   rows, tokens, blocks, closed, width of hidden
 #   result: rows, rows with log-probabilities, alternatives, 0, 0
 # and the bytes of the openings or log-probabilities.
-HEADER = struct.Struct("<3sBBBxxIIIQIIIIII")
+HEADER = struct.Struct("<3sBBBBxIIIQIIIIII")
 INLINE_BYTES_MAX = 64 << 10
 SMALL_COLUMNS = 256  # so many numbers are checked faster as a list
+FAULTS = {0: False, 1: True}  # 1: a stage had not enough memory for the step
 DTYPE_CODES = {dtype: code for code, dtype in enumerate(BLOB_DTYPES, 1)}
 
 OPENINGS_BYTES_MAX = 64 << 20
@@ -82,8 +83,8 @@ def _parse_header(frames: Frames, wanted: int | None = None) -> tuple[Any, ...]:
     if not 1 <= len(frames) <= 2:
         raise ValueError(f"{len(frames)} frames")
     found = HEADER.unpack_from(frames[0])
-    if found[0] != MAGIC or found[1] != DATA_VERSION or found[2] not in KINDS:
-        raise ValueError(f"magic {found[0]!r}, version {found[1]}, kind {found[2]}")
+    if found[0] != MAGIC or found[1] != DATA_VERSION or found[2] not in KINDS or found[4] not in FAULTS:
+        raise ValueError(f"magic {found[0]!r}, version {found[1]}, kind {found[2]}, fault {found[4]}")
     if wanted is not None and found[2] != wanted:
         raise ValueError(f"expected a {KINDS[wanted]}, got a {KINDS[found[2]]}")
     return found
@@ -92,7 +93,7 @@ def _parse_header(frames: Frames, wanted: int | None = None) -> tuple[Any, ...]:
 def peek_header(frames: Frames) -> StepHeader:
     """The header alone, before any column is looked at. Raises TheyBrokeTheRules."""
     try:
-        _, _, kind, _, route, term, number, step, *_ = _parse_header(frames)
+        _, _, kind, _, _, route, term, number, step, *_ = _parse_header(frames)
     except Exception as why:
         raise TheyBrokeTheRules(f"no header of the data lane: {why!r:.200}") from why
     return StepHeader(KINDS[kind], RouteId(route), Epoch(term, number), StepId(step))
@@ -120,6 +121,8 @@ def encode_step(step: Step) -> list[Buffer]:
     batch, hidden = step.batch, step.hidden
     dtype_code = width = 0
     if hidden is not None:
+        if step.out_of_memory:
+            raise ValueError("hidden states of a step that was not computed")
         n_rows, width = hidden.shape
         if n_rows != len(batch.tokens):
             raise ValueError(f"hidden of {hidden.shape} for {len(batch.tokens)} tokens")
@@ -127,7 +130,8 @@ def encode_step(step: Step) -> list[Buffer]:
     epoch = step.epoch
     openings = pack(_write_openings(batch.opened)) if batch.opened else b""
     header = HEADER.pack(
-        *(MAGIC, DATA_VERSION, KIND_STEP, dtype_code, step.route, epoch.term, epoch.number, step.step),
+        *(MAGIC, DATA_VERSION, KIND_STEP, dtype_code, step.out_of_memory),
+        *(step.route, epoch.term, epoch.number, step.step),
         *(len(batch.row), len(batch.tokens), len(batch.blocks), len(batch.closed), width, len(openings)),
     )
     columns = batch.packed
@@ -177,7 +181,7 @@ def decode_step(frames: Frames) -> Step:
     """The columns and the hidden blob look into the received buffers. Raises TheyBrokeTheRules and nothing else."""
     try:
         found = _parse_header(frames, KIND_STEP)
-        code, route, term, number, step, n_rows, n_tokens, n_blocks, n_closed, width, n_tail = found[3:]
+        code, fault, route, term, number, step, n_rows, n_tokens, n_blocks, n_closed, width, n_tail = found[3:]
         if n_rows > ROWS_MAX or n_tokens > TOKENS_MAX or n_blocks > TOKENS_MAX or n_closed > TOKENS_MAX:
             raise ValueError(f"{n_rows} rows, {n_tokens} tokens, {n_blocks} blocks, {n_closed} closed")
         head = frames[0]
@@ -189,8 +193,8 @@ def decode_step(frames: Frames) -> Step:
         opened = _openings(head[tail_at:], n_rows) if n_tail else ()
         hidden = None
         if code:
-            if not (code <= len(BLOB_DTYPES) and width <= WIDTH_MAX):
-                raise ValueError(f"hidden of dtype {code}, width {width}")
+            if not (code <= len(BLOB_DTYPES) and width <= WIDTH_MAX) or fault:
+                raise ValueError(f"hidden of dtype {code}, width {width}, fault {fault}")
             data = frames[1] if len(frames) == 2 else memoryview(head)[hidden_at:tail_at]
             hidden = Blob(BLOB_DTYPES[code - 1], (n_tokens, width), data)
         if (not code and (width or len(frames) == 2)) or (hidden_at != tail_at and (not code or len(frames) == 2)):
@@ -199,7 +203,14 @@ def decode_step(frames: Frames) -> Step:
         batch = _batch(values, packed, n_rows, n_tokens, n_blocks, opened)
     except Exception as why:
         raise TheyBrokeTheRules(f"no step: {why!r:.200}") from why
-    return Step(route=RouteId(route), epoch=_epoch(term, number), step=StepId(step), batch=batch, hidden=hidden)
+    return Step(
+        route=RouteId(route),
+        epoch=_epoch(term, number),
+        step=StepId(step),
+        batch=batch,
+        hidden=hidden,
+        out_of_memory=FAULTS[fault],
+    )
 
 
 def _openings(frame: Buffer, n_rows: int) -> tuple[RowOpening, ...]:
@@ -224,7 +235,7 @@ def encode_result(result: StepResult) -> list[Buffer]:
         parts = (logprobs.chosen.astype(FLOAT32), logprobs.top_ids.astype(INT32), logprobs.top.astype(FLOAT32))
         tail = b"".join(part.tobytes() for part in parts)
     header = HEADER.pack(
-        *(MAGIC, DATA_VERSION, KIND_RESULT, 0 if logprobs is None else 1),
+        *(MAGIC, DATA_VERSION, KIND_RESULT, 0 if logprobs is None else 1, result.out_of_memory),
         *(result.route, epoch.term, epoch.number, result.step, len(result.row), n_told, n_top, 0, 0, len(tail)),
     )
     columns = (result.row, result.attempt, result.position, result.token, result.fault)
@@ -249,9 +260,9 @@ def decode_result(frames: Frames) -> StepResult:
     """The other half of encode_result. Raises TheyBrokeTheRules and nothing else."""
     try:
         found = _parse_header(frames, KIND_RESULT)
-        told, route, term, number, step, n_rows, n_told, n_top, *rest, n_tail = found[3:]
-        if len(frames) != 1 or told > 1 or any(rest):
-            raise ValueError("a result has one frame and zeros where nothing is said")
+        told, memory, route, term, number, step, n_rows, n_told, n_top, *rest, n_tail = found[3:]
+        if len(frames) != 1 or told > 1 or any(rest) or (memory and n_rows):
+            raise ValueError("a result has one frame and zeros where nothing is said, and no rows without memory")
         if n_rows > ROWS_MAX or n_told > n_rows or n_top > ALTERNATIVES_MAX:
             raise ValueError(f"{n_rows} rows, {n_told} with {n_top} alternatives")
         head, tail_at = frames[0], HEADER.size + 4 * RESULT_COLUMNS * n_rows
@@ -274,4 +285,5 @@ def decode_result(frames: Frames) -> StepResult:
         token=token,
         fault=fault,
         logprobs=logprobs,
+        out_of_memory=FAULTS[memory],
     )

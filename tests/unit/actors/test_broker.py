@@ -16,6 +16,8 @@ from hydra.actors.broker import (
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.readiness import PROBE_DEADLINE_S, READY_FOR_S
+from hydra.actors.row import Row, RowKey
+from hydra.actors.row_faults import FAILURES_MAX, NO_MEMORY, RowFaults
 from hydra.protocol.batch import StepResult, int32
 from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import PLANNER, Address, Epoch
@@ -405,7 +407,64 @@ def test_a_row_on_blocks_of_others_is_first_computed_without_them_once():
     assert [(r.session, r.attempt, r.refusal.code) for r in refused] == [(2, 1, "not_finite")]
     while table.steps:
         table.answer()
-    assert table.broker.statistics("m") == (100, 100, 0, 0) and not table.broker._unshared
+    assert table.broker.statistics("m") == (100, 100, 0, 0) and not table.broker._faults
+
+
+def starve(table):
+    """The oldest step found no memory."""
+    step = table.steps.pop(0)
+    table.now_s += 0.01
+    return table.tell(StepBack(StepResult(route=1, epoch=step.epoch, step=step.step, out_of_memory=True)))
+
+
+def test_rows_of_a_step_without_memory_are_opened_again_and_go_on():
+    table = Table(up=False)
+    for session in (1, 2):
+        table.says(opening(session, history=int32([session, 4, 5]), max_tokens=2))
+    table.rise()
+    effects = starve(table)
+    assert mail(effects, Reopen) == [Reopen(session=s, attempt=0, why="preempted", death=False) for s in (1, 2)]
+    for session in (1, 2):
+        table.says(opening(session, attempt=1, history=int32([session, 4, 5]), max_tokens=2))
+    told = []
+    while table.steps:
+        assert table.steps[0].batch.n_tokens <= 3
+        told += [token for message in mail(table.answer(), Tokens) for token in message.session.tolist()]
+    assert sorted(told) == [1, 1, 2, 2] and table.broker.statistics("m") == (100, 100, 0, 0)
+    assert not table.broker._faults
+
+
+@pytest.mark.parametrize("history", [[3], [3, 4, 5, 6, 7, 8, 9]], ids=["one token", "some"])
+def test_a_row_that_never_finds_memory_ends_after_a_few_tries(history):
+    table, attempt, refused = Table(), 0, []
+    table.says(opening(1, history=int32(history), prompt_tokens=len(history)))
+    while not refused:
+        while table.steps[0].batch.n_rows == 0:
+            table.answer()
+        effects = starve(table)
+        refused = mail(effects, OpenRefused)
+        if mail(effects, Reopen):
+            attempt += 1
+            again = opening(1, attempt=attempt, history=int32(history), prompt_tokens=len(history))
+            table.says(again)
+    assert (refused[0].attempt, refused[0].refusal.code) == (attempt, "does_not_fit") and attempt < 5
+    while table.steps:
+        table.answer()
+    assert table.broker.statistics("m") == (100, 100, 0, 0) and not table.broker._faults
+
+
+def test_a_row_in_company_that_never_finds_memory_ends_too():
+    """Even if steps never became smaller."""
+    faults, row = RowFaults(), Row(row=1, key=RowKey("f", 1), open=opening(1), arrival=1, history=[3])
+    told = [faults.judge(row, "no memory") for _ in range(FAILURES_MAX)]
+    assert told == [None] * (FAILURES_MAX - 1) + [NO_MEMORY]
+
+
+def test_a_probe_that_finds_no_memory_says_not_ready():
+    table = Table()
+    table.says(ReadyAsked(ask=1), sender=ASKER)
+    (told,) = mail(starve(table), ReadyTold, to=ASKER)
+    assert not told.ready and "memory" in told.why
 
 
 def test_a_frontend_that_is_lost_takes_its_rows_along():
