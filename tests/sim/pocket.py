@@ -171,6 +171,7 @@ class PocketCompute:
     kv_blocks_max: int
     die: Callable[[], None]
     tokens_computed: int = 0
+    tokens_max: int = 0  # a step of more finds no memory; 0: any does
     damaged: bool = False  # its weights were: every state that leaves it is NaN
     _through: Callable[..., Numbers] = _layer
     _slices: dict[RouteId, _Slice] = attrs.field(factory=dict)
@@ -222,8 +223,10 @@ class PocketCompute:
             self._slices[route].pools.clear()
 
     def launch(self, run: Run) -> Outcome:
-        """All the work; the ticket is the outcome itself."""
+        """All the work; the ticket is the outcome itself. Without memory nothing is written."""
         held, batch = self._slices[run.route], run.batch
+        if self.tokens_max and batch.n_tokens > self.tokens_max:
+            return Outcome(out_of_memory=True)
         order = held.order
         if POISON in batch.tokens:
             self.die()

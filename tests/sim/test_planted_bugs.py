@@ -12,10 +12,11 @@ from hydra.actors.machine import Send
 from hydra.actors.session import Emit, Session
 from hydra.actors.sessions import Sessions
 from hydra.actors.stage_line import StageLine
+from hydra.actors.step_bound import StepBound
 from hydra.protocol.batch import no_faults
 from hydra.protocol.messages import Close, Open
 from tests.sim.pocket import PocketCompute
-from tests.sim.swarm import play_broken_row, play_seed
+from tests.sim.swarm import play_broken_row, play_seed, play_short_memory
 
 SEEDS_MAX = 150
 
@@ -177,6 +178,48 @@ def die_of_a_broken_row(monkeypatch):
     monkeypatch.setattr(PocketCompute, "launch", launch)
 
 
+def die_without_memory(monkeypatch):
+    """What is a fault of a step is one of the process."""
+    honest = PocketCompute.launch
+
+    def launch(compute, run):
+        outcome = honest(compute, run)
+        if outcome.out_of_memory:
+            raise MemoryError("nothing left")
+        return outcome
+
+    monkeypatch.setattr(PocketCompute, "launch", launch)
+
+
+def replay_in_steps_as_large_as_before(monkeypatch):
+    monkeypatch.setattr(StepBound, "fail", lambda bound, tokens, now_s: None)
+
+
+def share_what_was_never_filled(monkeypatch):
+    """The names of blocks outlive the step that should have filled them."""
+    monkeypatch.setattr(KvLedger, "unname", lambda ledger, blocks: None)
+
+
+def spare_whoever_began_with_empty_blocks(monkeypatch):
+    honest = Engine._fail
+
+    def fail(engine, row, fault):
+        if fault == "not finite" or not row.cached:
+            honest(engine, row, fault)
+
+    monkeypatch.setattr(Engine, "_fail", fail)
+
+
+def compute_behind_a_stage_without_memory(monkeypatch):
+    """The mark is lost on the way: the next stage works on what is not there."""
+    honest = StageLine.accept
+
+    def accept(line, step):
+        return honest(line, attrs.evolve(step, out_of_memory=False))
+
+    monkeypatch.setattr(StageLine, "accept", accept)
+
+
 BUGS = [
     skip_the_epoch_check,
     forget_the_kv_free,
@@ -200,6 +243,15 @@ BROKEN_ROW_BUGS = [
 ]
 
 
+SHORT_MEMORY_BUGS = [
+    die_without_memory,
+    replay_in_steps_as_large_as_before,
+    share_what_was_never_filled,
+    spare_whoever_began_with_empty_blocks,
+    compute_behind_a_stage_without_memory,
+]
+
+
 def first_failure(play: Callable[[int], object]) -> tuple[int, BaseException] | None:
     for seed in range(1, SEEDS_MAX + 1):
         try:
@@ -209,7 +261,11 @@ def first_failure(play: Callable[[int], object]) -> tuple[int, BaseException] | 
     return None
 
 
-PLANTED = [(plant, play_seed) for plant in BUGS] + [(plant, play_broken_row) for plant in BROKEN_ROW_BUGS]
+PLANTED = [
+    (plant, play)
+    for play, bugs in ((play_seed, BUGS), (play_broken_row, BROKEN_ROW_BUGS), (play_short_memory, SHORT_MEMORY_BUGS))
+    for plant in bugs
+]
 
 
 @pytest.mark.parametrize(("plant", "play"), PLANTED, ids=lambda named: named.__name__)

@@ -67,6 +67,7 @@ class Shape:
     batch_tokens: int = 0
     prefix_cache: bool = True
     max_replays: int = 20
+    step_tokens_max: tuple[int, ...] = ()  # what each worker has memory for in a step, in their order; 0: for any
     http: bool = False  # readers come through the HTTP app, streaming
     model_path: str = MODEL_PATH  # a directory with a tokenizer, for `http`
     step_s: float = 0.004
@@ -497,6 +498,8 @@ class World:
         wires, spoke = self._spoke(node)
         source = wires.step_source(f"mem://{node.name}:0", 64)
         compute = PocketCompute(shape.memory_bytes, shape.kv_blocks, partial(self._poisoned, node))
+        if (number := int(node.name[1:])) <= len(shape.step_tokens_max):
+            compute.tokens_max = shape.step_tokens_max[number - 1]
 
         async def aside(do: Callable[..., Any], *args: Any) -> Any:
             await trio.sleep(LOAD_S if do == compute.load else ACTIVATE_S)
