@@ -12,18 +12,19 @@ from collections import deque
 import attrs
 import numpy as np
 
-from hydra.actors.engine import Drawn, Engine, Row, RowKey
+from hydra.actors.engine import Drawn, Engine
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, ModelStalled, RouteDown, RouteUp, StepOverdue
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.readiness import PROBE_PEER, READY_FOR_S, Probes, ready_told
+from hydra.actors.row import Row, RowKey
+from hydra.actors.row_faults import RowFaults
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.ids import (
     PLANNER,
     ActorName,
     Address,
-    AskId,
-    Attempt,
     Epoch,
     PeerId,
     RouteId,
@@ -35,20 +36,15 @@ from hydra.protocol.messages import (
     Open,
     OpenRefused,
     ReadyAsked,
-    ReadyTold,
     Reopen,
     RouteBroken,
     Tokens,
 )
 from hydra.protocol.refusal import Refusal
-from hydra.protocol.sampling import GREEDY
 
 STEP_LEASE_S = 2.0
 UNMEASURED_LEASE_S = 30.0  # before the first step of an epoch came back: nobody knows how fast this model is
 OVERDUE_AGAIN_S = 0.5
-READY_FOR_S = 30.0  # a token so recent proves that the route works
-PROBE_DEADLINE_S = 10.0
-PROBE_PEER = PeerId("(probe)")
 SESSIONS = ActorName("sessions")
 REGISTRY_NAME = ActorName("registry")
 
@@ -113,14 +109,6 @@ class _Model:
     stalled: Refusal | None = None  # why new work is not taken now
 
 
-@attrs.define(eq=False)
-class _Probe:
-    """A token under way that is to prove one model's route, and those who wait for it."""
-
-    model_id: str
-    asks: list[tuple[Address, AskId]]
-
-
 @attrs.define
 class Limits:
     """The engine section of the configuration, as far as the Broker needs it."""
@@ -141,10 +129,10 @@ class Broker:
     _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
     _known: dict[RowKey, tuple[str, Open]] = attrs.field(factory=dict, init=False)
     _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
+    _faults: RowFaults = attrs.field(factory=RowFaults, init=False)
     _next_arrival: int = attrs.field(default=0, init=False)
     _next_row: int = attrs.field(default=1, init=False)
-    _probes: dict[SessionId, _Probe] = attrs.field(factory=dict, init=False)
-    _next_probe: int = attrs.field(default=1, init=False)
+    _probes: Probes = attrs.field(factory=Probes, init=False)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -176,7 +164,7 @@ class Broker:
             case TimerFired(key=("overdue", int(route))):
                 return self._overdue(RouteId(route), now_s)
             case TimerFired(key=("probe", int(session))):
-                return self._probe_told(SessionId(session), False, "no token came through in time", now_s)
+                return self._probe_ended(SessionId(session), "no token came through in time")
             case _:
                 raise AssertionError(f"a broker cannot be told {event!r}")
 
@@ -233,7 +221,7 @@ class Broker:
     def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
         self._forget(key)
         if key.peer == PROBE_PEER:
-            return self._probe_told(key.session, False, refusal.message, 0.0)
+            return self._probe_ended(key.session, refusal.message)
         message = OpenRefused(session=opening.session, attempt=opening.attempt, refusal=refusal)
         return [Send(Address(key.peer, SESSIONS), message)]
 
@@ -249,6 +237,7 @@ class Broker:
         self._forget_row(key)
         self._known.pop(key, None)
         self._arrivals.pop(key, None)
+        self._faults.forget(key)
 
     def _forget_row(self, key: RowKey) -> None:
         model = self._models.get(self._known[key][0]) if key in self._known else None
@@ -300,8 +289,8 @@ class Broker:
 
     def _reopen(self, row: Row, why: str, *, death: bool = False) -> list[Effect]:
         if row.key.peer == PROBE_PEER:
-            self._forget(row.key)
-            return self._probe_told(row.key.session, False, "the route is being rebuilt", 0.0)
+            rebuilt = "the route is being rebuilt"
+            return self._probe_ended(row.key.session, rebuilt if why == "epoch" else "the route is short of memory")
         message = Reopen(
             session=row.key.session,
             attempt=row.open.attempt,
@@ -359,6 +348,7 @@ class Broker:
                     arrival=waiting.arrival,
                     history=waiting.open.history.tolist(),
                     generated=len(waiting.open.history) - waiting.open.prompt_tokens,
+                    shares=self._faults.may_share(waiting.key),
                 )
             )
             self._next_row += 1
@@ -377,6 +367,7 @@ class Broker:
         effects: list[Effect] = []
         for peer in dict.fromkeys(token.row.key.peer for token in drawn):
             effects += self._tell(peer, [token for token in drawn if token.row.key.peer == peer], result.logprobs)
+        effects += self._settle_failed(engine)
         self.tokens_told += len(drawn)
         for token in drawn:
             if token.finish:
@@ -385,9 +376,18 @@ class Broker:
         steps = [effect for effect in pumped if isinstance(effect, SendStep)]  # first: the stages wait for them
         return [*steps, *effects, *pumped[len(steps) :]]
 
+    def _settle_failed(self, engine: Engine) -> list[Effect]:
+        """Rows that the step went wrong for are opened again, or end."""
+        effects: list[Effect] = []
+        for row, fault in engine.failed:
+            refusal = self._faults.judge(row, fault)
+            effects += self._end(row.key, row.open, refusal) if refusal else self._reopen(row, "preempted")
+        engine.failed.clear()
+        return effects
+
     def _tell(self, peer: PeerId, drawn: list[Drawn], logprobs: Logprobs | None) -> list[Effect]:
         if peer == PROBE_PEER:
-            return [effect for token in drawn for effect in self._probe_told(token.row.key.session, True, "", 0.0)]
+            return [effect for token in drawn for effect in self._probe_ended(token.row.key.session)]
         if logprobs is not None:
             index = np.array([token.index for token in drawn])
             logprobs = Logprobs(chosen=logprobs.chosen[index], top_ids=logprobs.top_ids[index], top=logprobs.top[index])
@@ -421,39 +421,18 @@ class Broker:
             if model.engine is not None and (not asked.models or model.model_id in asked.models)
         }
         if not last_tokens_s:
-            why = "no model is loaded" if not self._models else "no route is up"
-            return [Send(sender, ReadyTold(ask=asked.ask, ready=False, why=why, retry_after_s=2.0))]
+            return [ready_told(sender, asked.ask, "no route is up" if self._models else "no model is loaded")]
         model_id = max(last_tokens_s, key=lambda name: last_tokens_s[name])  # the one that has worked most lately
         if now_s - last_tokens_s[model_id] <= READY_FOR_S:
-            return [Send(sender, ReadyTold(ask=asked.ask, ready=True))]
-        under_way = next((probe for probe in self._probes.values() if probe.model_id == model_id), None)
-        if under_way is not None:
-            under_way.asks.append((sender, asked.ask))
+            return [ready_told(sender, asked.ask)]
+        if self._probes.join(sender, asked.ask, model_id):
             return []
-        session = SessionId(self._next_probe)
-        self._next_probe += 1
-        self._probes[session] = _Probe(model_id, [(sender, asked.ask)])
-        probe = Open(
-            session=session,
-            attempt=Attempt(0),
-            model_id=model_id,
-            history=int32([0]),
-            prompt_tokens=1,
-            max_tokens=1,
-            params=GREEDY,
-            stop_ids=(),
-        )
-        timer = SetTimer(("probe", session), now_s + PROBE_DEADLINE_S)
-        return [timer, *self._open(RowKey(PROBE_PEER, session), probe, now_s)]
+        key, probe = self._probes.start(sender, asked.ask, model_id)
+        return [self._probes.deadline(key, now_s), *self._open(key, probe, now_s)]
 
-    def _probe_told(self, session: SessionId, ready: bool, why: str, now_s: float) -> list[Effect]:
-        probe = self._probes.pop(session, None)
+    def _probe_ended(self, session: SessionId, reason: str = "") -> list[Effect]:
         self._forget(RowKey(PROBE_PEER, session))
-        told: list[Effect] = [
-            Send(sender, ReadyTold(ask=ask, ready=ready, why=why, retry_after_s=None if ready else 2.0))
-            for sender, ask in (probe.asks if probe is not None else ())
-        ]
-        return [*told, CancelTimer(("probe", session))]
+        return self._probes.end(session, reason)
 
 
 def _before(one: Waiting, other: Waiting) -> bool:

@@ -6,55 +6,27 @@ micro-batch. Chunks of one prompt may follow each other through the stages witho
 
 A row suspected of killing workers (`solitary`) is computed alone until it has shown that it does not. Where a model's
 rotary positions depend on a row's length, long rows share no prefixes, and a row about to become long is preempted, so
-that it is opened again as a long one (see LengthRule).
+that it is opened again as a long one (see LengthRule). After a step that found no memory on a device, steps are
+smaller (see StepBound).
 """
 
 from collections import deque
-from collections.abc import Sequence
 
 import attrs
 
 from hydra.actors.kv_ledger import KvLedger
-from hydra.actors.session import DEATHS_MAX, SOLITARY_TOKENS
-from hydra.protocol.batch import Batch, RowOpening, StepResult, int32
+from hydra.actors.micro_batch import MicroBatch
+from hydra.actors.row import Row, RowKey
+from hydra.actors.row_faults import RowFault
+from hydra.actors.step_bound import StepBound
+from hydra.protocol.batch import ROW_FINE, Batch, StepResult
 from hydra.protocol.decoder_spec import LengthRule
-from hydra.protocol.ids import Attempt, Epoch, PeerId, RouteId, RowId, SessionId, StepId
-from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
+from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
+from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 
 COHORT_ROWS_MAX = 64  # decoding rows in one micro-batch; more only lengthens everybody's step
 CHUNK_TOKENS_MIN = 64
 BATCH_TOKENS_AUTO = 512
-
-
-@attrs.frozen
-class RowKey:
-    """Whose row it is: the frontend and its session."""
-
-    peer: PeerId
-    session: SessionId
-
-
-@attrs.define(eq=False)
-class Row:
-    """A session while it is open on this route."""
-
-    row: RowId
-    key: RowKey
-    open: Open
-    arrival: int  # order of first opening: the older keeps its blocks when they run out
-    history: Sequence[int]
-    position: int = 0  # tokens composed into steps so far
-    last_id: int = -1
-    generated: int = 0  # over all attempts
-    generated_here: int = 0  # in this attempt
-    cached: int = 0
-    waits_for_token: bool = False
-    announced: bool = False
-    in_flight: int = 0
-
-    @property
-    def solitary(self) -> bool:
-        return self.open.deaths >= DEATHS_MAX and self.generated_here < SOLITARY_TOKENS
 
 
 @attrs.define
@@ -75,6 +47,7 @@ class Flight:
     step: StepId
     rows: tuple[Row, ...]
     tokens: int
+    filled: tuple[int, ...]  # blocks of prompts, which others may come to share
     sent_s: float
 
 
@@ -92,12 +65,14 @@ class Engine:
     rows: dict[RowId, Row] = attrs.field(factory=dict, init=False)
     flights: deque[Flight] = attrs.field(factory=deque, init=False)
     preempted: list[Row] = attrs.field(factory=list, init=False)
+    failed: list[tuple[Row, RowFault]] = attrs.field(factory=list, init=False)  # gone, and what went wrong
     last_token_s: float | None = attrs.field(default=None, init=False)
     _step: int = attrs.field(default=0, init=False)
     _prefill: deque[Row] = attrs.field(factory=deque, init=False)
     _decode: deque[Row] = attrs.field(factory=deque, init=False)
     _lone: dict[RowId, Row] = attrs.field(factory=dict, init=False)  # rows that were or are solitary
     _closed: list[RowId] = attrs.field(factory=list, init=False)
+    _bound: StepBound = attrs.field(factory=StepBound, init=False)
     _head_since_s: float = attrs.field(default=0.0, init=False)  # when the oldest flight became the oldest
     _token_s: float = attrs.field(default=0.0, init=False)  # measured seconds per prefilled token
     _step_s: float = attrs.field(default=0.0, init=False)  # measured seconds of a decode step, door to door
@@ -110,7 +85,8 @@ class Engine:
 
     def add(self, row: Row) -> None:
         likely = max(len(row.history), row.open.prompt_tokens + row.open.max_tokens)
-        row.cached = self.ledger.open(row.row, () if self._long(row) else row.history, likely)
+        prefix = row.history if row.shares and not self._long(row) else ()
+        row.cached = self.ledger.open(row.row, prefix, likely)
         row.position = row.cached
         self.rows[row.row] = row
         self._prefill.append(row)
@@ -148,18 +124,17 @@ class Engine:
         """The next micro-batch, or None when nothing can go now. Rows that lost their blocks are in `preempted`."""
         if len(self.flights) >= self._flights_max():
             return None
-        parts = _Parts()
+        parts = MicroBatch()
         alone = self._suspect()
         if alone is not None and any(row is not alone for flight in self.flights for row in flight.rows):
             return None  # the others come home first
-        self._add_decode(parts, 1 if alone is not None else self._cohort_size(), only=alone)
-        self._add_prefill(parts, only=alone)
+        self._fill(parts, self._bound.at(now_s), alone)
         if not parts.rows and not (self._closed and not self.flights):
             return None
         self._step += 1
         batch = parts.batch(self._closed)
         self._closed = []
-        flight = Flight(StepId(self._step), tuple(parts.rows), batch.n_tokens, now_s)
+        flight = Flight(StepId(self._step), tuple(parts.rows), batch.n_tokens, tuple(parts.filled), now_s)
         for row in parts.rows:
             row.in_flight += 1
         self.flights.append(flight)
@@ -181,7 +156,20 @@ class Engine:
         suspects = [row for row in self._lone.values() if row.solitary]
         return min(suspects, key=lambda row: row.arrival, default=None)
 
-    def _add_decode(self, parts: "_Parts", most: int, *, only: Row | None) -> None:
+    def _fill(self, parts: MicroBatch, bound: int | None, only: Row | None) -> None:
+        """A cohort, and prompts beside it. Under a bound they take half of it each."""
+        cohort = 1 if only is not None else self._cohort_size()
+        budget = self.batch_tokens or BATCH_TOKENS_AUTO
+        if bound is None:
+            self._add_decode(parts, cohort, only=only)
+            self._add_prefill(parts, budget, only=only)
+            return
+        self._add_decode(parts, min(cohort, bound // 2 if self._prefill else bound), only=only)
+        self._add_prefill(parts, min(budget, bound), only=only)
+        if not parts.rows:  # of a bound of one there is no half, and a prompt may have to wait for blocks
+            self._add_decode(parts, 1, only=only)
+
+    def _add_decode(self, parts: MicroBatch, most: int, *, only: Row | None) -> None:
         for row in list(self._decode):
             if len(parts.rows) >= most:
                 break
@@ -199,8 +187,8 @@ class Engine:
             row.position += 1
             row.waits_for_token = True
 
-    def _add_prefill(self, parts: "_Parts", *, only: Row | None) -> None:
-        budget = (self.batch_tokens or BATCH_TOKENS_AUTO) - parts.n_tokens
+    def _add_prefill(self, parts: MicroBatch, most: int, *, only: Row | None) -> None:
+        budget = most - parts.n_tokens
         for row in list(self._prefill):
             if row.row not in self.rows or (only is not None and row is not only):
                 continue
@@ -215,6 +203,7 @@ class Engine:
             last = row.position + length == len(row.history)
             chunk = tuple(row.history[row.position : row.position + length])
             parts.add(row, chunk, sample=last, blocks=blocks)
+            parts.filled += self.ledger.blocks_of(row.row, row.position, length)
             row.position += length
             budget -= length
             if last:
@@ -223,7 +212,7 @@ class Engine:
                     self.ledger.name_prompt(row.row, row.history)
                 row.waits_for_token = True
 
-    def _blocks(self, row: Row, tokens: int, parts: "_Parts") -> list[int] | None:
+    def _blocks(self, row: Row, tokens: int, parts: MicroBatch) -> list[int] | None:
         """New blocks for `tokens` tokens; takes them from younger rows when there are none. None: the row must wait.
 
         A row that runs alone takes them from anybody: the older ones stand still until it is through.
@@ -244,29 +233,42 @@ class Engine:
     def take(self, result: StepResult, now_s: float) -> list[Drawn] | None:
         """Settles the oldest flight. None when the result is not the one that must come next: the epoch is broken.
 
-        A stage that lies is a fault of the world, not a bug of ours: the sessions open again and lose nothing.
+        A stage that lies is a fault of the world, not a bug of ours: the sessions open again and lose nothing. Rows
+        that went wrong are gone, and in `failed`.
         """
         if not self.flights or self.flights[0].step != result.step:
             return None
         flight = self.flights.popleft()
-        self._measure(flight, now_s)
         self._head_since_s = now_s
         for flown in flight.rows:
             flown.in_flight -= 1
+        if result.out_of_memory:
+            return self._starve(flight, now_s) if flight.rows else None
+        self._measure(flight, now_s)
+        due = self._due(result)
+        if any(row.position != position for row, position, *_ in due):
+            return None
         drawn: list[Drawn] = []
-        columns = (result.row, result.attempt, result.position, result.token)
-        for index, (number, attempt, position, token) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True)
-        ):
-            row = self.rows.get(RowId(number))
-            if row is None or row.open.attempt != Attempt(attempt) or not row.waits_for_token:
-                continue  # closed or preempted meanwhile
-            if position != row.position:
-                return None
-            drawn.append(self._draw(row, position, token, index))
+        for row, position, token, fault, index in due:
+            if fault != ROW_FINE:
+                self._break(row)
+            else:
+                drawn.append(self._draw(row, position, token, index))
         if drawn:
             self.last_token_s = now_s
         return drawn
+
+    def _due(self, result: StepResult) -> list[tuple[Row, int, int, int, int]]:
+        """(row, position, token, fault, index) of the rows that wait for it; others closed or were preempted."""
+        columns = (result.row, result.attempt, result.position, result.token, result.fault)
+        due: dict[RowId, tuple[Row, int, int, int, int]] = {}
+        for index, (number, attempt, position, token, fault) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        ):
+            row = self.rows.get(RowId(number))
+            if row is not None and row.open.attempt == Attempt(attempt) and row.waits_for_token:
+                due.setdefault(row.row, (row, position, token, fault, index))
+        return list(due.values())
 
     def _draw(self, row: Row, position: int, token: int, index: int) -> Drawn:
         row.waits_for_token = False
@@ -283,6 +285,33 @@ class Engine:
         else:
             self._decode.append(row)
         return Drawn(row, position, token, finish, index)
+
+    def _break(self, row: Row) -> None:
+        """Whatever its blocks hold may be no numbers either: nobody shares them any more."""
+        self.ledger.unname(self.ledger.table(row.row))
+        self._fail(row, "not finite")
+
+    def _starve(self, flight: Flight, now_s: float) -> list[Drawn]:
+        """Some stage computed nothing of it: what it should have filled is worthless, and what was filled since by its
+        rows or upon shared blocks may be. Nobody comes to share that any more, also what rows that have left meanwhile
+        left behind by name; and whoever began with some of it is computed again.
+        """
+        self._bound.fail(flight.tokens, now_s)
+        worthless = set(flight.filled)
+        for later in self.flights if worthless else ():
+            if any(row in flight.rows or row.cached for row in later.rows):
+                worthless.update(later.filled)
+        self.ledger.unname(worthless)
+        for row in list(self.rows.values()):
+            if row in flight.rows:
+                self._fail(row, "no memory alone" if flight.tokens == 1 else "no memory")
+            elif not worthless.isdisjoint(self.ledger.table(row.row)[: row.cached // self.ledger.block_size]):
+                self._fail(row, "no memory")
+        return []
+
+    def _fail(self, row: Row, fault: RowFault) -> None:
+        self.remove(row)
+        self.failed.append((row, fault))
 
     # ------------------------------------------------------------ time
 
@@ -307,57 +336,3 @@ class Engine:
             token_s = took_s / flight.tokens
             self._token_s = max(token_s, 0.8 * self._token_s + 0.2 * token_s)
             self._step_s = self._step_s or took_s
-
-
-@attrs.define
-class _Parts:
-    """A micro-batch while it is being put together."""
-
-    rows: list[Row] = attrs.field(factory=list)
-    seen: set[RowId] = attrs.field(factory=set)
-    n_tokens: int = 0
-    _columns: list[tuple[int, int, int, int, int, int]] = attrs.field(factory=list)
-    _tokens: list[int] = attrs.field(factory=list)
-    _blocks: list[int] = attrs.field(factory=list)
-    _opened: list[RowOpening] = attrs.field(factory=list)
-
-    def add(self, row: Row, tokens: Sequence[int], *, sample: bool, blocks: list[int]) -> None:
-        if not row.announced:
-            row.announced = True
-            self._opened.append(opening_of(row))
-        self._columns.append((row.row, row.open.attempt, row.position, len(tokens), int(sample), len(blocks)))
-        self._tokens.extend(tokens)
-        self._blocks.extend(blocks)
-        self.rows.append(row)
-        self.seen.add(row.row)
-        self.n_tokens += len(tokens)
-
-    def batch(self, closed: list[RowId]) -> Batch:
-        columns = zip(*self._columns, strict=True) if self._columns else [()] * 6
-        row, attempt, position, length, sample, new_blocks = (int32(list(column)) for column in columns)
-        return Batch(
-            row=row,
-            attempt=attempt,
-            position=position,
-            length=length,
-            sample=sample,
-            new_blocks=new_blocks,
-            tokens=int32(self._tokens),
-            blocks=int32(self._blocks),
-            closed=int32(closed),
-            opened=tuple(self._opened),
-        )
-
-
-def opening_of(row: Row) -> RowOpening:
-    """What the stages are told of a row, once. The history travels only where the parameters look at it."""
-    history = int32(row.history) if row.open.params.needs_history else int32([])
-    return RowOpening(
-        row=row.row,
-        attempt=row.open.attempt,
-        params=row.open.params,
-        prompt_tokens=row.open.prompt_tokens,
-        history_tokens=len(row.history),
-        cached_tokens=row.cached,
-        history=history,
-    )

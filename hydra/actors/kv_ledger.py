@@ -9,7 +9,7 @@ Source of the idea of hashed prefix blocks: the PagedAttention paper (arXiv 2309
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 import attrs
@@ -48,6 +48,10 @@ class KvLedger:
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
+
+    def blocks_of(self, row: RowId, first: int, n_tokens: int) -> list[int]:
+        """The row's blocks that hold any of so many tokens from `first` on."""
+        return self._tables[row][first // self.block_size : self.blocks_for(first + n_tokens)]
 
     def open(self, row: RowId, prompt: Sequence[int], tokens: int = 0) -> int:
         """Starts a row's table with the longest cached prefix; returns how many tokens that saves.
@@ -96,6 +100,17 @@ class KvLedger:
             if name not in self._by_prefix and block not in self._prefix_of:
                 self._by_prefix[name] = block
                 self._prefix_of[block] = name
+
+    def unname(self, blocks: Iterable[int]) -> None:
+        """Whoever opens from now on shares none of these: what they hold is not to be trusted."""
+        for block in blocks:
+            name = self._prefix_of.pop(block, None)
+            if name is None:
+                continue
+            del self._by_prefix[name]
+            if block in self._kept:
+                del self._kept[block]
+                self._free.give(block)
 
     def close(self, row: RowId) -> None:
         """Gives the row's blocks back; named ones are kept until somebody needs the room."""

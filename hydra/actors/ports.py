@@ -32,7 +32,8 @@ class Compute(Protocol):
     `load`, `activate`, `drop` run on a loader thread; `launch` and `collect` on the stage's own thread(s), in order:
     tickets are collected in the order they were launched. On the CPU `launch` does all the work. A slice is a dict of
     layers, so that `load` of a new range frees and reads only the difference, while another route keeps stepping.
-    Raises RefusalError (bad_model, does_not_fit, unsupported) from `load`; anything else is a fault of the process.
+    Raises RefusalError (bad_model, does_not_fit, unsupported) from `load`; anything else is a fault of the process. A
+    step that finds no memory is none: it is collected as an Outcome that says so, wherever it failed.
     """
 
     def offer(self) -> DeviceOffer: ...

@@ -88,7 +88,11 @@ class StageLine:
         return "old epoch" if epoch < fence.epoch else "not open yet"
 
     def accept(self, step: Step) -> Run | Drop:
-        """Checks fence and sequence, applies what the batch closes and opens, and lays the rows beside it."""
+        """Checks fence and sequence, applies what the batch closes and opens, and lays the rows beside it.
+
+        Also of a step that an earlier stage had no memory for: its rows go on as if it were computed, the same at all
+        stages, until the Broker closes them.
+        """
         refused = self.admits(step.route, step.epoch)
         if refused is not None:
             return self.drop(refused)
@@ -103,7 +107,15 @@ class StageLine:
         if isinstance(rows, Drop):
             return rows
         state.last_step = step.step
-        return Run(route=step.route, epoch=step.epoch, step=step.step, batch=step.batch, rows=rows, hidden=step.hidden)
+        return Run(
+            route=step.route,
+            epoch=step.epoch,
+            step=step.step,
+            batch=step.batch,
+            rows=rows,
+            hidden=step.hidden,
+            out_of_memory=step.out_of_memory,
+        )
 
     def may_send(self, run: Run) -> Fence | None:
         """The second look at the fence: the epoch may have ended while the step was computed. None: do not send."""

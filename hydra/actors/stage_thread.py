@@ -129,7 +129,7 @@ class StageThread:
             if accepted.breaks_the_route:
                 self.report(ThreadTrouble(step.route, step.epoch, f"step {step.step}: {accepted.reason}"))
             return
-        ticket = self.compute.launch(accepted) if accepted.rows else None  # a step may only close rows
+        ticket = self.compute.launch(accepted) if to_compute(accepted) else None
         if self.overlapped:
             self._launched.put((accepted, ticket))
         else:
@@ -137,6 +137,9 @@ class StageThread:
 
     def _finish(self, run: Run, ticket: Ticket | None) -> None:
         outcome = Outcome() if ticket is None else self.compute.collect(ticket)
+        if outcome.out_of_memory:
+            tokens = run.batch.n_tokens
+            log.warning("no memory for a step", route=run.route, step=run.step, tokens=tokens, why=outcome.reason)
         fence = self.line.may_send(run)
         if fence is not None and self._send(run, encode_outcome(run, outcome, last=fence.last)):
             self._sent[run.route] = (run.epoch, run.step)
@@ -201,12 +204,30 @@ class StageThread:
                 self._launched.task_done()
 
 
+def to_compute(run: Run) -> bool:
+    """A step may only close rows, or have found no memory at an earlier stage."""
+    return bool(run.rows) and not run.out_of_memory
+
+
 def encode_outcome(run: Run, outcome: Outcome, *, last: bool) -> list[Buffer]:
-    """What leaves this stage: the batch with its hidden states, or the last stage's word on the sampled rows."""
+    """What leaves this stage: the batch with its hidden states, or the last stage's word on the sampled rows; of a step
+    that this stage or an earlier one had no memory for, that alone.
+    """
+    starved = run.out_of_memory or outcome.out_of_memory
     if not last:
+        hidden = None if starved else outcome.hidden
         return codec_data.encode_step(
-            Step(route=run.route, epoch=run.epoch, step=run.step, batch=run.batch, hidden=outcome.hidden)
+            Step(
+                route=run.route,
+                epoch=run.epoch,
+                step=run.step,
+                batch=run.batch,
+                hidden=hidden,
+                out_of_memory=starved,
+            )
         )
+    if starved:
+        return codec_data.encode_result(StepResult(route=run.route, epoch=run.epoch, step=run.step, out_of_memory=True))
     batch = run.batch
     sampled = batch.sample != 0
     result = StepResult(
@@ -217,6 +238,7 @@ def encode_outcome(run: Run, outcome: Outcome, *, last: bool) -> list[Buffer]:
         attempt=batch.attempt[sampled],
         position=(batch.position + batch.length)[sampled],
         token=outcome.token,
+        fault=outcome.fault,
         logprobs=outcome.logprobs,
     )
     return codec_data.encode_result(result)

@@ -18,6 +18,7 @@ STATUS: dict[RefusalCode, tuple[int, str]] = {
     "timeout": (408, "timeout_error"),
     "queue_full": (429, "rate_limit_error"),
     "replay_limit": (500, "server_error"),
+    "not_finite": (500, "server_error"),
     "internal_error": (500, "server_error"),
     "version_mismatch": (500, "server_error"),
     "does_not_fit": (503, "server_error"),

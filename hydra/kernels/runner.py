@@ -20,6 +20,7 @@ from hydra.kernels.lanes import HostLane, Lane
 from hydra.kernels.reader import Progress
 from hydra.kernels.shelf import Copy, Shelf
 from hydra.kernels.slice import Slice, build_slice, forward
+from hydra.kernels.step_memory import within_memory
 from hydra.kernels.tensors import TORCH_DTYPES
 from hydra.kernels.warmup import warm_up
 from hydra.kernels.weights import fetch_parts, packed
@@ -146,13 +147,15 @@ class Runner:
         pool = loaded.pool
         if pool is None:
             raise RuntimeError(f"route {run.route} was stepped before it was activated")
+        work = partial(forward, loaded.slice, pool, run.batch, run.rows, captured=loaded.graphs)
         with torch.inference_mode():
-            work = partial(forward, loaded.slice, pool, run.batch, run.rows, captured=loaded.graphs)
-            return self._lane.launch(run.hidden, work)
+            return within_memory(self._device, lambda: self._lane.launch(run.hidden, work))
 
     def collect(self, ticket: object) -> Outcome:
+        if isinstance(ticket, Outcome) and ticket.out_of_memory:
+            return ticket
         with torch.inference_mode():
-            return self._lane.collect(ticket)
+            return within_memory(self._device, lambda: self._lane.collect(ticket))
 
     def _make_room(self, order: LoadSlice, copy: Copy, parts: frozenset[Part]) -> None:
         """Frees what neither this order nor another route needs. Idle routes of the same weights are superseded."""

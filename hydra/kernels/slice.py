@@ -226,7 +226,7 @@ def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) ->
 
 def _nothing(part: Slice) -> Drawn:
     nothing = torch.empty(0, dtype=torch.int64, device=part.device)
-    return Drawn(nothing, nothing)
+    return Drawn(token=nothing, best=nothing)
 
 
 def _picks(batch: Batch, rows: Sequence[OpenRow]) -> list[Pick]:

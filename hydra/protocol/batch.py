@@ -33,9 +33,21 @@ def int32(values: object) -> Int32Column:
 EMPTY: Int32Column = int32([])
 EMPTY.setflags(write=False)
 
+ROW_FINE, ROW_NOT_FINITE = 0, 1  # what a sampled row's `fault` says: its token counts, or its logits were no numbers
+
+
+def no_faults(token: Int32Column) -> Int32Column:
+    """The fault column of rows that are all fine."""
+    return np.zeros(len(token), np.int32)
+
 
 def _column() -> Int32Column:
     return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), default=EMPTY)
+
+
+def _faults() -> Int32Column:
+    none = attrs.Factory(lambda made: no_faults(made.token), takes_self=True)
+    return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), default=none)
 
 
 @attrs.frozen(kw_only=True)
@@ -98,6 +110,7 @@ class Step:
     step: StepId
     batch: Batch
     hidden: Blob | None = None
+    out_of_memory: bool = False  # at an earlier stage: there is no hidden, and nothing to compute
 
 
 @attrs.frozen(kw_only=True)
@@ -115,7 +128,10 @@ class Logprobs:
 
 @attrs.define(kw_only=True)
 class StepResult:
-    """What the last stage says to the Broker: the sampled rows of one step, and nothing of the logits."""
+    """What the last stage says to the Broker: the sampled rows of one step, and nothing of the logits.
+
+    `out_of_memory`: some stage had not enough for this step; no row was computed, and none is listed.
+    """
 
     route: RouteId
     epoch: Epoch
@@ -123,8 +139,10 @@ class StepResult:
     row: Int32Column = _column()
     attempt: Int32Column = _column()
     position: Int32Column = _column()  # of the sampled token itself: last computed position + 1
-    token: Int32Column = _column()
+    token: Int32Column = _column()  # 0 where the row has a fault
+    fault: Int32Column = _faults()  # ROW_*
     logprobs: Logprobs | None = None
+    out_of_memory: bool = False
 
 
 @attrs.define
@@ -156,12 +174,20 @@ class Run:
     batch: Batch
     rows: tuple[OpenRow, ...]
     hidden: Blob | None
+    out_of_memory: bool = False  # at an earlier stage
 
 
 @attrs.define(kw_only=True)
 class Outcome:
-    """What a stage made of a Run: hidden states for the next stage, or (last stage) one token per sampled row."""
+    """What a stage made of a Run: hidden states for the next stage, or (last stage) one token per sampled row.
+
+    A row whose logits are not finite has a `fault` in its place and no token; the others' tokens are right. A step that
+    the device had not enough memory for comes to nothing else; `reason` is then what the allocator said.
+    """
 
     hidden: Blob | None = None
     token: Int32Column = _column()
+    fault: Int32Column = _faults()
     logprobs: Logprobs | None = None
+    out_of_memory: bool = False
+    reason: str = ""

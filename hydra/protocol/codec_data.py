@@ -16,7 +16,18 @@ from typing import Any, Literal, TypeAlias
 import attrs
 import numpy as np
 
-from hydra.protocol.batch import EMPTY, ROWS_MAX, TOKENS_MAX, Batch, Int32Column, Logprobs, RowOpening, Step, StepResult
+from hydra.protocol.batch import (
+    EMPTY,
+    ROW_NOT_FINITE,
+    ROWS_MAX,
+    TOKENS_MAX,
+    Batch,
+    Int32Column,
+    Logprobs,
+    RowOpening,
+    Step,
+    StepResult,
+)
 from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer
 from hydra.protocol.codec import FLOAT32, INT32, converter, pack, unpack
 from hydra.protocol.ids import Epoch, RouteId, StepId
@@ -25,25 +36,26 @@ from hydra.protocol.wire import Frames, TheyBrokeTheRules
 Kind: TypeAlias = Literal["step", "result"]
 
 MAGIC = b"HYD"
-DATA_VERSION = 1
+DATA_VERSION = 2
 KIND_STEP, KIND_RESULT = 1, 2
 KINDS: dict[int, Kind] = {KIND_STEP: "step", KIND_RESULT: "result"}
 
-# magic, version, kind, dtype (0: no tensor, else 1 + index in BLOB_DTYPES), two spare bytes,
+# magic, version, kind, dtype (0: no tensor, else 1 + index in BLOB_DTYPES), fault (see FAULTS), a spare byte,
 # route, term, number, step, then five counts:
 #   step:   rows, tokens, blocks, closed, width of hidden
 #   result: rows, rows with log-probabilities, alternatives, 0, 0
 # and the bytes of the openings or log-probabilities.
-HEADER = struct.Struct("<3sBBBxxIIIQIIIIII")
+HEADER = struct.Struct("<3sBBBBxIIIQIIIIII")
 INLINE_BYTES_MAX = 64 << 10
 SMALL_COLUMNS = 256  # so many numbers are checked faster as a list
+FAULTS = {0: False, 1: True}  # 1: a stage had not enough memory for the step
 DTYPE_CODES = {dtype: code for code, dtype in enumerate(BLOB_DTYPES, 1)}
 
 OPENINGS_BYTES_MAX = 64 << 20
 ALTERNATIVES_MAX = 20
 WIDTH_MAX = 1 << 20
 ROW_COLUMNS = 6  # of a step: row, attempt, position, length, sample, new_blocks
-RESULT_COLUMNS = 4
+RESULT_COLUMNS = 5  # row, attempt, position, token, fault
 OPENINGS: Any = tuple[RowOpening, ...]
 _write_openings = converter.get_unstructure_hook(OPENINGS)
 _epoch = lru_cache(16)(Epoch)  # the same one, step after step
@@ -71,8 +83,8 @@ def _parse_header(frames: Frames, wanted: int | None = None) -> tuple[Any, ...]:
     if not 1 <= len(frames) <= 2:
         raise ValueError(f"{len(frames)} frames")
     found = HEADER.unpack_from(frames[0])
-    if found[0] != MAGIC or found[1] != DATA_VERSION or found[2] not in KINDS:
-        raise ValueError(f"magic {found[0]!r}, version {found[1]}, kind {found[2]}")
+    if found[0] != MAGIC or found[1] != DATA_VERSION or found[2] not in KINDS or found[4] not in FAULTS:
+        raise ValueError(f"magic {found[0]!r}, version {found[1]}, kind {found[2]}, fault {found[4]}")
     if wanted is not None and found[2] != wanted:
         raise ValueError(f"expected a {KINDS[wanted]}, got a {KINDS[found[2]]}")
     return found
@@ -81,7 +93,7 @@ def _parse_header(frames: Frames, wanted: int | None = None) -> tuple[Any, ...]:
 def peek_header(frames: Frames) -> StepHeader:
     """The header alone, before any column is looked at. Raises TheyBrokeTheRules."""
     try:
-        _, _, kind, _, route, term, number, step, *_ = _parse_header(frames)
+        _, _, kind, _, _, route, term, number, step, *_ = _parse_header(frames)
     except Exception as why:
         raise TheyBrokeTheRules(f"no header of the data lane: {why!r:.200}") from why
     return StepHeader(KINDS[kind], RouteId(route), Epoch(term, number), StepId(step))
@@ -109,6 +121,8 @@ def encode_step(step: Step) -> list[Buffer]:
     batch, hidden = step.batch, step.hidden
     dtype_code = width = 0
     if hidden is not None:
+        if step.out_of_memory:
+            raise ValueError("hidden states of a step that was not computed")
         n_rows, width = hidden.shape
         if n_rows != len(batch.tokens):
             raise ValueError(f"hidden of {hidden.shape} for {len(batch.tokens)} tokens")
@@ -116,7 +130,8 @@ def encode_step(step: Step) -> list[Buffer]:
     epoch = step.epoch
     openings = pack(_write_openings(batch.opened)) if batch.opened else b""
     header = HEADER.pack(
-        *(MAGIC, DATA_VERSION, KIND_STEP, dtype_code, step.route, epoch.term, epoch.number, step.step),
+        *(MAGIC, DATA_VERSION, KIND_STEP, dtype_code, step.out_of_memory),
+        *(step.route, epoch.term, epoch.number, step.step),
         *(len(batch.row), len(batch.tokens), len(batch.blocks), len(batch.closed), width, len(openings)),
     )
     columns = batch.packed
@@ -166,7 +181,7 @@ def decode_step(frames: Frames) -> Step:
     """The columns and the hidden blob look into the received buffers. Raises TheyBrokeTheRules and nothing else."""
     try:
         found = _parse_header(frames, KIND_STEP)
-        code, route, term, number, step, n_rows, n_tokens, n_blocks, n_closed, width, n_tail = found[3:]
+        code, fault, route, term, number, step, n_rows, n_tokens, n_blocks, n_closed, width, n_tail = found[3:]
         if n_rows > ROWS_MAX or n_tokens > TOKENS_MAX or n_blocks > TOKENS_MAX or n_closed > TOKENS_MAX:
             raise ValueError(f"{n_rows} rows, {n_tokens} tokens, {n_blocks} blocks, {n_closed} closed")
         head = frames[0]
@@ -178,8 +193,8 @@ def decode_step(frames: Frames) -> Step:
         opened = _openings(head[tail_at:], n_rows) if n_tail else ()
         hidden = None
         if code:
-            if not (code <= len(BLOB_DTYPES) and width <= WIDTH_MAX):
-                raise ValueError(f"hidden of dtype {code}, width {width}")
+            if not (code <= len(BLOB_DTYPES) and width <= WIDTH_MAX) or fault:
+                raise ValueError(f"hidden of dtype {code}, width {width}, fault {fault}")
             data = frames[1] if len(frames) == 2 else memoryview(head)[hidden_at:tail_at]
             hidden = Blob(BLOB_DTYPES[code - 1], (n_tokens, width), data)
         if (not code and (width or len(frames) == 2)) or (hidden_at != tail_at and (not code or len(frames) == 2)):
@@ -188,7 +203,14 @@ def decode_step(frames: Frames) -> Step:
         batch = _batch(values, packed, n_rows, n_tokens, n_blocks, opened)
     except Exception as why:
         raise TheyBrokeTheRules(f"no step: {why!r:.200}") from why
-    return Step(route=RouteId(route), epoch=_epoch(term, number), step=StepId(step), batch=batch, hidden=hidden)
+    return Step(
+        route=RouteId(route),
+        epoch=_epoch(term, number),
+        step=StepId(step),
+        batch=batch,
+        hidden=hidden,
+        out_of_memory=FAULTS[fault],
+    )
 
 
 def _openings(frame: Buffer, n_rows: int) -> tuple[RowOpening, ...]:
@@ -213,10 +235,11 @@ def encode_result(result: StepResult) -> list[Buffer]:
         parts = (logprobs.chosen.astype(FLOAT32), logprobs.top_ids.astype(INT32), logprobs.top.astype(FLOAT32))
         tail = b"".join(part.tobytes() for part in parts)
     header = HEADER.pack(
-        *(MAGIC, DATA_VERSION, KIND_RESULT, 0 if logprobs is None else 1),
+        *(MAGIC, DATA_VERSION, KIND_RESULT, 0 if logprobs is None else 1, result.out_of_memory),
         *(result.route, epoch.term, epoch.number, result.step, len(result.row), n_told, n_top, 0, 0, len(tail)),
     )
-    return [b"".join((header, _join((result.row, result.attempt, result.position, result.token)), tail))]
+    columns = (result.row, result.attempt, result.position, result.token, result.fault)
+    return [b"".join((header, _join(columns), tail))]
 
 
 def _logprobs(frame: Buffer, n_told: int, n_top: int) -> Logprobs:
@@ -237,9 +260,9 @@ def decode_result(frames: Frames) -> StepResult:
     """The other half of encode_result. Raises TheyBrokeTheRules and nothing else."""
     try:
         found = _parse_header(frames, KIND_RESULT)
-        told, route, term, number, step, n_rows, n_told, n_top, *rest, n_tail = found[3:]
-        if len(frames) != 1 or told > 1 or any(rest):
-            raise ValueError("a result has one frame and zeros where nothing is said")
+        told, memory, route, term, number, step, n_rows, n_told, n_top, *rest, n_tail = found[3:]
+        if len(frames) != 1 or told > 1 or any(rest) or (memory and n_rows):
+            raise ValueError("a result has one frame and zeros where nothing is said, and no rows without memory")
         if n_rows > ROWS_MAX or n_told > n_rows or n_top > ALTERNATIVES_MAX:
             raise ValueError(f"{n_rows} rows, {n_told} with {n_top} alternatives")
         head, tail_at = frames[0], HEADER.size + 4 * RESULT_COLUMNS * n_rows
@@ -247,7 +270,9 @@ def decode_result(frames: Frames) -> StepResult:
         if len(head) != tail_at + n_tail or (not told and (n_told or n_top or n_tail)):
             raise ValueError("log-probabilities nobody announced")
         logprobs = _logprobs(head[tail_at:], n_told, n_top) if told else None
-        row, attempt, position, token = (values[i * n_rows : (i + 1) * n_rows] for i in range(RESULT_COLUMNS))
+        row, attempt, position, token, fault = (values[i * n_rows : (i + 1) * n_rows] for i in range(RESULT_COLUMNS))
+        if max(fault.tolist(), default=0) > ROW_NOT_FINITE:
+            raise ValueError("a fault that nobody knows")
     except Exception as why:
         raise TheyBrokeTheRules(f"no result: {why!r:.200}") from why
     return StepResult(
@@ -258,5 +283,7 @@ def decode_result(frames: Frames) -> StepResult:
         attempt=attempt,
         position=position,
         token=token,
+        fault=fault,
         logprobs=logprobs,
+        out_of_memory=FAULTS[memory],
     )

@@ -15,7 +15,7 @@ from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, StoredFile, T
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 Role = Literal["worker", "frontend", "parent"]
 LoadPhase = Literal["fetching", "reading"]
 NodeState = Literal["joining", "ready", "suspect", "draining", "lost"]

@@ -18,6 +18,7 @@ RefusalCode = Literal[
     "loading",  # the model is on its way: 503
     "recovery_deadline",  # the route did not come back in time: 503
     "replay_limit",  # this request was in flight at too many deaths: 500
+    "not_finite",  # the model's logits for this request are NaN or infinity: 500
     "bad_model",  # a model directory that lies or is broken: 400
     "unsupported",  # known, and refused by name: 400
     "unauthorized",  # join token or key: 401

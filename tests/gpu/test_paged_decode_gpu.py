@@ -41,6 +41,29 @@ def test_the_kernel_mixes_as_spelled_out(n_rows, n_heads, n_kv_heads, width, dty
     assert float((made - expected).abs().max() / expected.abs().max()) < tolerance
 
 
+@pytest.mark.parametrize("softcap", [None, 20.0])
+@pytest.mark.parametrize(("n_heads", "n_kv_heads", "width"), HEADS)
+def test_the_kernel_sees_nothing_that_its_row_has_not_written(n_heads, n_kv_heads, width, softcap):
+    """Each row has blocks of its own; with NaN before `first` and from `reach` on, no bit is another."""
+    random = torch.Generator().manual_seed(7)
+    table = torch.randperm(N_BLOCKS, generator=random)[:500].view(5, 100).to(torch.int32)
+    reach = torch.randint(1, 100 * BLOCK_SIZE, (5,), generator=random)
+    first = (reach * torch.rand(5, generator=random) * 0.9).long()
+    query = torch.randn(5, n_heads, width, generator=random)
+    written = torch.randn(2, N_BLOCKS * BLOCK_SIZE, n_kv_heads, width, generator=random)
+    seen = torch.zeros(N_BLOCKS * BLOCK_SIZE, dtype=torch.bool)
+    for blocks, low, high in zip(table, first.tolist(), reach.tolist(), strict=True):
+        at = torch.arange(low, high)
+        seen[blocks[at // BLOCK_SIZE].long() * BLOCK_SIZE + at % BLOCK_SIZE] = True
+    mix = make_decode(0.3, softcap, DEVICE)
+    rows = PagedRows(table.to(DEVICE), reach.to(DEVICE), first.to(DEVICE), BLOCK_SIZE)
+    answers = []
+    for fill in (0.0, float("nan")):
+        keys, values = (torch.where(seen[:, None, None], held, fill).to(DEVICE) for held in written)
+        answers.append(mix(query.to(DEVICE), keys, values, rows).cpu())
+    assert torch.equal(*answers) and torch.isfinite(answers[0]).all()
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return publish(tmp_path_factory.mktemp("graphs"), seed=1, tie_word_embeddings=False)

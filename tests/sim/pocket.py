@@ -4,6 +4,9 @@ Each layer folds its input, its own number, the position and everything its KV b
 into the next hidden state. Skip a layer, run it twice, read a block that belongs to somebody else or to a former
 life, lose or repeat a token: the next token is another one. `pocket_reply` is the same arithmetic in one loop, and so
 the oracle for every cluster shape.
+
+One number is no number: whatever reads it becomes it too, as NaN does, and even the earlier tokens of the same chunk
+do. The token FRAIL brings it about a few positions behind itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hydra.actors.ports import Progress, SliceFacts
-from hydra.protocol.batch import OpenRow, Outcome, Run, int32
+from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, OpenRow, Outcome, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.decoder_spec import plain_decoder
 from hydra.protocol.ids import RouteId
@@ -28,7 +31,10 @@ MODEL_PATH = "/models/pocket"
 MODEL_ID = "pocket"
 VOCAB = 257
 POISON = VOCAB  # whoever computes this token dies of it
+FRAIL = VOCAB + 1  # so many positions behind this token, everything is NaN
+FRAIL_FOR = 12
 MAX_POSITIONS = 128
+_NAN, _FRAIL_KEY = np.uint64(0xFFF8_0000_0000_0000), np.uint64(0xFFF8_0000_0000_0001)
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _S1, _S2 = np.uint64(31), np.uint64(27)
@@ -44,18 +50,44 @@ def _stir(numbers: Numbers) -> Numbers:
 
 def _embed(tokens: npt.NDArray[Any], start: int) -> Numbers:
     numbers = tokens.astype(np.uint64) + np.uint64(1)
-    return _stir(numbers * _ODD + _SALTS[start : start + len(tokens)])
+    numbers = _stir(numbers * _ODD + _SALTS[start : start + len(tokens)])
+    if FRAIL in tokens:
+        numbers[tokens == FRAIL] = _FRAIL_KEY
+    return numbers
 
 
 def _layer(state: Numbers, layer: int, start: int, slots: npt.NDArray[np.int64], pool: Numbers) -> Numbers:
     """One layer for tokens at `start`, `start` + 1, ...; `slots` are the places of positions 0 .. end in its pool."""
-    end = start + len(state)
-    pool[slots[start:end]] = _stir(state + _SALTS[layer] + _SALTS[start:end])
-    seen = np.cumsum(pool[slots[:end]] * _WEIGHTS[:end])[start:]
+    pool[slots[start : start + len(state)]] = _key(state, layer, start)
+    return _mixed(state, layer, start, pool[slots[: start + len(state)]])
+
+
+def _key(state: Numbers, layer: int, start: int) -> Numbers:
+    return _stir(state + _SALTS[layer] + _SALTS[start : start + len(state)])
+
+
+def _mixed(state: Numbers, layer: int, start: int, keys: Numbers) -> Numbers:
+    seen = np.cumsum(keys * _WEIGHTS[: len(keys)])[start:]
     return _stir((state ^ seen) + _SALTS[layer])
 
 
-def _draw(state: Numbers, params: SamplingParams | None) -> int:
+def _frail_layer(state: Numbers, layer: int, start: int, slots: npt.NDArray[np.int64], pool: Numbers) -> Numbers:
+    """The same where some may be no numbers."""
+    odd = (state == _NAN) | (state == _FRAIL_KEY)
+    pool[slots[start : start + len(state)]] = np.where(odd, state, _key(state, layer, start))
+    keys = pool[slots[: start + len(state)]]
+    after = _mixed(state, layer, start, keys)
+    if (keys == _NAN).any():
+        after[:] = _NAN
+    for frail in np.flatnonzero(keys == _FRAIL_KEY):
+        after[max(0, frail + FRAIL_FOR - start) :] = _NAN
+    return after
+
+
+def _draw(state: Numbers, params: SamplingParams | None) -> int | None:
+    """None: there is no next token."""
+    if state[-1] == _NAN:
+        return None
     number = int(state[-1])
     if params is not None and params.temperature > 0:
         number ^= (params.seed * 0x9E3779B1 + params.choice * 0x85EBCA6B) & 0xFFFF_FFFF
@@ -65,17 +97,21 @@ def _draw(state: Numbers, params: SamplingParams | None) -> int:
 def pocket_reply(
     prompt: Sequence[int], n: int, layers: int, stop_ids: Sequence[int] = (), params: SamplingParams = GREEDY
 ) -> tuple[list[int], str]:
-    """What an undisturbed model answers, and why it stops: (token ids, "stop" or "length")."""
+    """What an undisturbed model answers, and why it stops: (token ids, "stop", "length" or "not_finite")."""
     size = len(prompt) + n
     slots = np.arange(size)
     pools = [np.zeros(size, np.uint64) for _ in range(layers)]
     answer: list[int] = []
     tokens, start = np.array(prompt), 0
+    through = _frail_layer if FRAIL in prompt else _layer
     while True:
         state = _embed(tokens, start)
         for layer in range(layers):
-            state = _layer(state, layer, start, slots, pools[layer])
-        answer.append(_draw(state, params))
+            state = through(state, layer, start, slots, pools[layer])
+        token = _draw(state, params)
+        if token is None:
+            return answer, "not_finite"
+        answer.append(token)
         if answer[-1] in stop_ids:
             return answer, "stop"
         if len(answer) == n:
@@ -94,7 +130,7 @@ def pocket_spec(n_layers: int) -> ModelSpec:
         n_heads=1,
         n_kv_heads=1,
         head_dim=2,
-        vocab=VOCAB + 1,  # the poison is a token like any other, and never drawn
+        vocab=VOCAB + 2,  # poison and frail are tokens like any other, and never drawn
         max_positions=MAX_POSITIONS,
         decoder=plain_decoder(n_layers, 2),
         tied=False,
@@ -135,6 +171,9 @@ class PocketCompute:
     kv_blocks_max: int
     die: Callable[[], None]
     tokens_computed: int = 0
+    tokens_max: int = 0  # a step of more finds no memory; 0: any does
+    damaged: bool = False  # its weights were: every state that leaves it is NaN
+    _through: Callable[..., Numbers] = _layer
     _slices: dict[RouteId, _Slice] = attrs.field(factory=dict)
     _garbage: int = 1
 
@@ -184,12 +223,16 @@ class PocketCompute:
             self._slices[route].pools.clear()
 
     def launch(self, run: Run) -> Outcome:
-        """All the work; the ticket is the outcome itself."""
+        """All the work; the ticket is the outcome itself. Without memory nothing is written."""
         held, batch = self._slices[run.route], run.batch
+        if self.tokens_max and batch.n_tokens > self.tokens_max:
+            return Outcome(out_of_memory=True)
         order = held.order
         if POISON in batch.tokens:
             self.die()
             return Outcome()
+        if FRAIL in batch.tokens:
+            self._through = _frail_layer
         first, last = order.first_layer == 0, order.end_layer == order.spec.n_layers
         if first:
             assert run.hidden is None
@@ -198,7 +241,7 @@ class PocketCompute:
             assert run.hidden is not None and run.hidden.shape == (batch.n_tokens, 2)
             states = np.frombuffer(run.hidden.data, np.uint64)
         out = np.empty(batch.n_tokens, np.uint64)
-        drawn: list[int] = []
+        drawn: list[int | None] = []
         at = 0
         columns = zip(batch.position.tolist(), batch.length.tolist(), batch.sample.tolist(), run.rows, strict=True)
         for position, length, sample, row in columns:
@@ -206,14 +249,17 @@ class PocketCompute:
             state = _embed(batch.tokens[at:end], position) if states is None else states[at:end]
             slots = self._slots(row, position + length, order.block_size)
             for layer in range(order.first_layer, order.end_layer):
-                state = _layer(state, layer, position, slots, held.pools[layer])
+                state = self._through(state, layer, position, slots, held.pools[layer])
+            if self.damaged:
+                state[:] = _NAN
             out[at:end] = state
             if last and sample:
                 drawn.append(_draw(state, row.params))
             at = end
         self.tokens_computed += batch.n_tokens
         if last:
-            return Outcome(token=int32(drawn))
+            fault = [ROW_NOT_FINITE if token is None else ROW_FINE for token in drawn]
+            return Outcome(token=int32([token or 0 for token in drawn]), fault=int32(fault))
         return Outcome(hidden=Blob("int32", (batch.n_tokens, 2), out.tobytes()))
 
     def collect(self, ticket: Any) -> Outcome:

@@ -14,7 +14,7 @@ import trio
 from hydra.actors.ports import Compute
 from hydra.actors.stage import ThreadFenced, ThreadTrouble
 from hydra.actors.stage_line import Drop, Fence, StageLine
-from hydra.actors.stage_thread import SEND_DEADLINE_S, encode_outcome
+from hydra.actors.stage_thread import SEND_DEADLINE_S, encode_outcome, to_compute
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Outcome, Run, Step
 from hydra.protocol.blob import Buffer
@@ -94,7 +94,7 @@ class SimStage:
         fence = self.line.board.read(step.route)
         assert fence is not None and fence.open and fence.epoch == step.epoch, "a step of another epoch was accepted"
         ticket: Any = None
-        if accepted.rows:
+        if to_compute(accepted):
             ticket = self.compute.launch(accepted)
             await self.spend(accepted)
         await self._finish(accepted, ticket)

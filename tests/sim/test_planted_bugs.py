@@ -1,5 +1,7 @@
 """The checkers, checked: each bug that is planted here must be found by the first seeds, or the simulator is blind."""
 
+from collections.abc import Callable
+
 import attrs
 import pytest
 
@@ -10,8 +12,11 @@ from hydra.actors.machine import Send
 from hydra.actors.session import Emit, Session
 from hydra.actors.sessions import Sessions
 from hydra.actors.stage_line import StageLine
+from hydra.actors.step_bound import StepBound
+from hydra.protocol.batch import no_faults
 from hydra.protocol.messages import Close, Open
-from tests.sim.swarm import play_seed
+from tests.sim.pocket import PocketCompute
+from tests.sim.swarm import play_broken_row, play_seed, play_short_memory
 
 SEEDS_MAX = 150
 
@@ -129,6 +134,92 @@ def end_one_token_late(monkeypatch):
     monkeypatch.setattr(Session, "_open", opened)
 
 
+def take_no_number_for_a_token(monkeypatch):
+    """The Broker does not look at the fault column."""
+    honest = Engine.take
+
+    def take(engine, result, now_s):
+        return honest(engine, attrs.evolve(result, fault=no_faults(result.token)), now_s)
+
+    monkeypatch.setattr(Engine, "take", take)
+
+
+def blame_whoever_stands_on_broken_blocks(monkeypatch):
+    honest = Engine._break
+
+    def end(engine, row):
+        row.cached = 0
+        honest(engine, row)
+
+    monkeypatch.setattr(Engine, "_break", end)
+
+
+def forget_to_close_a_broken_row(monkeypatch):
+    """The stages are not told."""
+    honest = Engine._break
+
+    def end(engine, row):
+        row.announced = False
+        honest(engine, row)
+
+    monkeypatch.setattr(Engine, "_break", end)
+
+
+def die_of_a_broken_row(monkeypatch):
+    """What is a fault of a row is one of the process."""
+    honest = PocketCompute.launch
+
+    def launch(compute, run):
+        outcome = honest(compute, run)
+        if outcome.fault.any():
+            raise FloatingPointError("logits are not finite")
+        return outcome
+
+    monkeypatch.setattr(PocketCompute, "launch", launch)
+
+
+def die_without_memory(monkeypatch):
+    """What is a fault of a step is one of the process."""
+    honest = PocketCompute.launch
+
+    def launch(compute, run):
+        outcome = honest(compute, run)
+        if outcome.out_of_memory:
+            raise MemoryError("nothing left")
+        return outcome
+
+    monkeypatch.setattr(PocketCompute, "launch", launch)
+
+
+def replay_in_steps_as_large_as_before(monkeypatch):
+    monkeypatch.setattr(StepBound, "fail", lambda bound, tokens, now_s: None)
+
+
+def share_what_was_never_filled(monkeypatch):
+    """The names of blocks outlive the step that should have filled them."""
+    monkeypatch.setattr(KvLedger, "unname", lambda ledger, blocks: None)
+
+
+def spare_whoever_began_with_empty_blocks(monkeypatch):
+    honest = Engine._fail
+
+    def fail(engine, row, fault):
+        if fault == "not finite" or not row.cached:
+            honest(engine, row, fault)
+
+    monkeypatch.setattr(Engine, "_fail", fail)
+
+
+def compute_behind_a_stage_without_memory(monkeypatch):
+    """The mark is lost on the way: the next stage works on what is not there."""
+    honest = StageLine.accept
+
+    def accept(line, step):
+        return honest(line, attrs.evolve(step, out_of_memory=False))
+
+    monkeypatch.setattr(StageLine, "accept", accept)
+
+
 BUGS = [
     skip_the_epoch_check,
     forget_the_kv_free,
@@ -144,18 +235,42 @@ BUGS = [
 ]
 
 
-def first_failure() -> tuple[int, BaseException] | None:
+BROKEN_ROW_BUGS = [
+    take_no_number_for_a_token,
+    blame_whoever_stands_on_broken_blocks,
+    forget_to_close_a_broken_row,
+    die_of_a_broken_row,
+]
+
+
+SHORT_MEMORY_BUGS = [
+    die_without_memory,
+    replay_in_steps_as_large_as_before,
+    share_what_was_never_filled,
+    spare_whoever_began_with_empty_blocks,
+    compute_behind_a_stage_without_memory,
+]
+
+
+def first_failure(play: Callable[[int], object]) -> tuple[int, BaseException] | None:
     for seed in range(1, SEEDS_MAX + 1):
         try:
-            play_seed(seed)
+            play(seed)
         except Exception as why:  # noqa: BLE001 - whatever it dies of, it is found
             return seed, why
     return None
 
 
-@pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
-def test_a_planted_bug_is_found(plant, monkeypatch):
+PLANTED = [
+    (plant, play)
+    for play, bugs in ((play_seed, BUGS), (play_broken_row, BROKEN_ROW_BUGS), (play_short_memory, SHORT_MEMORY_BUGS))
+    for plant in bugs
+]
+
+
+@pytest.mark.parametrize(("plant", "play"), PLANTED, ids=lambda named: named.__name__)
+def test_a_planted_bug_is_found(plant, play, monkeypatch):
     plant(monkeypatch)
-    found = first_failure()
+    found = first_failure(play)
     assert found is not None, f"{SEEDS_MAX} seeds saw nothing wrong"
     print("found by seed", *found)

@@ -67,6 +67,7 @@ class Shape:
     batch_tokens: int = 0
     prefix_cache: bool = True
     max_replays: int = 20
+    step_tokens_max: tuple[int, ...] = ()  # what each worker has memory for in a step, in their order; 0: for any
     http: bool = False  # readers come through the HTTP app, streaming
     model_path: str = MODEL_PATH  # a directory with a tokenizer, for `http`
     step_s: float = 0.004
@@ -361,15 +362,22 @@ class World:
     # ------------------------------------------------------------ what must be true
 
     def check(self, chat: Chat, spare: bool = False) -> None:
-        """The answer is the oracle's, whole, with the right ending, once; `spare`: its end may be an error."""
+        """The answer is the oracle's, whole, with the right ending, once; `spare`: its end may be an error.
+
+        Where the oracle says that there is no next token, the right ending is the error that says so.
+        """
         who = f"chat {chat.number}"
         answer, finish = pocket_reply(chat.prompt, chat.max_tokens, self.shape.layers, chat.stop_ids, chat.params)
         seen = chat.tokens
         assert seen == answer[: len(seen)], f"{who} was told {seen}, the oracle says {answer}"
         assert chat.ends == 1, f"{who} ended {chat.ends} times"
         if not chat.left and not spare:
-            assert chat.refusal is None, f"{who} was refused: {chat.refusal}"
-            assert (seen, chat.finish) == (answer, finish), f"{who}: {len(seen)} of {len(answer)}, {chat.finish}"
+            ended = chat.finish
+            if finish == "not_finite" and chat.refusal is not None:
+                ended = chat.refusal.code
+            else:
+                assert chat.refusal is None, f"{who} was refused: {chat.refusal}"
+            assert (seen, ended) == (answer, finish), f"{who}: {len(seen)} of {len(answer)}, {ended}"
 
     def check_balance(self) -> None:
         network = self.network
@@ -490,6 +498,8 @@ class World:
         wires, spoke = self._spoke(node)
         source = wires.step_source(f"mem://{node.name}:0", 64)
         compute = PocketCompute(shape.memory_bytes, shape.kv_blocks, partial(self._poisoned, node))
+        if (number := int(node.name[1:])) <= len(shape.step_tokens_max):
+            compute.tokens_max = shape.step_tokens_max[number - 1]
 
         async def aside(do: Callable[..., Any], *args: Any) -> Any:
             await trio.sleep(LOAD_S if do == compute.load else ACTIVATE_S)

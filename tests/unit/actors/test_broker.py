@@ -4,8 +4,6 @@ import attrs
 import pytest
 
 from hydra.actors.broker import (
-    PROBE_DEADLINE_S,
-    READY_FOR_S,
     UNMEASURED_LEASE_S,
     Broker,
     CloseLink,
@@ -17,6 +15,9 @@ from hydra.actors.broker import (
 )
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.readiness import PROBE_DEADLINE_S, READY_FOR_S
+from hydra.actors.row import Row, RowKey
+from hydra.actors.row_faults import FAILURES_MAX, NO_MEMORY, RowFaults
 from hydra.protocol.batch import StepResult, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.decoder_spec import LengthRule
@@ -94,8 +95,11 @@ class Table:
     def fall(self, *, death):
         return self.tell(RouteDown(model_id="m", route=1, death=death))
 
-    def result(self, step, token=7):
+    def result(self, step, token=7, broken=()):
+        """`broken`: the sessions whose logits are no numbers."""
         sampled = step.batch.sample != 0
+        rows = self.broker._models["m"].engine.rows
+        fault = [int(row in rows and rows[row].key.session in broken) for row in step.batch.row[sampled].tolist()]
         return StepResult(
             route=step.route,
             epoch=step.epoch,
@@ -103,12 +107,13 @@ class Table:
             row=step.batch.row[sampled],
             attempt=step.batch.attempt[sampled],
             position=(step.batch.position + step.batch.length)[sampled],
-            token=int32([token] * int(sampled.sum())),
+            token=int32([0 if broke else token for broke in fault]),
+            fault=int32(fault),
         )
 
-    def answer(self, token=7):
+    def answer(self, token=7, broken=()):
         self.now_s += 0.01
-        return self.tell(StepBack(self.result(self.steps.pop(0), token)))
+        return self.tell(StepBack(self.result(self.steps.pop(0), token, broken)))
 
 
 def mail(effects, kind, to=FRONT):
@@ -365,6 +370,109 @@ def test_a_preempted_session_is_asked_to_open_again():
     assert said == [Reopen(session=2, attempt=0, why="preempted", death=False)]
 
 
+@pytest.mark.parametrize("shown", [0, 2])
+def test_a_row_that_is_no_numbers_ends_with_an_error_that_says_so_and_alone(shown):
+    table = Table(up=False)
+    for session in (1, 2):
+        table.says(opening(session, history=int32([session, 4, 5])))
+    table.rise()
+    for _ in range(shown):
+        while not mail(table.answer(), Tokens):
+            pass
+    while not (refused := mail(effects := table.answer(broken=(1,)), OpenRefused)):
+        pass
+    assert (refused[0].session, refused[0].attempt, refused[0].refusal.code) == (1, 0, "not_finite")
+    assert "not finite" in refused[0].refusal.message and refused[0].refusal.retry_after_s is None
+    assert mail(effects, Reopen) == [] and table.broker.statistics("m")[2:] == (1, 0)
+    for _ in range(12):
+        if table.steps:
+            assert mail(table.answer(), OpenRefused) == []
+    assert table.broker.statistics("m") == (100, 100, 0, 0)
+
+
+def test_a_row_on_blocks_of_others_is_first_computed_without_them_once():
+    """Theirs may be the fault: it is opened again, shares nothing, and ends only if it is no numbers by itself."""
+    table = Table()
+    prompt = int32(range(10, 20))
+    table.says(opening(1, history=prompt, prompt_tokens=10, max_tokens=1))
+    table.answer()
+    table.says(opening(2, history=prompt, prompt_tokens=10))
+    assert table.steps[-1].batch.opened[0].cached_tokens == 8
+    while not (asked := mail(table.answer(broken=(2,)), Reopen)):
+        pass
+    assert asked == [Reopen(session=2, attempt=0, why="preempted", death=False)]
+    table.says(opening(3, history=prompt, prompt_tokens=10, max_tokens=1))
+    table.says(opening(2, attempt=1, history=prompt, prompt_tokens=10))
+    while not any(opened.attempt == 1 for step in table.steps for opened in step.batch.opened):
+        table.answer()
+    (again,) = [o for step in table.steps for o in step.batch.opened if o.attempt == 1]
+    assert again.cached_tokens == 0, "although another has computed the same prompt meanwhile"
+    refused = []
+    while not refused:
+        refused = mail(table.answer(broken=(2,)), OpenRefused)
+    assert [(r.session, r.attempt, r.refusal.code) for r in refused] == [(2, 1, "not_finite")]
+    while table.steps:
+        table.answer()
+    assert table.broker.statistics("m") == (100, 100, 0, 0) and not table.broker._faults
+
+
+def starve(table):
+    """The oldest step found no memory."""
+    step = table.steps.pop(0)
+    table.now_s += 0.01
+    return table.tell(StepBack(StepResult(route=1, epoch=step.epoch, step=step.step, out_of_memory=True)))
+
+
+def test_rows_of_a_step_without_memory_are_opened_again_and_go_on():
+    table = Table(up=False)
+    for session in (1, 2):
+        table.says(opening(session, history=int32([session, 4, 5]), max_tokens=2))
+    table.rise()
+    effects = starve(table)
+    assert mail(effects, Reopen) == [Reopen(session=s, attempt=0, why="preempted", death=False) for s in (1, 2)]
+    for session in (1, 2):
+        table.says(opening(session, attempt=1, history=int32([session, 4, 5]), max_tokens=2))
+    told = []
+    while table.steps:
+        assert table.steps[0].batch.n_tokens <= 3
+        told += [token for message in mail(table.answer(), Tokens) for token in message.session.tolist()]
+    assert sorted(told) == [1, 1, 2, 2] and table.broker.statistics("m") == (100, 100, 0, 0)
+    assert not table.broker._faults
+
+
+@pytest.mark.parametrize("history", [[3], [3, 4, 5, 6, 7, 8, 9]], ids=["one token", "some"])
+def test_a_row_that_never_finds_memory_ends_after_a_few_tries(history):
+    table, attempt, refused = Table(), 0, []
+    table.says(opening(1, history=int32(history), prompt_tokens=len(history)))
+    while not refused:
+        while table.steps[0].batch.n_rows == 0:
+            table.answer()
+        effects = starve(table)
+        refused = mail(effects, OpenRefused)
+        if mail(effects, Reopen):
+            attempt += 1
+            again = opening(1, attempt=attempt, history=int32(history), prompt_tokens=len(history))
+            table.says(again)
+    assert (refused[0].attempt, refused[0].refusal.code) == (attempt, "does_not_fit") and attempt < 5
+    while table.steps:
+        table.answer()
+    assert table.broker.statistics("m") == (100, 100, 0, 0) and not table.broker._faults
+
+
+def test_a_row_in_company_that_never_finds_memory_ends_too():
+    """Even if steps never became smaller."""
+    faults, row = RowFaults(), Row(row=1, key=RowKey("f", 1), open=opening(1), arrival=1, history=[3])
+    told = [faults.judge(row, "no memory") for _ in range(FAILURES_MAX)]
+    assert told == [None] * (FAILURES_MAX - 1) + [NO_MEMORY]
+
+
+def test_a_probe_that_finds_no_memory_says_not_ready():
+    table = Table()
+    table.says(ReadyAsked(ask=1), sender=ASKER)
+    (told,) = mail(starve(table), ReadyTold, to=ASKER)
+    assert not told.ready and "memory" in told.why
+
+
 def test_a_frontend_that_is_lost_takes_its_rows_along():
     table = Table(running_max=2)
     other = Address("front-2", "sessions")
@@ -421,6 +529,19 @@ def test_a_probe_that_does_not_come_back_says_not_ready_and_leaves_no_row():
     (told,) = mail(table.tell(TimerFired(("probe", 1))), ReadyTold, to=ASKER)
     assert not told.ready and told.why and told.retry_after_s
     assert table.broker.statistics("m") == (100, 100, 0, 0)
+
+
+def test_a_probe_that_is_no_numbers_says_not_ready_and_why():
+    table = Table()
+    for ask in (1, 2):
+        table.says(ReadyAsked(ask=ask), sender=ASKER)
+    effects = table.answer(broken=(1,))
+    told = mail(effects, ReadyTold, to=ASKER)
+    assert [(t.ask, t.ready) for t in told] == [(1, False), (2, False)] and "not finite" in told[0].why
+    assert CancelTimer(("probe", 1)) in effects
+    table.answer()  # the row's closing
+    assert table.broker.statistics("m") == (100, 100, 0, 0)
+    assert mail(table.says(ReadyAsked(ask=3), sender=ASKER), ReadyTold, to=ASKER) == [], "it is tried again"
 
 
 def test_a_probe_on_a_falling_route_says_not_ready():

@@ -4,10 +4,11 @@ import random
 
 import pytest
 
-from hydra.actors.engine import COHORT_ROWS_MAX, Engine, Row, RowKey
+from hydra.actors.engine import COHORT_ROWS_MAX, Engine
 from hydra.actors.kv_ledger import KvLedger
+from hydra.actors.row import Row, RowKey
 from hydra.actors.session import SOLITARY_TOKENS
-from hydra.protocol.batch import Batch, StepResult, int32
+from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Batch, StepResult, int32
 from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import Epoch
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
@@ -29,7 +30,7 @@ def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0,
     )
 
 
-def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREEDY):
+def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREEDY, shares=True):
     history = [*(range(1000, 1000 + prompt) if isinstance(prompt, int) else prompt), *shown]
     opening = Open(
         session=number,
@@ -42,7 +43,15 @@ def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREED
         stop_ids=(STOP_ID,),
         deaths=deaths,
     )
-    row = Row(row=number, key=RowKey("f", number), open=opening, arrival=number, history=history, generated=len(shown))
+    row = Row(
+        row=number,
+        key=RowKey("f", number),
+        open=opening,
+        arrival=number,
+        history=history,
+        generated=len(shown),
+        shares=shares,
+    )
     at.add(row)
     return row
 
@@ -55,9 +64,10 @@ def sent(at, now_s=0.0):
     return out
 
 
-def answer(at, step, batch, token=7, now_s=0.1):
-    """The last stage's word on one step: a token for every sampled row."""
+def answer(at, step, batch, token=7, now_s=0.1, broken=()):
+    """The last stage's word on one step: a token for every sampled row, or that its logits are not finite."""
     sampled = batch.sample != 0
+    rows = batch.row[sampled].tolist()
     result = StepResult(
         route=1,
         epoch=EPOCH,
@@ -65,7 +75,8 @@ def answer(at, step, batch, token=7, now_s=0.1):
         row=batch.row[sampled],
         attempt=batch.attempt[sampled],
         position=(batch.position + batch.length)[sampled],
-        token=int32([token] * int(sampled.sum())),
+        token=int32([0 if row in broken else token for row in rows]),
+        fault=int32([ROW_NOT_FINITE if row in broken else ROW_FINE for row in rows]),
     )
     return at.take(result, now_s)
 
@@ -291,6 +302,175 @@ def test_a_token_for_a_row_that_left_is_dropped():
     ((step, batch),) = sent(at)
     at.remove(row)
     assert answer(at, step, batch) == [] and row.generated == 0
+
+
+def test_a_row_that_is_no_numbers_is_gone_with_its_blocks_and_the_stages_are_told():
+    at = engine(stages=1)
+    bad, good = add(at, 1, 9), add(at, 2, 9)
+    ((step, batch),) = sent(at)
+    (drawn,) = answer(at, step, batch, broken=(1,))
+    assert drawn.row is good and at.failed == [(bad, "not finite")] and at.rows == {2: good}
+    assert at.ledger.blocks_free == 1000 - len(at.ledger.table(2)) and bad.generated == 0
+    ((_, batch),) = sent(at)
+    assert batch.closed.tolist() == [1] and batch.row.tolist() == [2]
+    at.ledger.check()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["computed by itself", "begun by another"])
+def test_nobody_shares_what_a_row_that_is_no_numbers_has_computed(shared):
+    at = engine(stages=1, prefix_cache=True)
+    if shared:
+        decoding(at, [add(at, 8, 9)])
+    bad = add(at, 1, 9)
+    assert bad.cached == (8 if shared else 0)
+    for step, batch in sent(at):
+        answer(at, step, batch, broken=(1,))
+    assert at.failed == [(bad, "not finite")] and add(at, 2, 9).cached == 0
+    at.ledger.check()
+    for number in list(at.rows):
+        at.remove(at.rows[number])
+    at.ledger.check()
+    assert at.ledger.blocks_free == 1000
+
+
+def test_a_row_that_may_not_share_computes_all_of_itself():
+    at = engine(prefix_cache=True)
+    decoding(at, [add(at, 1, 9)])
+    row = add(at, 2, 9, shares=False)
+    assert row.cached == 0 and row.position == 0
+    decoding(at, [row])
+    assert add(at, 3, 9).cached == 8
+    at.ledger.check()
+
+
+def test_a_lie_about_one_row_changes_nothing_of_the_others():
+    """They are still there to be opened again."""
+    at = engine(stages=1)
+    rows = [add(at, number, 3, max_tokens=1) for number in (1, 2, 3)]
+    ((step, batch),) = sent(at)
+    batch.position[2] += 1
+    assert answer(at, step, batch, broken=(1,)) is None
+    assert list(at.rows.values()) == rows and at.failed == []
+
+
+def starve(at, step, now_s=0.1):
+    """The last stage's word on a step that found no memory somewhere."""
+    return at.take(StepResult(route=1, epoch=EPOCH, step=step, out_of_memory=True), now_s)
+
+
+def test_the_rows_of_a_step_without_memory_are_gone_and_steps_are_half_as_large():
+    at = engine(stages=2)
+    rows = [add(at, number, 3) for number in range(1, 41)]
+    decoding(at, rows)
+    (step, batch), _ = sent(at)
+    assert batch.n_tokens == 20 and starve(at, step) == []
+    lost = batch.row.tolist()
+    assert [row.row for row, fault in at.failed if fault == "no memory"] == lost and len(at.rows) == 20
+    answer(at, step + 1, at_flight(at))
+    (_, closing), *_ = sent(at)
+    assert closing.closed.tolist() == lost and closing.n_tokens == 10
+    at.ledger.check()
+
+
+def at_flight(at):
+    """A batch of the rows in the oldest flight, each with its token."""
+    rows = at.flights[0].rows
+    ones = int32([1 for _ in rows])
+    return Batch(
+        row=int32([row.row for row in rows]),
+        attempt=int32([0 for _ in rows]),
+        position=int32([row.position - 1 for row in rows]),
+        length=ones,
+        sample=ones,
+    )
+
+
+def test_under_a_bound_prompts_and_answers_go_on_side_by_side():
+    at = engine(stages=1, credits=1)
+    old = [add(at, number, 3) for number in (1, 2, 3, 4)]
+    decoding(at, old)
+    young = add(at, 9, 30)
+    ((step, batch),) = sent(at)
+    assert batch.n_tokens == 34 and starve(at, step) == []
+    rows = [add(at, row.row + 10, 8) for row in (*old, young)]
+    shares = []
+    while any(row.row in at.rows and row.generated < 4 for row in rows):
+        ((step, batch),) = sent(at)
+        assert batch.n_tokens <= 17
+        shares.append((batch.n_tokens, int((batch.length == 1).sum())))
+        answer(at, step, batch)
+    assert any(n_tokens > n_rows > 0 for n_tokens, n_rows in shares)
+
+
+def test_a_bound_of_one_token_leaves_nobody_behind():
+    """Prompts go first; when they wait for the blocks of those that answer, these go on."""
+    at = engine(stages=1, credits=1, blocks=6, batch_tokens=2)
+    add(at, 1, 3)
+    ((step, _),) = sent(at)
+    starve(at, step)
+    old = add(at, 2, 8, max_tokens=12)
+    decoding(at, [old])
+    young = add(at, 3, 12, max_tokens=10)
+    while at.rows:
+        for number in range(4, 4 + len(at.preempted)):  # it had to give its blocks to the older one
+            young = add(at, number, 12, max_tokens=10)
+        at.preempted.clear()
+        ((step, batch),) = sent(at)
+        assert batch.n_tokens <= 1
+        answer(at, step, batch)
+        at.ledger.check()
+    assert (old.generated, young.generated) == (12, 10)
+    at.ledger.check()
+
+
+def test_one_token_that_finds_no_memory_is_named():
+    at = engine(stages=1)
+    row = add(at, 1, 1)
+    ((step, _),) = sent(at)
+    starve(at, step)
+    assert at.failed == [(row, "no memory alone")]
+
+
+def test_who_shares_blocks_that_were_never_filled_is_computed_again_too():
+    """Two chunks are under way when the first turns out empty: what the second computed stands on nothing."""
+    at = engine(stages=2, prefix_cache=True, batch_tokens=8)
+    sound = add(at, 1, 4)
+    decoding(at, [sound])
+    first = add(at, 2, 16)
+    flights = sent(at)
+    assert first.position == 16, "its prompt is named, and under way"
+    heir = add(at, 3, 16)
+    assert heir.cached == 12
+    starve(at, flights[0][0])
+    assert {row for row, _ in at.failed} == {first, heir, sound}, "the last had its next token in that step"
+    assert add(at, 4, 16).cached <= 4, "only what was filled before is shared"
+    at.ledger.check()
+
+
+@pytest.mark.parametrize("who", ["leaves", "stays"])
+def test_blocks_left_behind_by_name_are_not_shared_when_their_step_fails(who):
+    at = engine(stages=2, prefix_cache=True, batch_tokens=8)
+    first = add(at, 2, 16)
+    (step, _), (later, batch) = sent(at)
+    if who == "leaves":
+        at.remove(first)
+    starve(at, step)
+    assert answer(at, later, batch) == [], "what was computed behind it counts for nobody"
+    fresh = add(at, 3, 16)
+    assert fresh.cached == 0
+    decoding(at, [fresh])
+    assert add(at, 4, 16).cached == 12 and at.ledger.table(4)[:3] == at.ledger.table(3)[:3]
+    at.ledger.check()
+
+
+def test_a_step_that_only_closes_rows_cannot_lack_memory():
+    at = engine(stages=1)
+    at.remove(add(at, 1, 5))
+    row = add(at, 2, 5, max_tokens=1)
+    ((step, batch),) = sent(at)
+    answer(at, step, batch)
+    ((step, batch),) = sent(at)
+    assert row.row not in at.rows and batch.n_rows == 0 and starve(at, step) is None
 
 
 def test_rows_in_flight_are_those_a_death_would_hit():

@@ -65,6 +65,22 @@ def test_kept_blocks_serve_again_after_their_row_is_gone():
     assert opened(ledger, 2, PROMPT) == 8 and ledger.table(2)[:2] == first
 
 
+@pytest.mark.parametrize("still_held", [False, True])
+def test_what_is_no_longer_named_is_shared_by_nobody_and_free_once_nobody_holds_it(still_held):
+    ledger = KvLedger(8, 4)
+    opened(ledger, 1, PROMPT)
+    blocks = ledger.table(1)
+    if not still_held:
+        ledger.close(1)
+    ledger.unname(blocks)
+    ledger.check()
+    assert opened(ledger, 2, PROMPT) == 0
+    for row in (1, 2):
+        ledger.close(row)
+        ledger.check()
+    assert ledger.blocks_free == 8 and opened(ledger, 3, PROMPT) == 8
+
+
 def test_the_longest_kept_goes_first_when_room_is_needed_and_its_name_with_it():
     ledger = KvLedger(4, 4)
     opened(ledger, 1, (1, 1, 1, 1, 0))

@@ -79,6 +79,16 @@ def test_a_step_said_twice_runs_once():
     assert at.accept(step(2, (5, 3, [1], []))).rows[0].position == 4
 
 
+def test_a_step_that_found_no_memory_keeps_its_place_and_its_rows_go_on():
+    at = line()
+    run = at.accept(attrs.evolve(FIRST, out_of_memory=True))
+    assert run.out_of_memory and (run.rows[0].position, run.rows[0].blocks) == (3, [4])
+    run = at.accept(step(2, (5, 3, [1], [6])))
+    assert not run.out_of_memory and run.rows[0].position == 4
+    at.accept(step(3, closed=[5]))
+    assert at.open_rows(1, NOW) == 0 and at.dropped == {}
+
+
 def test_a_missing_step_breaks_the_route():
     at = line()
     at.accept(FIRST)

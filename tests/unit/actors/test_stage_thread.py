@@ -41,12 +41,15 @@ class Device:
     """Has finished a step only when it is collected; `worst` is how many it had in hand at once."""
 
     bad_step: int = 0
+    starved: tuple = ()  # steps that find no memory
+    launched: list = attrs.field(factory=list)
     in_hand: int = 0
     worst: int = 0
     collected: list = attrs.field(factory=list)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
 
     def launch(self, run):
+        self.launched.append(run.step)
         with self.lock:
             self.in_hand += 1
             self.worst = max(self.worst, self.in_hand)
@@ -58,18 +61,22 @@ class Device:
         if ticket == self.bad_step:
             raise RuntimeError("the device is gone")
         self.collected.append(ticket)
-        return Outcome(hidden=Blob("float32", (1, 2), bytes(8)))
+        if ticket in self.starved:
+            return Outcome(out_of_memory=True)
+        return Outcome(hidden=Blob("float32", (1, 2), bytes(8)), token=int32([7]))
 
 
 @attrs.define
 class Lane:
     sent: list = attrs.field(factory=list)
     closed: int = 0
+    said: list = attrs.field(factory=list)  # the frames themselves
 
     def blocking_link(self, addr, bound):
         return self
 
     def try_send(self, frames):
+        self.said.append(tuple(frames))
         self.sent.append(codec_data.peek_header(tuple(frames)).step)
         return True
 
@@ -77,20 +84,21 @@ class Lane:
         self.closed += 1
 
 
-def frames_of(number):
+def frames_of(number, starved=False):
     opened = (RowOpening(row=RowId(1), attempt=Attempt(0), params=GREEDY, prompt_tokens=1),) if number == 1 else ()
     one = int32([1])
     batch = Batch(
         row=one, attempt=int32([0]), position=int32([number - 1]), length=one, sample=one, new_blocks=int32([0]),
         tokens=int32([7]), opened=opened,
     )  # fmt: skip
-    return tuple(codec_data.encode_step(Step(route=ROUTE, epoch=EPOCH, step=StepId(number), batch=batch)))
+    step = Step(route=ROUTE, epoch=EPOCH, step=StepId(number), batch=batch, out_of_memory=starved)
+    return tuple(codec_data.encode_step(step))
 
 
-def thread_over(device, lane, *, overlapped, told):
+def thread_over(device, lane, *, overlapped, told, last=False, starved=()):
     line = StageLine(FenceBoard())
-    line.board.publish(Fence(route=ROUTE, epoch=EPOCH, open=True, next_addr="next", credits=4))
-    source = Source(deque(frames_of(number) for number in range(1, STEPS + 1)))
+    line.board.publish(Fence(route=ROUTE, epoch=EPOCH, open=True, next_addr="next", credits=4, last=last))
+    source = Source(deque(frames_of(number, number in starved) for number in range(1, STEPS + 1)))
     thread = StageThread(source=source, lane=lane, line=line, compute=device, report=told.append, overlapped=overlapped)
     source.at_the_end = thread.stop
     return thread
@@ -102,6 +110,24 @@ def test_every_step_leaves_once_and_in_order(overlapped):
     thread_over(device, lane, overlapped=overlapped, told=[]).run()
     assert lane.sent == device.collected == list(range(1, STEPS + 1))
     assert device.worst <= (LAUNCHED_MAX + 2 if overlapped else 1) and lane.closed == 1
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_step_without_memory_is_passed_on_in_its_place_and_computed_nowhere_behind(overlapped, last):
+    """Step 3 finds none at an earlier stage, step 5 none here."""
+    device, lane = Device(starved=(5,)), Lane()
+    thread_over(device, lane, overlapped=overlapped, told=[], last=last, starved=(3,)).run()
+    assert lane.sent == list(range(1, STEPS + 1))
+    assert device.launched == device.collected == [number for number in lane.sent if number != 3]
+    read = codec_data.decode_result if last else codec_data.decode_step
+    passed = [read(frames) for frames in lane.said]
+    assert [one.step for one in passed if one.out_of_memory] == [3, 5]
+    if last:
+        assert [len(one.row) for one in passed] == [0 if one.out_of_memory else 1 for one in passed]
+    else:
+        assert [one.hidden is None for one in passed] == [one.out_of_memory for one in passed]
+        assert all(one.batch.n_rows == 1 for one in passed), "the next stage opens and moves the rows all the same"
 
 
 def test_a_fence_is_acked_only_when_the_device_has_let_go_of_all_that_was_launched():

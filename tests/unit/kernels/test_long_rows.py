@@ -5,8 +5,9 @@ import copy
 import attrs
 import pytest
 
-from hydra.actors.engine import Engine, Row, RowKey
+from hydra.actors.engine import Engine
 from hydra.actors.kv_ledger import KvLedger
+from hydra.actors.row import Row, RowKey
 from hydra.actors.stage_line import Fence, FenceBoard, StageLine
 from hydra.kernels.runner import Runner
 from hydra.protocol.batch import Run, Step, StepResult, int32

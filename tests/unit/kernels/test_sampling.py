@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hydra.kernels.noise import gumbel, hashed, stream_key
-from hydra.kernels.sampling import Pick, sample, settle
+from hydra.kernels.sampling import TEMPERATURE_MIN, Pick, _edited, _narrowed, _tempered, sample, settle
+from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE
 from hydra.protocol.sampling import SamplingParams
 from tests.unit.kernels.bench import Pipeline, Row, prompt
 
@@ -151,12 +154,123 @@ def test_logprobs_are_those_of_the_raw_logits():
     assert settle(sample(logits[:1], [pick()])).logprobs is None
 
 
-@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_broken_logits_are_a_fault_that_names_the_row(poison):
-    logits = logits_of(4, rows=3)
-    logits[1, 17] = poison
-    with pytest.raises(FloatingPointError, match=r"\[1\]"):
-        draw(logits, pick(), pick(temperature=0.0), pick())
+HISTORY = (5, 5, 6, 900, 6, 7, 7, 7, 1002)
+EVERYTHING = {
+    "top_k": 700, "top_p": 0.9, "min_p": 0.001, "presence_penalty": 1.5, "frequency_penalty": 0.4, "logprobs": 20,
+    "repetition_penalty": 1.3, "logit_bias": ((5, 6.0), (17, -100.0)), "min_tokens": 9, "stop_ids": (3,), "seed": 3,
+}  # fmt: skip
+MANY_WAYS = [
+    {"temperature": 0.0},
+    {"temperature": 0.0, "logprobs": 20},
+    {"top_p": 0.9},
+    {"top_k": 40, "min_p": 0.1},
+    EVERYTHING,
+    EVERYTHING | {"temperature": 0.0},
+]
+
+
+def broken_rows() -> dict[str, torch.Tensor]:
+    """Of NaN and infinities: one, all, and everything at once."""
+    rows = {}
+    for name, number in (("nan", math.nan), ("inf", math.inf)):
+        for share, ids in (("one", slice(17, 18)), ("many", slice(0, None, 2)), ("all", slice(None))):
+            rows[f"{share} {name}"] = logits_of(4)
+            rows[f"{share} {name}"][0, ids] = number
+    rows["both infinities"] = logits_of(5)
+    rows["both infinities"][0, :2] = torch.tensor([math.inf, -math.inf])
+    rows["nothing but minus infinity"] = torch.full((1, VOCAB), -math.inf)
+    return rows
+
+
+@pytest.mark.parametrize("params", MANY_WAYS, ids=str)
+@pytest.mark.parametrize("name", broken_rows())
+def test_a_row_that_is_no_numbers_has_a_fault_and_leaves_its_neighbours_alone(name, params):
+    logits = logits_of(8, rows=3)
+    picks = [pick(history=HISTORY, **params) for _ in range(3)]
+    sound = settle(sample(logits, picks))
+    logits[1] = broken_rows()[name]
+    mixed = settle(sample(logits, picks))
+    assert mixed.fault.tolist() == [ROW_FINE, ROW_NOT_FINITE, ROW_FINE] and mixed.token[1] == 0
+    assert mixed.token[[0, 2]].tolist() == sound.token[[0, 2]].tolist() and not sound.fault.any()
+    if sound.logprobs is not None:
+        for column in ("chosen", "top_ids", "top"):
+            np.testing.assert_array_equal(getattr(mixed.logprobs, column)[::2], getattr(sound.logprobs, column)[::2])
+        assert ((mixed.logprobs.top_ids >= 0) & (mixed.logprobs.top_ids < VOCAB)).all()
+
+
+@pytest.mark.parametrize("params", MANY_WAYS, ids=str)
+def test_finite_rows_are_never_called_broken(params):
+    """Their sum may overflow, and ids may be barred by minus infinity: those are not drawn, and all is well."""
+    huge, barred = torch.full((1, VOCAB), 3e38), logits_of(6)
+    huge[0, ::3] = -3e38
+    barred[0, ::2] = -math.inf
+    told = settle(sample(torch.cat((huge, barred)), [pick(history=HISTORY, **params)] * 2))
+    assert told.fault.tolist() == [ROW_FINE] * 2
+    assert told.token[0] % 3 and told.token[1] % 2
+    if told.logprobs is not None:
+        assert not np.isnan(told.logprobs.chosen).any() and not np.isnan(told.logprobs.top).any()
+
+
+LIMIT = 1.7976931348623157e308
+TEMPERATURES = (5e-324, 1e-45, 1e-40, 1e-38, 1e-12, TEMPERATURE_MIN, 1.01e-9, 1e-6, 0.3, 1.0, 2.0, 100.0, 1e39, LIMIT)
+MASKS = (
+    {}, {"top_p": 5e-324}, {"top_p": 1e-6}, {"top_p": math.nextafter(1.0, 0.0)}, {"min_p": 5e-324}, {"min_p": 1.0},
+    {"top_k": 1}, {"top_k": VOCAB - 1, "top_p": 1e-45, "min_p": 1e-310}, {"top_k": 5, "top_p": 0.999999999},
+)  # fmt: skip
+EDITS = (
+    {}, {"repetition_penalty": 0.01}, {"repetition_penalty": 10.0}, {"repetition_penalty": 5e-324},
+    {"repetition_penalty": LIMIT}, {"frequency_penalty": 2.0, "presence_penalty": -2.0}, {"frequency_penalty": LIMIT},
+    {"presence_penalty": -LIMIT}, {"logit_bias": ((5, 100.0),) * 300}, {"logit_bias": ((5, -100.0), (6, 100.0)) * 300},
+    {"logit_bias": ((7, LIMIT), (8, -LIMIT))},
+)  # fmt: skip
+
+
+def kinds_of_logits() -> dict[str, torch.Tensor]:
+    plain = logits_of(9)
+    barred, alone, flat = plain.clone(), torch.full((1, VOCAB), -math.inf), torch.zeros(1, VOCAB)
+    barred[0, ::2] = -math.inf
+    alone[0, 11] = -3e38
+    return {
+        "plain": plain, "large": plain * 1e30, "largest": plain.sign() * 3.4e38, "denormal": plain * 1e-42,
+        "flat": flat, "barred": barred, "one left": alone,
+    }  # fmt: skip
+
+
+LOGITS = kinds_of_logits()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(sorted(LOGITS)),
+    st.sampled_from(TEMPERATURES),
+    st.sampled_from(MASKS),
+    st.sampled_from(EDITS),
+    st.integers(0, 3),
+)
+def test_any_accepted_number_is_safe_in_float32(kind, temperature, masks, edits, seed):
+    logits, params = LOGITS[kind], {**masks, **edits, "logprobs": 3, "seed": seed}
+    one = pick(history=HISTORY, temperature=temperature, **params)
+    told = settle(sample(logits, [one]))
+    (token,) = told.token.tolist()
+    assert told.fault.tolist() == [ROW_FINE] and 0 <= token < VOCAB and logits[0, token] > -math.inf
+    assert not np.isnan(told.logprobs.chosen).any() and not np.isnan(told.logprobs.top).any()
+    if temperature < TEMPERATURE_MIN:
+        assert draw(logits, pick(history=HISTORY, temperature=0.0, **params)) == [token]
+        return
+    values, _ = _narrowed(_tempered(_edited(logits[0], one), temperature), one.params)
+    assert not values.isnan().any() and values.max() == 0.0
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-12, 0.99e-9, TEMPERATURE_MIN, 1.01e-9])
+def test_a_temperature_around_the_bound_chooses_the_best(temperature):
+    """From both sides: crossing it changes no answer, but among ids that are equal."""
+    for seed in range(20):
+        logits = logits_of(seed)
+        best = int(logits.argmax())
+        logits[0, (best + 1) % VOCAB] = logits.max()
+        logits[0, (best + 2) % VOCAB] = float(np.nextafter(np.float32(logits.max()), np.float32(0.0)))
+        tied = {best, (best + 1) % VOCAB} if temperature >= TEMPERATURE_MIN else {min(best, (best + 1) % VOCAB)}
+        assert set(draw(logits, pick(temperature=temperature, seed=seed))) <= tied
 
 
 def test_penalties_need_their_history():

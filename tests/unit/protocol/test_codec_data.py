@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from hydra.protocol import codec_data
-from hydra.protocol.batch import EMPTY, ROWS_MAX, Batch, Logprobs, RowOpening, Step, StepResult, int32
+from hydra.protocol.batch import (
+    EMPTY,
+    ROW_FINE,
+    ROW_NOT_FINITE,
+    ROWS_MAX,
+    Batch,
+    Logprobs,
+    RowOpening,
+    Step,
+    StepResult,
+    int32,
+)
 from hydra.protocol.blob import Blob
 from hydra.protocol.codec_data import HEADER
 from hydra.protocol.ids import Epoch
@@ -45,11 +56,14 @@ TOLD = attrs.evolve(
         chosen=np.array([-0.5], np.float32), top_ids=int32([[4, 5, -1]]), top=np.array([[-1, -2, -3]], np.float32)
     ),
 )
+BROKEN = attrs.evolve(TOLD, token=int32([1, 0]), fault=int32([ROW_FINE, ROW_NOT_FINITE]))
+STARVED = attrs.evolve(FIRST, out_of_memory=True)
+NOTHING_COMPUTED = StepResult(route=3, epoch=Epoch(2, 5), step=9, out_of_memory=True)
 ONLY_CLOSED = Step(route=1, epoch=Epoch(1, 1), step=1, batch=Batch(closed=int32([1, 2])))
 NOTHING = Step(route=1, epoch=Epoch(1, 1), step=1, batch=Batch())
 
 
-@pytest.mark.parametrize("step", [STEP, FIRST, WIDE, ONLY_CLOSED, NOTHING])
+@pytest.mark.parametrize("step", [STEP, FIRST, WIDE, STARVED, ONLY_CLOSED, NOTHING])
 def test_a_step_comes_back_whole(step):
     frames = codec_data.encode_step(step)
     assert codec_data.decode_step(frames) == step
@@ -58,7 +72,10 @@ def test_a_step_comes_back_whole(step):
     assert codec_data.peek_header(frames) == codec_data.StepHeader("step", step.route, step.epoch, step.step)
 
 
-@pytest.mark.parametrize("result", [RESULT, TOLD, StepResult(route=1, epoch=Epoch(1, 1), step=1)])
+EMPTY_RESULT = StepResult(route=1, epoch=Epoch(1, 1), step=1)
+
+
+@pytest.mark.parametrize("result", [RESULT, TOLD, BROKEN, NOTHING_COMPUTED, EMPTY_RESULT])
 def test_a_result_comes_back_whole(result):
     frames = codec_data.encode_result(result)
     assert codec_data.decode_result(frames) == result and codec_data.kind_of(frames) == "result"
@@ -120,6 +137,8 @@ def bad_frames():
     yield "an unknown dtype", [step[:5] + b"\x09" + step[6:]]
     yield "no dtype", [step[:5] + b"\x00" + step[6:]]
     yield "another item size", [step[:5] + b"\x01" + step[6:]]
+    yield "an unknown fault", [first[:6] + b"\x02" + first[7:]]
+    yield "hidden that found no memory", [step[:6] + b"\x01" + step[7:]]
     yield "short columns", [step[: HEADER.size + 8]]
     yield "a torn number", [first[:-1]]
     yield "a byte too many", [first + b"x"]
@@ -149,6 +168,9 @@ def test_malformed_steps_are_refused(frames):
         [codec_data.encode_result(TOLD)[0] + b"1234"],
         [codec_data.encode_result(TOLD)[0][:-4]],
         [*codec_data.encode_result(RESULT), b""],
+        codec_data.encode_result(attrs.evolve(RESULT, out_of_memory=True)),
+        codec_data.encode_result(attrs.evolve(RESULT, fault=int32([0, ROW_NOT_FINITE + 1]))),
+        codec_data.encode_result(attrs.evolve(RESULT, fault=int32([0]))),
     ],
 )
 def test_malformed_results_are_refused(frames):
@@ -156,9 +178,15 @@ def test_malformed_results_are_refused(frames):
         codec_data.decode_result(frames)
 
 
+def test_rows_without_a_word_on_faults_are_fine():
+    assert RESULT.fault.tolist() == [ROW_FINE, ROW_FINE]
+
+
 def test_our_own_mistakes_are_bugs_and_not_sent():
     with pytest.raises(TypeError):
         codec_data.encode_step(attrs.evolve(FIRST, batch=attrs.evolve(BATCH, row=np.array([7, 8], np.int64))))
+    with pytest.raises(ValueError, match="not computed"):
+        codec_data.encode_step(attrs.evolve(STEP, out_of_memory=True))
     with pytest.raises(ValueError, match="hidden"):
         codec_data.encode_step(attrs.evolve(STEP, batch=attrs.evolve(BATCH, tokens=EMPTY)))
 

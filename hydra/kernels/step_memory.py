@@ -1,0 +1,41 @@
+"""Running out of memory in a step is an outcome of the step, not a fault of the process.
+
+Told apart by the allocators' own errors, and by their words where torch has no class for them. Before the outcome
+leaves here, everything that the step had allocated is free again. Knows no batch and no row.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from hydra.kernels.devices import give_back
+from hydra.protocol.batch import Outcome
+
+T = TypeVar("T")
+
+_WORDS = (
+    "can't allocate memory",  # torch's CPU allocator
+    "out of memory",  # CUDA's and MPS's, from where torch raises no OutOfMemoryError: pinned memory, loading a kernel
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+_REASON_CHARS = 300
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def within_memory(device: torch.device, act: Callable[[], T]) -> T | Outcome:
+    """What `act` returns, or the outcome that says that there was not enough memory for it."""
+    try:
+        return act()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error)[:_REASON_CHARS]
+    give_back(device)  # not before the error is gone, whose traceback holds what the step had
+    return Outcome(out_of_memory=True, reason=reason)
