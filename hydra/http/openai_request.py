@@ -96,6 +96,7 @@ def parse_request(kind: Kind, body: dict[str, Any]) -> ApiRequest:
     if kind == "chat":
         chat, overlooked = parse_chat(body)
         ignored |= overlooked
+    max_tokens = _max_tokens(kind, fields)
     return ApiRequest(
         kind=kind,
         model=fields.text("model"),
@@ -104,7 +105,7 @@ def parse_request(kind: Kind, body: dict[str, Any]) -> ApiRequest:
         stream=fields.flag("stream"),
         include_usage=options.flag("include_usage"),
         continuous_usage=options.flag("continuous_usage_stats"),
-        max_tokens=_max_tokens(kind, fields),
+        max_tokens=max_tokens,
         temperature=fields.number("temperature", 1.0, 0.0, 2.0),
         top_p=max(TOP_P_MIN, fields.number("top_p", 1.0, 0.0, 1.0)),
         top_k=max(0, fields.integer("top_k", 0, -1, 1 << 30)),
@@ -119,7 +120,7 @@ def parse_request(kind: Kind, body: dict[str, Any]) -> ApiRequest:
         n=fields.integer("n", 1, 1, N_MAX),
         logprobs=_logprobs(kind, fields),
         ignore_eos=fields.flag("ignore_eos"),
-        min_tokens=fields.integer("min_tokens", 0, 0, 1 << 30),
+        min_tokens=_min_tokens(fields, max_tokens),
         include_stop=_either(fields, "include_stop_str_in_output", "no_stop_trim", fields.flag) or False,
         return_ids=fields.flag("return_token_ids"),
         skip_special_tokens=fields.flag("skip_special_tokens", default=True),
@@ -187,6 +188,14 @@ def _response_format(fields: Fields) -> set[str]:
         message = f'response_format: {asked} is not supported by this version: leave it out, or send type "text"'
         raise refuse("unsupported", message, param="response_format")
     return _overlooked(form, {"type"})
+
+
+def _min_tokens(fields: Fields, max_tokens: int | None) -> int:
+    least = fields.integer("min_tokens", 0, 0, MAX_TOKENS_MAX)
+    if max_tokens is not None and least > max_tokens:
+        message = f"min_tokens {least} is more than the {max_tokens} tokens that the answer may have"
+        raise refuse("invalid_value", message, param="min_tokens")
+    return least
 
 
 def _echo(fields: Fields) -> bool:

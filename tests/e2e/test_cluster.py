@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.cluster import RunningCluster, running_cluster
 from tests.e2e.served import Served, all_at_once, complete, served, wait_whole
 
-SHORT = {(0, 3), (1, 4)}  # tied or not, workers: both kinds of model, with stages in the middle
+SHORT = {(1, 4)}  # tied or not, workers: with stages in the middle; the cluster below is untied, of three
 SPLITS = [
     pytest.param(workers, tied, id=f"{kind}-{workers}", marks=[] if (tied, workers) in SHORT else [pytest.mark.long])
     for tied, kind in enumerate(["untied", "tied"])

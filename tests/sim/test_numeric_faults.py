@@ -19,7 +19,7 @@ PARTS = 5
 @pytest.mark.parametrize("play", [play_broken_row, play_short_memory], ids=lambda play: play.__name__)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_seeds(part, play):
-    for seed in range(1 + part, 1 + n_seeds() // 5, PARTS):
+    for seed in range(1 + part, 1 + n_seeds() // 10, PARTS):
         play(seed)
 
 

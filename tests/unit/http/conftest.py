@@ -9,14 +9,13 @@ from hydra.http.app import make_app
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
 from hydra.http.words_shelf import WordsShelf
-from hydra.http.words_trial import load_tried
 from hydra.protocol.model_spec import ModelCard
 from hydra.store.demo_model import ensure_demo_model
 from tests.unit.http.fake_cluster import FakeCluster, spell
 
 
-def shelf_of(load=load_tried, chat_template=None) -> WordsShelf:
-    """As a frontend has it: words are tried and read in a thread."""
+def shelf_of(load=Words.load, chat_template=None) -> WordsShelf:
+    """Words are read in a thread. A frontend tries them before (see test_words_trial)."""
     return WordsShelf(partial(trio.to_thread.run_sync, load), chat_template)
 
 

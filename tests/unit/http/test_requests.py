@@ -45,6 +45,8 @@ BROKEN = {
     "seed as text": (TEXT | {"seed": "5"}, 400, "invalid_value", "seed"),
     "logit_bias beyond": (TEXT | {"logit_bias": {"5": 101}}, 400, "invalid_value", "logit_bias"),
     "logit_bias of a word": (TEXT | {"logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias"),
+    "more tokens than there may be": (TEXT | {"min_tokens": 6, "max_tokens": 5}, 400, "invalid_value", "min_tokens"),
+    "more tokens than there are by default": (TEXT | {"min_tokens": 17}, 400, "invalid_value", "min_tokens"),
     "logprobs too many": (TEXT | {"logprobs": 21}, 400, "invalid_value", "logprobs"),
     "a suffix": (TEXT | {"suffix": "end"}, 400, "unsupported", "suffix"),
     "best_of": (TEXT | {"best_of": 3}, 400, "unsupported", "best_of"),
