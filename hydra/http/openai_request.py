@@ -19,11 +19,10 @@ from hydra.http.parameters import Kind, check_parameters
 from hydra.http.prompts import TOKEN_IDS_END, Prompt, prompts_of, token_ids
 from hydra.http.tokenizer import ChatInput
 from hydra.protocol.refusal import refuse
-from hydra.protocol.sampling import DefaultSampling
+from hydra.protocol.sampling import TOP_P_MIN, DefaultSampling
 
 STOP_MAX, STOP_IDS_MAX, N_MAX, LOGPROBS_MAX, BIAS_MAX, OPTIONS_MAX = 16, 1024, 128, 20, 1024, 64
 MAX_TOKENS_MAX = 1 << 30
-TOP_P_MIN = 1e-6  # 0 means: only the best one
 TEXT_TOKENS = 16  # of a completion that does not say how many
 TOKEN_ID = re.compile(r"[0-9]{1,10}")
 

@@ -5,15 +5,13 @@ strings or describes tokens reads them here. A piece is bytes, because a token m
 know which texts are shown.
 """
 
-import json
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import attrs
 from tokenizers import Tokenizer
 
 from hydra.http.model_words import natively
+from hydra.http.tokenizer_steps import steps_of
 
 ANCHOR_TRIES = 65_536
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -52,7 +50,7 @@ class Vocabulary:
     def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
         """Raises RefusalError bad_model."""
         added = tokenizer.get_added_tokens_decoder()
-        steps = list(decoder_steps(tokenizer))
+        steps = list(steps_of(tokenizer.decoder))
         kinds = {step.get("type") for step in steps}
         byte_level = "ByteLevel" in kinds
         return cls(
@@ -111,14 +109,3 @@ def _find_anchor(tokenizer: Tokenizer, added: set[int]) -> int | None:
         if token not in added and tokenizer.decode([token], skip_special_tokens=False).isalpha():
             return token
     return None
-
-
-def decoder_steps(tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
-    """The steps of its decoder, flat."""
-    left = [json.loads(tokenizer.decoder.__getstate__())] if tokenizer.decoder is not None else []
-    while left:
-        step = left.pop()
-        if step.get("type") == "Sequence":
-            left += step["decoders"]
-        else:
-            yield step

@@ -5,13 +5,12 @@ It is run where it may be killed; it knows no process.
 """
 
 import base64
-import json
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from hydra.http.tokenizer_steps import steps_of
 from hydra.protocol.refusal import refuse
 
 GROWTH_MAX, STEPS_MAX = 64.0, 64
@@ -30,8 +29,7 @@ PROBES = (
 def check_steps(tokenizer: Tokenizer) -> None:
     """Raises RefusalError bad_model when the steps before and after the vocabulary multiply what they are given."""
     for part in ("normalizer", "pre_tokenizer", "decoder"):
-        step = getattr(tokenizer, part)
-        steps = list(_steps(json.loads(step.__getstate__()))) if step is not None else []
+        steps = list(steps_of(getattr(tokenizer, part)))
         growth = 1.0
         for one in steps:
             growth *= _growth(one)
@@ -51,20 +49,6 @@ def check_probes(tokenizer: Tokenizer) -> None:
         written = tokenizer.decode(bare.ids, skip_special_tokens=True)
         if len(written) > GROWTH_MAX * (len(text) + ADDED_CHARACTERS_MAX):
             raise refuse("bad_model", f"tokenizer.json: it writes texts more than {GROWTH_MAX:.0f} times longer")
-
-
-def _steps(step: Any) -> Iterator[dict[str, Any]]:
-    """A sequence's steps, flat."""
-    left = [step]
-    while left:
-        one = left.pop()
-        if isinstance(one, list):
-            left += one
-        elif isinstance(one, dict):
-            if one.get("type") == "Sequence":
-                left += [value for value in one.values() if isinstance(value, list)]
-            else:
-                yield one
 
 
 def _growth(step: dict[str, Any]) -> float:

@@ -6,6 +6,8 @@ replay draws the same token. Ranges are checked where a request enters (the HTTP
 
 import attrs
 
+TOP_P_MIN = 1e-6  # what a top_p of 0 is taken as: only the likeliest token
+
 
 @attrs.frozen(kw_only=True)
 class SamplingParams:

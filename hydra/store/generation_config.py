@@ -12,14 +12,13 @@ from typing import Any
 import attrs
 import structlog
 
-from hydra.protocol.sampling import DefaultSampling
+from hydra.protocol.sampling import TOP_P_MIN, DefaultSampling
 from hydra.store.config_values import Values
 from hydra.store.directory import read_json_file, shown
 
 GENERATION_CONFIG = "generation_config.json"
 EOS_MAX = 1024  # of one file; the end of an answer is looked for at every token
 TEMPERATURE_MAX = 100.0  # beyond, all tokens are equally likely
-TOP_P_MIN = 1e-6  # 0 means: only the best one
 PENALTY_MIN, PENALTY_MAX = 0.01, 100.0
 FLOAT_MAX = 1e300  # an integer of JSON, and a number like 1e999, may be more than a float holds
 

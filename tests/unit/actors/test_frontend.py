@@ -13,23 +13,9 @@ from hydra.protocol.ids import BROKER
 from hydra.protocol.messages import FINISH_NONE, FINISH_STOP, Tokens
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import GREEDY
+from tests.unit.actors.silent_spoke import SilentSpoke
 
 REQUEST = GenerateRequest(model_id="m", prompt_ids=[1, 2, 3], max_tokens=100, params=GREEDY, stop_ids=())
-
-
-class SilentSpoke:
-    """Nobody answers."""
-
-    peer = "frontend-1"
-
-    def send_nowait(self, frames):
-        pass
-
-    async def receive(self):
-        await trio.sleep_forever()
-
-    def close(self):
-        pass
 
 
 @asynccontextmanager

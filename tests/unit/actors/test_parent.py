@@ -6,6 +6,7 @@ import trio
 
 from hydra.actors.parent import ChildCommand, Parent
 from hydra.actors.supervisor import ChildPlan, Supervisor
+from tests.unit.actors.silent_spoke import SilentSpoke
 
 # Writes down what it was told, says "ready", and dies: the second time for good.
 CHILD = """
@@ -16,19 +17,6 @@ with open(log, "a") as file:
 os.write(int(write_fd), b"!")
 sys.exit(7 if len(open(log).read().split()) == 2 else 1)
 """
-
-
-class SilentSpoke:
-    peer = "up"
-
-    def send_nowait(self, frames):
-        pass
-
-    async def receive(self):
-        await trio.sleep_forever()
-
-    def close(self):
-        pass
 
 
 class Soon:
