@@ -25,6 +25,7 @@ class CoordinatorSpec:
     model_id: str = ""
     dtype: str = "auto"
     expected_workers: int = 1
+    local_nodes: tuple[str, ...] = ()
     patience_s: float = 60.0
     heartbeat_s: float = 0.5
     beats_missed_max: int = 3

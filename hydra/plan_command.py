@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 import attrs
 
-from hydra.actors.split import Seat, Share, Terms, check_max_model_len, reserve_of, split_vram
+from hydra.actors.seats import Seat
+from hydra.actors.split import Share, Terms, check_max_model_len, reserve_of, split_vram
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model_spec import DTYPE_BYTES, Described, Dtype, ModelSpec

@@ -114,6 +114,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     from hydra.store.hub_library import HubLibrary
     from hydra.store.hub_login import with_login
     from hydra.store.hub_place import lend_model
+    from hydra.store.local_copy import source_fault
     from hydra.store.model_ref import HubAccess
     from hydra.store.shelf_keeper import ShelfKeeper
 
@@ -152,7 +153,10 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             policy=_policy(spec),
             limits=Limits(spec.batch_tokens, spec.running_max, spec.waiting_max, spec.prefix_cache),
             on_wish_failed=give_up,
+            check_source=lambda described: trio.to_thread.run_sync(source_fault, described, abandon_on_cancel=True),
+            dial=wires.dial,
             expected_workers=spec.expected_workers,
+            local_nodes=tuple(NodeId(node) for node in spec.local_nodes),
             patience_s=max(spec.patience_s, 0.0 if fresh else leases_s) if saved.first_life else leases_s,
             nodes_s=leases_s,
             heartbeat_s=spec.heartbeat_s,
@@ -238,6 +242,7 @@ def worker_main(
             store_addr=_advertised(store.hub.addr, spec.advertise_host),
             compute=compute,
             aside=trio.to_thread.run_sync,
+            dial=wires.dial,
             host=socket.gethostname(),
             pid=os.getpid(),
             auth=auth,

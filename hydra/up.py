@@ -165,6 +165,7 @@ def coordinator_spec(settings: Settings, wish: UpWish, addrs: dict[str, str]) ->
         model_path=wish.model_path,
         model_id=settings.model.id,
         dtype=settings.model.dtype,
+        local_nodes=tuple(worker.node_id for worker in wish.workers),
         expected_workers=max(len(wish.workers), cluster.min_nodes),
         patience_s=60.0 if wish.workers or cluster.min_nodes else 2.0,
         heartbeat_s=cluster.heartbeat_interval,

@@ -13,7 +13,16 @@ import attrs
 import numpy as np
 
 from hydra.actors.engine import Drawn, Engine
-from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, ModelStalled, RouteDown, RouteUp, StepOverdue
+from hydra.actors.facts import (
+    FrontendLost,
+    ModelGone,
+    ModelKnown,
+    ModelStalled,
+    RouteDown,
+    RouteServed,
+    RouteUp,
+    StepOverdue,
+)
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.readiness import PROBE_PEER, READY_FOR_S, Probes, ready_told
@@ -106,6 +115,7 @@ class _Model:
     waiting: deque[Waiting] = attrs.field(factory=deque)
     engine: Engine | None = None
     up: RouteUp | None = None
+    serves: bool = False  # a token has come through in this epoch, or nobody waited for one
     stalled: Refusal | None = None  # why new work is not taken now
 
 
@@ -160,7 +170,8 @@ class Broker:
             case FrontendLost(peer=peer):
                 return self._frontend_lost(peer, now_s)
             case LinkFull(route=route, epoch=epoch):
-                return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why="the first stage takes nothing"))]
+                why = "the first stage takes nothing"
+                return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why=why, side="out"))]
             case TimerFired(key=("overdue", int(route))):
                 return self._overdue(RouteId(route), now_s)
             case TimerFired(key=("probe", int(session))):
@@ -258,7 +269,7 @@ class Broker:
     def _route_up(self, up: RouteUp, now_s: float) -> list[Effect]:
         model = self._models.setdefault(up.model_id, _Model(up.model_id, up.max_model_len))
         assert model.engine is None, "a route came up twice without going down"
-        model.max_model_len, model.up = up.max_model_len, up
+        model.max_model_len, model.up, model.serves = up.max_model_len, up, False
         model.engine = Engine(
             route=up.route,
             epoch=up.epoch,
@@ -274,7 +285,9 @@ class Broker:
             if refused is not None:
                 model.waiting.remove(waiting)
                 too_long += self._end(waiting.key, waiting.open, refused)
-        return [OpenLink(up.route, up.epoch, up.first_addr, up.credits), *too_long, *self._pump(model, now_s)]
+        pumped = self._pump(model, now_s)
+        idle = [] if model.engine.rows else self._serves(model)  # nobody waits for a token
+        return [OpenLink(up.route, up.epoch, up.first_addr, up.credits), *too_long, *pumped, *idle]
 
     def _route_down(self, down: RouteDown) -> list[Effect]:
         model = self._models.get(down.model_id)
@@ -363,11 +376,12 @@ class Broker:
         drawn = None if beyond else engine.take(result, now_s)
         if drawn is None:
             why = f"result of step {result.step} out of turn, or not of its rows"
-            return [Send(PLANNER, RouteBroken(route=result.route, epoch=result.epoch, why=why))]
+            return [Send(PLANNER, RouteBroken(route=result.route, epoch=result.epoch, why=why, side="in"))]
         effects: list[Effect] = []
         for peer in dict.fromkeys(token.row.key.peer for token in drawn):
             effects += self._tell(peer, [token for token in drawn if token.row.key.peer == peer], result.logprobs)
         effects += self._settle_failed(engine)
+        effects += self._serves(model) if drawn else []
         self.tokens_told += len(drawn)
         for token in drawn:
             if token.finish:
@@ -375,6 +389,13 @@ class Broker:
         pumped = self._pump(model, now_s)
         steps = [effect for effect in pumped if isinstance(effect, SendStep)]  # first: the stages wait for them
         return [*steps, *effects, *pumped[len(steps) :]]
+
+    def _serves(self, model: _Model) -> list[Effect]:
+        """Said once in an epoch."""
+        if model.up is None or model.serves:
+            return []
+        model.serves = True
+        return [Tell(PLANNER.actor, RouteServed(model_id=model.model_id, epoch=model.up.epoch))]
 
     def _settle_failed(self, engine: Engine) -> list[Effect]:
         """Rows that the step went wrong for are opened again, or end."""

@@ -18,15 +18,31 @@ from hydra.actors.machine import Effect
 from hydra.actors.planner import Planner
 from hydra.actors.ports import Library
 from hydra.actors.post import Post
+from hydra.actors.reach import DialledOut, DialOut
 from hydra.actors.registry import Broadcast, Opened, Registry
+from hydra.actors.scout import dial_all
 from hydra.actors.store_server import StoreServer
-from hydra.actors.wish import Begin, Describe, Moved, NotDescribed, Policy, SaveState, WasDescribed, Wish, WishFailed
+from hydra.actors.wish import (
+    Begin,
+    CheckSource,
+    Describe,
+    ModelNoted,
+    Moved,
+    NodeNoted,
+    NotDescribed,
+    Policy,
+    SaveState,
+    SourceChecked,
+    WasDescribed,
+    Wish,
+    WishFailed,
+)
 from hydra.protocol import codec, codec_data
-from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, Epoch, NodeId, RouteId
+from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, AskId, Epoch, NodeId, RouteId
 from hydra.protocol.messages import NodeLoad
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
-from hydra.protocol.wire import DataLane, Hub, StepLink, StepSource, TheyBrokeTheRules, WireFull
+from hydra.protocol.wire import DataLane, Dialler, Hub, StepLink, StepSource, TheyBrokeTheRules, WireFull
 
 log = structlog.get_logger()
 MEMBER = ActorName("member")
@@ -60,6 +76,8 @@ class CoordinatorParts:
     results: StepSource
     library: Library
     describe: Callable[[str], Awaitable[Described]]  # the library's, off the loop; raises RefusalError
+    check_source: Callable[[Described], Awaitable[str]]  # the same; why its files cannot be read now, or empty
+    dial: Dialler
     saved: SavedState
     save: Callable[[SavedState], None]  # durable when it returns
     policy: Policy
@@ -67,6 +85,7 @@ class CoordinatorParts:
     on_wish_failed: Callable[[Refusal], None]  # a model wished for at start; the process may give up
     expected_workers: int
     patience_s: float
+    local_nodes: tuple[NodeId, ...] = ()  # workers that start with this coordinator: none other stands in for them
     nodes_s: float = math.inf  # for the nodes of a former life; see Begin
     heartbeat_s: float = 0.5
     beats_missed_max: int = 3
@@ -99,6 +118,7 @@ class Coordinator:
             heartbeat_s=parts.heartbeat_s,
             beats_missed_max=parts.beats_missed_max,
             join_token=parts.join_token,
+            host_of=parts.hub.host_of,
         )
         self.planner = Planner(
             term=term,
@@ -123,8 +143,15 @@ class Coordinator:
         saved = self.parts.saved
         try:
             async with trio.open_nursery() as self._nursery:
-                expected = self.parts.expected_workers if saved.first_life else 0
-                begin = Begin(saved.wishes, expected, saved.nodes, self.parts.patience_s, self.parts.nodes_s)
+                first = saved.first_life
+                begin = Begin(
+                    saved.wishes,
+                    self.parts.expected_workers if first else 0,
+                    saved.nodes,
+                    self.parts.patience_s,
+                    self.parts.nodes_s,
+                    local=self.parts.local_nodes if first else (),
+                )
                 self.house.post(PLANNER.actor, begin)
                 self.house.post(REGISTRY.actor, Opened())
                 self._nursery.start_soon(self.house.keep_timers)
@@ -158,6 +185,19 @@ class Coordinator:
             case Describe(model_path=path):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._describe, path)
+            case CheckSource(model_id=model_id, described=described):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._check_source, model_id, described)
+            case DialOut(ask=ask, addrs=addrs):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._dial_out, ask, addrs)
+            case ModelNoted(model_id=model_id, reason=reason):
+                log.warning("a model stays as it is", model=model_id, why=reason)
+            case NodeNoted(node=node, fault=fault):
+                if fault:
+                    log.warning("a node is in trouble", node=node, why=fault)
+                else:
+                    log.info("a node can be used", node=node)
             case _:
                 raise AssertionError(f"a coordinator cannot do {effect!r}")
 
@@ -194,6 +234,12 @@ class Coordinator:
             self.house.post(PLANNER.actor, NotDescribed(path, why.refusal))
         else:
             self.house.post(PLANNER.actor, WasDescribed(path, described))
+
+    async def _check_source(self, model_id: str, described: Described) -> None:
+        self.house.post(PLANNER.actor, SourceChecked(model_id, await self.parts.check_source(described)))
+
+    async def _dial_out(self, ask: AskId, addrs: tuple[str, ...]) -> None:
+        self.house.post(PLANNER.actor, DialledOut(ask, await dial_all(self.parts.dial, addrs, ())))
 
     async def _take_results(self) -> None:
         while True:

@@ -15,6 +15,7 @@ from hydra.actors.registry import Member, Registry
 from hydra.protocol.ids import AskId
 from hydra.protocol.messages import (
     ModelStatus,
+    NodeState,
     NodeStatus,
     ProcessStatus,
     Sample,
@@ -57,6 +58,7 @@ class Desk:
     def _node(self, member: Member, now_s: float) -> NodeStatus:
         hello = member.hello
         assert hello.device is not None and hello.pipeline_addr is not None
+        fault = self.planner.fault_of(hello.node_id, now_s)
         stages: list[StageStatus] = []
         dtype = ""
         for model_id, _, route in self.planner.models():
@@ -69,7 +71,7 @@ class Desk:
             generation=member.generation,
             host=hello.host,
             pid=hello.pid,
-            state=member.state,
+            state=self._state(member, fault),
             device=hello.device.device,
             kernels=hello.device.kernels,
             dtype=dtype,
@@ -78,7 +80,13 @@ class Desk:
             last_seen_s=max(0.0, now_s - member.last_seen_s),
             pipeline_addr=hello.pipeline_addr,
             stages=tuple(stages),
+            why=fault,
         )
+
+    def _state(self, member: Member, fault: str) -> NodeState:
+        if member.state != "ready" or not fault:
+            return member.state
+        return "unreachable" if self.planner.is_tried(member.hello.node_id) else "joining"
 
     def _models(self) -> tuple[ModelStatus, ...]:
         told: list[ModelStatus] = []

@@ -131,11 +131,22 @@ class StepOverdue:
 
 @attrs.frozen(kw_only=True)
 class StepVanished:
-    """Registry -> Planner: a step is overdue and nobody is to blame; start a new epoch with the same stages."""
+    """Registry -> Planner: a step is overdue and no stage holds it: it vanished on the way to stage `stage_index` (as
+    many as there are: on the way from the last one to the Broker).
+    """
 
     route: RouteId
     epoch: Epoch
     why: str
+    stage_index: int
+
+
+@attrs.frozen(kw_only=True)
+class RouteServed:
+    """Broker -> Planner: the first token of this epoch came through, or nobody waits for one."""
+
+    model_id: str
+    epoch: Epoch
 
 
 @attrs.frozen(kw_only=True)

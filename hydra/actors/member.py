@@ -20,6 +20,7 @@ from hydra.protocol.messages import (
     Heartbeat,
     Hello,
     HelloRefused,
+    ReachTold,
     SayHello,
     Welcome,
 )
@@ -33,6 +34,13 @@ class TurnedAway:
     """Effect: the coordinator will not have us. The process decides whether waiting helps."""
 
     refusal: Refusal
+
+
+@attrs.frozen
+class Reached:
+    """Effect: the coordinator told whether plans may have this node; `fault` is empty when they may."""
+
+    fault: str
 
 
 @attrs.frozen
@@ -80,6 +88,8 @@ class Member:
                 return self._leave("new term", now_s)
             case Received(message=Expelled(generation=generation)) if generation == self.generation:
                 return self._leave("expelled", now_s)
+            case Received(message=ReachTold(generation=generation, fault=fault)) if generation == self.generation:
+                return [Reached(fault)]
             case LaneBroken() if self.generation is not None:
                 return self._leave("expelled", now_s)
             case Leave(why=why) if self.generation is not None:

@@ -1,6 +1,7 @@
 """Who is waited for before the first plan, which would otherwise be made over whoever happens to come first.
 
-Waited for are as many workers as `up` was told and the nodes that computed in a former life, each for its own time.
+Waited for are as many workers as `up` was told (its own by name: one from elsewhere is no substitute, and would fetch
+what they have at hand) and the nodes that computed in a former life, each for its own time.
 Where nobody knows of either, those who come are gathered until none has come for a while. Knows no model and no plan.
 """
 
@@ -22,11 +23,13 @@ class Muster:
 
     waiting: bool = attrs.field(default=False, init=False)
     _expected: int = attrs.field(default=0, init=False)
+    _local: tuple[NodeId, ...] = attrs.field(default=(), init=False)
     _former: tuple[NodeId, ...] = attrs.field(default=(), init=False)
     _gathers: bool = attrs.field(default=False, init=False)  # nobody has come yet, and none knows how many will
 
     def begin(self, begin: Begin, now_s: float) -> list[Effect]:
         self.waiting, self._expected, self._former = True, begin.expected, begin.nodes
+        self._local = begin.local
         self._gathers = not begin.expected and not begin.nodes
         effects: list[Effect] = [SetTimer(PATIENCE, now_s + begin.patience_s)]
         if begin.nodes and begin.nodes_s < begin.patience_s:
@@ -46,7 +49,7 @@ class Muster:
 
     def complete(self, present: Collection[NodeId]) -> bool:
         """Whether there is nobody left to wait for."""
-        back = all(node in present for node in self._former)
+        back = all(node in present for node in (*self._former, *self._local))
         return not self._gathers and back and len(present) >= max(1, self._expected)
 
     def end(self, present: Collection[NodeId]) -> list[Effect]:

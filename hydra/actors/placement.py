@@ -6,7 +6,8 @@ from typing import Literal
 import attrs
 
 from hydra.actors.facts import NodeJoined
-from hydra.actors.split import Seat, Share, context_needed
+from hydra.actors.seats import Seat
+from hydra.actors.split import Share, context_needed
 from hydra.protocol.ids import Epoch, NodeId, RouteId
 from hydra.protocol.messages import LoadPhase, SliceLoaded
 from hydra.protocol.model_spec import Dtype, ModelSpec
@@ -42,6 +43,21 @@ class Route:
 
     def nodes(self) -> tuple[NodeId, ...]:
         return tuple(placed.share.node for placed in self.stages)
+
+
+@attrs.frozen
+class Draft:
+    """A plan that has not begun. `moves`: somebody would have to read a layer that it does not hold."""
+
+    dtype: Dtype
+    shares: tuple[Share, ...]
+    moves: bool
+
+    @classmethod
+    def of(cls, dtype: Dtype, shares: tuple[Share, ...], seats: Iterable[Seat]) -> "Draft":
+        held = {seat.node: seat.held for seat in seats}
+        moves = any(not held[share.node].issuperset(range(share.first_layer, share.end_layer)) for share in shares)
+        return cls(dtype, shares, moves)
 
 
 def route_dtype(spec: ModelSpec, wanted: str, nodes: list[NodeJoined]) -> Dtype:

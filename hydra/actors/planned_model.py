@@ -5,6 +5,7 @@ from typing import Literal
 import attrs
 
 from hydra.actors.machine import Effect, Send
+from hydra.actors.outage import Outage
 from hydra.actors.placement import Route
 from hydra.actors.wish import Wish
 from hydra.protocol.ids import Address, AskId
@@ -34,11 +35,10 @@ class PlannedModel:
     route: Route | None = None
     created_s: int = 0
     why: str = ""
-    breaks: int = 0
     kept: bool = False  # wished for at start: it stays wanted whatever happens, until somebody unloads it
     served: bool = False  # it has been ready in this life of the coordinator
-    recovering: bool = False  # the recovery deadline runs
-    up_since_s: float = 0.0
+    outage: Outage | None = None  # it has no route that serves; the recovery deadline runs
+    dialling: bool = False  # the hops of a new plan are being tried
 
     def context(self, max_model_len: int) -> int:
         """Tokens a sequence may have: what the route has room for, else what is set, else what the model can."""

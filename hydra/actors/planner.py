@@ -7,8 +7,9 @@ A plan is a value; nothing is patched in place. Each epoch runs through the same
          +---- a stage is lost, joins anew, reports a break; a rebalance --------+  (RouteDown first)
 
 On a loss it plans again over the survivors at once if that fits; else it waits for a node until the recovery
-deadline. A node that joins a cluster with a working route is a spare until the next plan. It knows a model as a
-ModelSpec and a list of byte ranges, and memory as numbers; it reads no file (the Library port does).
+deadline. A node that joins a cluster with a working route is a spare until the next plan. Every hop of a plan is
+dialled before the plan begins (`reach`); what works goes on meanwhile. It knows a model as a ModelSpec and a list of
+byte ranges, and memory as numbers; it reads no file (the Library port does).
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from hydra.actors.facts import (
     NodeLost,
     NodeSuspect,
     RouteDown,
+    RouteServed,
     StepVanished,
     TermRaised,
 )
@@ -34,23 +36,30 @@ from hydra.actors.jobs import Jobs, node_loads
 from hydra.actors.lenders import Lenders
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.muster import Muster
-from hydra.actors.placement import Placed, Route, pool_size, route_dtype, seats_for
+from hydra.actors.outage import MOVING_S, Outage
+from hydra.actors.placement import Draft, Placed, Route, pool_size, route_dtype, seats_for
 from hydra.actors.planned_model import Phase, PlannedModel
+from hydra.actors.reach import HERE, REDIAL, DialledOut, Reach
 from hydra.actors.split import Terms, check_max_model_len, split_vram
 from hydra.actors.wish import (
     Begin,
+    CheckSource,
     Describe,
+    ModelNoted,
     Moved,
+    NodeNoted,
     NotDescribed,
     Policy,
     SaveState,
+    SourceChecked,
     WasDescribed,
     Wish,
     WishFailed,
 )
-from hydra.protocol.ids import ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
+from hydra.protocol.ids import COORDINATOR, ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages import (
     CancelJob,
+    Dialled,
     Fenced,
     JobsAsked,
     JobsTold,
@@ -60,10 +69,12 @@ from hydra.protocol.messages import (
     ModelsChanged,
     ModelTold,
     NodeLoad,
+    ReachTold,
     Ready,
     Rebalance,
     RouteBroken,
     SliceLoaded,
+    Unanswered,
     UnloadModel,
 )
 from hydra.protocol.model_name import default_model_id, hub_parts
@@ -72,8 +83,7 @@ from hydra.protocol.refusal import Refusal, RefusalError
 
 BROKER_NAME = ActorName("broker")
 ASKS = ActorName("asks")
-EPOCH_BREAKS_MAX = 8  # epochs in a row that never served a token's worth of time; then the model has failed
-STEADY_S = 5.0
+MEMBER = ActorName("member")
 TRY_AGAIN_S = 5.0
 RETRY_AFTER_S = 5.0
 
@@ -97,9 +107,12 @@ class Planner:
     _next_route: int = attrs.field(default=1, init=False)
     _jobs: Jobs = attrs.field(factory=Jobs, init=False)
     _lenders: Lenders = attrs.field(init=False)
+    _reach: Reach = attrs.field(init=False)
+    _mustered: set[NodeId] = attrs.field(factory=set, init=False)  # those that could be counted on, once
 
     def __attrs_post_init__(self) -> None:
         self._lenders = Lenders(self.store_addr)
+        self._reach = Reach(self.results_addr, self.store_addr)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -112,8 +125,10 @@ class Planner:
             case NodeSuspect(node=node, suspect=suspect):
                 (self._suspects.add if suspect else self._suspects.discard)(node)
                 return [] if suspect else self._plan_waiting(now_s)
-            case StepVanished(route=route, epoch=epoch, why=why):
-                return self._broken(route, epoch, why, now_s)
+            case StepVanished(route=route, epoch=epoch, why=why, stage_index=index):
+                return self._vanished(route, epoch, why, index, now_s)
+            case RouteServed(model_id=model_id, epoch=epoch):
+                return self._served(model_id, epoch)
             case FrontendJoined(peer=peer):
                 self._frontends.append(peer)
                 return self._tell_models([peer])
@@ -129,6 +144,14 @@ class Planner:
                 return self._described(path, described, now_s)
             case NotDescribed(model_path=path, refusal=refusal):
                 return self._not_described(path, refusal, now_s)
+            case DialledOut(ask=ask_id, unanswered=unanswered):
+                return self._tried(self._reach.answered(ask_id, HERE, unanswered, now_s), now_s)
+            case TimerFired(key=("dial", int(ask_id), str(source))):
+                return self._tried(self._reach.silent(AskId(ask_id), NodeId(source), now_s), now_s)
+            case TimerFired(key=key) if key == REDIAL:
+                return self._tried(self._reach.redial(now_s), now_s)
+            case SourceChecked() as checked:
+                return self._source_checked(checked, now_s)
             case TimerFired(key=muster.AWAITED):
                 self._muster.forget_former()
                 return self._settle_if_complete(now_s) if self._muster.waiting else []
@@ -137,7 +160,7 @@ class Planner:
             case TimerFired(key=("again", str(model_id))):
                 return self._try_again(model_id, now_s)
             case TimerFired(key=("recovery", str(model_id))):
-                return self._give_up(model_id)
+                return self._give_up(model_id, now_s)
             case _:
                 raise AssertionError(f"a planner cannot be told {event!r}")
 
@@ -149,8 +172,10 @@ class Planner:
                 return self._stage_ready(sender.peer, route, epoch, now_s)
             case LoadFailed(route=route, epoch=epoch, refusal=refusal):
                 return self._load_failed(sender.peer, route, epoch, refusal, now_s)
-            case RouteBroken(route=route, epoch=epoch, why=why):
-                return self._broken(route, epoch, why, now_s)
+            case RouteBroken() as broken:
+                return self._broken(sender.peer, broken, now_s)
+            case Dialled(ask=ask_id, unanswered=unanswered):
+                return self._dialled(sender.peer, ask_id, unanswered, now_s)
             case LoadProgress() as progress:
                 return self._progressed(sender.peer, progress)
             case Fenced():
@@ -174,6 +199,14 @@ class Planner:
         """The models as frontends see them; only those whose files were understood."""
         cards = (model.card(self.policy.max_model_len) for model in self._models.values())
         return tuple(card for card in cards if card is not None)
+
+    def fault_of(self, node: NodeId, now_s: float) -> str:
+        """Why no plan may have this node now, for people; empty: one may."""
+        return self._reach.fault_of(node, now_s) if node in self._nodes else ""
+
+    def is_tried(self, node: NodeId) -> bool:
+        """Whether the ways to it and from it have been dialled, with whatever result."""
+        return self._reach.tried(node)
 
     def models(self) -> tuple[tuple[str, Phase, Route | None], ...]:
         """(model id, phase, route) of every model, for the status page."""
@@ -297,94 +330,189 @@ class Planner:
         return [*effects, *self._tell_jobs(sender, ask, job)]
 
     def _rebalance(self, sender: Address, ask: AskId, now_s: float) -> list[Effect]:
+        """What works goes on until all that the new plan needs is known to be there: hops, and bytes that move."""
         effects: list[Effect] = []
         for model in self._models.values():
-            if model.phase in ("ready", "waiting"):
+            if model.phase == "waiting":
                 effects += self._plan(model, now_s)
+            elif model.phase == "ready" and model.described is not None:
+                try:
+                    draft = self._draft(model, model.described, now_s)
+                except RefusalError:
+                    continue
+                check = CheckSource(model.model_id, model.described)
+                effects += [check] if draft.moves else self._plan(model, now_s)
         state: Literal["rebalancing", "unchanged"] = "rebalancing" if effects else "unchanged"
         return [*effects, *self._told(sender, ask, state=state)]
+
+    def _source_checked(self, checked: SourceChecked, now_s: float) -> list[Effect]:
+        """Held bytes are enough for what works; a new split whose bytes cannot be had would only take it down."""
+        model = self._models.get(checked.model_id)
+        if model is None or model.phase != "ready":
+            return []
+        if checked.fault:
+            return [
+                ModelNoted(model.model_id, f"its layers stay where they are, since none can be read: {checked.fault}")
+            ]
+        return self._plan(model, now_s)
 
     # ------------------------------------------------------------ nodes
 
     def _joined(self, joined: NodeJoined, now_s: float) -> list[Effect]:
+        """It counts as soon as the ways to it and from it have been tried."""
         self._nodes[joined.node] = joined
         self._lenders.holds(joined.node, (held.fingerprint for held in joined.held))
         self._suspects.discard(joined.node)
-        effects = self._muster.joined(now_s)
-        more = self._settle_if_complete(now_s) if self._muster.waiting else self._plan_waiting(now_s)
-        return [*effects, *more]
+        self._mustered.discard(joined.node)
+        return self._reach.joined(joined, now_s)
+
+    def _dialled(self, peer: PeerId, ask: AskId, unanswered: tuple[Unanswered, ...], now_s: float) -> list[Effect]:
+        source = next((name for name, node in self._nodes.items() if node.peer == peer), None)
+        if source is None:
+            return []
+        return self._tried(self._reach.answered(ask, source, unanswered, now_s), now_s)
+
+    def _tried(self, effects: list[Effect], now_s: float) -> list[Effect]:
+        """More is known of who can reach whom: those that were waited for may be here, and plans may be possible."""
+        effects = [*effects, *self._note_reach(now_s)]
+        for name in self._nodes:
+            if name not in self._mustered and self._reach.tried(name) and not self._reach.fault_of(name, now_s):
+                self._mustered.add(name)
+                effects += self._muster.joined(now_s)
+        return [*effects, *(self._settle_if_complete(now_s) if self._muster.waiting else self._plan_waiting(now_s))]
+
+    def _note_reach(self, now_s: float) -> list[Effect]:
+        """Says at both ends that a node cannot be used, or can be again."""
+        effects: list[Effect] = []
+        for node, fault in self._reach.news(now_s):
+            told = ReachTold(generation=node.generation, fault=fault)
+            effects += [NodeNoted(node.node, fault), Send(Address(node.peer, MEMBER), told)]
+        return effects
 
     def _settle_if_complete(self, now_s: float) -> list[Effect]:
-        return self._settle(now_s) if self._muster.complete(self._nodes) else []
+        present = [name for name in self._nodes if name in self._mustered]
+        return self._settle(now_s) if self._muster.complete(present) else []
 
     def _plan_waiting(self, now_s: float) -> list[Effect]:
-        waiting = [m for m in self._models.values() if m.phase == "waiting"]
+        waiting = [m for m in self._models.values() if m.phase == "waiting" or (m.phase == "ready" and m.dialling)]
         return [effect for model in waiting for effect in self._plan(model, now_s)]
 
     def _settle(self, now_s: float) -> list[Effect]:
-        return [*self._muster.end(self._nodes), *self._plan_waiting(now_s)]
+        present = [name for name in self._nodes if name in self._mustered]
+        return [*self._muster.end(present), *self._plan_waiting(now_s)]
 
     def _lost(self, node: NodeId, now_s: float) -> list[Effect]:
         self._nodes.pop(node, None)
         self._lenders.forget(node)
+        self._reach.lost(node)
         self._suspects.discard(node)
+        self._mustered.discard(node)
         effects: list[Effect] = []
         for model in list(self._models.values()):
             if model.route is not None and node in model.route.nodes():
-                effects += self._down(model, death=True)
+                if model.phase in ("loading", "activating"):
+                    effects += self._blame(node, node, "lost while it was made ready", now_s)
+                effects += self._down(model, now_s, death=True)
                 effects += self._plan(model, now_s)
         return effects
 
-    def _broken(self, route: RouteId, epoch: Epoch, why: str, now_s: float) -> list[Effect]:
-        for model in list(self._models.values()):
-            if model.route is not None and model.route.route == route and model.route.epoch == epoch:
-                model.why = why
-                model.breaks = 0 if now_s - model.up_since_s > STEADY_S and model.phase == "ready" else model.breaks + 1
-                if model.breaks > EPOCH_BREAKS_MAX:
-                    message = f"{model.breaks} epochs in a row broke; the last one because: {why}"
-                    model.breaks = 0
-                    return [
-                        *self._down(model, death=False),
-                        *self._endure(model, Refusal(code="internal_error", message=message), now_s),
-                    ]
-                return [*self._down(model, death=False), *self._plan(model, now_s)]
-        return []
+    def _vanished(self, route: RouteId, epoch: Epoch, why: str, stage_index: int, now_s: float) -> list[Effect]:
+        model = self._model_of(route, epoch)
+        return [] if model is None else self._break(model, stage_index, why, now_s)
+
+    def _broken(self, peer: PeerId, broken: RouteBroken, now_s: float) -> list[Effect]:
+        """Only the stages of an epoch, and the Broker in this house, may end it."""
+        model = self._model_of(broken.route, broken.epoch)
+        if model is None or model.route is None:
+            return []
+        peers = [placed.node.peer for placed in model.route.stages]
+        if peer == COORDINATOR:
+            return self._break(model, len(peers) if broken.side == "in" else 0, broken.why, now_s)
+        if peer not in peers:
+            return []
+        return self._break(model, peers.index(peer) + (broken.side == "out"), broken.why, now_s)
+
+    def _break(self, model: PlannedModel, link: int, why: str, now_s: float) -> list[Effect]:
+        """An epoch cannot go on, because of the link towards its stage `link` (the last one leads to the results)."""
+        if model.route is None or model.phase not in ("ready", "activating"):
+            return []
+        ends = [HERE, *model.route.nodes(), HERE]
+        model.why = why
+        effects = self._blame(ends[link], ends[link + 1], why, now_s)
+        return [*effects, *self._down(model, now_s, death=False), *self._plan(model, now_s)]
+
+    def _blame(self, source: NodeId, target: NodeId, why: str, now_s: float) -> list[Effect]:
+        quarantine_s = self._reach.broke(source, target, now_s)
+        ends = " -> ".join(end or "coordinator" for end in dict.fromkeys((source, target)))
+        rest = f"; in quarantine for {quarantine_s:.0f} s" if quarantine_s else ""
+        noted = [NodeNoted(target or source, f"{ends}: {why}{rest}")]
+        return [*noted, *self._reach.after_break(now_s), *self._note_reach(now_s)]
 
     # ------------------------------------------------------------ epochs
 
     def _plan(self, model: PlannedModel, now_s: float) -> list[Effect]:
-        """A new epoch over the nodes present now, or a wait for better times."""
+        """A new epoch over the nodes present now; or their dialling first; or a wait for better times."""
         if self._muster.waiting or model.described is None:
             return []
-        described = model.described
-        nodes = {name: node for name, node in self._nodes.items() if name not in self._suspects}
+        model.dialling = False
         try:
-            dtype = route_dtype(described.spec, model.wish.dtype or self.policy.dtype, list(nodes.values()))
-            terms = Terms(
-                dtype=dtype,
-                reserve_bytes=self.policy.reserve_bytes,
-                kv_fraction=self.policy.kv_fraction,
-                context_tokens=self.policy.max_model_len,
-                block_size=self.policy.block_size,
-            )
-            taken = {m.model_id: m.route for m in self._models.values() if m is not model and m.route is not None}
-            seats = seats_for(described.spec, dtype, nodes, held=model.route, others=list(taken.values()))
-            shares = split_vram(described.spec, seats, terms)
+            draft = self._draft(model, model.described, now_s)
         except RefusalError as why:
-            return [] if model.phase == "ready" else self._wait(model, why.refusal, now_s)  # what works goes on
-        effects = self._down(model, death=False)
+            if model.phase != "ready":
+                return self._wait(model, why.refusal, now_s)
+            return []  # what works goes on
+        untried = self._reach.untried([share.node for share in draft.shares], now_s)
+        if untried:
+            model.dialling = True
+            return self._reach.dial(untried, now_s)
+        return self._begin_epoch(model, model.described, draft, now_s)
+
+    def _draft(self, model: PlannedModel, described: Described, now_s: float) -> Draft:
+        """Over those that can be counted on, or RefusalError. Better without the shaky, rather with them than not."""
+        able = {name: node for name, node in self._nodes.items() if name not in self._suspects}
+        nodes = {name: node for name, node in able.items() if not self._reach.fault_of(name, now_s)}
+        firm = {name: node for name, node in nodes.items() if name not in self._reach.shaky(now_s)}
+        try:
+            return self._draft_over(firm, model, described, now_s)
+        except RefusalError as why:
+            if firm != nodes:
+                return self._draft_over(nodes, model, described, now_s)
+            if why.refusal.code == "no_workers" and self._nodes:
+                keeps_out = self._reach.sentence(now_s) or why.refusal.message
+                raise RefusalError(attrs.evolve(why.refusal, message=f"no worker can be used: {keeps_out}")) from why
+            raise
+
+    def _draft_over(
+        self, nodes: dict[NodeId, NodeJoined], model: PlannedModel, described: Described, now_s: float
+    ) -> Draft:
+        dtype = route_dtype(described.spec, model.wish.dtype or self.policy.dtype, list(nodes.values()))
+        terms = Terms(
+            dtype=dtype,
+            reserve_bytes=self.policy.reserve_bytes,
+            kv_fraction=self.policy.kv_fraction,
+            context_tokens=self.policy.max_model_len,
+            block_size=self.policy.block_size,
+        )
+        others = [m.route for m in self._models.values() if m is not model and m.route is not None]
+        seats = seats_for(described.spec, dtype, nodes, held=model.route, others=others)
+        return Draft.of(dtype, split_vram(described.spec, seats, terms, self._reach.blocked(now_s)), seats)
+
+    def _begin_epoch(self, model: PlannedModel, described: Described, draft: Draft, now_s: float) -> list[Effect]:
+        effects = self._down(model, now_s, death=False)
         self.number += 1
         old = model.route
         route = Route(
             route=old.route if old else RouteId(self._next_route),
             epoch=Epoch(self.term, self.number),
-            dtype=dtype,
-            stages=[Placed(share, self._nodes[share.node]) for share in shares],
+            dtype=draft.dtype,
+            stages=[Placed(share, self._nodes[share.node]) for share in draft.shares],
         )
         self._next_route += 0 if old else 1
-        model.route, model.phase, model.recovering = route, "loading", False
-        going = ModelStalled(model_id=model.model_id, refusal=None)
-        effects += [Tell(BROKER_NAME, going), CancelTimer(("recovery", model.model_id)), self._save()]
+        model.route, model.phase = route, "loading"
+        effects += [Tell(BROKER_NAME, ModelStalled(model_id=model.model_id, refusal=None)), self._save()]
+        if not model.served:
+            model.outage = None
+            effects.append(CancelTimer(("recovery", model.model_id)))
         dropped = [name for name in (old.nodes() if old else ()) if name not in route.nodes() and name in self._nodes]
         effects += orders.drop(route.route, route.epoch, [self._nodes[name] for name in dropped])
         effects += [self._order(described, route, placed) for placed in route.stages]
@@ -443,7 +571,7 @@ class Planner:
         assert route is not None and model.described is not None
         if model.phase != "activating" or not all(stage.ready for stage in route.stages):
             return []
-        model.phase, model.up_since_s, model.why, model.served = "ready", now_s, "", True
+        model.phase, model.why, model.served = "ready", "", True
         self._jobs.end(model.job, None, route)
         up = orders.up(model.model_id, model.described, route, self.policy.block_size)
         return [Tell(BROKER_NAME, up), *self._announce(), *model.answer(state="ready")]
@@ -454,37 +582,59 @@ class Planner:
             return []  # a loss ended this epoch already
         return self._endure(found[0], refusal, now_s)
 
-    def _down(self, model: PlannedModel, *, death: bool) -> list[Effect]:
+    def _down(self, model: PlannedModel, now_s: float, *, death: bool) -> list[Effect]:
+        if model.phase in ("loading", "activating"):
+            model.phase = "waiting"
         if model.route is None or model.phase != "ready":
             return []
         model.phase = "waiting"
-        return [Tell(BROKER_NAME, RouteDown(model_id=model.model_id, route=model.route.route, death=death))]
+        down = Tell(BROKER_NAME, RouteDown(model_id=model.model_id, route=model.route.route, death=death))
+        return [down, *self._begin_outage(model, now_s)]
+
+    def _begin_outage(self, model: PlannedModel, now_s: float) -> list[Effect]:
+        if model.outage is not None:
+            return []  # its deadline stands, whatever is tried
+        model.outage = Outage(now_s)
+        return [SetTimer(("recovery", model.model_id), now_s + self.policy.recovery_deadline_s)]
+
+    def _served(self, model_id: str, epoch: Epoch) -> list[Effect]:
+        """The outage is over: not when all stages are ready, but when a token has come through them."""
+        model = self._models.get(model_id)
+        if model is None or model.route is None or model.route.epoch != epoch or model.phase != "ready":
+            return []
+        model.outage = None
+        return [CancelTimer(("recovery", model_id))]
 
     def _wait(self, model: PlannedModel, refusal: Refusal, now_s: float) -> list[Effect]:
         """There is no plan now. A first load is refused; a model that served waits for a node until the deadline."""
-        effects = self._down(model, death=False)
-        if model.asks and refusal.code != "no_workers":
-            return [*effects, *self._fail(model, refusal)]
+        effects = self._down(model, now_s, death=False)
+        if refusal.code != "no_workers" and (model.asks or not (model.kept or model.served)):
+            return [*effects, *self._fail(model, refusal)]  # nothing of that comes by waiting
         if model.kept and not model.served and refusal.code != "no_workers":
             effects.append(WishFailed(refusal))  # neither memory nor a setting that nobody can keep comes by waiting
         model.phase, model.why = "waiting", refusal.message
         stalled = attrs.evolve(refusal, code="no_workers", retry_after_s=refusal.retry_after_s or RETRY_AFTER_S)
         effects.append(Tell(BROKER_NAME, ModelStalled(model_id=model.model_id, refusal=stalled)))
-        if not model.recovering:
-            model.recovering = True
-            effects.append(SetTimer(("recovery", model.model_id), now_s + self.policy.recovery_deadline_s))
-        return [*effects, *self._announce()]
+        return [*effects, *self._begin_outage(model, now_s), *self._announce()]
 
-    def _give_up(self, model_id: str) -> list[Effect]:
-        """The recovery deadline passed. Whoever waits is told; the model stays wanted."""
+    def _give_up(self, model_id: str, now_s: float) -> list[Effect]:
+        """The recovery deadline passed. Whoever waits is told; the model stays wanted, and who comes later may wait as
+        long again.
+        """
         model = self._models.get(model_id)
-        if model is None or model.phase != "waiting":
+        if model is None or model.outage is None:
             return []
-        model.recovering = False
-        message = f"no plan fits within the recovery deadline: {model.why}"
+        loads = model.route.stages if model.route is not None and model.phase == "loading" else []
+        if loads and model.outage.is_moving(sum(placed.bytes_done for placed in loads)):
+            return [SetTimer(("recovery", model_id), now_s + MOVING_S)]
+        reason = model.why or f"the model is {model.phase}"
+        message = f"no answer could go on within the recovery deadline: {reason}"
         refusal = Refusal(code="recovery_deadline", message=message, retry_after_s=10.0)
+        if not (model.kept or model.served):
+            return self._fail(model, refusal)
         gone = ModelGone(model_id=model_id, refusal=refusal, forget=False)
-        return [Tell(BROKER_NAME, gone), *model.answer(refusal=refusal)]
+        again = SetTimer(("recovery", model_id), now_s + self.policy.recovery_deadline_s)
+        return [Tell(BROKER_NAME, gone), *model.answer(refusal=refusal), again]
 
     def _drop(self, model: PlannedModel) -> list[Effect]:
         if model.route is None:
@@ -494,6 +644,10 @@ class Planner:
         return orders.drop(model.route.route, Epoch(self.term, self.number), there)
 
     # ------------------------------------------------------------ small helpers
+
+    def _model_of(self, route: RouteId, epoch: Epoch) -> PlannedModel | None:
+        of_route = (m for m in self._models.values() if m.route is not None and m.route.route == route)
+        return next((m for m in of_route if m.route is not None and m.route.epoch == epoch), None)
 
     def _placed(self, peer: PeerId, route: RouteId, epoch: Epoch) -> tuple[PlannedModel, Placed] | None:
         for model in self._models.values():

@@ -24,6 +24,8 @@ from hydra.protocol.messages import (
     CancelJob,
     ChildExited,
     Close,
+    Dial,
+    Dialled,
     DropSlice,
     Expelled,
     Fenced,
@@ -44,6 +46,7 @@ from hydra.protocol.messages import (
     ModelTold,
     Open,
     OpenRefused,
+    ReachTold,
     Ready,
     ReadyAsked,
     ReadyTold,
@@ -64,13 +67,14 @@ from hydra.protocol.wire import Delivery, Frames, PeerGone, TheyBrokeTheRules, W
 ACCEPTS: Mapping[str, frozenset[type]] = {
     "registry": frozenset({Hello, Heartbeat, Goodbye, ChildExited}),
     "planner": frozenset(
-        {SliceLoaded, Ready, LoadFailed, RouteBroken, LoadProgress, Fenced}
+        {SliceLoaded, Ready, LoadFailed, RouteBroken, LoadProgress, Fenced, Dialled}
         | {LoadModel, UnloadModel, Rebalance, JobsAsked, CancelJob}
     ),
     "broker": frozenset({Open, Close, ReadyAsked}),
     "desk": frozenset({StatusAsked}),
-    "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon, HeartbeatSeen}),
+    "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon, HeartbeatSeen, ReachTold}),
     "stage": frozenset({LoadSlice, Activate, DropSlice}),
+    "scout": frozenset({Dial}),
     "sessions": frozenset({Tokens, OpenRefused, Reopen}),
     "asks": frozenset({ModelTold, JobsTold, ModelsChanged, StatusTold, ReadyTold}),
     "parent": frozenset({KillWorker, SpawnWorker}),

@@ -10,6 +10,7 @@ its process is expelled, and may greet again for a new one. Nothing here knows l
 """
 
 import hmac
+from collections.abc import Callable
 from typing import Literal
 
 import attrs
@@ -88,6 +89,7 @@ class Registry:
     heartbeat_s: float = 0.5
     beats_missed_max: int = 3
     join_token: str = ""
+    host_of: Callable[[PeerId], str] = lambda peer: ""  # from where a peer is connected; empty: from this machine
     changes: int = attrs.field(default=0, init=False)
     stale_dropped: int = attrs.field(default=0, init=False)  # by workers that are gone
     lost_nodes: list[tuple[NodeId, str]] = attrs.field(factory=list, init=False)
@@ -180,6 +182,13 @@ class Registry:
             return no("unauthorized", f"{hello.node_id} did not show the cluster's join token", 30.0)
         if hello.role == "worker" and (hello.device is None or hello.pipeline_addr is None):
             return no("invalid_value", f"{hello.node_id} offers no device or no address", 30.0)
+        elsewhere = self.host_of(peer)
+        if hello.role == "worker" and elsewhere and _is_loopback(hello.pipeline_addr or ""):
+            message = (
+                f"{hello.node_id} comes from {elsewhere} and says it is reached at {hello.pipeline_addr}, which is "
+                "this machine; start it with --bind and --advertise an address of its own"
+            )
+            return no("unreachable", message, 30.0)
         former = self._members.get(hello.node_id)
         if former is None or former.peer == peer or former.state != "ready":
             return None
@@ -252,7 +261,8 @@ class Registry:
                 return []  # lost already; the planner knows
             if now_s - member.last_seen_s > self.beats_missed_max * self.heartbeat_s:
                 return self._lose(member, f"silent while step {late.step} is overdue")  # its parent sees to the process
-        for node, member in zip(late.nodes, route, strict=True):
+        lost_before = len(route)
+        for index, (node, member) in enumerate(zip(late.nodes, route, strict=True)):
             assert member is not None
             verdict = self._verdict(member, late)
             if verdict == "stuck":
@@ -261,9 +271,10 @@ class Registry:
                 killed: list[Effect] = [Send(Address(parent.peer, PARENT), kill) for parent in parents]
                 return [*self._lose(member, f"holds step {late.step} past its lease"), *killed]
             if verdict == "waits":
+                lost_before = index
                 break
         why = f"step {late.step} is overdue and no stage holds it"
-        return [Tell(PLANNER_NAME, StepVanished(route=late.route, epoch=late.epoch, why=why))]
+        return [Tell(PLANNER_NAME, StepVanished(route=late.route, epoch=late.epoch, why=why, stage_index=lost_before))]
 
     def _verdict(self, member: Member, late: StepOverdue) -> Literal["stuck", "sent it on", "waits"]:
         said = [p for p in member.progress if p.route == late.route and p.epoch == late.epoch]
@@ -272,3 +283,8 @@ class Registry:
         if sent >= late.step:
             return "sent it on"
         return "stuck" if accepted >= late.step else "waits"
+
+
+def _is_loopback(addr: str) -> bool:
+    host = addr.partition("://")[2].rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -7,26 +7,16 @@ or the plan is refused with the numbers.
 """
 
 from collections.abc import Sequence
-from itertools import permutations
 
 import attrs
 
+from hydra.actors.seats import Links, Seat, most_blocked, possible_orders
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model_spec import Dtype, ModelSpec
 from hydra.protocol.refusal import RefusalError, refuse
 
 CONTEXT_MIN_TOKENS = 2048  # a plan must hold one sequence of so many tokens, or of the model's own limit if shorter
 ACTIVATION_TOKENS = 512  # widest micro-batch whose intermediate tensors are counted
-PERMUTED_NODES_MAX = 6  # beyond, only join order and held order are compared
-
-
-@attrs.frozen(kw_only=True)
-class Seat:
-    """A node that may take layers. `held` are the layers of this model it has in memory now."""
-
-    node: NodeId
-    memory_bytes: int
-    held: frozenset[int] = frozenset()
 
 
 @attrs.frozen(kw_only=True)
@@ -94,10 +84,11 @@ def context_needed(spec: ModelSpec, context_tokens: int) -> int:
     return context_tokens or min(CONTEXT_MIN_TOKENS, spec.max_positions)
 
 
-def split_vram(spec: ModelSpec, seats: Sequence[Seat], terms: Terms) -> tuple[Share, ...]:
+def split_vram(spec: ModelSpec, seats: Sequence[Seat], terms: Terms, blocked: Links = frozenset()) -> tuple[Share, ...]:
     """The split over these seats, in the order that moves the fewest layers. Raises RefusalError does_not_fit.
 
-    More seats than layers: the roomiest ones sit. If the seats cannot all be used, fewer are tried.
+    More seats than layers: the roomiest ones sit. If the seats cannot all be used, fewer are tried. No stage follows
+    another that is `blocked` from sending to it (pairs: from, to).
     """
     if not seats:
         raise refuse("no_workers", "no worker has joined; start one with `python -m hydra worker`", retry_after_s=2.0)
@@ -107,8 +98,12 @@ def split_vram(spec: ModelSpec, seats: Sequence[Seat], terms: Terms) -> tuple[Sh
         chosen = [seat for seat in chosen if seat in roomiest]
     refused: RefusalError | None = None
     while chosen:
+        orders = possible_orders(chosen, blocked)
+        if not orders:
+            chosen.remove(most_blocked(chosen, blocked))
+            continue
         try:
-            return _split_over(spec, chosen, terms)
+            return _split_over(spec, orders, terms)
         except RefusalError as why:
             refused = refused or why  # the figures of all seats say most
         chosen.remove(min(reversed(chosen), key=lambda seat: seat.memory_bytes))
@@ -116,11 +111,11 @@ def split_vram(spec: ModelSpec, seats: Sequence[Seat], terms: Terms) -> tuple[Sh
     raise refused
 
 
-def _split_over(spec: ModelSpec, seats: list[Seat], terms: Terms) -> tuple[Share, ...]:
-    """Over all of these seats, or RefusalError."""
+def _split_over(spec: ModelSpec, orders: Sequence[tuple[Seat, ...]], terms: Terms) -> tuple[Share, ...]:
+    """In one of these orders of the same seats, or RefusalError."""
     best: tuple[int, tuple[Share, ...]] | None = None
     refused: RefusalError | None = None
-    for order in _orders(seats):
+    for order in orders:
         try:
             shares = _split_in_order(spec, order, terms)
         except RefusalError as why:
@@ -135,16 +130,6 @@ def _split_over(spec: ModelSpec, seats: list[Seat], terms: Terms) -> tuple[Share
         assert refused is not None
         raise refused
     return best[1]
-
-
-def _orders(seats: list[Seat]) -> list[tuple[Seat, ...]]:
-    """Join order first, so that it wins among equals."""
-    if not any(seat.held for seat in seats):
-        return [tuple(seats)]
-    by_held = sorted(seats, key=lambda seat: min(seat.held, default=1 << 30))
-    if len(seats) > PERMUTED_NODES_MAX:
-        return [tuple(seats), tuple(by_held)]
-    return list(permutations(seats))
 
 
 def _moves(shares: tuple[Share, ...], order: Sequence[Seat]) -> int:

@@ -93,6 +93,7 @@ class ThreadTrouble:
     route: RouteId
     epoch: Epoch
     why: str
+    side: Literal["in", "out"] = "in"  # "out": of the next hop's
 
 
 @attrs.frozen
@@ -163,8 +164,8 @@ class Stage:
                 return self._activated(route, epoch)
             case LoadMoved() as moved:
                 return self._moved(moved)
-            case ThreadTrouble(route=route, epoch=epoch, why=why):
-                return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why=why))]
+            case ThreadTrouble(route=route, epoch=epoch, why=why, side=side):
+                return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why=why, side=side))]
             case Left():
                 return self._leave(now_s)
             case TimerFired(key=("fence", int(route))):

@@ -154,7 +154,8 @@ class StageThread:
             if self.line.admits(run.route, run.epoch) is not None or self._stopping.is_set():
                 return False
             if time.monotonic() > deadline_s:
-                self.report(ThreadTrouble(run.route, run.epoch, f"step {run.step}: the next hop takes nothing"))
+                why = f"step {run.step}: the next hop takes nothing"
+                self.report(ThreadTrouble(run.route, run.epoch, why, "out"))
                 return False
             pause_s = min(0.01, pause_s + 0.0005)
             time.sleep(pause_s)

@@ -37,6 +37,38 @@ class Moved:
 
 
 @attrs.frozen
+class NodeNoted:
+    """Effect: a node cannot be counted on, or can be again (`fault` empty); for people to see."""
+
+    node: NodeId
+    fault: str
+
+
+@attrs.frozen
+class ModelNoted:
+    """Effect: something that was asked for does not happen; for people to see."""
+
+    model_id: str
+    reason: str
+
+
+@attrs.frozen
+class CheckSource:
+    """Effect: are the files of this model where they were? Answer SourceChecked."""
+
+    model_id: str
+    described: Described
+
+
+@attrs.frozen
+class SourceChecked:
+    """Event: `fault` says why they cannot be read; empty: they can."""
+
+    model_id: str
+    fault: str
+
+
+@attrs.frozen
 class WasDescribed:
     model_path: str  # as asked for
     described: Described
@@ -74,8 +106,8 @@ class SaveState:
 
 @attrs.frozen
 class Begin:
-    """Event: the coordinator is up. Waited for are `expected` workers, at most `patience_s`, and those `nodes` that
-    computed in a former life, at most `nodes_s` (and `patience_s`).
+    """Event: the coordinator is up. Waited for are `expected` workers, all of `local` among them, at most `patience_s`,
+    and those `nodes` that computed in a former life, at most `nodes_s` (and `patience_s`).
     """
 
     wishes: tuple[Wish, ...]
@@ -83,6 +115,7 @@ class Begin:
     nodes: tuple[NodeId, ...]
     patience_s: float
     nodes_s: float = math.inf
+    local: tuple[NodeId, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -13,9 +13,10 @@ import trio
 
 from hydra.actors.cell import House
 from hydra.actors.machine import Effect
-from hydra.actors.member import Leave, Member, Start, TurnedAway
+from hydra.actors.member import Leave, Member, Reached, Start, TurnedAway
 from hydra.actors.ports import Aside, AtHand, Compute, Progress, Supply
 from hydra.actors.post import Post
+from hydra.actors.scout import RunDial, Scout, ScoutBack, dial_all
 from hydra.actors.stage import (
     Activated,
     LoadMoved,
@@ -32,14 +33,15 @@ from hydra.actors.stage_line import FenceBoard, StageLine
 from hydra.actors.stage_thread import StageThread
 from hydra.actors.store_server import StoreServer
 from hydra.protocol.ids import ActorName, Generation, NodeId
-from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello, LoadPhase, LoadSlice, StageProgress
+from hydra.protocol.messages import PROTOCOL_VERSION, Dial, Heartbeat, Hello, LoadPhase, LoadSlice, StageProgress
 from hydra.protocol.refusal import RefusalError
-from hydra.protocol.wire import BlockingSource, DataLane, Spoke
+from hydra.protocol.wire import BlockingSource, DataLane, Dialler, Spoke
 
 log = structlog.get_logger()
 
 MEMBER = ActorName("member")
 STAGE = ActorName("stage")
+SCOUT = ActorName("scout")
 CHORES_MAX = 64  # loads and drops that wait for the loader; a planner orders far fewer
 PROGRESS_EVERY_BYTES = 1 << 20  # at least; of a large slice a 200th
 PROGRESS_STEPS = 200
@@ -63,6 +65,7 @@ class WorkerParts:
     host: str
     pid: int
     auth: str = ""
+    dial: Dialler
     supply: Supply = AtHand()
     store: StoreServer | None = None  # lends to others what was loaded here
     store_addr: str | None = None  # as others reach it
@@ -85,6 +88,7 @@ class Worker:
     _chores: trio.MemorySendChannel[Effect] = attrs.field(init=False)
     _orders: trio.MemoryReceiveChannel[Effect] = attrs.field(init=False)
     _post: Post = attrs.field(init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         spoke = self.parts.spoke
@@ -94,10 +98,12 @@ class Worker:
         self.house = House(spoke.peer, self._post.carry)
         self.house.add(MEMBER, self.member, self._perform)
         self.house.add(STAGE, self.stage, self._perform)
+        self.house.add(SCOUT, Scout(), self._perform)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Membership, stage and loader, until cancelled. The computing is somebody else's task."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self.house.keep_timers)
             nursery.start_soon(self._post.pump, self.house)
             nursery.start_soon(self._do_chores)
@@ -151,10 +157,22 @@ class Worker:
                 self._chores.send_nowait(effect)
             case ThreadStuck(route=route, why=why):
                 raise ComputeStuck(f"route {route}: {why}")
+            case RunDial(order=order):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._dial, order)
+            case Reached(fault=fault):
+                if fault:
+                    log.warning("this worker cannot be used", why=fault)
+                else:
+                    log.info("this worker can be used")
             case TurnedAway(refusal=refusal):
                 log.warning("turned away", code=refusal.code, why=refusal.message)
             case _:
                 raise AssertionError(f"a worker cannot do {effect!r}")
+
+    async def _dial(self, order: Dial) -> None:
+        unanswered = await dial_all(self.parts.dial, order.step_addrs, order.store_addrs)
+        self.house.post(SCOUT, ScoutBack(order.ask, unanswered))
 
     async def _do_chores(self) -> None:
         async for chore in self._orders:

@@ -78,12 +78,17 @@ async def inner_cluster(
     async def describe(path: str) -> Described:
         return await trio.to_thread.run_sync(library.describe, path)
 
+    async def there(described: Described) -> str:
+        return ""  # a bench does not delete its own model
+
     parts = CoordinatorParts(
         hub=hub,
         lane=wires,
         results=wires.step_source("tcp://127.0.0.1:*", 64),
         library=library,
         describe=describe,
+        check_source=there,
+        dial=wires.dial,
         saved=SavedState(wishes=(Wish(model_path, MODEL_ID),)),
         save=lambda state: None,
         policy=Policy(reserve_bytes=0, max_model_len=1024),

@@ -23,6 +23,7 @@ async def main() -> None:
         pipeline_addr=source.addr,
         compute=EchoCompute(HIDDEN_BYTES, float(step_s)),
         aside=trio.to_thread.run_sync,
+        dial=wires.dial,
         host="here",
         pid=os.getpid(),
     )

@@ -21,6 +21,7 @@ STATUS: dict[RefusalCode, tuple[int, str]] = {
     "not_finite": (500, "server_error"),
     "internal_error": (500, "server_error"),
     "version_mismatch": (500, "server_error"),
+    "unreachable": (500, "server_error"),
     "does_not_fit": (503, "server_error"),
     "no_workers": (503, "server_error"),
     "loading": (503, "server_error"),

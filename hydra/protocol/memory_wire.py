@@ -6,11 +6,13 @@ flight and dials again; what a killed node says on its way out is not heard. No 
 
 from typing import NoReturn
 
+import trio
+
 from hydra.protocol.ids import COORDINATOR, PeerId
 from hydra.protocol.memory_ends import Dialler, Inbox, Listener
 from hydra.protocol.memory_network import Life, Link, MemoryNetwork, Pipe, Taken, uniform
 from hydra.protocol.memory_store import MemoryStoreHub, MemoryStoreLine
-from hydra.protocol.wire import STORE_BOUND, Delivery, Frames, PeerGone, WireFull
+from hydra.protocol.wire import STORE_BOUND, Delivery, Frames, Lane, PeerGone, WireFull
 
 __all__ = ["Link", "MemoryNetwork", "MemoryWires", "uniform"]
 
@@ -25,6 +27,10 @@ class MemoryHub(Listener):
         super().__init__(network, life, addr)
         self.command_addr = self.addr
         self.broadcast_addr = broadcast_addr
+
+    def host_of(self, peer: PeerId) -> str:
+        """One machine."""
+        return ""
 
     def send_nowait(self, peer: PeerId, frames: Frames) -> None:
         if not self._may_send():
@@ -121,6 +127,29 @@ class MemoryStepLink(Dialler):
     """Implements StepLink."""
 
 
+class _Knocks(Dialler):
+    """A connection for its own sake, whatever the lane."""
+
+    answered: trio.Event
+
+    def _connected(self) -> None:
+        super()._connected()
+        if self._pipe is not None:
+            self.answered.set()
+
+
+class _StepKnock(_Knocks):
+    def __init__(self, network: MemoryNetwork, life: Life, addr: str) -> None:
+        self.answered = trio.Event()
+        super().__init__(network, life, addr, 1)
+
+
+class _StoreKnock(_Knocks, MemoryStoreLine):
+    def __init__(self, network: MemoryNetwork, life: Life, addr: str) -> None:
+        self.answered = trio.Event()
+        MemoryStoreLine.__init__(self, network, life, addr, 1)
+
+
 class MemoryWires:
     """Implements Wires for one life of one node: make a new one after `network.kill(node)`."""
 
@@ -133,6 +162,17 @@ class MemoryWires:
 
     def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> MemorySpoke:
         return MemorySpoke(self._network, self._life, peer, command_addr, bound)
+
+    async def dial(self, addr: str, lane: Lane, timeout_s: float) -> str:
+        made = _StoreKnock if lane == "store" else _StepKnock
+        knock = made(self._network, self._life, addr)
+        try:
+            with trio.move_on_after(timeout_s):
+                await knock.answered.wait()
+                return ""
+            return "no answer"
+        finally:
+            knock.close()
 
     def step_source(self, addr: str, bound: int) -> MemoryStepSource:
         return MemoryStepSource(self._network, self._life, addr)

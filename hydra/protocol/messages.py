@@ -18,7 +18,7 @@ from hydra.protocol.sampling import SamplingParams
 PROTOCOL_VERSION = 4
 Role = Literal["worker", "frontend", "parent"]
 LoadPhase = Literal["fetching", "reading"]
-NodeState = Literal["joining", "ready", "suspect", "draining", "lost"]
+NodeState = Literal["joining", "ready", "suspect", "unreachable", "draining", "lost"]
 Kernels = Literal["torch", "triton"]  # what decodes: torch's own alone, or with ours for one token per row
 
 
@@ -277,11 +277,51 @@ class DropSlice:
 
 @attrs.frozen(kw_only=True)
 class RouteBroken:
-    """Stage or Broker -> Planner. A gap in the steps, or a next hop that takes nothing: this epoch is finished."""
+    """Stage or Broker -> Planner. A gap in the steps, or a next hop that takes nothing: this epoch is finished.
+
+    `side`: what fails is how the sender is reached ("in": steps to a stage, results to the Broker), or its own sending.
+    """
 
     route: RouteId
     epoch: Epoch
     why: str
+    side: Literal["in", "out"]
+
+
+# ---------------------------------------------------------------- who can reach whom
+
+
+@attrs.frozen(kw_only=True)
+class Dial:
+    """Planner -> a worker's Scout. Do they answer? On the data lane `step_addrs`, on the store lane `store_addrs`."""
+
+    ask: AskId
+    step_addrs: tuple[str, ...]
+    store_addrs: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Unanswered:
+    """An address that was dialled in vain."""
+
+    addr: str
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class Dialled:
+    """Scout -> Planner. All that were not named have answered."""
+
+    ask: AskId
+    unanswered: tuple[Unanswered, ...]
+
+
+@attrs.frozen(kw_only=True)
+class ReachTold:
+    """Planner -> a worker's Member. Why no plan has you; empty: from now on plans may have you."""
+
+    generation: Generation
+    fault: str
 
 
 # ---------------------------------------------------------------- models and questions (anyone <-> desk)
@@ -412,6 +452,7 @@ class NodeStatus:
     last_seen_s: float
     pipeline_addr: str
     stages: tuple[StageStatus, ...]
+    why: str = ""  # it is in no plan
 
 
 @attrs.frozen(kw_only=True)
@@ -566,6 +607,9 @@ Message: TypeAlias = (
     | Fenced
     | DropSlice
     | RouteBroken
+    | Dial
+    | Dialled
+    | ReachTold
     | LoadModel
     | UnloadModel
     | Rebalance

@@ -22,6 +22,7 @@ RefusalCode = Literal[
     "bad_model",  # a model directory that lies or is broken: 400
     "unsupported",  # known, and refused by name: 400
     "unauthorized",  # join token or key: 401
+    "unreachable",  # a worker that gives an address at which nobody else reaches it
     "version_mismatch",  # the peer speaks another protocol version
     "access_denied",  # a gated or private model, without a token that may read it: 403, exit 6
     "source_unreachable",  # neither the Hub nor a peer hands out what is missing, or offline without it: 503, exit 4

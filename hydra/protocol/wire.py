@@ -9,8 +9,8 @@ Order holds per connection. Frames may be lost when a connection breaks and neve
 bounded: a full one raises instead of waiting, and what is dropped is counted.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, Protocol, TypeAlias
 
 import attrs
 
@@ -18,6 +18,8 @@ from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import PeerId
 
 Frames = Sequence[Buffer]
+Lane = Literal["steps", "store"]
+Dialler: TypeAlias = Callable[[str, Lane, float], Awaitable[str]]  # as Wires.dial
 
 STORE_BOUND = 16  # messages per connection of the store lane; an asker has far fewer questions open
 
@@ -67,6 +69,10 @@ class Hub(Protocol):
 
     command_addr: str
     broadcast_addr: str
+
+    def host_of(self, peer: PeerId) -> str:
+        """The address from which it is connected; empty: from this machine, or nobody knows."""
+        ...
 
     def send_nowait(self, peer: PeerId, frames: Frames) -> None:
         """Raises PeerGone, WireFull or WireClosed; never waits."""
@@ -195,3 +201,7 @@ class Wires(DataLane, StoreLane, Protocol):
         """Raises AddressTaken."""
 
     def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> Spoke: ...
+
+    async def dial(self, addr: str, lane: Lane, timeout_s: float) -> str:
+        """Empty when an end of that lane answered at `addr` within the time; else why not, for people."""
+        ...

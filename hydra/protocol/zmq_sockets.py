@@ -6,6 +6,7 @@ nor messages.
 """
 
 import selectors
+import socket as plain_socket
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -70,6 +71,17 @@ def as_reached(addr: str, via: str) -> str:
     return f"{scheme}://{via}:{port}" if via and host in EVERYWHERE else addr
 
 
+def is_of_this_machine(host: str) -> bool:
+    """Whether an IP address is one of our own: only those can be bound to."""
+    family = plain_socket.AF_INET6 if ":" in host else plain_socket.AF_INET
+    with plain_socket.socket(family, plain_socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
 def connect(socket: Socket, addr: str) -> None:
     try:
         socket.connect(addr)
@@ -82,7 +94,7 @@ class Ears:
     """Waits, in Trio, until one of its sockets has something to read."""
 
     def __init__(self, *sockets: Socket) -> None:
-        self._sockets = sockets
+        self.sockets = sockets
         self._selector = selectors.DefaultSelector()  # on Linux and macOS itself something to select on
         for socket in sockets:
             self._selector.register(int(socket.getsockopt(zmq.FD)), selectors.EVENT_READ)
@@ -96,7 +108,7 @@ class Ears:
             self._waiting.cancel()
 
     def _something_there(self) -> bool:
-        return any(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN for socket in self._sockets)
+        return any(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN for socket in self.sockets)
 
     async def hear(self, drain: Callable[[], list[T]]) -> list[T]:
         """What `drain` finds, as soon as it finds anything. Cancellation loses nothing."""
@@ -122,7 +134,7 @@ class Ears:
             self.closed = True
             trio.lowlevel.notify_closing(self._fd)
             self._selector.close()
-            for socket in self._sockets:
+            for socket in self.sockets:
                 socket.close()
 
 

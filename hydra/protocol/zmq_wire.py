@@ -14,14 +14,17 @@ import zmq
 from hydra.protocol.blob import BLOB_BYTES_MAX, Buffer
 from hydra.protocol.codec import CONTROL_BYTES_MAX
 from hydra.protocol.ids import COORDINATOR, PeerId
-from hydra.protocol.wire import STORE_BOUND, Delivery, Frames, WireClosed, WireError, WireFull
+from hydra.protocol.wire import STORE_BOUND, Delivery, Frames, Lane, WireClosed, WireError, WireFull
+from hydra.protocol.zmq_dial import dial
 from hydra.protocol.zmq_sockets import (
+    RECEIVE_BATCH,
     Ears,
     Socket,
     as_reached,
     bind,
     connect,
     from_peer,
+    is_of_this_machine,
     make_socket,
     push_now,
     receive,
@@ -30,6 +33,7 @@ from hydra.protocol.zmq_sockets import (
 )
 from hydra.protocol.zmq_store import ZmqStoreHub, ZmqStoreLine
 
+HOSTS_MAX = 4096  # peers whose addresses are remembered
 COMMAND_LINGER_MS = 250  # so that a Goodbye leaves before the socket does
 _wake_names = itertools.count()
 
@@ -55,6 +59,7 @@ class ZmqHub:
             self._router.close()
             raise
         self._ears = Ears(self._router)
+        self._hosts: dict[PeerId, str] = {}
 
     def send_nowait(self, peer: PeerId, frames: Frames) -> None:
         if self._ears.closed:
@@ -67,10 +72,27 @@ class ZmqHub:
     async def receive(self) -> list[Delivery]:
         return await self._ears.hear(self._drain)
 
+    def host_of(self, peer: PeerId) -> str:
+        host = self._hosts.get(peer, "")
+        return "" if is_of_this_machine(host) else host
+
     def _drain(self) -> list[Delivery]:
         found: list[Delivery] = []
-        take(self._router, found, from_peer)
+        for _ in range(RECEIVE_BATCH):
+            if not int(self._router.get(zmq.EVENTS)) & zmq.POLLIN:
+                break
+            name = self._router.recv(zmq.NOBLOCK, False)
+            delivery = from_peer((name.bytes, *receive(self._router, zmq.NOBLOCK)))
+            if delivery.peer not in self._hosts:
+                self._remember(delivery.peer, str(name.get("Peer-Address")))
+            found.append(delivery)
         return found
+
+    def _remember(self, peer: PeerId, host: str) -> None:
+        """The table is bounded: who has not been heard of for longest goes, and is asked anew."""
+        if len(self._hosts) >= HOSTS_MAX:
+            del self._hosts[next(iter(self._hosts))]
+        self._hosts[peer] = host
 
     def broadcast_nowait(self, frames: Frames) -> None:
         if self._ears.closed:
@@ -228,6 +250,9 @@ class ZmqWires:
 
     def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> ZmqSpoke:
         return ZmqSpoke(self._context, peer, command_addr, broadcast_addr, bound)
+
+    async def dial(self, addr: str, lane: Lane, timeout_s: float) -> str:
+        return await dial(self._context, as_reached(addr, self._via), lane, timeout_s)
 
     def step_source(self, addr: str, bound: int) -> ZmqStepSource:
         return ZmqStepSource(self._context, addr, bound)

@@ -6,7 +6,8 @@ asks.
 
 from pathlib import Path
 
-from hydra.protocol.model_spec import ModelSpec
+from hydra.protocol.model_name import hub_parts
+from hydra.protocol.model_spec import Described, ModelSpec
 from hydra.protocol.refusal import RefusalError
 from hydra.store.model_dir import describe
 
@@ -22,3 +23,12 @@ def why_unlike(directory: str, spec: ModelSpec) -> str | None:
     if model.spec.fingerprint != spec.fingerprint:
         return f"the model in {directory} on this machine is another one than the coordinator's: copy it anew"
     return None
+
+
+def source_fault(described: Described) -> str:
+    """Why the directory of a described model cannot be read now; empty: it can, or the model is of the Hub, where only
+    fetching tells.
+    """
+    if hub_parts(described.model_path) is not None:
+        return ""
+    return why_unlike(described.model_path, described.spec) or ""

@@ -445,6 +445,9 @@ class World:
             await trio.sleep(DESCRIBE_S)
             return library.describe(path)
 
+        async def there(described: Described) -> str:
+            return ""
+
         def save(state: SavedState) -> None:
             if node.alive:
                 self.saved = state
@@ -459,6 +462,8 @@ class World:
                 results=wires.step_source(RESULTS, 64),
                 library=library,
                 describe=describe,
+                check_source=there,
+                dial=wires.dial,
                 saved=self.saved,
                 save=save,
                 policy=Policy(
@@ -518,6 +523,7 @@ class World:
                 pipeline_addr=source.addr,
                 compute=compute,
                 aside=aside,
+                dial=wires.dial,
                 host="here",
                 pid=node.pid,
             )

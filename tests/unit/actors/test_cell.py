@@ -31,7 +31,7 @@ def house(**machines):
 
 
 def word(why):
-    return RouteBroken(route=1, epoch=None, why=why)
+    return RouteBroken(route=1, epoch=None, why=why, side="in")
 
 
 @pytest.fixture

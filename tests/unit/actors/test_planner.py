@@ -13,19 +13,34 @@ from hydra.actors.facts import (
     NodeLost,
     NodeSuspect,
     RouteDown,
+    RouteServed,
     RouteUp,
     StepVanished,
     TermRaised,
 )
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.muster import GATHER_S
-from hydra.actors.planner import EPOCH_BREAKS_MAX, Planner
-from hydra.actors.wish import Begin, Describe, NotDescribed, Policy, SaveState, WasDescribed, Wish, WishFailed
+from hydra.actors.planner import Planner
+from hydra.actors.reach import DialledOut, DialOut
+from hydra.actors.wish import (
+    Begin,
+    CheckSource,
+    Describe,
+    NotDescribed,
+    Policy,
+    SaveState,
+    SourceChecked,
+    WasDescribed,
+    Wish,
+    WishFailed,
+)
 from hydra.protocol.decoder_spec import LengthRule, RopeSpec, plain_decoder
 from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages import (
     Activate,
     DeviceOffer,
+    Dial,
+    Dialled,
     DropSlice,
     Held,
     LoadFailed,
@@ -37,6 +52,7 @@ from hydra.protocol.messages import (
     Rebalance,
     RouteBroken,
     SliceLoaded,
+    Unanswered,
     UnloadModel,
 )
 from hydra.protocol.model_spec import Described, ModelSpec
@@ -91,14 +107,38 @@ class Hall:
             term=3, policy=Policy(**rules), ranges=lambda *_: (), results_addr="tcp://results", store_addr=store_addr
         )
         self.now_s = 0.0
+        self.filtered = set()  # (peer or "coordinator", address): nobody answers
+        self.silent = set()  # peers that do not say what they found
+        self.source_fault = ""
         self.epochs = []
         self.saved = []
 
     def tell(self, event):
-        effects = self.planner.handle(event, self.now_s)
+        """What comes of it once everybody has dialled whom it should, at once: but not `silent` ones."""
+        effects = [effect for made in self._dialled(self.planner.handle(event, self.now_s)) for effect in made]
         self.saved += [e for e in effects if isinstance(e, SaveState)]
         self.epochs += sorted({order.epoch for order in orders(effects).values()})
         return effects
+
+    def _dialled(self, effects):
+        yield [effect for effect in effects if not _of_dialling(effect)]
+        for effect in effects:
+            if isinstance(effect, DialOut):
+                back = DialledOut(effect.ask, self._unanswered("coordinator", effect.addrs))
+                yield from self._dialled(self.planner.handle(back, self.now_s))
+            elif isinstance(effect, CheckSource):
+                yield from self._dialled(
+                    self.planner.handle(SourceChecked(effect.model_id, self.source_fault), self.now_s)
+                )
+        for to, order in sent(effects, Dial):
+            if to.peer not in self.silent:
+                dialled = Dialled(
+                    ask=order.ask, unanswered=self._unanswered(to.peer, order.step_addrs + order.store_addrs)
+                )
+                yield from self._dialled(self.planner.handle(Received(Address(to.peer, "scout"), dialled), self.now_s))
+
+    def _unanswered(self, source, addrs):
+        return tuple(Unanswered(addr=addr, reason="no answer") for addr in addrs if (source, addr) in self.filtered)
 
     def hears(self, message, sender=ASKER):
         return self.tell(Received(sender, message))
@@ -136,6 +176,12 @@ class Hall:
 
     def phase(self):
         return self.planner.models()[0][1]
+
+
+def _of_dialling(effect):
+    if isinstance(effect, SetTimer | CancelTimer):
+        return isinstance(effect.key, tuple) and effect.key[0] == "dial"
+    return isinstance(effect, DialOut | CheckSource) or (isinstance(effect, Send) and isinstance(effect.message, Dial))
 
 
 def sent(effects, kind):
@@ -223,7 +269,7 @@ def test_they_are_gathered_too_when_the_first_comes_long_after_the_start():
     stalled = [*hall.tell(WasDescribed("/models/m", MODEL)), *hall.tell(TimerFired("patience"))]
     assert facts(stalled, ModelStalled)[-1].refusal.code == "no_workers", "who asks meanwhile is told so"
     hall.now_s += 60.0
-    assert hall.tell(joined("a")) == [SetTimer("patience", hall.now_s + GATHER_S)]
+    assert SetTimer("patience", hall.now_s + GATHER_S) in hall.tell(joined("a"))
     hall.tell(joined("b"))
     assert sorted(layers(hall.tell(TimerFired("patience")))) == ["a-1", "b-1"]
 
@@ -334,10 +380,12 @@ def test_what_does_not_fit_waits_for_a_node():
     assert facts(effects, RouteDown)[0].death and not orders(effects)
     assert SetTimer(("recovery", "m"), 60.0) in effects and hall.phase() == "waiting"
     effects = hall.tell(joined("a", gigabytes=4.5, life=2))
-    assert CancelTimer(("recovery", "m")) in effects
     assert {order.route for order in orders(effects).values()} == {up.route}
     assert layers(effects)["b-1"] == (6, 12), "b holds them still"
-    assert hall.serves(effects).epoch > up.epoch
+    assert CancelTimer(("recovery", "m")) not in effects
+    again = hall.serves(effects)
+    assert again.epoch > up.epoch
+    assert CancelTimer(("recovery", "m")) in hall.tell(RouteServed(model_id="m", epoch=again.epoch)), "not before"
 
 
 def test_the_recovery_deadline_ends_the_waiting_but_not_the_wish():
@@ -402,8 +450,8 @@ def test_a_rebalance_with_nothing_to_do_says_so():
 @pytest.mark.parametrize(
     "trouble",
     [
-        lambda up: Received(Address("a-1", "stage"), RouteBroken(route=up.route, epoch=up.epoch, why="gap")),
-        lambda up: StepVanished(route=up.route, epoch=up.epoch, why="nobody has it"),
+        lambda up: Received(Address("a-1", "stage"), RouteBroken(route=up.route, epoch=up.epoch, why="gap", side="in")),
+        lambda up: StepVanished(route=up.route, epoch=up.epoch, why="nobody has it", stage_index=1),
     ],
 )
 def test_a_broken_epoch_is_followed_by_another_over_the_same_stages(trouble):
@@ -415,24 +463,18 @@ def test_a_broken_epoch_is_followed_by_another_over_the_same_stages(trouble):
     assert hall.tell(trouble(up)) == [], "the trouble of a former epoch"
 
 
-def test_epochs_that_break_at_once_are_not_begun_for_ever():
+def test_a_link_that_breaks_again_is_left_alone_longer_each_time_and_another_order_is_taken():
     hall = Hall()
     up = hall.running("a", "b")
-    for _ in range(EPOCH_BREAKS_MAX):
-        up = hall.serves(hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap")))
-    effects = hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap"))
-    (stalled,) = facts(effects, ModelStalled)
-    assert stalled.refusal is not None and "gap" in stalled.refusal.message, "new work is told so"
-    assert not facts(effects, ModelGone), "running answers wait for the recovery deadline"
-    assert [timer.key for timer in effects if isinstance(timer, SetTimer)] == [("recovery", "m"), ("again", "m")]
+    effects = hall.hears(gap_at("b", up), Address("b-1", "stage"))
+    assert layers(effects) == {"a-1": (0, 6), "b-1": (6, 12)}, "once may be chance, and its hops were dialled anew"
+    up = hall.serves(effects)
+    effects = hall.hears(gap_at("b", up), Address("b-1", "stage"))
+    assert layers(effects) == {"b-1": (0, 6), "a-1": (6, 12)}, "never again over the link that broke twice"
 
 
-def test_a_break_after_a_long_service_starts_the_count_again():
-    hall = Hall()
-    up = hall.running("a", "b")
-    for _ in range(3 * EPOCH_BREAKS_MAX):
-        hall.now_s += 60
-        up = hall.serves(hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap")))
+def gap_at(node, up):
+    return RouteBroken(route=up.route, epoch=up.epoch, why="gap", side="in")
 
 
 def test_epochs_strictly_increase_whatever_happens():
@@ -440,7 +482,7 @@ def test_epochs_strictly_increase_whatever_happens():
     up = hall.running("a", "b")
     hall.tell(joined("c"))
     up = hall.serves(hall.hears(Rebalance(ask=1)))
-    up = hall.serves(hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap")))
+    up = hall.serves(hall.hears(gap_at("b", up), Address("b-1", "stage")))
     hall.tell(TermRaised(term=9))
     assert hall.saved[-1].term == 9
     up = hall.serves(hall.tell(NodeLost(node="a", generation=1, why="exit")))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hydra.actors.split import Seat, Terms, context_needed, proportional, reserve_of, split_vram
+from hydra.actors.seats import Seat
+from hydra.actors.split import Terms, context_needed, proportional, reserve_of, split_vram
 from hydra.protocol.decoder_spec import MoeSpec, plain_decoder
 from hydra.protocol.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError

@@ -162,7 +162,7 @@ def test_a_load_that_fails_is_told_and_never_activated():
 
 
 def test_the_threads_trouble_reaches_the_planner():
-    assert said(told(ready(), ThreadTrouble(1, E1, "gap"))) == [RouteBroken(route=1, epoch=E1, why="gap")]
+    assert said(told(ready(), ThreadTrouble(1, E1, "gap"))) == [RouteBroken(route=1, epoch=E1, why="gap", side="in")]
 
 
 def test_a_dropped_slice_is_fenced_before_it_is_freed():
