@@ -14,13 +14,13 @@ import trio
 from hydra.actors.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, SendStep, StepBack
 from hydra.actors.cell import House
 from hydra.actors.desk import Desk
+from hydra.actors.dialling import dial_all
 from hydra.actors.machine import Effect
 from hydra.actors.planner import Planner
 from hydra.actors.ports import Library
 from hydra.actors.post import Post
 from hydra.actors.reach import DialledOut, DialOut
 from hydra.actors.registry import Broadcast, Opened, Registry
-from hydra.actors.scout import dial_all
 from hydra.actors.store_server import StoreServer
 from hydra.actors.wish import (
     Begin,

@@ -18,8 +18,7 @@ from hydra.protocol.messages import Dial, Unanswered
 
 SCOUT = ActorName("scout")
 HERE = NodeId("")  # the coordinator's own end; no node has that name
-DIAL_S = 2.0  # an address that does not answer for so long is not reached
-SCOUT_S = 3.0  # a process that does not say what came of its dialling for so long cannot be counted on
+SCOUT_S = 3.5  # a process that does not say for so long what came of its dialling (2.5 s at most) cannot be counted on
 FRESH_S = 5.0  # an answer that old still counts for the plan it was asked for
 REDIAL_S = 3.0
 FORGIVEN_S = 120.0  # without a break

@@ -3,16 +3,11 @@
 An answer is another process's own word on the lane in question: that a port takes connections proves little.
 """
 
-from collections.abc import Iterable
-
 import attrs
-import trio
 
 from hydra.actors.machine import Effect, Event, Received, Send
-from hydra.actors.reach import DIAL_S
 from hydra.protocol.ids import PLANNER, AskId
 from hydra.protocol.messages import Dial, Dialled, Unanswered
-from hydra.protocol.wire import Dialler, Lane
 
 
 @attrs.frozen
@@ -38,22 +33,3 @@ class Scout:
                 return [Send(PLANNER, Dialled(ask=ask, unanswered=unanswered))]
             case _:
                 raise AssertionError(f"a scout cannot be told {event!r}")
-
-
-async def dial_all(
-    dial: Dialler, step_addrs: Iterable[str], store_addrs: Iterable[str], timeout_s: float = DIAL_S
-) -> tuple[Unanswered, ...]:
-    """All at once. Those that did not answer in time, in order."""
-    lanes: list[tuple[str, Lane]] = [
-        *((addr, "steps") for addr in step_addrs),
-        *((addr, "store") for addr in store_addrs),
-    ]
-    faults: dict[tuple[str, Lane], str] = {}
-
-    async def dial_one(addr: str, lane: Lane) -> None:
-        faults[addr, lane] = await dial(addr, lane, timeout_s)
-
-    async with trio.open_nursery() as nursery:
-        for addr, lane in lanes:
-            nursery.start_soon(dial_one, addr, lane)
-    return tuple(Unanswered(addr=key[0], reason=faults[key]) for key in lanes if faults[key])

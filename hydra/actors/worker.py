@@ -12,11 +12,12 @@ import structlog
 import trio
 
 from hydra.actors.cell import House
+from hydra.actors.dialling import dial_all
 from hydra.actors.machine import Effect
 from hydra.actors.member import Leave, Member, Reached, Start, TurnedAway
 from hydra.actors.ports import Aside, AtHand, Compute, Progress, Supply
 from hydra.actors.post import Post
-from hydra.actors.scout import RunDial, Scout, ScoutBack, dial_all
+from hydra.actors.scout import RunDial, Scout, ScoutBack
 from hydra.actors.stage import (
     Activated,
     LoadMoved,

@@ -4,6 +4,8 @@ Carries no message and leaves nothing behind. What nobody answered is asked once
 in words what is wrong.
 """
 
+import os
+
 import trio
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -54,6 +56,10 @@ async def _in_words(addr: str) -> str:
                 await plain.connect(where)
     except trio.TooSlowError:
         return "no answer"
-    except (OSError, ValueError) as why:
-        return (getattr(why, "strerror", None) or str(why)).lower()
+    except OSError as why:
+        if why.errno is None or why.errno <= 0:  # of the resolver, which has its own words
+            return str(why.strerror or why).lower()
+        return os.strerror(why.errno).lower()
+    except ValueError:
+        return "it is no address: tcp://HOST:PORT"
     return "what listens there is no such process, or it is stopped"

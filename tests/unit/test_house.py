@@ -29,7 +29,18 @@ ONLY_IN = {
     "msgpack": ("protocol/",),
     "cattrs": ("protocol/", "child_spec.py"),
 }
-SHELLS = {"cell", "coordinator", "frontend", "lifeline", "parent", "post", "stage_thread", "store_server", "worker"}
+SHELLS = {
+    "cell",
+    "coordinator",
+    "dialling",
+    "frontend",
+    "lifeline",
+    "parent",
+    "post",
+    "stage_thread",
+    "store_server",
+    "worker",
+}
 IMPURE = {"trio", "time", "threading", "os", "socket", "subprocess", "secrets", "asyncio"}
 # What turns bytes into behaviour. Nothing in Hydra needs any of it.
 FORBIDDEN_MODULES = {

@@ -259,3 +259,17 @@ async def test_closing_wakes_the_receiver_and_ends_sending(wires, star):
     ):
         with pytest.raises(WireClosed):
             send()
+
+
+async def test_a_dial_is_answered_by_an_end_of_that_lane_and_leaves_nothing_behind(wires):
+    here, there = wires("a"), wires("b")
+    source, store = there.step_source("tcp://127.0.0.1:0", 8), there.store_hub("tcp://127.0.0.1:0")
+    assert await here.dial(source.addr, "steps", 5.0) == ""
+    assert await here.dial(store.addr, "store", 5.0) == ""
+    link = here.step_link(source.addr, 8)
+    link.send_nowait([b"step"])
+    assert [bytes(frames[0]) for frames in await source.receive()] == [b"step"], "and nothing before it"
+    link.close()
+    source.close()
+    assert await here.dial(source.addr, "steps", 0.05), "nobody is there any more"
+    store.close()

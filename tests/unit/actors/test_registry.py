@@ -146,6 +146,16 @@ def test_who_is_turned_away(changes, code):
     assert "sesame" not in effect.message.refusal.message and room.states() == {}
 
 
+def test_a_worker_from_elsewhere_that_advertises_loopback_is_told_what_to_do():
+    room = Room(host_of=lambda peer: "10.0.0.7" if peer == "far-1" else "")
+    (effect,) = room.hears("far-1", hello("far", pipeline_addr="tcp://127.0.0.1:6000"))
+    refusal = effect.message.refusal
+    assert refusal.code == "unreachable" and room.states() == {}
+    assert all(word in refusal.message for word in ("10.0.0.7", "tcp://127.0.0.1:6000", "--bind", "--advertise"))
+    assert room.joins("near", pipeline_addr="tcp://127.0.0.1:6000"), "here it is where it says"
+    assert Room(host_of=lambda peer: "10.0.0.7").joins("far", pipeline_addr="tcp://10.0.0.7:6000")
+
+
 def test_the_join_token_opens():
     assert Room(join_token="sesame").joins("a", auth="sesame")
 
