@@ -22,6 +22,7 @@ from hydra.actors.lifeline import Lifeline
 from hydra.actors.ports import Compute
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
 from hydra.complaint import MODEL_SETTINGS, Complaint, exit_code_of
+from hydra.log import flush_log, log_lines_lost
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal
@@ -107,6 +108,8 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     """The coordinator child, until its parent ends it. A lost parent is outlived while a frontend drains."""
     from hydra.actors.broker import Limits
     from hydra.actors.coordinator import Coordinator, CoordinatorParts
+    from hydra.actors.desk import log_lines_lost_sample
+    from hydra.kept_state import TERM_WAIT_S, KeptState
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.state_dir import write_state
     from hydra.store.cache_room import CacheRoom
@@ -128,9 +131,11 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         lend_model(keeper, described, access, room)
         return described
 
+    kept = KeptState(lambda state: write_state(Path(spec.state_dir), state))
     refused: list[Refusal] = []
 
     async def main() -> None:
+        kept.start()
         wires = ZmqWires("tcp://127.0.0.1:0")
         stopping = trio.Event()
 
@@ -148,7 +153,8 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             library=library,
             describe=lambda path: trio.to_thread.run_sync(describe, path, abandon_on_cancel=True),
             saved=saved,
-            save=lambda state: write_state(Path(spec.state_dir), state),
+            save=kept.save,
+            samples=lambda: (*kept.samples(), log_lines_lost_sample("coordinator", log_lines_lost())),
             policy=_policy(spec),
             limits=Limits(spec.batch_tokens, spec.running_max, spec.waiting_max, spec.prefix_cache),
             on_wish_failed=give_up,
@@ -179,6 +185,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             await _live(body, lifeline_fds, 30.0, on_stop=stopping.set)
         finally:
             wires.close()
+            kept.close(TERM_WAIT_S)
 
     trio.run(main)
     if refused:
@@ -241,6 +248,7 @@ def worker_main(
             host=socket.gethostname(),
             pid=os.getpid(),
             auth=auth,
+            log_lines_lost=log_lines_lost,
         )
         stopping = trio.Event()
         held: list[Lifeline] = []
@@ -264,6 +272,7 @@ def worker_main(
     except BaseException:
         log.exception("the worker ends; its parent starts another")
         exit_code = 1
+    flush_log()
     os._exit(exit_code)  # a compute thread that is stuck in a kernel must not keep the process
 
 
@@ -289,6 +298,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
             pid=os.getpid(),
             auth=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
             max_replays=spec.max_replays,
+            log_lines_lost=log_lines_lost,
         )
         frontend = Frontend(parts)
         stopping = trio.Event()

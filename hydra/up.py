@@ -23,6 +23,7 @@ from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
 from hydra.complaint import Complaint
 from hydra.held_port import HeldPort
 from hydra.huge_pages import huge_pages_env
+from hydra.log import log_lines_lost
 from hydra.protocol.ids import NodeId
 from hydra.settings import Settings
 from hydra.state_dir import begin_anew
@@ -297,6 +298,7 @@ def _run_parent(
             host=socket.gethostname(),
             auth=join_token,
             say_ready=say_ready,
+            log_lines_lost=log_lines_lost,
         )
         try:
             await parent.run()

@@ -72,6 +72,7 @@ class Parent:
     host: str
     auth: str
     say_ready: Callable[[], None]
+    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
     exit_code: int = 0
     been_ready: bool = False
     house: House = attrs.field(init=False)
@@ -182,7 +183,8 @@ class Parent:
         )
 
     def _heartbeat(self, generation: Generation) -> Heartbeat:
-        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
+        lost = self.log_lines_lost()
+        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
 
 
 async def _wait(process: "Popen[bytes]") -> int:
