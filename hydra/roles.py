@@ -30,6 +30,7 @@ from hydra.protocol.wire import StoreHub
 
 if TYPE_CHECKING:
     from hydra.actors.coordinator import SavedState
+    from hydra.actors.member import Member
     from hydra.actors.ports import Lender
     from hydra.actors.store_server import StoreServer
     from hydra.actors.wish import Policy
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ORPHAN_SILENCE_S = 2.0  # a coordinator that says nothing for so long is gone too
+LOOK_EVERY_S = 0.1  # for the moment that a process is let in
 STORE_THREADS = 8  # reads of the store lane, the hanging ones among them
 LINGER_AFTER_S = 0.2  # between the last word and the closing of sockets
 
@@ -68,6 +70,13 @@ async def _live(
         nursery.start_soon(hear_sigterm)
         await body()
         nursery.cancel_scope.cancel()
+
+
+async def _say_up(lifeline: Lifeline, member: "Member") -> None:
+    """As soon as the coordinator has let it in."""
+    while member.generation is None:
+        await trio.sleep(LOOK_EVERY_S)
+    lifeline.say_up()
 
 
 def _store_server(hub: StoreHub, lender: "Lender") -> "StoreServer":
@@ -138,6 +147,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         kept.start()
         wires = ZmqWires("tcp://127.0.0.1:0")
         stopping = trio.Event()
+        held: list[Lifeline] = []
 
         def give_up(refusal: Refusal) -> None:
             """A first start says at once that its model cannot be served; later lives try again and again.
@@ -175,14 +185,15 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
 
         async def body() -> None:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(coordinator.run)
+                await nursery.start(coordinator.run)
+                held[0].say_up()
                 await stopping.wait()
                 while has_frontends() and not refused:
                     await trio.sleep(0.1)  # their streams end first; the lifeline's alarm bounds the wait
                 nursery.cancel_scope.cancel()
 
         try:
-            await _live(body, lifeline_fds, 30.0, on_stop=stopping.set)
+            await _live(body, lifeline_fds, 30.0, on_stop=stopping.set, prepare=held.append)
         finally:
             wires.close()
             kept.close(TERM_WAIT_S)
@@ -244,7 +255,7 @@ def worker_main(
             store=store,
             store_addr=_advertised(store.hub.addr, spec.advertise_host),
             compute=compute,
-            aside=trio.to_thread.run_sync,
+            aside=partial(trio.to_thread.run_sync, abandon_on_cancel=True),  # the process ends without its threads
             host=socket.gethostname(),
             pid=os.getpid(),
             auth=auth,
@@ -257,6 +268,7 @@ def worker_main(
             worker = Worker(parts)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(partial(run_worker, worker, source, wires, overlapped=overlapped))
+                nursery.start_soon(_say_up, held[0], worker.member)
                 await stopping.wait()
                 while held[0].orphaned and worker.silence_s() < ORPHAN_SILENCE_S:
                     await trio.sleep(0.1)  # streams may still be draining; the lifeline's alarm bounds the wait
@@ -322,6 +334,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
         async def body() -> None:
             async with trio.open_nursery() as nursery:
                 await nursery.start(frontend.run)
+                nursery.start_soon(_say_up, held[0], frontend.member)
                 nursery.start_soon(prove, nursery.cancel_scope)
                 await serve_cluster(frontend, settings, stopping, shelf)
                 frontend.leave("stopped")

@@ -251,7 +251,8 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
         )
         for name, (role, spec, fds) in specs.items()
     }
-    supervisor = Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout)
+    others = wish.lan or settings.cluster.min_nodes > len(wish.workers) or not wish.workers  # workers that are awaited
+    supervisor = Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout, remote_workers=others)
     return _run_parent(supervisor, commands, near, "up", settings.cluster.join_token, lambda: say_ready(url))
 
 
