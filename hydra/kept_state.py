@@ -35,6 +35,7 @@ class KeptState:
     _durable_term: int | None = attrs.field(default=None, init=False)
     _failing_since_s: float | None = attrs.field(default=None, init=False)
     _closed: bool = attrs.field(default=False, init=False)
+    _ended: bool = attrs.field(default=False, init=False)  # the thread
     _changed: threading.Condition = attrs.field(factory=threading.Condition, init=False)
 
     def start(self) -> None:
@@ -54,11 +55,11 @@ class KeptState:
                 self._changed.wait_for(lambda: self._wanted is not state or self._failing, self.term_wait_s)
 
     def close(self, within_s: float) -> None:
-        """The last state has so much time to be written; afterwards nothing is."""
+        """The last state has so much time to be written, if the disk takes any; afterwards nothing is."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._wanted is None, within_s)
+            self._changed.wait_for(lambda: self._ended, within_s)
 
     def samples(self) -> tuple[Sample, ...]:
         """For the status and the metrics."""
@@ -91,6 +92,9 @@ class KeptState:
                 self._failed(why)
             else:
                 self._written(state)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
 
     def _next(self) -> SavedState | None:
         """The latest state: at once if none has failed, else after a while. None at the end."""
