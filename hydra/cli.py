@@ -14,8 +14,9 @@ import httpx2
 
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, from_json
 from hydra.complaint import Complaint, exit_code_of
-from hydra.log import set_up_logging
+from hydra.log import say_at_end, set_up_logging
 from hydra.settings import CHOICES, Settings, load_settings
+from hydra.standard_streams import print_line
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 FOLLOW_EVERY_S = 1.0
@@ -39,7 +40,7 @@ def main() -> None:
         refuse_foreign_hydra()
         cli(standalone_mode=False)
     except Complaint as complaint:
-        click.echo(str(complaint), err=True)
+        say_at_end(str(complaint))
         sys.exit(complaint.exit_code)
     except click.ClickException as why:
         why.show()
@@ -108,7 +109,7 @@ def up(
         state_dir=state_dir or _state_dir(settings),
         lan=lan,
     )
-    sys.exit(run_up(settings, wish, lambda url: click.echo(f"ready {url}")))
+    sys.exit(run_up(settings, wish, lambda url: print_line(f"ready {url}")))
 
 
 def check_chat_template(file: Path) -> None:

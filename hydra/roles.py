@@ -22,6 +22,7 @@ from hydra.actors.lifeline import Lifeline
 from hydra.actors.ports import Compute
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
 from hydra.complaint import MODEL_SETTINGS, Complaint, exit_code_of
+from hydra.log import flush_log, log_lines_lost
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal
@@ -29,6 +30,7 @@ from hydra.protocol.wire import StoreHub
 
 if TYPE_CHECKING:
     from hydra.actors.coordinator import SavedState
+    from hydra.actors.member import Member
     from hydra.actors.ports import Lender
     from hydra.actors.store_server import StoreServer
     from hydra.actors.wish import Policy
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ORPHAN_SILENCE_S = 2.0  # a coordinator that says nothing for so long is gone too
+LOOK_EVERY_S = 0.1  # for the moment that a process is let in
 STORE_THREADS = 8  # reads of the store lane, the hanging ones among them
 LINGER_AFTER_S = 0.2  # between the last word and the closing of sockets
 
@@ -67,6 +70,13 @@ async def _live(
         nursery.start_soon(hear_sigterm)
         await body()
         nursery.cancel_scope.cancel()
+
+
+async def _say_up(lifeline: Lifeline, member: "Member") -> None:
+    """As soon as the coordinator has let it in."""
+    while member.generation is None:
+        await trio.sleep(LOOK_EVERY_S)
+    lifeline.say_up()
 
 
 def _store_server(hub: StoreHub, lender: "Lender") -> "StoreServer":
@@ -107,6 +117,8 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     """The coordinator child, until its parent ends it. A lost parent is outlived while a frontend drains."""
     from hydra.actors.broker import Limits
     from hydra.actors.coordinator import Coordinator, CoordinatorParts
+    from hydra.actors.desk import log_lines_lost_sample
+    from hydra.kept_state import TERM_WAIT_S, KeptState
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.state_dir import write_state
     from hydra.store.cache_room import CacheRoom
@@ -129,11 +141,14 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         lend_model(keeper, described, access, room)
         return described
 
+    kept = KeptState(lambda state: write_state(Path(spec.state_dir), state))
     refused: list[Refusal] = []
 
     async def main() -> None:
+        kept.start()
         wires = ZmqWires("tcp://127.0.0.1:0")
         stopping = trio.Event()
+        held: list[Lifeline] = []
 
         def give_up(refusal: Refusal) -> None:
             """A first start says at once that its model cannot be served; later lives try again and again.
@@ -149,7 +164,8 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             library=library,
             describe=lambda path: trio.to_thread.run_sync(describe, path, abandon_on_cancel=True),
             saved=saved,
-            save=lambda state: write_state(Path(spec.state_dir), state),
+            save=kept.save,
+            samples=lambda: (*kept.samples(), log_lines_lost_sample("coordinator", log_lines_lost())),
             policy=_policy(spec),
             limits=Limits(spec.batch_tokens, spec.running_max, spec.waiting_max, spec.prefix_cache),
             on_wish_failed=give_up,
@@ -173,16 +189,18 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
 
         async def body() -> None:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(coordinator.run)
+                await nursery.start(coordinator.run)
+                held[0].say_up()
                 await stopping.wait()
                 while has_frontends() and not refused:
                     await trio.sleep(0.1)  # their streams end first; the lifeline's alarm bounds the wait
                 nursery.cancel_scope.cancel()
 
         try:
-            await _live(body, lifeline_fds, 30.0, on_stop=stopping.set)
+            await _live(body, lifeline_fds, 30.0, on_stop=stopping.set, prepare=held.append)
         finally:
             wires.close()
+            kept.close(TERM_WAIT_S)
 
     trio.run(main)
     if refused:
@@ -241,11 +259,12 @@ def worker_main(
             store=store,
             store_addr=_advertised(store.hub.addr, spec.advertise_host),
             compute=compute,
-            aside=trio.to_thread.run_sync,
+            aside=partial(trio.to_thread.run_sync, abandon_on_cancel=True),  # the process ends without its threads
             dial=wires.dial,
             host=socket.gethostname(),
             pid=os.getpid(),
             auth=auth,
+            log_lines_lost=log_lines_lost,
         )
         stopping = trio.Event()
         held: list[Lifeline] = []
@@ -254,6 +273,7 @@ def worker_main(
             worker = Worker(parts)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(partial(run_worker, worker, source, wires, overlapped=overlapped))
+                nursery.start_soon(_say_up, held[0], worker.member)
                 await stopping.wait()
                 while held[0].orphaned and worker.silence_s() < ORPHAN_SILENCE_S:
                     await trio.sleep(0.1)  # streams may still be draining; the lifeline's alarm bounds the wait
@@ -269,6 +289,7 @@ def worker_main(
     except BaseException:
         log.exception("the worker ends; its parent starts another")
         exit_code = 1
+    flush_log()
     os._exit(exit_code)  # a compute thread that is stuck in a kernel must not keep the process
 
 
@@ -294,6 +315,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
             pid=os.getpid(),
             auth=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
             max_replays=spec.max_replays,
+            log_lines_lost=log_lines_lost,
         )
         frontend = Frontend(parts)
         stopping = trio.Event()
@@ -317,6 +339,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
         async def body() -> None:
             async with trio.open_nursery() as nursery:
                 await nursery.start(frontend.run)
+                nursery.start_soon(_say_up, held[0], frontend.member)
                 nursery.start_soon(prove, nursery.cancel_scope)
                 await serve_cluster(frontend, settings, stopping, shelf)
                 frontend.leave("stopped")

@@ -6,6 +6,7 @@ locked by the `up` parent, not here.
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -16,6 +17,7 @@ from hydra.actors.wish import Wish
 from hydra.protocol.ids import NodeId
 
 FILE_NAME = "coordinator.json"
+TERM_MAX = (1 << 32) - 2  # the next one still has room in the header of a step
 
 log = structlog.get_logger()
 
@@ -24,6 +26,8 @@ def read_state(directory: Path) -> SavedState:
     """An absent file is a new cluster; an unreadable one is said aloud and treated as new."""
     try:
         saved = json.loads((directory / FILE_NAME).read_text())
+        if not 0 <= saved["term"] <= TERM_MAX:
+            raise ValueError(f"a term of {saved['term']}")
         return SavedState(
             term=int(saved["term"]),
             wishes=tuple(
@@ -34,7 +38,10 @@ def read_state(directory: Path) -> SavedState:
         )
     except FileNotFoundError:
         return SavedState()
-    except (ValueError, KeyError, TypeError) as why:
+    except OSError as why:
+        log.error("the state file cannot be read; starting anew", file=str(directory / FILE_NAME), why=str(why))
+        return SavedState()
+    except (ValueError, KeyError, TypeError, AttributeError) as why:
         log.error("the state file makes no sense; starting anew", file=str(directory / FILE_NAME), why=str(why))
         return SavedState()
 
@@ -44,13 +51,17 @@ def begin_anew(directory: Path) -> None:
     placement; later lives of its coordinator do not.
     """
     saved = read_state(directory)
-    if saved.wishes:
-        wishes = tuple(attrs.evolve(wish, pinned=None) for wish in saved.wishes)
+    if not saved.wishes:
+        return
+    wishes = tuple(attrs.evolve(wish, pinned=None) for wish in saved.wishes)
+    try:
         write_state(directory, attrs.evolve(saved, wishes=wishes, anew=True))
+    except OSError as why:
+        log.error("the state cannot be written; models keep the commits they had", why=str(why))
 
 
 def write_state(directory: Path, state: SavedState) -> None:
-    """Durable when it returns."""
+    """Durable when it returns. Raises OSError, and then what was there before is there still."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {
         "term": state.term,
@@ -59,8 +70,13 @@ def write_state(directory: Path, state: SavedState) -> None:
         "anew": state.anew,
     }
     fresh = directory / f"{FILE_NAME}.{os.getpid()}"
-    with fresh.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(directory / FILE_NAME)
+    try:
+        with fresh.open("w") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(directory / FILE_NAME)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()  # half a file would only take the space that is missing
+        raise

@@ -23,6 +23,7 @@ from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
 from hydra.complaint import Complaint
 from hydra.held_port import HeldPort
 from hydra.huge_pages import huge_pages_env
+from hydra.log import log_lines_lost
 from hydra.protocol.ids import NodeId
 from hydra.settings import Settings
 from hydra.state_dir import begin_anew
@@ -251,7 +252,8 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
         )
         for name, (role, spec, fds) in specs.items()
     }
-    supervisor = Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout)
+    others = wish.lan or settings.cluster.min_nodes > len(wish.workers) or not wish.workers  # workers that are awaited
+    supervisor = Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout, remote_workers=others)
     return _run_parent(supervisor, commands, near, "up", settings.cluster.join_token, lambda: say_ready(url))
 
 
@@ -298,6 +300,7 @@ def _run_parent(
             host=socket.gethostname(),
             auth=join_token,
             say_ready=say_ready,
+            log_lines_lost=log_lines_lost,
         )
         try:
             await parent.run()

@@ -39,7 +39,7 @@ from hydra.actors.wish import (
 )
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, AskId, Epoch, NodeId, RouteId
-from hydra.protocol.messages import NodeLoad
+from hydra.protocol.messages import NodeLoad, Sample
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wire import DataLane, Dialler, Hub, StepLink, StepSource, TheyBrokeTheRules, WireFull
@@ -79,7 +79,7 @@ class CoordinatorParts:
     check_source: Callable[[Described], Awaitable[str]]  # the same; why its files cannot be read now, or empty
     dial: Dialler
     saved: SavedState
-    save: Callable[[SavedState], None]  # durable when it returns
+    save: Callable[[SavedState], None]  # never raises; see KeptState
     policy: Policy
     limits: Limits
     on_wish_failed: Callable[[Refusal], None]  # a model wished for at start; the process may give up
@@ -93,6 +93,7 @@ class CoordinatorParts:
     pid: int = 0
     wall_s: int = 0
     store: StoreServer | None = None  # lends the files of described models
+    samples: Callable[[], tuple[Sample, ...]] = tuple  # what its process counts beside its actors
 
 
 @attrs.define(eq=False)
@@ -130,8 +131,15 @@ class Coordinator:
         )
         self.broker = Broker(limits=parts.limits)
         self._post = Post(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor)
-        more = parts.store.samples if parts.store is not None else tuple
-        desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense, more)
+        of_store = parts.store.samples if parts.store is not None else tuple
+        desk = Desk(
+            self.registry,
+            self.planner,
+            self.broker,
+            parts.pid,
+            lambda: self._post.nonsense,
+            lambda: (*of_store(), *parts.samples()),
+        )
         self.house = House(COORDINATOR, self._post.carry)
         self.house.add(REGISTRY.actor, self.registry, self._perform)
         self.house.add(PLANNER.actor, self.planner, self._perform)

@@ -152,8 +152,15 @@ class Desk:
                 help="Workers that hold a generation.",
                 value=sum(1 for member in self.registry.members() if member.hello.role == "worker"),
             ),
+            *(log_lines_lost_sample(role, lines) for role, lines in self.registry.log_lines_lost().items()),
             *self.more(),
         )
+
+
+def log_lines_lost_sample(role: str, lines: int) -> Sample:
+    """Of all processes of one role; the coordinator's own is its process's to tell."""
+    text = "Log lines that could not be written."
+    return Sample(name="hydra_log_lines_lost_total", kind="counter", help=text, value=lines, labels=(("role", role),))
 
 
 def _stage(model_id: str, route: Route, placed: Placed) -> StageStatus:

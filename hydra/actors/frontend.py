@@ -67,6 +67,7 @@ class FrontendParts:
     pid: int
     auth: str = ""
     max_replays: int = 5
+    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
 
 
 @attrs.define(eq=False)
@@ -317,7 +318,8 @@ class Frontend:
         )
 
     def _heartbeat(self, generation: GenerationId) -> Heartbeat:
-        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
+        lost = self.parts.log_lines_lost()
+        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
 
     def _perform(self, effect: Effect) -> None:
         match effect:

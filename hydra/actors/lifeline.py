@@ -1,6 +1,7 @@
 """The thread of life between a parent and its child: two pipes and one byte at a time.
 
-Child to parent: "." every second from the event loop (so a stopped or stuck loop falls silent), "!" once it is ready.
+Child to parent: "." every second from the event loop (so a stopped or stuck loop falls silent), "+" once it has found
+its place (it listens, or the coordinator has let it in), "!" once it is ready.
 Parent to child: nothing; end of file means that the parent is gone, and the child ends itself within its drain time.
 """
 
@@ -12,6 +13,7 @@ import attrs
 import trio
 
 BEAT = b"."
+UP = b"+"
 READY = b"!"
 BEAT_EVERY_S = 1.0
 
@@ -33,6 +35,9 @@ class Lifeline:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat)
             await self._listen()
+
+    def say_up(self) -> None:
+        self._write(UP)
 
     def say_ready(self) -> None:
         self._write(READY)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from subprocess import Popen
 
@@ -16,7 +17,7 @@ import structlog
 import trio
 
 from hydra.actors.cell import House
-from hydra.actors.lifeline import READY
+from hydra.actors.lifeline import READY, UP
 from hydra.actors.machine import Effect
 from hydra.actors.member import Member, Start, TurnedAway
 from hydra.actors.post import Post
@@ -24,14 +25,18 @@ from hydra.actors.supervisor import (
     Began,
     ChildBeat,
     ChildGone,
+    ChildNotStarted,
     ChildReady,
     ChildStarted,
+    ChildUp,
     Finish,
     SayReady,
     SignalChild,
     StartChild,
     StopAsked,
     Supervisor,
+    TellDeath,
+    TellGivenUp,
 )
 from hydra.protocol.ids import ActorName, Generation, NodeId
 from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello
@@ -56,9 +61,16 @@ class ChildCommand:
 
 @attrs.define(eq=False)
 class _Running:
+    """A child's process, and the descriptors by which it is heard."""
+
     process: "Popen[bytes]"
+    pidfd: int
     pipe_to_child: int
     pipe_from_child: int
+
+    def close(self) -> None:
+        for fd in (self.pidfd, self.pipe_to_child, self.pipe_from_child):
+            os.close(fd)
 
 
 @attrs.define(eq=False)
@@ -72,6 +84,7 @@ class Parent:
     host: str
     auth: str
     say_ready: Callable[[], None]
+    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
     exit_code: int = 0
     been_ready: bool = False
     house: House = attrs.field(init=False)
@@ -117,7 +130,13 @@ class Parent:
             case SayReady():
                 self.been_ready = True
                 self.say_ready()
-            case Finish(exit_code=exit_code, why=why):
+            case TellDeath(name=name, how=how, often=often, next_start_s=next_start_s):
+                log.warning("a child died", child=name, last=how, died=often, next_start_s=round(next_start_s, 1))
+            case TellGivenUp(name=name, how=how, often=often, fix=fix):
+                log.error("a child is given up", child=name, last=how, died=often, fix=fix)
+            case Finish(exit_code=exit_code, why=why, asked=asked):
+                if not asked:
+                    log.error("ending by itself", why=why, exit_code=exit_code)
                 log.info("all children are gone", why=why)
                 self.exit_code = exit_code
                 self._nursery.cancel_scope.cancel()
@@ -127,33 +146,25 @@ class Parent:
                 raise AssertionError(f"a parent cannot do {effect!r}")
 
     def _start(self, name: NodeId) -> None:
-        command = self.commands[name]
-        child_reads, parent_writes = os.pipe()
-        parent_reads, child_writes = os.pipe()
-        been_ready = "yes" if self.been_ready else "no"
-        argv = [part.format(read_fd=child_reads, write_fd=child_writes, been_ready=been_ready) for part in command.argv]
-        process = Popen(
-            argv,
-            pass_fds=(child_reads, child_writes, *command.pass_fds),
-            env={**os.environ, "PYTHONPATH": _python_path(), **command.env},
-            process_group=0,  # a Ctrl-C at the terminal reaches the parent alone, which knows the order
-        )
-        os.close(child_reads)
-        os.close(child_writes)
-        os.set_blocking(parent_reads, False)
-        self._running[name] = _Running(process, parent_writes, parent_reads)
-        log.info("child started", child=name, pid=process.pid)
-        self._nursery.start_soon(self._watch, name, self._running[name])
-        self.house.post(PARENT, ChildStarted(name, process.pid))
+        """A machine that has no process or descriptor to spare now may have one later: that is no end of the house."""
+        try:
+            running = _begin(self.commands[name], been_ready=self.been_ready)
+        except OSError as why:
+            self.house.post(PARENT, ChildNotStarted(name, str(why)))
+            return
+        self._running[name] = running
+        log.info("child started", child=name, pid=running.process.pid)
+        self._nursery.start_soon(self._watch, name, running)
+        self.house.post(PARENT, ChildStarted(name, running.process.pid))
 
     async def _watch(self, name: NodeId, running: _Running) -> None:
         """Hears a child's beats until its pipe closes, then collects its exit."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hear, name, running)
-            returncode = await _wait(running.process)
+            await trio.lowlevel.wait_readable(running.pidfd)
+            returncode = running.process.wait()
             nursery.cancel_scope.cancel()
-        os.close(running.pipe_from_child)
-        os.close(running.pipe_to_child)
+        running.close()
         if self._running.get(name) is running:
             del self._running[name]
         log.info("child gone", child=name, pid=running.process.pid, returncode=returncode)
@@ -166,6 +177,8 @@ class Parent:
             if not words:
                 return
             self.house.post(PARENT, ChildBeat(name))
+            if UP in words:
+                self.house.post(PARENT, ChildUp(name))
             if READY in words:
                 self.house.post(PARENT, ChildReady(name))
 
@@ -182,17 +195,35 @@ class Parent:
         )
 
     def _heartbeat(self, generation: Generation) -> Heartbeat:
-        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
+        lost = self.log_lines_lost()
+        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
 
 
-async def _wait(process: "Popen[bytes]") -> int:
-    """The exit code, as soon as the process is gone."""
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        await trio.lowlevel.wait_readable(pidfd)
-    finally:
-        os.close(pidfd)
-    return process.wait()
+def _begin(command: ChildCommand, *, been_ready: bool) -> _Running:
+    """Starts a child. Raises OSError, and then nothing of it is left."""
+    with ExitStack() as ours, ExitStack() as the_childs:
+        child_reads, parent_writes = os.pipe()
+        the_childs.callback(os.close, child_reads)
+        ours.callback(os.close, parent_writes)
+        parent_reads, child_writes = os.pipe()
+        the_childs.callback(os.close, child_writes)
+        ours.callback(os.close, parent_reads)
+        ready = "yes" if been_ready else "no"
+        process = Popen(
+            [part.format(read_fd=child_reads, write_fd=child_writes, been_ready=ready) for part in command.argv],
+            pass_fds=(child_reads, child_writes, *command.pass_fds),
+            env={**os.environ, "PYTHONPATH": _python_path(), **command.env},
+            process_group=0,  # a Ctrl-C at the terminal reaches the parent alone, which knows the order
+        )
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
+        os.set_blocking(parent_reads, False)
+        ours.pop_all()
+        return _Running(process, pidfd, parent_writes, parent_reads)
 
 
 def python_child(role: str, spec_json: str, *more: str, module: str = "hydra") -> Sequence[str]:

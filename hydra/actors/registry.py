@@ -10,6 +10,7 @@ its process is expelled, and may greet again for a new one. Nothing here knows l
 """
 
 import hmac
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
@@ -77,6 +78,7 @@ class Member:
     state: NodeState = "ready"
     memory_free_bytes: int = 0
     stale_dropped: int = 0
+    log_lines_lost: int = 0
     progress: tuple[StageProgress, ...] = ()
 
 
@@ -93,6 +95,7 @@ class Registry:
     changes: int = attrs.field(default=0, init=False)
     stale_dropped: int = attrs.field(default=0, init=False)  # by workers that are gone
     lost_nodes: list[tuple[NodeId, str]] = attrs.field(factory=list, init=False)
+    _log_lines_lost: Counter[str] = attrs.field(factory=Counter, init=False)  # by role, of members that are gone
     _members: dict[NodeId, Member] = attrs.field(factory=dict, init=False)
     _granted: int = attrs.field(default=0, init=False)
     _beacons: int = attrs.field(default=0, init=False)
@@ -125,6 +128,13 @@ class Registry:
 
     def total_stale_dropped(self) -> int:
         return self.stale_dropped + sum(member.stale_dropped for member in self._members.values())
+
+    def log_lines_lost(self) -> dict[str, int]:
+        """By the role of the processes whose log could not be written; roles that lost none are not in it."""
+        lost = self._log_lines_lost.copy()
+        for member in self._members.values():
+            lost[member.hello.role] += member.log_lines_lost
+        return {role: lines for role, lines in sorted(lost.items()) if lines}
 
     # ------------------------------------------------------------ greeting
 
@@ -209,6 +219,7 @@ class Registry:
         member.last_seen_s = now_s
         member.memory_free_bytes = beat.memory_free_bytes
         member.stale_dropped = beat.stale_dropped
+        member.log_lines_lost = beat.log_lines_lost
         member.progress = beat.progress
         seen: list[Effect] = [Send(Address(peer, MEMBER), HeartbeatSeen(generation=beat.generation))]
         if member.state == "suspect":
@@ -239,6 +250,7 @@ class Registry:
         del self._members[node]
         self.changes += 1
         self.stale_dropped += member.stale_dropped
+        self._log_lines_lost[member.hello.role] += member.log_lines_lost
         self.lost_nodes.append((node, why))
         del self.lost_nodes[:-100]
         effects: list[Effect] = []

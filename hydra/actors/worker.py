@@ -70,6 +70,7 @@ class WorkerParts:
     supply: Supply = AtHand()
     store: StoreServer | None = None  # lends to others what was loaded here
     store_addr: str | None = None  # as others reach it
+    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
 
 
 @attrs.define(eq=False)
@@ -147,6 +148,7 @@ class Worker:
             memory_free_bytes=self.parts.compute.offer().memory_free_bytes,
             stale_dropped=self.line.stale_dropped,
             progress=self.progress(),
+            log_lines_lost=self.parts.log_lines_lost(),
         )
 
     def _perform(self, effect: Effect) -> None:

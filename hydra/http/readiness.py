@@ -12,6 +12,7 @@ from hydra.http.words_shelf import WordsFault, WordsShelf, is_model_at
 from hydra.protocol.refusal import RefusalError, refuse
 
 LOOK_EVERY_S = 0.2
+TELL_FIRST_S, TELL_EVERY_S = 5.0, 30.0  # a reason that is new is told sooner than the same one again
 RETRY_AFTER_S = 10.0  # words are not mended by waiting, but another model may come
 
 log = structlog.get_logger()
@@ -37,14 +38,23 @@ class Readiness:
             raise refuse("no_workers", reply.why or "not ready", retry_after_s=reply.retry_after_s)
 
     async def wait(self, needed: str | None) -> WordsFault | None:
-        """Until some model can answer; or until it is known that the model at the path `needed` cannot, and why."""
+        """Until some model can answer; or until it is known that the model at the path `needed` cannot, and why.
+
+        However long that takes: a coordinator that says nothing is being started again, and a route may be loading.
+        What is waited for is said when it changes, and every now and then.
+        """
+        began_s = trio.current_time()
+        told, told_s = "", began_s
         while True:
             try:
                 if needed is not None and (fault := await self._fault_at(needed)) is not None:
                     return fault
                 await self.check()
             except RefusalError as why:
-                log.debug("not ready", why=why.refusal.message)
+                reason, now_s = why.refusal.message, trio.current_time()
+                if now_s - told_s >= (TELL_EVERY_S if reason == told else TELL_FIRST_S):
+                    log.info("not ready yet", waits_s=round(now_s - began_s), why=reason)
+                    told, told_s = reason, now_s
             else:
                 return None
             await trio.sleep(LOOK_EVERY_S)

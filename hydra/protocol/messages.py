@@ -15,7 +15,7 @@ from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, StoredFile, T
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 Role = Literal["worker", "frontend", "parent"]
 LoadPhase = Literal["fetching", "reading"]
 NodeState = Literal["joining", "ready", "suspect", "unreachable", "draining", "lost"]
@@ -132,6 +132,7 @@ class Heartbeat:
     memory_free_bytes: int
     stale_dropped: int  # steps of another epoch refused so far (monotonic within a process)
     progress: tuple[StageProgress, ...] = ()
+    log_lines_lost: int = 0  # that could not be written so far (monotonic within a process)
 
 
 @attrs.frozen(kw_only=True)

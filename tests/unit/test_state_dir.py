@@ -1,5 +1,6 @@
 """What a coordinator remembers: whole, or as if there were nothing; and a new `up` asks branches anew."""
 
+import errno
 import json
 
 import pytest
@@ -14,6 +15,9 @@ STATE = SavedState(
     nodes=("w0", "w1"),
 )
 
+NO_TERM = json.dumps({"term": 1 << 32, "wishes": [], "nodes": []})  # no step could say it
+NO_WISH = json.dumps({"term": 1, "wishes": ["m"], "nodes": []})
+
 
 def test_what_was_written_is_read(tmp_path):
     write_state(tmp_path / "state", STATE)
@@ -26,10 +30,31 @@ def test_what_an_earlier_version_wrote_is_read_too(tmp_path):
     assert read_state(tmp_path) == SavedState(term=2, wishes=(Wish("/m"),))
 
 
-@pytest.mark.parametrize("raw", ["", "[]", '{"term": "x"}', '{"term": 1}'])
+@pytest.mark.parametrize("raw", ["", "[]", '{"term": "x"}', '{"term": 1}', NO_TERM, NO_WISH, "\x00"])
 def test_nonsense_is_a_new_cluster(tmp_path, raw):
     (tmp_path / FILE_NAME).write_text(raw)
     assert read_state(tmp_path) == SavedState()
+
+
+def test_a_file_that_cannot_be_read_is_a_new_cluster(tmp_path):
+    (tmp_path / FILE_NAME).mkdir()
+    assert read_state(tmp_path) == SavedState()
+    (tmp_path / "file").write_text("no directory")
+    assert read_state(tmp_path / "file") == SavedState()
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    write_state(tmp_path, STATE)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("hydra.state_dir.os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_state(tmp_path, SavedState(term=9))
+    assert read_state(tmp_path) == STATE and [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
+    begin_anew(tmp_path)
+    assert read_state(tmp_path) == STATE, "and a new `up` starts all the same"
 
 
 def test_a_new_up_is_noted_and_forgets_commits_and_nothing_else(tmp_path):

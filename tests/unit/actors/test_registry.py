@@ -247,6 +247,16 @@ def test_beats_keep_the_lease_and_the_books():
     assert room.registry.total_stale_dropped() == 2, "what the lost one dropped still counts"
 
 
+def test_log_lines_that_could_not_be_written_are_counted_by_role_also_of_those_who_are_gone():
+    room = Room()
+    for node, role, lines in [("a", "worker", 2), ("f", "frontend", 0), ("p", "parent", 3), ("q", "parent", 4)]:
+        generation = room.joins(node, role=role)
+        beat = Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lines)
+        room.hears(f"{node}-1", beat)
+    room.sweep(20.0)
+    assert not room.registry.members() and room.registry.log_lines_lost() == {"parent": 7, "worker": 2}
+
+
 @pytest.mark.parametrize(("pid", "lost"), [(100, True), (101, False)])
 def test_a_parents_word_counts_for_the_process_it_saw(pid, lost):
     room = Room()

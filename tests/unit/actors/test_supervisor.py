@@ -5,41 +5,90 @@ import signal
 
 import pytest
 
-from hydra.actors.machine import Send, SetTimer, TimerFired
+from hydra.actors.death_book import LIVED_WELL_S, PAUSE_FIRST_S
+from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, TimerFired
 from hydra.actors.supervisor import (
     ASLEEP_S,
     DEATHS_MAX,
+    PAUSE_MOST_S,
     SILENCE_MAX_S,
     START_GRACE_S,
     Began,
     ChildBeat,
     ChildGone,
+    ChildNotStarted,
     ChildPlan,
     ChildReady,
     ChildStarted,
+    ChildUp,
     Finish,
     SayReady,
     SignalChild,
     StartChild,
     StopAsked,
     Supervisor,
+    TellDeath,
+    TellGivenUp,
 )
+from hydra.protocol.ids import Address
+from hydra.protocol.messages import ChildExited, SpawnWorker
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
 
-def supervisor():
+def supervisor(**settings):
     plans = (
         ChildPlan(name="coordinator", role="coordinator", vital=True),
         ChildPlan(name="w0", role="worker", vital=False),
+        ChildPlan(name="w1", role="worker", vital=False),
         ChildPlan(name="frontend", role="frontend", vital=True),
     )
-    made = Supervisor(plans, random.Random(1))
-    assert made.handle(Began(), 0.0) == [StartChild("coordinator"), StartChild("w0"), StartChild("frontend")]
+    made = Supervisor(plans, random.Random(1), **settings)
+    assert made.handle(Began(), 0.0) == [StartChild(plan.name) for plan in plans]
     for pid, plan in enumerate(plans, 10):
         made.handle(ChildStarted(plan.name, pid), 0.0)
         made.handle(ChildBeat(plan.name), 0.0)
     return made
+
+
+PIDS = {"coordinator": 10, "w0": 11, "w1": 12, "frontend": 13}
+
+
+class House:
+    """A supervisor whose children start at once when it says so, and the hour."""
+
+    def __init__(self, made):
+        self.made, self.now_s, self.pids, self.effects = made, 0.0, dict(PIDS), []
+
+    def tell(self, event):
+        self.effects = self.made.handle(event, self.now_s)
+        return self.effects
+
+    def dies(self, name, returncode=-9, *, after_s=0.0, up=False):
+        """Once; it comes `up` before it does. Returns the effects; whoever is to be started again has been."""
+        if up:
+            self.tell(ChildUp(name))
+        self.now_s += after_s
+        effects = self.tell(ChildGone(name, self.pids[name], returncode))
+        for timer in of_kind(effects, SetTimer):
+            if timer.key == ("start", name):
+                self.now_s = timer.at_s
+                assert self.tell(TimerFired(timer.key)) == [StartChild(name)]
+                self.pids[name] += 100
+                self.tell(ChildStarted(name, self.pids[name]))
+        return effects
+
+    def end(self):
+        """Everybody who is asked to end does; returns how it ended."""
+        for _ in range(10):
+            finish = of_kind(self.effects, Finish)
+            if finish:
+                return finish[0]
+            asked = of_kind(self.effects, SignalChild)
+            self.effects = []
+            for signal_ in asked:
+                self.effects += self.made.handle(ChildGone(signal_.name, signal_.pid, -signal_.number), self.now_s)
+        raise AssertionError("it does not end")
 
 
 def looks_at(effects):
@@ -90,22 +139,193 @@ def test_a_death_is_told_at_once_and_mended_after_a_while():
     assert made.handle(TimerFired(start.key), start.at_s) == [StartChild("w0")]
 
 
-@pytest.mark.parametrize(("name", "closes"), [("w0", False), ("coordinator", True)])
-def test_one_death_too_many(name, closes):
-    made = supervisor()
-    pid = {"w0": 11, "coordinator": 10}[name]
-    for death in range(DEATHS_MAX + 1):
-        effects = made.handle(ChildGone(name, pid + 100 * death, -9), 1.0 + death)
-        made.handle(ChildStarted(name, pid + 100 * (death + 1)), 1.5 + death)
-    assert not [timer for timer in of_kind(effects, SetTimer) if timer.key == ("start", name)], "it is given up"
-    assert bool(of_kind(effects, SignalChild)) == closes, "the house cannot stand without a vital child"
+# ---------------------------------------------------------------- another try
 
 
-def test_the_first_ctrl_c_asks_one_after_the_other_and_the_second_asks_nobody():
+def pauses(house, name, times, **how):
+    return [of_kind(house.dies(name, **how), TellDeath)[0].next_start_s for _ in range(times)]
+
+
+@pytest.mark.parametrize("name", ["coordinator", "w0", "frontend"])
+def test_who_has_served_is_started_again_without_end(name):
+    """After pauses that grow up to a limit, and with a word each time."""
+    house = House(supervisor())
+    house.tell(ChildUp(name))
+    told = pauses(house, name, 30)
+    most_s = PAUSE_MOST_S[house.made._children[name].plan.role]
+    ceilings = [min(most_s, PAUSE_FIRST_S * 2**n) for n in range(30)]
+    assert all(ceiling / 2 <= pause <= ceiling for pause, ceiling in zip(told, ceilings, strict=True))
+    assert house.made.restarts[name] == 30 and not of_kind(house.effects, Finish)
+
+
+@pytest.mark.parametrize(("lived_s", "grows"), [(LIVED_WELL_S - 1, True), (LIVED_WELL_S, False)])
+def test_a_good_life_makes_up_for_a_death(lived_s, grows):
+    house = House(supervisor())
+    told = pauses(house, "w0", 8, up=True, after_s=lived_s)
+    assert (told[-1] > 8 * PAUSE_FIRST_S) == grows and (max(told) <= PAUSE_FIRST_S) == (not grows)
+    if grows:
+        (pause_s,) = pauses(house, "w0", 1, up=True, after_s=100 * LIVED_WELL_S)
+        assert pause_s <= PAUSE_FIRST_S, "all is forgiven"
+
+
+def test_time_before_it_came_up_is_no_good_life():
+    house = House(supervisor())
+    house.tell(ChildUp("w0"))
+    assert pauses(house, "w0", 8, after_s=2 * LIVED_WELL_S)[-1] > 8 * PAUSE_FIRST_S
+
+
+@pytest.mark.parametrize(
+    ("deaths", "every_s", "words"),
+    [(1, 5.0, "once"), (2, 5.0, "2 times in 5 s"), (6, 24.0, "6 times in 2 minutes"), (3, 30.0, "3 times in a minute")],
+)
+def test_how_often_it_died_is_said_in_words(deaths, every_s, words):
+    house = House(supervisor())
+    house.tell(ChildUp("w0"))
+    for number in range(deaths):
+        house.now_s = 1.0 + number * every_s
+        effects = house.dies("w0")
+    (told,) = of_kind(effects, TellDeath)
+    assert (told.name, told.how, told.often) == ("w0", "signal 9", words)
+
+
+# ---------------------------------------------------------------- given up
+
+
+def test_who_never_came_up_is_given_up_after_some_deaths_however_slow_they_are():
+    house = House(supervisor())
+    for _ in range(DEATHS_MAX):
+        assert of_kind(house.dies("w0", 1, after_s=400.0), TellDeath)
+    (told,) = of_kind(house.dies("w0", 1, after_s=400.0), TellGivenUp)
+    assert (told.name, told.how) == ("w0", "exit 1") and told.fix
+    spawn = Received(Address("coordinator", "registry"), SpawnWorker(node_id="w0"))
+    assert not of_kind(house.tell(spawn), StartChild) and not of_kind(house.effects, Finish)
+
+
+DEATHS = {"what it says is hopeless": (1, 2), "it dies again and again": (DEATHS_MAX + 1, 1)}
+
+
+@pytest.mark.parametrize(("times", "returncode"), DEATHS.values(), ids=DEATHS.keys())
+@pytest.mark.parametrize(
+    ("settings", "ready", "ends"),
+    [({}, False, True), ({"remote_workers": True}, False, False), ({}, True, False)],
+    ids=["nobody else", "others may come", "it has been ready"],
+)
+def test_up_ends_when_no_worker_is_left_that_could_serve(times, returncode, settings, ready, ends):
+    house = House(supervisor(**settings))
+    if ready:
+        house.tell(ChildReady("frontend"))
+    for name in ("w0", "w1"):
+        assert not of_kind(house.effects, SignalChild)
+        for _ in range(times):
+            effects = house.dies(name, returncode)
+    assert of_kind(effects, TellGivenUp)
+    assert [child.name for child in of_kind(effects, SignalChild)] == (["coordinator", "frontend"] if ends else [])
+    if ends:
+        finish = house.end()
+        assert (finish.exit_code, finish.asked) == (2 if returncode == 2 else 4, False)
+        assert "no worker is left" in finish.why and f"exit {returncode}" in finish.why
+
+
+@pytest.mark.parametrize("name", ["coordinator", "frontend"])
+@pytest.mark.parametrize(("up", "times", "returncode", "exit_code"), [(False, DEATHS_MAX + 1, 1, 4), (True, 1, 7, 7)])
+def test_a_house_cannot_stand_without_a_vital_child(name, up, times, returncode, exit_code):
+    """What is wrong with a model is found out by a child that has come up."""
+    house = House(supervisor())
+    for _ in range(times):
+        effects = house.dies(name, returncode, up=up)
+    assert of_kind(effects, TellGivenUp) and len(of_kind(effects, SignalChild)) == 3
+    finish = house.end()
+    assert finish.exit_code == exit_code and name in finish.why and f"exit {returncode}" in finish.why
+
+
+@pytest.mark.parametrize("name", ["coordinator", "w0", "frontend"])
+def test_after_all_was_ready_nobody_who_served_is_taken_for_hopeless(name):
+    house = House(supervisor())
+    for child in PIDS:
+        house.tell(ChildUp(child))
+    house.tell(ChildReady("frontend"))
+    assert of_kind(house.dies(name, 7), TellDeath)
+
+
+@pytest.mark.parametrize(
+    ("times", "returncode", "exit_code"), [(1, 6, 6), (DEATHS_MAX + 1, 1, 1), (DEATHS_MAX + 1, -9, 4)]
+)
+def test_the_only_child_of_a_worker_ends_it_with_its_own_word(times, returncode, exit_code):
+    made = Supervisor((ChildPlan(name="w0", role="worker", vital=True),), random.Random(1))
+    made.handle(Began(), 0.0)
+    made.handle(ChildStarted("w0", PIDS["w0"]), 0.0)
+    house = House(made)
+    for _ in range(times):
+        effects = house.dies("w0", returncode)
+    (finish,) = of_kind(effects, Finish)
+    assert (finish.exit_code, finish.asked) == (exit_code, False)
+
+
+def test_a_machine_that_starts_no_process_now_is_asked_again():
+    house = House(supervisor())
+    house.tell(ChildUp("w0"))
+    house.now_s = 5.0
+    (start,) = of_kind(house.dies("w0"), SetTimer)
+    effects = house.tell(ChildGone("w0", house.pids["w0"], -9))
+    house.now_s = start.at_s
+    for _ in range(10):
+        (told,) = of_kind(effects, TellDeath)
+        assert of_kind(house.tell(TimerFired(("start", "w0"))), StartChild)
+        effects = house.tell(ChildNotStarted("w0", "no memory"))
+    assert told.how == "could not be started: no memory" and not of_kind(effects, Send)
+
+
+def test_who_is_asked_to_start_a_worker_now_does_not_start_it_twice():
     made = supervisor()
-    assert of_kind(made.handle(StopAsked(), 1.0), SignalChild) == [SignalChild("frontend", 12, TERM)]
-    assert of_kind(made.handle(ChildGone("frontend", 12, 0), 2.0), SignalChild) == [SignalChild("w0", 11, TERM)]
-    assert made.handle(StopAsked(), 2.5) == [SignalChild("coordinator", 10, KILL), SignalChild("w0", 11, KILL)]
-    made.handle(ChildGone("w0", 11, -9), 2.6)
-    [finish] = of_kind(made.handle(ChildGone("coordinator", 10, -9), 2.7), Finish)
+    made.handle(ChildGone("w0", 11, -9), 1.0)
+    spawn = Received(Address("coordinator", "registry"), SpawnWorker(node_id="w0"))
+    assert made.handle(spawn, 1.1) == [CancelTimer(("start", "w0")), StartChild("w0")]
+    made.handle(ChildStarted("w0", 20), 1.1)
+    assert made.handle(TimerFired(("start", "w0")), 1.2) == []
+    assert of_kind(made.handle(spawn, 1.3), StartChild) == []
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def test_frontends_stop_first_then_the_coordinator_and_workers_last():
+    """Streams are over when the frontend is gone; nobody plans over what is left when the coordinator is gone."""
+    made = supervisor()
+    assert of_kind(made.handle(StopAsked(), 1.0), SignalChild) == [SignalChild("frontend", 13, TERM)]
+    assert of_kind(made.handle(ChildGone("frontend", 13, 0), 2.0), SignalChild) == [
+        SignalChild("coordinator", 10, TERM)
+    ]
+    workers = [SignalChild("w0", 11, TERM), SignalChild("w1", 12, TERM)]
+    assert of_kind(made.handle(ChildGone("coordinator", 10, 0), 2.2), SignalChild) == workers
+    assert of_kind(made.handle(ChildGone("w1", 12, 0), 2.4), SignalChild) == [], "the other one knows already"
+    (finish,) = of_kind(made.handle(ChildGone("w0", 11, 0), 2.5), Finish)
+    assert (finish.exit_code, finish.asked) == (0, True)
+
+
+def test_a_worker_that_dies_while_streams_drain_is_told_of_and_not_started_again():
+    made = supervisor()
+    made.handle(StopAsked(), 1.0)
+    effects = made.handle(ChildGone("w0", 11, -9), 2.0)
+    assert [send.message for send in of_kind(effects, Send)] == [ChildExited(node_id="w0", pid=11, how="signal 9")]
+    assert not of_kind(effects, (SetTimer, SignalChild))
+
+
+@pytest.mark.parametrize("again", [StopAsked(), TimerFired("drained")], ids=["a second Ctrl-C", "the drain time"])
+def test_then_nobody_is_asked_any_more(again):
+    made = supervisor()
+    made.handle(StopAsked(), 1.0)
+    made.handle(ChildGone("frontend", 13, 0), 2.0)
+    kills = [SignalChild(name, PIDS[name], KILL) for name in ("coordinator", "w0", "w1")]
+    assert made.handle(again, 2.5) == kills
+    assert of_kind(made.handle(ChildGone("w0", 11, -9), 2.6), SignalChild) == []
+    made.handle(ChildGone("w1", 12, -9), 2.6)
+    (finish,) = of_kind(made.handle(ChildGone("coordinator", 10, -9), 2.7), Finish)
     assert finish.exit_code == 0
+
+
+def test_a_child_that_was_just_being_started_is_ended_as_well():
+    made = supervisor()
+    made.handle(ChildGone("w0", 11, -9), 1.0)
+    made.handle(StopAsked(), 1.1)
+    assert made.handle(TimerFired(("start", "w0")), 1.3) == []
+    assert made.handle(ChildStarted("w0", 20), 1.4) == [SignalChild("w0", 20, KILL)]

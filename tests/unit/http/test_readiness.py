@@ -140,6 +140,20 @@ async def test_a_first_start_waits_for_route_and_coordinator(cluster, words, aut
     assert fault is None
 
 
+async def test_who_waits_says_what_for_and_not_too_often(cluster, words, autojump_clock):
+    cluster.is_ready, cluster.silent = False, True
+    async with trio.open_nursery() as nursery:
+        with structlog.testing.capture_logs() as lines:
+            nursery.start_soon(Readiness(cluster, WordsShelf(load_of(words))).wait, cluster.card.model_path)
+            await trio.sleep(LONG_S)
+            cluster.silent = False
+            await trio.sleep(LONG_S)
+        nursery.cancel_scope.cancel()
+    told = [line for line in lines if line["event"] == "not ready yet"]
+    assert [line["why"] for line in told[:2]] == [told[0]["why"]] * 2 and told[-1]["why"] == "asleep"
+    assert 4 <= len(told) <= 6 and told[-1]["waits_s"] > LONG_S
+
+
 def load_of(said):
     async def load(path, template):
         if isinstance(said, Exception):
