@@ -77,7 +77,7 @@ class Clients:
 
     @contextmanager
     def asking(self, streaming: int, whole: int = 0) -> Iterator[None]:
-        """So many clients of each kind; at the end each finishes the answer it waits for, or is left behind."""
+        """So many clients of each kind. At the end each finishes the answer it waits for, unless that hangs."""
         kinds = [True] * streaming + [False] * whole
         threads = [
             threading.Thread(target=self._ask_on, args=(number, kind), daemon=True) for number, kind in enumerate(kinds)
@@ -88,9 +88,9 @@ class Clients:
             yield
         finally:
             self._stopping.set()
-            until_s = time.monotonic() + self.deadline_s
-            for thread in threads:
-                thread.join(max(0.0, until_s - time.monotonic()))
+        until_s = time.monotonic() + self.deadline_s
+        for thread in threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
 
     def _ask_on(self, number: int, streaming: bool) -> None:
         for turn in itertools.count(number):
