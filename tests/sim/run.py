@@ -7,7 +7,7 @@ import traceback
 from functools import partial
 
 from tests.sim.determinism import run_sim
-from tests.sim.swarm import means_plot, play, plot_of
+from tests.sim.swarm import LASTING, SURVIVED, means_plot, play, plot_of
 
 
 def main() -> int:
@@ -16,9 +16,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--log", action="store_true", help="let the actors' log lines through")
     parser.add_argument("--means", action="store_true", help="hops, loads and state fail too")
-    parser.add_argument("--lasting", action="store_true", help="... some of them for good")
+    parser.add_argument("--lasting", nargs="*", default=SURVIVED, choices=LASTING, help="... some of them for good")
     asked = parser.parse_args()
-    plot_for = partial(means_plot, lasting=asked.lasting) if asked.means or asked.lasting else plot_of
+    plot_for = partial(means_plot, lasting=asked.lasting) if asked.means else plot_of
     if not asked.log:
         quiet()
     began_s, failed = time.perf_counter(), []

@@ -19,16 +19,18 @@ from tests.sim.conftest import n_seeds
 from tests.sim.determinism import run_sim
 from tests.sim.plan_watch import PlanWatch
 from tests.sim.pocket import pocket_spec
-from tests.sim.swarm import LASTING, LASTING_MEANS, MEANS, means_plot, play_means
+from tests.sim.swarm import LASTING, MEANS, SURVIVED, means_plot, play_means
 from tests.sim.test_stories import PROMPTS, THREE, eight_in_the_middle, tell
 from tests.sim.world import Shape, World, open_world
 
 WITHIN_S = 40.0  # dialling, the step lease and a new plan; far below the recovery deadline
 RECOVERY_S = 120.0
-PARTS = 4
-lasting = pytest.mark.xfail(
-    not LASTING, strict=True, reason="the planner counts on what it was promised, and not on what it tried"
-)
+
+
+def survived(kind: str) -> pytest.MarkDecorator:
+    """The test of a fault that is not among those of the swarm yet."""
+    assert kind in LASTING
+    return pytest.mark.xfail(kind not in SURVIVED, strict=True, reason=f"nothing is done about it yet: {kind}")
 
 
 def in_a_row(world: World) -> list[str]:
@@ -42,36 +44,43 @@ async def all_answered(world: World, within_s: float) -> None:
             await chat.finished()
 
 
-HOPS = [("w1", "w2"), ("coordinator", "w1"), ("w3", "coordinator")]
+HOPS = {"into the first": (0, 1), "in the middle": (1, 2), "out of the last": (3, 0)}
+hops = pytest.mark.parametrize("hop", HOPS.values(), ids=list(HOPS))
 
 
-@pytest.mark.parametrize("hop", HOPS, ids="-".join)
+def hop_of(world: World, hop: tuple[int, int]) -> tuple[str, str]:
+    """Of the route as it is."""
+    ends = ["coordinator", *in_a_row(world)]
+    return ends[hop[0]], ends[hop[1]]
+
+
+@hops
 @pytest.mark.parametrize("for_s", [0.5, 4.0])
 def test_a_hop_is_dead_for_a_while(hop, for_s):
     async def story(world):
         await eight_in_the_middle(world)
         before = world.epoch()
-        world.sever(*hop, for_s)
+        world.sever(*hop_of(world, hop), for_s)
         await all_answered(world, WITHIN_S + for_s)
         assert world.epoch() != before, "steps vanished, and nobody noticed"
 
     assert tell(story).replays >= 8
 
 
-@lasting
-@pytest.mark.parametrize("hop", HOPS, ids="-".join)
+@survived("hop_for_good")
+@hops
 def test_a_hop_that_is_dead_for_good_is_in_no_plan(hop):
     async def story(world):
         await eight_in_the_middle(world)
-        world.sever(*hop)
+        dead = hop_of(world, hop)
+        world.sever(*dead)
         await all_answered(world, WITHIN_S)
-        route = ["coordinator", *in_a_row(world), "coordinator"]
-        assert hop not in itertools.pairwise(route)
+        assert dead not in itertools.pairwise(["coordinator", *in_a_row(world), "coordinator"])
 
     tell(story)
 
 
-@lasting
+@survived("hop_for_good")
 def test_a_worker_that_nobody_reaches_when_it_joins_is_in_no_plan():
     async def story(world):
         world.start("w4")
@@ -80,12 +89,12 @@ def test_a_worker_that_nobody_reaches_when_it_joins_is_in_no_plan():
         await eight_in_the_middle(world)
         await world.rebalance()
         await all_answered(world, WITHIN_S)
-        assert in_a_row(world) == ["w1", "w2", "w3"]
+        assert "w4" not in in_a_row(world)
 
     tell(story)
 
 
-@lasting
+@survived("hop_for_good")
 def test_where_no_way_is_left_the_recovery_deadline_ends_what_waits():
     async def play():
         async with open_world(Shape(workers=1, layers=4), 1) as world:
@@ -126,8 +135,9 @@ def test_a_load_hangs_for_a_while():
     assert tell(story).replays >= 8
 
 
-@lasting
-@pytest.mark.parametrize("how", ["refused", "hangs"])
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=survived(f"load_{how}_for_good")) for how in ("refused", "hangs")]
+)
 def test_a_worker_that_never_loads_again_is_in_no_plan(how):
     async def story(world):
         await eight_in_the_middle(world)
@@ -155,7 +165,7 @@ def test_a_coordinator_begins_with_a_state_that_was_not_kept(forget):
     tell(story, attrs.evolve(THREE, step_s=0.05))
 
 
-@lasting
+@survived("state_full")
 def test_a_state_that_cannot_be_written_ends_nothing():
     async def story(world):
         await eight_in_the_middle(world)
@@ -169,8 +179,8 @@ def test_a_state_that_cannot_be_written_ends_nothing():
 
 
 def test_the_seeds_see_every_kind():
-    plots = [means_plot(seed, lasting=True) for seed in range(1, 41)]
-    assert {*MEANS, *LASTING_MEANS} <= {trouble.kind for plot in plots for trouble in plot.troubles}
+    plots = [means_plot(seed, LASTING) for seed in range(1, 61)]
+    assert {*MEANS, *LASTING} <= {trouble.kind for plot in plots for trouble in plot.troubles}
 
 
 @attrs.frozen
@@ -196,7 +206,8 @@ class _OneMind:
 
 def test_a_plan_that_broke_and_comes_again_untried_is_seen():
     watch = PlanWatch(_OneMind())
-    broken = partial(StepVanished, route=RouteId(1), why="nothing came back")
+    more = {field.name: 0 for field in attrs.fields(StepVanished)}
+    broken = partial(attrs.evolve, StepVanished(**{**more, "route": RouteId(1), "why": "nothing came back"}))
     watch.handle("a rebalance", 1.0)
     watch.handle("another", 2.0)
     assert not watch.repeated, "nothing broke"
@@ -208,8 +219,7 @@ def test_a_plan_that_broke_and_comes_again_untried_is_seen():
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@lasting
-@pytest.mark.parametrize("part", range(PARTS))
-def test_seeds_with_faults_that_last(part):
-    for seed in range(1 + part, 1 + min(300, n_seeds()), PARTS):
-        play_means(seed, lasting=True)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=survived(kind)) for kind in LASTING])
+def test_seeds_with_faults_that_last(kind):
+    for seed in range(1, 1 + min(75, n_seeds())):
+        play_means(seed, (kind,))
