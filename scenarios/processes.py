@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import attrs
 import psutil
@@ -51,6 +52,7 @@ class Processes:
     ports: Ports = attrs.field(factory=Ports)
     started: dict[str, "subprocess.Popen[str]"] = attrs.field(factory=dict, init=False)
     held: list[HeldPort] = attrs.field(factory=list, init=False)  # other ports that some of them listen at
+    within: Mapping[str, Sequence[str]] = MappingProxyType({})  # words that start a program elsewhere, by its name
     _known: list[psutil.Process] = attrs.field(factory=list, init=False)
 
     def start_up(
@@ -59,9 +61,18 @@ class Processes:
         """`python -m hydra up`; its ready line can be read from its standard output."""
         argv = ["-m", "hydra", "up", *([str(model)] if model else []), "--workers", str(workers), "--device", "cpu"]
         argv += ["--http", f"{LOOPBACK}:0", "--state-dir", str(self.scratch / "state"), *more]
-        return self._start("up", argv, {"HYDRA_CLUSTER_MIN_NODES": str(min_nodes), **env}, subprocess.PIPE)
+        return self._start(
+            "up", argv, {"HYDRA_CLUSTER_MIN_NODES": str(min_nodes), **env}, subprocess.PIPE, self.scratch
+        )
 
-    def start_worker(self, name: str, *more: str, program: Sequence[str] = ("hydra", "worker")) -> None:
+    def start_worker(
+        self,
+        name: str,
+        *more: str,
+        program: Sequence[str] = ("hydra", "worker"),
+        cwd: Path | None = None,
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """`python -m hydra worker`, or another program with its options, which joins this cluster."""
         argv = ["-m", *program, "--node-id", name, "--device", "cpu", "--threads", "1", "--memory-gb", "2"]
         if "--coordinator" not in more:
@@ -69,7 +80,7 @@ class Processes:
             argv += ["--broadcast", f"tcp://{LOOPBACK}:{self.ports.broadcast.port}"]
         if "--pipeline-port" not in more:
             argv += ["--pipeline-port", "0"]
-        self._start(name, [*argv, *more], {}, subprocess.DEVNULL)
+        self._start(name, [*argv, *more], env, subprocess.DEVNULL, cwd or self.scratch)
 
     def family(self) -> list[int]:
         """The pids of all that were started and of all that live under them."""
@@ -80,6 +91,16 @@ class Processes:
                 members += [parent, *parent.children(recursive=True)]
         self._known += members
         return [member.pid for member in members]
+
+    def kill(self, name: str) -> None:
+        """Whoever was started under that name, and all that live under it."""
+        self.family()
+        process = self.started[name]
+        if process.poll() is None:
+            parent = psutil.Process(process.pid)
+            for one in [parent, *parent.children(recursive=True)]:
+                one.kill()
+            process.wait()
 
     def kill_all(self) -> None:
         """Whoever is left, those that lost their parent among them as far as `family` ever saw them."""
@@ -110,13 +131,15 @@ class Processes:
         path = self.scratch / "messages"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def _start(self, name: str, argv: Sequence[str], env: dict[str, str], stdout: int) -> "subprocess.Popen[str]":
+    def _start(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], stdout: int, cwd: Path
+    ) -> "subprocess.Popen[str]":
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         ours = {"HYDRA_LOG": "info", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **self.ports.environment(), **env}
         with (self.scratch / "messages").open("a") as messages:
             process = subprocess.Popen(
-                [sys.executable, *argv],
-                cwd=self.scratch,
+                [*self.within.get(name, ()), sys.executable, *argv],
+                cwd=cwd,
                 env={**os.environ, **ours},
                 stdout=stdout,
                 stderr=messages,
@@ -128,9 +151,11 @@ class Processes:
 
 
 @contextmanager
-def processes(scratch: Path) -> Iterator[Processes]:
+def processes(
+    scratch: Path, ports: Ports | None = None, within: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> Iterator[Processes]:
     """Whatever is left of them at the end is killed."""
-    made = Processes(scratch)
+    made = Processes(scratch, ports or Ports(), within=within)
     try:
         yield made
     finally:

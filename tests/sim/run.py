@@ -4,8 +4,10 @@ import argparse
 import sys
 import time
 import traceback
+from functools import partial
 
-from tests.sim.swarm import play_seed, plot_of
+from tests.sim.determinism import run_sim
+from tests.sim.swarm import LASTING, SURVIVED, means_plot, play, plot_of
 
 
 def main() -> int:
@@ -13,13 +15,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--log", action="store_true", help="let the actors' log lines through")
+    parser.add_argument("--means", action="store_true", help="hops, loads and state fail too")
+    parser.add_argument("--lasting", nargs="*", default=SURVIVED, choices=LASTING, help="... some of them for good")
     asked = parser.parse_args()
+    plot_for = partial(means_plot, lasting=asked.lasting) if asked.means else plot_of
     if not asked.log:
         quiet()
     began_s, failed = time.perf_counter(), []
     for seed in range(asked.seed, asked.seed + asked.seeds):
         try:
-            outcome = play_seed(seed)
+            outcome = run_sim(seed, play, plot_for(seed))
         except Exception as why:  # noqa: BLE001 - whatever a story dies of is its verdict
             failed.append(seed)
             if asked.seeds == 1:
@@ -28,7 +33,7 @@ def main() -> int:
                 print(f"seed {seed}: {cause(why)!s:.300}")
             continue
         if asked.seeds == 1:
-            print(plot_of(seed).headline(), *outcome.story, sep="\n")
+            print(outcome.plot.headline(), *outcome.story, sep="\n")
             print(f"trace {outcome.trace:08x}, {outcome.virtual_s:.1f} virtual s, stale {outcome.stale_dropped}")
     took_s = time.perf_counter() - began_s
     print(f"{asked.seeds} seeds in {took_s:.1f} s, {60 * asked.seeds / took_s:.0f} per minute; failed: {failed}")

@@ -5,7 +5,9 @@ whole again, everybody must be answered within a bound. The seed chooses which k
 that rare combinations are not drowned by frequent ones.
 """
 
+import math
 import random
+from collections.abc import Collection
 
 import attrs
 import trio
@@ -30,6 +32,11 @@ FAULT_KINDS = (
     "rebalance",
     "join",
 )
+MEANS = ("hop", "load_refused", "load_hangs", "state_lost")  # what a cluster needs and did not get
+# What no calm ends, and what comes as an error where it used to come as silence. Those that are SURVIVED are among the
+# faults of every seed; the others have tests of their own, which say that they still fail.
+LASTING = ("hop_for_good", "load_refused_for_good", "load_hangs_for_good", "state_full")
+SURVIVED: tuple[str, ...] = ()
 CALM_BOUND_S = 150.0
 LOSSES = ("kill", "kill_for_good", "pause", "hang", "partition", "one_way")  # of a worker, perhaps under a request
 
@@ -214,10 +221,47 @@ def short_memory_plot(seed: int) -> Plot:
     return attrs.evolve(plot, shape=shape, talks=tuple(sorted(talks, key=lambda talk: talk.at_s)), poison=False)
 
 
+def means_plot(seed: int, lasting: Collection[str] = SURVIVED) -> Plot:
+    """The seed's story; in most seeds, what the cluster needs fails too: hops, loads, and its memory of itself."""
+    plot, rng = plot_of(seed), random.Random(f"means {seed}")
+    names = [f"w{n}" for n in range(1, plot.shape.workers + 1)]
+    if plot.poison or rng.random() < 0.3:
+        return plot
+    kinds = [kind for kind in (*MEANS, *LASTING) if rng.random() < 0.5]
+    kinds = [kind for kind in kinds if kind in MEANS or kind in lasting]
+    troubles = list(plot.troubles)
+    for _ in range(rng.randint(1, 3) if kinds else 0):
+        kind, target = rng.choice(kinds), rng.choice(names)
+        others = [name for name in ("coordinator", *names) if name != target]
+        ends = (target, rng.choice(others)) if rng.random() < 0.6 else (rng.choice(others), target)
+        at_s = 0.0 if kind == "hop" and rng.random() < 0.3 else rng.uniform(0.0, 4.0)
+        for_s = rng.choice((rng.uniform(0.1, 2.0), rng.uniform(3.0, 10.0)))
+        if kind.endswith("for_good"):
+            if len(names) == 1 or any(trouble.kind.endswith("for_good") for trouble in troubles):
+                continue  # somebody must be left who can do without it
+            for_s = math.inf
+        troubles.append(Trouble(at_s=at_s, kind=kind, target=ends[0], other=ends[1], for_s=for_s))
+        if kind.startswith("state"):  # of which nobody hears until a coordinator begins with what was kept
+            troubles.append(
+                Trouble(at_s=at_s + 0.5 * min(for_s, 3.0), kind="coordinator", target=target, other="", for_s=1.0)
+            )
+    return attrs.evolve(plot, troubles=tuple(sorted(troubles, key=lambda trouble: trouble.at_s)))
+
+
 async def _strike(world: World, trouble: Trouble) -> None:
     await trio.sleep_until(trouble.at_s)
     name, for_s = trouble.target, trouble.for_s
     match trouble.kind:
+        case "hop" | "hop_for_good":
+            world.sever(name, trouble.other, for_s)
+        case "load_refused" | "load_refused_for_good":
+            world.fail_loads(_worker_of(trouble), "refused", for_s)
+        case "load_hangs" | "load_hangs_for_good":
+            world.fail_loads(_worker_of(trouble), "hangs", for_s)
+        case "state_lost":
+            world.fail_saves("lost", for_s, forget=for_s > 1.0)
+        case "state_full":
+            world.fail_saves("full", for_s)
         case "kill":
             world.kill(name, back_after_s=for_s)
         case "kill_for_good":
@@ -246,6 +290,10 @@ async def _strike(world: World, trouble: Trouble) -> None:
             world.network.snap(name, trouble.other)
         case _:
             raise AssertionError(trouble.kind)
+
+
+def _worker_of(trouble: Trouble) -> str:
+    return trouble.other if trouble.target == "coordinator" else trouble.target
 
 
 def _end(trouble: Trouble) -> str:
@@ -295,7 +343,7 @@ async def _play(world: World, plot: Plot) -> None:
                 frontend=talk.frontend,
             )
         )
-    last_s = max((t.at_s + t.for_s for t in plot.troubles), default=0.0)
+    last_s = max((t.at_s + t.for_s for t in plot.troubles if math.isfinite(t.for_s)), default=0.0)
     with trio.move_on_after(max(2.0, last_s - trio.current_time())):
         for chat in chats:
             await chat.finished()
@@ -320,6 +368,10 @@ async def _play(world: World, plot: Plot) -> None:
 
 def play_seed(seed: int) -> Outcome:
     return run_sim(seed, play, plot_of(seed))
+
+
+def play_means(seed: int, lasting: Collection[str] = SURVIVED) -> Outcome:
+    return run_sim(seed, play, means_plot(seed, lasting))
 
 
 def play_broken_row(seed: int) -> Outcome:

@@ -10,6 +10,8 @@
 A killed node is first cut off, then cancelled: whatever its clean-up still says is not heard, as after SIGKILL.
 """
 
+import errno
+import math
 import random
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -36,14 +38,16 @@ from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
 from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.batch import Run
-from hydra.protocol.ids import COORDINATOR, REGISTRY, ActorName, NodeId, PeerId
+from hydra.protocol.ids import COORDINATOR, PLANNER, REGISTRY, ActorName, NodeId, PeerId
 from hydra.protocol.memory_wire import MemoryNetwork, MemoryWires
 from hydra.protocol.messages import PROTOCOL_VERSION, ChildExited, Heartbeat, Hello, KillWorker
 from hydra.protocol.model_spec import Described
-from hydra.protocol.refusal import Refusal, RefusalError
+from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.protocol.sampling import GREEDY, SamplingParams
 from tests.asgi_client import exchange
 from tests.sim.http_reader import read_stream
+from tests.sim.lanes import SeverableWires, Severed
+from tests.sim.plan_watch import PlanWatch
 from tests.sim.pocket import MODEL_ID, MODEL_PATH, PocketCompute, PocketLibrary, pocket_reply
 from tests.sim.sim_stage import SimStage
 
@@ -85,6 +89,7 @@ class Node:
     alive: bool = True
     paused: bool = False
     hung: bool = False
+    load_fault: Literal["", "refused", "hangs"] = ""  # what comes of loading here
     news: trio.Event = attrs.field(factory=trio.Event)  # paused and hung changed
     family: Any = None  # Coordinator | Frontend | Worker
     app: Any = None  # a frontend's HTTP app
@@ -148,6 +153,7 @@ class _Traced(MemoryNetwork):
 
     trace: int = 0
     arrivals: int = 0
+    severed: Severed = attrs.field(factory=Severed)
     strikes: dict[int, Callable[[], None]] = attrs.field(factory=dict)
 
     def pipe(self, source, target, arrive, bound, on_break):
@@ -193,11 +199,19 @@ class World:
     chats: list[Chat] = attrs.field(factory=list)
     story: list[str] = attrs.field(factory=list)
     faults: list[BaseException] = attrs.field(factory=list)  # processes that died of their own bug
+    first_saved: SavedState = attrs.field(init=False)  # what a coordinator knows that finds no state
+    state_fault: Literal["", "lost", "full"] = ""  # what comes of saving: nothing is kept, in silence or with an error
+    lasting: set[tuple[str, str]] = attrs.field(factory=set)  # (kind, whom) of faults that no calm ends
+    may_fail: bool = False  # loads were made to fail: a model that was wished for may be given up at start
+    watch: PlanWatch | None = None
     stale_of_the_dead: int = 0
     deaths: int = 0
     on_poison_back_s: float | None = 0.5  # a parent brings back whom the poison killed; None: nobody does
     _next_pid: int = 100
     _parent: House | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.first_saved = self.saved
 
     # ------------------------------------------------------------ what a story may do
 
@@ -228,6 +242,8 @@ class World:
         assert former is None or not former.alive
         self._next_pid += 1
         node = Node(name, former.life + 1 if former else 1, self._next_pid)
+        if former is not None and ("loads", name) in self.lasting:
+            node.load_fault = former.load_fault
         self.nodes[name] = node
         self.say(f"{name} (pid {node.pid}) starts")
         main = {"c": self._coordinator, "p": self._parent_life, "f": self._frontend, "w": self._worker}[name[0]]
@@ -270,6 +286,47 @@ class World:
         self.say(f"nothing that {one} says reaches {other}")
         self.network.cut(one, other, both=False)
         self.nursery.start_soon(self._later, for_s, partial(self.heal, one, other))
+
+    def sever(self, one: str, other: str, for_s: float = math.inf) -> None:
+        """The data lane from `one` to `other` is dead. Everything else between them works."""
+        self.say(f"no step gets from {one} to {other}")
+        self.network.severed.hops.add((one, other))
+        self._for(for_s, ("hop", f"{one} {other}"), partial(self.restore, one, other))
+
+    def restore(self, one: str, other: str) -> None:
+        self.say(f"steps get from {one} to {other}")
+        self.network.severed.restore(self.network, (one, other))
+
+    def fail_loads(self, name: str, how: Literal["refused", "hangs"], for_s: float = math.inf) -> None:
+        """Whatever this worker is told to load it refuses, or never brings to an end."""
+        self.say(f"loads of {name} fail: {how}")
+        self.may_fail = True
+        self.nodes[name].load_fault = how
+        self._for(for_s, ("loads", name), partial(self.mend_loads, name))
+
+    def mend_loads(self, name: str) -> None:
+        """Of this life or a later one; whoever hangs there goes on."""
+        self.say(f"{name} loads again")
+        self.nodes[name].load_fault = ""
+        self.nodes[name].change()
+
+    def fail_saves(self, how: Literal["lost", "full"], for_s: float = math.inf, *, forget: bool = False) -> None:
+        """What the coordinator saves is not kept. `forget`: what was kept is gone too."""
+        self.say(f"nothing is saved any more: {how}" + (", and nothing is left" if forget else ""))
+        self.state_fault = how
+        if forget:
+            self.saved = self.first_saved
+        self._for(for_s, ("state", ""), self.mend_saves)
+
+    def mend_saves(self) -> None:
+        self.say("what is saved is kept again")
+        self.state_fault = ""
+
+    def _for(self, for_s: float, lasting: tuple[str, str], mend: Callable[[], None]) -> None:
+        if math.isinf(for_s):
+            self.lasting.add(lasting)
+        else:
+            self.nursery.start_soon(self._later, for_s, mend)
 
     async def rebalance(self, frontend: str = "f1") -> None:
         self.say("somebody asks for a rebalance")
@@ -341,8 +398,13 @@ class World:
             await trio.sleep(0.05)
 
     def calm_down(self) -> None:
-        """The end of all faults: every link works, everybody runs."""
+        """The end of all faults but those for good: every link works, everybody runs."""
         self.say("calm")
+        for one, other in sorted(self.network.severed.hops):
+            if ("hop", f"{one} {other}") not in self.lasting:
+                self.restore(one, other)
+        if self.state_fault and ("state", "") not in self.lasting:
+            self.mend_saves()
         for link in self.network._links.values():
             link.cut, link.drop, link.duplicate = False, 0.0, 0.0
         self.network.default.duplicate = 0.0
@@ -356,6 +418,8 @@ class World:
             node = self.nodes[name]
             if node.paused:
                 self._resume(node)
+            if node.load_fault and ("loads", name) not in self.lasting:
+                self.mend_loads(name)
             if not node.alive:
                 self.start(name)
 
@@ -397,6 +461,7 @@ class World:
     def check_quiet(self) -> None:
         """Nobody asks for anything: nothing may be held for anybody."""
         assert not self.faults, f"a process died of {self.faults[0]!r}"
+        assert self.watch is None or not self.watch.tried or not self.watch.repeated, self.watch.repeated
         broker = self.coordinator.broker
         assert not broker._known and not broker._arrivals, f"the broker still knows {list(broker._known)}"
         for model in broker._models.values():
@@ -433,12 +498,12 @@ class World:
                     self.kill(node.name, 0.5)
 
     def _spoke(self, node: Node) -> tuple[MemoryWires, _StoppableSpoke]:
-        wires = MemoryWires(self.network, node.name)
+        wires = SeverableWires(self.network, node.name, self.network.severed)
         return wires, _StoppableSpoke(wires.spoke(PeerId(f"{node.name}-{node.life}"), COMMANDS, NEWS), node)
 
     async def _coordinator(self, node: Node) -> None:
         shape = self.shape
-        wires = MemoryWires(self.network, node.name)
+        wires = SeverableWires(self.network, node.name, self.network.severed)
         library = PocketLibrary(shape.layers)
 
         async def describe(path: str) -> Described:
@@ -449,11 +514,14 @@ class World:
             return ""
 
         def save(state: SavedState) -> None:
-            if node.alive:
+            if node.alive and self.state_fault == "full":
+                raise OSError(errno.ENOSPC, "no space is left for the state")
+            if node.alive and not self.state_fault:
                 self.saved = state
 
         def wish_failed(why: Refusal) -> None:
-            self.faults.append(AssertionError(f"the wish failed: {why}"))
+            if not self.may_fail:
+                self.faults.append(AssertionError(f"the wish failed: {why}"))
 
         node.family = Coordinator(
             CoordinatorParts(
@@ -480,6 +548,8 @@ class World:
                 on_wish_failed=wish_failed,
             )
         )
+        cell = node.family.house._cells[PLANNER.actor]
+        cell.machine = self.watch = PlanWatch(cell.machine)
         await node.family.run()
 
     async def _frontend(self, node: Node) -> None:
@@ -508,7 +578,11 @@ class World:
 
         async def aside(do: Callable[..., Any], *args: Any) -> Any:
             await trio.sleep(LOAD_S if do == compute.load else ACTIVATE_S)
+            while do == compute.load and node.load_fault == "hangs":
+                await node.news.wait()
             await node.awake()
+            if do == compute.load and node.load_fault == "refused":
+                raise refuse("source_unreachable", "what is missing here can be had nowhere")
             return do(*args)
 
         async def spend(run: Run) -> None:
