@@ -28,6 +28,7 @@ class Placed:
     bytes_done: int = 0
     bytes_total: int = 0
     phase: Literal["waiting", LoadPhase] = "waiting"
+    heard_s: float = 0.0  # when it last said how far it is
 
 
 @attrs.define(eq=False)

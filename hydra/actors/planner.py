@@ -86,6 +86,9 @@ ASKS = ActorName("asks")
 MEMBER = ActorName("member")
 TRY_AGAIN_S = 5.0
 RETRY_AFTER_S = 5.0
+LOAD_SILENT_S = 90.0  # longer than a source is waited for; workers speak every few seconds while bytes come
+ACTIVATE_SILENT_S = 300.0  # kernels may be compiled and graphs captured, of which nobody speaks
+_SILENT_S: dict[Phase, float] = {"loading": LOAD_SILENT_S, "activating": ACTIVATE_SILENT_S}
 
 
 @attrs.define(eq=False)
@@ -159,6 +162,8 @@ class Planner:
                 return self._settle(now_s)
             case TimerFired(key=("again", str(model_id))):
                 return self._try_again(model_id, now_s)
+            case TimerFired(key=("silence", str(model_id))):
+                return self._silence(model_id, now_s)
             case TimerFired(key=("recovery", str(model_id))):
                 return self._give_up(model_id, now_s)
             case _:
@@ -177,7 +182,7 @@ class Planner:
             case Dialled(ask=ask_id, unanswered=unanswered):
                 return self._dialled(sender.peer, ask_id, unanswered, now_s)
             case LoadProgress() as progress:
-                return self._progressed(sender.peer, progress)
+                return self._progressed(sender.peer, progress, now_s)
             case Fenced():
                 return []  # kept for the log: the stage's thread has let go of the former epoch
             case LoadModel() as ask:
@@ -441,8 +446,8 @@ class Planner:
         effects = self._blame(ends[link], ends[link + 1], why, now_s)
         return [*effects, *self._down(model, now_s, death=False), *self._plan(model, now_s)]
 
-    def _blame(self, source: NodeId, target: NodeId, why: str, now_s: float) -> list[Effect]:
-        quarantine_s = self._reach.broke(source, target, now_s)
+    def _blame(self, source: NodeId, target: NodeId, why: str, now_s: float, *, at_once: bool = False) -> list[Effect]:
+        quarantine_s = self._reach.broke(source, target, now_s, at_once=at_once)
         ends = " -> ".join(end or "coordinator" for end in dict.fromkeys((source, target)))
         rest = f"; in quarantine for {quarantine_s:.0f} s" if quarantine_s else ""
         noted = [NodeNoted(target or source, f"{ends}: {why}{rest}")]
@@ -505,7 +510,7 @@ class Planner:
             route=old.route if old else RouteId(self._next_route),
             epoch=Epoch(self.term, self.number),
             dtype=draft.dtype,
-            stages=[Placed(share, self._nodes[share.node]) for share in draft.shares],
+            stages=[Placed(share, self._nodes[share.node], heard_s=now_s) for share in draft.shares],
         )
         self._next_route += 0 if old else 1
         model.route, model.phase = route, "loading"
@@ -513,6 +518,7 @@ class Planner:
         if not model.served:
             model.outage = None
             effects.append(CancelTimer(("recovery", model.model_id)))
+        effects.append(SetTimer(("silence", model.model_id), now_s + LOAD_SILENT_S))
         dropped = [name for name in (old.nodes() if old else ()) if name not in route.nodes() and name in self._nodes]
         effects += orders.drop(route.route, route.epoch, [self._nodes[name] for name in dropped])
         effects += [self._order(described, route, placed) for placed in route.stages]
@@ -530,11 +536,12 @@ class Planner:
             block_size=self.policy.block_size,
         )
 
-    def _progressed(self, peer: PeerId, said: LoadProgress) -> list[Effect]:
+    def _progressed(self, peer: PeerId, said: LoadProgress, now_s: float) -> list[Effect]:
         found = self._placed(peer, said.route, said.epoch)
         if found is None:
             return []
         model, placed = found
+        placed.heard_s = now_s
         placed.bytes_done, placed.bytes_total, placed.phase = said.bytes_done, said.bytes_total, said.phase
         load = NodeLoad(
             node_id=placed.share.node, state=said.phase, bytes_done=said.bytes_done, bytes_total=said.bytes_total
@@ -559,7 +566,10 @@ class Planner:
             )
         except RefusalError as why:
             return self._wait(model, why.refusal, now_s)
-        return orders.activate(route, self.results_addr)
+        for stage in route.stages:
+            stage.heard_s = now_s
+        silence = SetTimer(("silence", model.model_id), now_s + ACTIVATE_SILENT_S)
+        return [silence, *orders.activate(route, self.results_addr)]
 
     def _stage_ready(self, peer: PeerId, route_id: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
         found = self._placed(peer, route_id, epoch)
@@ -573,14 +583,44 @@ class Planner:
             return []
         model.phase, model.why, model.served = "ready", "", True
         self._jobs.end(model.job, None, route)
+        timer = CancelTimer(("silence", model.model_id))
         up = orders.up(model.model_id, model.described, route, self.policy.block_size)
-        return [Tell(BROKER_NAME, up), *self._announce(), *model.answer(state="ready")]
+        return [timer, Tell(BROKER_NAME, up), *self._announce(), *model.answer(state="ready")]
 
     def _load_failed(self, peer: PeerId, route: RouteId, epoch: Epoch, refusal: Refusal, now_s: float) -> list[Effect]:
         found = self._placed(peer, route, epoch)
         if found is None or found[0].phase not in ("loading", "activating"):
             return []  # a loss ended this epoch already
-        return self._endure(found[0], refusal, now_s)
+        model, node = found[0], found[1].share.node
+        if model.asks or not (model.kept or model.served):
+            return self._fail(model, refusal)
+        return [*self._blame(node, node, refusal.message, now_s), *self._go_around(model, refusal, now_s)]
+
+    def _go_around(self, model: PlannedModel, refusal: Refusal, now_s: float) -> list[Effect]:
+        """Without the nodes that cannot be made ready, at once; with them again only after a while."""
+        assert model.described is not None
+        try:
+            nodes = {share.node for share in self._draft(model, model.described, now_s).shares}
+        except RefusalError as why:
+            return self._endure(model, why.refusal, now_s)
+        if nodes & self._reach.shaky(now_s) or (model.route is not None and nodes == set(model.route.nodes())):
+            return self._endure(model, refusal, now_s)
+        return [*self._down(model, now_s, death=False), *self._plan(model, now_s)]
+
+    def _silence(self, model_id: str, now_s: float) -> list[Effect]:
+        """Whoever has said nothing for too long while it was made ready is done without, if that is possible."""
+        model = self._models.get(model_id)
+        limit_s = _SILENT_S.get(model.phase) if model is not None else None
+        if model is None or model.route is None or limit_s is None:
+            return []
+        behind = [s for s in model.route.stages if not (s.loaded if model.phase == "loading" else s.ready)]
+        silent = [stage.share.node for stage in behind if now_s - stage.heard_s >= limit_s]
+        if not silent:
+            return [SetTimer(("silence", model_id), min(stage.heard_s for stage in behind) + limit_s)]
+        why = f"it has said nothing for {limit_s:.0f} s while it was {model.phase}"
+        blamed = [effect for node in silent for effect in self._blame(node, node, why, now_s, at_once=True)]
+        refusal = Refusal(code="timeout", message=f"{', '.join(silent)}: {why}")
+        return [*blamed, *self._go_around(model, refusal, now_s)]
 
     def _down(self, model: PlannedModel, now_s: float, *, death: bool) -> list[Effect]:
         if model.phase in ("loading", "activating"):

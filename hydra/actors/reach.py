@@ -142,12 +142,15 @@ class Reach:
 
     # ------------------------------------------------------------ breaks
 
-    def broke(self, source: NodeId, target: NodeId, now_s: float) -> float:
-        """An epoch ended because of this link (HERE: the coordinator's end). Returns the seconds of its quarantine."""
+    def broke(self, source: NodeId, target: NodeId, now_s: float, *, at_once: bool = False) -> float:
+        """An epoch ended because of this link (HERE: the coordinator's end; a node with itself: because of the node).
+
+        Returns the seconds of its quarantine, which begins with the second time, or `at_once`.
+        """
         breaks = self._breaks.setdefault((source, target), _Breaks())
         if now_s - breaks.last_s > FORGIVEN_S:
             breaks.count = 0
-        breaks.count, breaks.last_s = breaks.count + 1, now_s
+        breaks.count, breaks.last_s = max(breaks.count + 1, 2 if at_once else 1), now_s
         quarantine_s = QUARANTINE_S[min(breaks.count, len(QUARANTINE_S)) - 1]
         breaks.until_s = now_s + quarantine_s
         for hop, finding in self._findings.items():
@@ -187,7 +190,7 @@ class Reach:
         return frozenset(link for link in faulty | kept_apart if HERE not in link and link[0] != link[1])
 
     def shaky(self, now_s: float) -> frozenset[NodeId]:
-        """Nodes that were lost twice while a plan was made ready: better done without, where that is possible."""
+        """Nodes that two plans could not be made ready with: better done without, where that is possible."""
         return frozenset(
             one for one, other in self._breaks if one == other and self._quarantine_s((one, one), now_s) > 0
         )

@@ -4,6 +4,8 @@ The event loop supervises; the hot path never touches it. Loads, activations and
 loader thread of their own, while other routes keep stepping on the compute thread.
 """
 
+import math
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -46,6 +48,7 @@ SCOUT = ActorName("scout")
 CHORES_MAX = 64  # loads and drops that wait for the loader; a planner orders far fewer
 PROGRESS_EVERY_BYTES = 1 << 20  # at least; of a large slice a 200th
 PROGRESS_STEPS = 200
+PROGRESS_EVERY_S = 5.0  # while anything moves: a coordinator takes a long silence for a load that hangs
 
 T = TypeVar("T")
 
@@ -221,14 +224,15 @@ class Worker:
     def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:
         """A progress that other threads may call; it speaks at the first word, the last, and not too often between."""
         token = trio.lowlevel.current_trio_token()
-        told_bytes = -1
+        told_bytes, told_s = -1, -math.inf
 
         def tell(bytes_done: int, bytes_total: int) -> None:
-            nonlocal told_bytes
+            nonlocal told_bytes, told_s
             step_bytes = max(PROGRESS_EVERY_BYTES, bytes_total // PROGRESS_STEPS)
-            if bytes_done == told_bytes or (told_bytes >= 0 and bytes_done < min(bytes_total, told_bytes + step_bytes)):
+            far = told_bytes < 0 or bytes_done >= min(bytes_total, told_bytes + step_bytes)
+            if bytes_done == told_bytes or not (far or time.monotonic() - told_s > PROGRESS_EVERY_S):
                 return
-            told_bytes = bytes_done
+            told_bytes, told_s = bytes_done, time.monotonic()
             moved = LoadMoved(order.route, order.epoch, bytes_done, bytes_total, phase)
             token.run_sync_soon(self.house.post, STAGE, moved)
 

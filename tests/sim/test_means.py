@@ -153,7 +153,7 @@ def test_a_worker_that_never_loads_again_is_in_no_plan(how):
 def test_a_coordinator_begins_with_a_state_that_was_not_kept(forget):
     async def story(world):
         chats = await eight_in_the_middle(world)
-        world.fail_saves("lost", forget=forget)
+        world.fail_saves(forget=forget)
         await world.rebalance()
         await trio.sleep(1.0)
         former, told = world.coordinator.planner.term, [len(chat.tokens) for chat in chats]
@@ -163,19 +163,6 @@ def test_a_coordinator_begins_with_a_state_that_was_not_kept(forget):
         assert any(chat.max_tokens > n for chat, n in zip(chats, told, strict=True)), "they were over already"
 
     tell(story, attrs.evolve(THREE, step_s=0.05))
-
-
-@survived("state_full")
-def test_a_state_that_cannot_be_written_ends_nothing():
-    async def story(world):
-        await eight_in_the_middle(world)
-        world.fail_saves("full")
-        lives = {name: node.life for name, node in world.nodes.items()}
-        await world.rebalance()
-        await all_answered(world, WITHIN_S)
-        assert {name: node.life for name, node in world.nodes.items()} == lives
-
-    tell(story)
 
 
 def test_the_seeds_see_every_kind():

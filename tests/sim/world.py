@@ -10,7 +10,6 @@
 A killed node is first cut off, then cancelled: whatever its clean-up still says is not heard, as after SIGKILL.
 """
 
-import errno
 import math
 import random
 import zlib
@@ -200,7 +199,7 @@ class World:
     story: list[str] = attrs.field(factory=list)
     faults: list[BaseException] = attrs.field(factory=list)  # processes that died of their own bug
     first_saved: SavedState = attrs.field(init=False)  # what a coordinator knows that finds no state
-    state_fault: Literal["", "lost", "full"] = ""  # what comes of saving: nothing is kept, in silence or with an error
+    saves_fail: bool = False  # nothing is kept
     lasting: set[tuple[str, str]] = attrs.field(factory=set)  # (kind, whom) of faults that no calm ends
     may_fail: bool = False  # loads were made to fail: a model that was wished for may be given up at start
     watch: PlanWatch | None = None
@@ -310,17 +309,17 @@ class World:
         self.nodes[name].load_fault = ""
         self.nodes[name].change()
 
-    def fail_saves(self, how: Literal["lost", "full"], for_s: float = math.inf, *, forget: bool = False) -> None:
+    def fail_saves(self, for_s: float = math.inf, *, forget: bool = False) -> None:
         """What the coordinator saves is not kept. `forget`: what was kept is gone too."""
-        self.say(f"nothing is saved any more: {how}" + (", and nothing is left" if forget else ""))
-        self.state_fault = how
+        self.say("nothing is saved any more" + (", and nothing is left" if forget else ""))
+        self.saves_fail = True
         if forget:
             self.saved = self.first_saved
         self._for(for_s, ("state", ""), self.mend_saves)
 
     def mend_saves(self) -> None:
         self.say("what is saved is kept again")
-        self.state_fault = ""
+        self.saves_fail = False
 
     def _for(self, for_s: float, lasting: tuple[str, str], mend: Callable[[], None]) -> None:
         if math.isinf(for_s):
@@ -403,7 +402,7 @@ class World:
         for one, other in sorted(self.network.severed.hops):
             if ("hop", f"{one} {other}") not in self.lasting:
                 self.restore(one, other)
-        if self.state_fault and ("state", "") not in self.lasting:
+        if self.saves_fail and ("state", "") not in self.lasting:
             self.mend_saves()
         for link in self.network._links.values():
             link.cut, link.drop, link.duplicate = False, 0.0, 0.0
@@ -514,9 +513,7 @@ class World:
             return ""
 
         def save(state: SavedState) -> None:
-            if node.alive and self.state_fault == "full":
-                raise OSError(errno.ENOSPC, "no space is left for the state")
-            if node.alive and not self.state_fault:
+            if node.alive and not self.saves_fail:
                 self.saved = state
 
         def wish_failed(why: Refusal) -> None:

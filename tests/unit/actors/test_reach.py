@@ -5,7 +5,7 @@ import pytest
 from hydra.actors.facts import ModelGone, ModelStalled, NodeLost, RouteDown, RouteServed
 from hydra.actors.machine import CancelTimer, Received, SetTimer, TimerFired
 from hydra.actors.outage import MOVING_S
-from hydra.actors.planner import RETRY_AFTER_S, TRY_AGAIN_S
+from hydra.actors.planner import ACTIVATE_SILENT_S, LOAD_SILENT_S, RETRY_AFTER_S, TRY_AGAIN_S
 from hydra.actors.reach import FORGIVEN_S, QUARANTINE_S, REDIAL, DialOut, Reach
 from hydra.actors.seats import PERMUTED_NODES_MAX, Seat, most_blocked, possible_orders
 from hydra.actors.wish import Begin, NodeNoted, WasDescribed, Wish
@@ -17,6 +17,7 @@ from hydra.protocol.messages import (
     LoadModel,
     LoadProgress,
     ReachTold,
+    Ready,
     Rebalance,
     RouteBroken,
 )
@@ -330,3 +331,52 @@ def test_an_order_that_nothing_blocks_is_found_if_there_is_one(n_seats):
     assert possible_orders(row, backwards)[0] == tuple(reversed(row))
     alone = frozenset((row[1].node, other.node) for other in row) | {(other.node, row[1].node) for other in row}
     assert possible_orders(row, alone) == [] and most_blocked(row, alone) is row[1]
+
+
+# ------------------------------------------------------------ nodes that are not made ready
+
+
+def test_a_node_whose_loads_fail_again_is_done_without():
+    hall = Hall()
+    hall.running("a", "b")
+    hall.tell(joined("c"))
+    effects = hall.tell(NodeLost(node="a", generation=1, why="exit"))
+    for _ in range(2):
+        order = orders(effects)["b-1"]
+        failed = LoadFailed(route=order.route, epoch=order.epoch, refusal=GONE)
+        effects = hall.hears(failed, Address("b-1", "stage"))
+        hall.now_s += TRY_AGAIN_S
+        effects = effects if orders(effects) else hall.tell(TimerFired(("again", "m")))
+    assert set(orders(effects)) == {"c-1"}
+
+
+@pytest.mark.parametrize(("phase", "limit_s"), [("loading", LOAD_SILENT_S), ("activating", ACTIVATE_SILENT_S)])
+def test_a_node_that_says_nothing_while_it_is_made_ready_is_done_without(phase, limit_s):
+    hall = Hall()
+    hall.running("a", "b")
+    effects = hall.hears(Rebalance(ask=1))
+    if phase == "activating":
+        hall.loads(effects)
+    assert hall.phase() == phase
+    order = orders(effects)["a-1"]
+    if phase == "loading":
+        hall.now_s = limit_s - 1.0
+        progress = LoadProgress(route=order.route, epoch=order.epoch, bytes_done=1, bytes_total=100)
+        hall.hears(progress, Address("a-1", "stage"))
+    else:
+        hall.hears(Ready(route=order.route, epoch=order.epoch), Address("a-1", "stage"))
+    hall.now_s = limit_s
+    effects = hall.tell(TimerFired(("silence", "m")))
+    assert "said nothing" in noted(effects)["b"] and set(orders(effects)) == {"a-1"}, "a has said something"
+
+
+def test_a_worker_that_all_loads_fail_on_is_tried_again_but_not_at_once():
+    hall = Hall()
+    hall.running("a")
+    hall.hears(Rebalance(ask=1))
+    for number in range(1, 4):
+        epoch = hall.epochs[-1]
+        effects = hall.hears(LoadFailed(route=1, epoch=epoch, refusal=GONE), Address("a-1", "stage"))
+        assert not orders(effects) and ("again", "m") in keys(effects), number
+        hall.now_s += TRY_AGAIN_S
+        assert orders(hall.tell(TimerFired(("again", "m"))))
