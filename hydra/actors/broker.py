@@ -7,13 +7,13 @@ It does not know which nodes exist, what a layer is, or where a token is shown.
 """
 
 import math
-from collections import deque
 
 import attrs
 import numpy as np
 
 from hydra.actors.engine import Drawn, Engine
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, ModelStalled, RouteDown, RouteUp, StepOverdue
+from hydra.actors.fair_queue import FairQueue, Waiting
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.readiness import PROBE_PEER, READY_FOR_S, Probes, ready_told
@@ -89,21 +89,12 @@ class LinkFull:
 
 
 @attrs.define(eq=False)
-class Waiting:
-    """A generation that has no row yet."""
-
-    key: RowKey
-    open: Open
-    arrival: int
-
-
-@attrs.define(eq=False)
 class _Model:
     """One model's queue and, while it is up, its engine."""
 
     model_id: str
     max_model_len: int
-    waiting: deque[Waiting] = attrs.field(factory=deque)
+    waiting: FairQueue
     engine: Engine | None = None
     up: RouteUp | None = None
     stalled: Refusal | None = None  # why new work is not taken now
@@ -149,7 +140,7 @@ class Broker:
             case RouteDown() as down:
                 return self._route_down(down)
             case ModelKnown(model_id=model_id, max_model_len=length):
-                known = self._models.setdefault(model_id, _Model(model_id, length))
+                known = self._model(model_id, length)
                 known.max_model_len = length or known.max_model_len
                 return []
             case ModelStalled(model_id=model_id, refusal=refusal):
@@ -184,19 +175,25 @@ class Broker:
         known = self._known.get(key)
         if known is not None and opening.attempt <= known[1].attempt:
             return []  # said twice
-        refused = self._refusal(opening) or self._crowded(opening)
+        self._next_arrival += 1
+        waiting = Waiting(key, opening, self._arrivals.get(key, self._next_arrival))
+        refused = self._refusal(opening) or self._crowded(waiting)
         if refused is not None:
             return self._end(key, opening, refused)
         if known is not None:
             self._forget_row(key)
         model = self._models[opening.model_id]
-        self._next_arrival += 1
-        arrival = self._arrivals.setdefault(key, self._next_arrival)
+        self._arrivals[key] = waiting.arrival
         self._known[key] = (opening.model_id, opening)
-        waiting = Waiting(key, opening, arrival)
-        place = next((i for i, other in enumerate(model.waiting) if _before(waiting, other)), len(model.waiting))
-        model.waiting.insert(place, waiting)
+        model.waiting.put(waiting)
         return self._pump(model, now_s)
+
+    def _model(self, model_id: str, max_model_len: int) -> _Model:
+        """The model of this name, made if it is not there yet."""
+        if model_id not in self._models:
+            queue = FairQueue(self.limits.running_max, self.limits.waiting_max)
+            self._models[model_id] = _Model(model_id, max_model_len, queue)
+        return self._models[model_id]
 
     def _refusal(self, opening: Open) -> Refusal | None:
         model = self._models.get(opening.model_id)
@@ -208,15 +205,12 @@ class Broker:
             return context_overflow(model.max_model_len, opening.prompt_tokens, opening.max_tokens, "max_tokens")
         return None
 
-    def _crowded(self, opening: Open) -> Refusal | None:
+    def _crowded(self, waiting: Waiting) -> Refusal | None:
         """Asked once, at the door: whoever waits already keeps its place."""
-        waiting = len(self._models[opening.model_id].waiting)
-        stalled = self._models[opening.model_id].stalled
-        if opening.attempt > 0:
+        if waiting.open.attempt > 0:
             return None
-        if stalled is not None or waiting < self.limits.waiting_max:
-            return stalled
-        return Refusal(code="queue_full", message=f"{waiting} requests are waiting already", retry_after_s=1.0)
+        model = self._models[waiting.open.model_id]
+        return model.stalled or model.waiting.refusal(waiting)
 
     def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
         self._forget(key)
@@ -243,7 +237,7 @@ class Broker:
         model = self._models.get(self._known[key][0]) if key in self._known else None
         if model is None:
             return
-        model.waiting = deque(waiting for waiting in model.waiting if waiting.key != key)
+        model.waiting.discard(key)
         if model.engine is not None:
             for row in [row for row in model.engine.rows.values() if row.key == key]:
                 model.engine.remove(row)
@@ -256,7 +250,7 @@ class Broker:
     # ------------------------------------------------------------ routes
 
     def _route_up(self, up: RouteUp, now_s: float) -> list[Effect]:
-        model = self._models.setdefault(up.model_id, _Model(up.model_id, up.max_model_len))
+        model = self._model(up.model_id, up.max_model_len)
         assert model.engine is None, "a route came up twice without going down"
         model.max_model_len, model.up = up.max_model_len, up
         model.engine = Engine(
@@ -272,7 +266,6 @@ class Broker:
         for waiting in list(model.waiting):
             refused = self._refusal(waiting.open)
             if refused is not None:
-                model.waiting.remove(waiting)
                 too_long += self._end(waiting.key, waiting.open, refused)
         return [OpenLink(up.route, up.epoch, up.first_addr, up.credits), *too_long, *self._pump(model, now_s)]
 
@@ -281,6 +274,7 @@ class Broker:
         if model is None or model.engine is None or model.engine.route != down.route:
             return []
         engine, model.engine, model.up = model.engine, None, None
+        model.waiting.end_all()
         in_flight = engine.rows_in_flight() if down.death else set()
         effects: list[Effect] = [CloseLink(down.route), CancelTimer(("overdue", down.route))]
         for row in sorted(engine.rows.values(), key=lambda row: row.arrival):
@@ -335,11 +329,13 @@ class Broker:
         return effects
 
     def _admit(self, model: _Model, engine: Engine) -> None:
-        while model.waiting and len(engine.rows) < self.limits.running_max:
-            waiting = model.waiting[0]
+        for row in engine.ended:
+            model.waiting.end(row.key)
+        engine.ended.clear()
+        while (waiting := model.waiting.next(memory_is_scarce=engine.memory_is_scarce)) is not None:
             if engine.rows and not engine.has_room(len(waiting.open.history)):
                 return
-            model.waiting.popleft()
+            model.waiting.begin(waiting)
             engine.add(
                 Row(
                     row=RowId(self._next_row),
@@ -433,8 +429,3 @@ class Broker:
     def _probe_ended(self, session: SessionId, reason: str = "") -> list[Effect]:
         self._forget(RowKey(PROBE_PEER, session))
         return self._probes.end(session, reason)
-
-
-def _before(one: Waiting, other: Waiting) -> bool:
-    """Replays before new work, and among equals the one that came first."""
-    return (one.open.attempt == 0, one.arrival) < (other.open.attempt == 0, other.arrival)

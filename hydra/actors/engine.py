@@ -14,6 +14,7 @@ from collections import deque
 
 import attrs
 
+from hydra.actors.fair_queue import reserve_of
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.micro_batch import MicroBatch
 from hydra.actors.row import Row, RowKey
@@ -66,6 +67,7 @@ class Engine:
     flights: deque[Flight] = attrs.field(factory=deque, init=False)
     preempted: list[Row] = attrs.field(factory=list, init=False)
     failed: list[tuple[Row, RowFault]] = attrs.field(factory=list, init=False)  # gone, and what went wrong
+    ended: list[Row] = attrs.field(factory=list, init=False)  # gone, for whatever reason: its place is another's
     last_token_s: float | None = attrs.field(default=None, init=False)
     _step: int = attrs.field(default=0, init=False)
     _prefill: deque[Row] = attrs.field(factory=deque, init=False)
@@ -82,6 +84,11 @@ class Engine:
     def has_room(self, tokens: int) -> bool:
         """Whether a history of so many tokens, and its first answer, find blocks now."""
         return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free
+
+    @property
+    def memory_is_scarce(self) -> bool:
+        """Whether no more blocks are free than are kept for those who have few."""
+        return self.ledger.blocks_free <= reserve_of(self.ledger.blocks_total)
 
     def add(self, row: Row) -> None:
         likely = max(len(row.history), row.open.prompt_tokens + row.open.max_tokens)
@@ -107,6 +114,7 @@ class Engine:
         """The row is done, left or preempted: its blocks are free at once, the stages forget it with the next step."""
         if self.rows.pop(row.row, None) is None:
             return
+        self.ended.append(row)
         self.ledger.close(row.row)
         self._lone.pop(row.row, None)
         if row.announced:

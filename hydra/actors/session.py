@@ -83,6 +83,8 @@ class Session:
     params: SamplingParams
     stop_ids: tuple[int, ...]
     max_replays: int
+    request: int = 0
+    owner: str = ""
     attempt: Attempt = Attempt(0)
     emitted: list[int] = attrs.field(factory=list, init=False)
     deaths: int = attrs.field(default=0, init=False)
@@ -130,6 +132,8 @@ class Session:
             params=self.params,
             stop_ids=self.stop_ids,
             deaths=self.deaths,
+            request=self.request,
+            owner=self.owner,
         )
         return [Send(BROKER, opening), SetTimer("unanswered", now_s + UNANSWERED_S)]
 

@@ -78,6 +78,8 @@ class Sessions:
             params=request.params,
             stop_ids=request.stop_ids,
             max_replays=self.max_replays,
+            request=request.request,
+            owner=request.owner,
         )
 
     def _joined(self, now_s: float) -> list[Effect]:

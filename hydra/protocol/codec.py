@@ -17,7 +17,7 @@ import numpy as np
 from hydra.protocol.batch import Logprobs, RowOpening
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import ActorName, Epoch
-from hydra.protocol.messages import Message, Open, Tokens
+from hydra.protocol.messages import OWNER_LENGTH_MAX, Message, Open, Tokens
 from hydra.protocol.model_spec import Place, StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
 from hydra.protocol.wire import Frames, MessageTooBig, TheyBrokeTheRules
@@ -149,7 +149,8 @@ def _rule_default_sampling(default: DefaultSampling) -> bool:
 
 
 def _rule_open(said: Open) -> bool:
-    return 0 <= said.prompt_tokens <= len(said.history) and said.max_tokens >= 0 and said.deaths >= 0
+    belongs = 0 <= said.request < 1 << 63 and len(said.owner) <= OWNER_LENGTH_MAX
+    return 0 <= said.prompt_tokens <= len(said.history) and said.max_tokens >= 0 and said.deaths >= 0 and belongs
 
 
 def _rule_opening(opening: RowOpening) -> bool:

@@ -401,6 +401,8 @@ class World:
         assert not broker._known and not broker._arrivals, f"the broker still knows {list(broker._known)}"
         for model in broker._models.values():
             assert not model.waiting
+            model.waiting.check()
+            assert not model.waiting._requests, "a row is counted that is not there"
             if model.engine is not None:
                 assert not model.engine.rows and not model.engine.flights, "a row outlived its session"
                 model.engine.ledger.check()

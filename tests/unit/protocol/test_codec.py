@@ -151,6 +151,8 @@ EIGHT = Tokens(**dict.fromkeys(("session", "attempt", "position", "token", "fini
         (OPEN, {"history": [1, 2]}),
         (OPEN, {"prompt_tokens": 3}),
         (OPEN, {"max_tokens": -1}),
+        (OPEN, {"request": -1}),
+        (OPEN, {"owner": "x" * 65}),
         (EIGHT, {"token": b"\0" * 4}),
         (EIGHT, {"logprobs": [1, b"\0" * 4, b"\0" * 4, b"\0" * 4]}),
         (EIGHT, {"logprobs": [2, b"\0" * 32, b"\0" * 32, b"\0" * 64]}),
