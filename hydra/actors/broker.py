@@ -332,9 +332,7 @@ class Broker:
         for row in engine.ended:
             model.waiting.end(row.key)
         engine.ended.clear()
-        while (waiting := model.waiting.next(memory_is_scarce=engine.memory_is_scarce)) is not None:
-            if engine.rows and not engine.has_room(len(waiting.open.history)):
-                return
+        while (waiting := _who_fits(model.waiting, engine)) is not None:
             model.waiting.begin(waiting)
             engine.add(
                 Row(
@@ -429,3 +427,14 @@ class Broker:
     def _probe_ended(self, session: SessionId, reason: str = "") -> list[Effect]:
         self._forget(RowKey(PROBE_PEER, session))
         return self._probes.end(session, reason)
+
+
+def _who_fits(queue: FairQueue, engine: Engine) -> Waiting | None:
+    """Whose turn it is, if there is room for it: nobody overtakes a long prompt that waits for blocks, but for those
+    who may have the kept ones.
+    """
+    waiting = queue.next(memory_is_scarce=False)
+    if waiting is None or not engine.rows or engine.has_room(len(waiting.open.history), to_spare=True):
+        return waiting
+    waiting = queue.next(memory_is_scarce=True)
+    return waiting if waiting is not None and engine.has_room(len(waiting.open.history)) else None

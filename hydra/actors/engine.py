@@ -10,14 +10,15 @@ that it is opened again as a long one (see LengthRule). After a step that found 
 smaller (see StepBound).
 """
 
-from collections import deque
+from collections import Counter, deque
 
 import attrs
 
 from hydra.actors.fair_queue import reserve_of
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.micro_batch import MicroBatch
-from hydra.actors.row import Row, RowKey
+from hydra.actors.prefill_turns import PrefillTurns
+from hydra.actors.row import RequestKey, Row, RowKey
 from hydra.actors.row_faults import RowFault
 from hydra.actors.step_bound import StepBound
 from hydra.protocol.batch import ROW_FINE, Batch, StepResult
@@ -70,7 +71,8 @@ class Engine:
     ended: list[Row] = attrs.field(factory=list, init=False)  # gone, for whatever reason: its place is another's
     last_token_s: float | None = attrs.field(default=None, init=False)
     _step: int = attrs.field(default=0, init=False)
-    _prefill: deque[Row] = attrs.field(factory=deque, init=False)
+    _prefill: PrefillTurns = attrs.field(factory=PrefillTurns, init=False)
+    _pledged: int = attrs.field(default=0, init=False)  # blocks that the rows' histories have still to take
     _decode: deque[Row] = attrs.field(factory=deque, init=False)
     _lone: dict[RowId, Row] = attrs.field(factory=dict, init=False)  # rows that were or are solitary
     _closed: list[RowId] = attrs.field(factory=list, init=False)
@@ -81,22 +83,23 @@ class Engine:
 
     # ------------------------------------------------------------ rows come and go
 
-    def has_room(self, tokens: int) -> bool:
-        """Whether a history of so many tokens, and its first answer, find blocks now."""
-        return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free
+    def has_room(self, tokens: int, *, to_spare: bool = False) -> bool:
+        """Whether a history of so many tokens and its first answer find blocks beside those who were let in before.
 
-    @property
-    def memory_is_scarce(self) -> bool:
-        """Whether no more blocks are free than are kept for those who have few."""
-        return self.ledger.blocks_free <= reserve_of(self.ledger.blocks_total)
+        `to_spare`: and leave those alone that are kept for requests that have few rows.
+        """
+        kept = reserve_of(self.ledger.blocks_total) if to_spare else 0
+        return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free - self._pledged - kept
 
     def add(self, row: Row) -> None:
         likely = max(len(row.history), row.open.prompt_tokens + row.open.max_tokens)
         prefix = row.history if row.shares and not self._long(row) else ()
         row.cached = self.ledger.open(row.row, prefix, likely)
         row.position = row.cached
+        row.pledged = self.ledger.blocks_for(len(row.history) + 1) - len(self.ledger.table(row.row))
+        self._pledged += row.pledged
         self.rows[row.row] = row
-        self._prefill.append(row)
+        self._prefill.add(row)
         if row.solitary:
             self._lone[row.row] = row
 
@@ -115,13 +118,14 @@ class Engine:
         if self.rows.pop(row.row, None) is None:
             return
         self.ended.append(row)
+        self._pledged -= row.pledged
         self.ledger.close(row.row)
         self._lone.pop(row.row, None)
         if row.announced:
             self._closed.append(row.row)
-        for waiting in (self._prefill, self._decode):
-            if row in waiting:
-                waiting.remove(row)
+        self._prefill.remove(row)
+        if row in self._decode:
+            self._decode.remove(row)
 
     def rows_in_flight(self) -> set[RowKey]:
         return {row.key for flight in self.flights for row in flight.rows if row.row in self.rows}
@@ -197,23 +201,26 @@ class Engine:
 
     def _add_prefill(self, parts: MicroBatch, most: int, *, only: Row | None) -> None:
         budget = most - parts.n_tokens
-        for row in list(self._prefill):
-            if row.row not in self.rows or (only is not None and row is not only):
+        short: set[RequestKey] = set()  # of blocks: its other rows wait behind the one that needs them first
+        for row in self._prefill.rows():
+            if row.row not in self.rows or row.request in short or (only is not None and row is not only):
                 continue
-            if budget <= 0 or row.row in parts.seen:
+            if budget <= 0:
                 break
             left = len(row.history) - row.position
             share = left if self.batch_tokens else max(CHUNK_TOKENS_MIN, -(-left // (2 * self.n_stages)))
             length = min(budget, left, share)
             blocks = self._blocks(row, row.position + length, parts)
             if blocks is None:
-                break
+                short.add(row.request)
+                continue
             last = row.position + length == len(row.history)
             chunk = tuple(row.history[row.position : row.position + length])
             parts.add(row, chunk, sample=last, blocks=blocks)
             parts.filled += self.ledger.blocks_of(row.row, row.position, length)
             row.position += length
             budget -= length
+            self._prefill.served(row, length)
             if last:
                 self._prefill.remove(row)
                 if not self._long(row):
@@ -221,20 +228,35 @@ class Engine:
                 row.waits_for_token = True
 
     def _blocks(self, row: Row, tokens: int, parts: MicroBatch) -> list[int] | None:
-        """New blocks for `tokens` tokens; takes them from younger rows when there are none. None: the row must wait.
+        """New blocks for `tokens` tokens; takes them from another row when there are none. None: the row must wait."""
+        while (blocks := self.ledger.grow(row.row, tokens)) is None:
+            victim = self._victim(row, parts)
+            if victim is None:
+                return None
+            self.remove(victim)
+            self.preempted.append(victim)
+        taken = min(row.pledged, len(blocks))
+        row.pledged -= taken
+        self._pledged -= taken
+        first = () if row.announced else self.ledger.table(row.row)[: row.cached // self.ledger.block_size]
+        return [*first, *blocks]
+
+    def _victim(self, row: Row, parts: MicroBatch) -> Row | None:
+        """Who gives its blocks up for this row: a younger one of the request that holds the most rows, if not fewer
+        than this row's own. So the oldest row always goes on, and a request of many rows pays for its own growth.
 
         A row that runs alone takes them from anybody: the older ones stand still until it is through.
         """
-        while (blocks := self.ledger.grow(row.row, tokens)) is None:
-            others = [other for other in self.rows.values() if other is not row and other.row not in parts.seen]
-            younger = [other for other in others if other.arrival > row.arrival or row.solitary]
-            if not younger:
-                return None
-            victim = max(younger, key=lambda other: other.arrival)
-            self.remove(victim)
-            self.preempted.append(victim)
-        first = () if row.announced else self.ledger.table(row.row)[: row.cached // self.ledger.block_size]
-        return [*first, *blocks]
+        held = Counter(other.request for other in self.rows.values())
+        others = [
+            other
+            for other in self.rows.values()
+            if other is not row
+            and other.row not in parts.seen
+            and (other.announced or other.cached)  # it holds blocks
+            and (row.solitary or (other.arrival > row.arrival and held[other.request] >= held[row.request]))
+        ]
+        return max(others, key=lambda other: (held[other.request], other.arrival), default=None)
 
     # ------------------------------------------------------------ what comes back
 

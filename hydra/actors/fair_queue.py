@@ -10,10 +10,10 @@ more than that eighth is free, a row is given only
 - to a request that holds fewer than a quarter of that eighth,
 - of an owner that holds less than its equal part of all rows. An owner that is alone has all of them.
 
-The same holds while no more than an eighth of the KV blocks is free. Places in the queue are bounded likewise: the last
-eighth is for requests and API keys that have few places (a quarter of that eighth). All generations without a key have
-one owner in common, who gets an owner's part of the rows; but of places in the queue, where being one too many is an
-error, each of its requests has its own.
+The same holds for the last eighth of the KV blocks (the Broker says when it comes to these). Places in the queue are
+bounded likewise: the last eighth is for requests and API keys that have few places (a quarter of that eighth). All
+generations without a key have one owner in common, who gets an owner's part of the rows; but of places in the queue,
+where being one too many is an error, each of its requests has its own.
 
 It knows no route, no tokens and no blocks, and sends nothing. All costs are O(log n), and nothing when nothing changed.
 """
@@ -23,12 +23,9 @@ from collections.abc import Iterator
 import attrs
 
 from hydra.actors.ranking import Ranking
-from hydra.actors.row import RowKey
-from hydra.protocol.ids import PeerId
+from hydra.actors.row import RequestKey, RowKey, request_of
 from hydra.protocol.messages import Open
 from hydra.protocol.refusal import Refusal
-
-RequestKey = tuple[PeerId, int, str]
 
 
 def reserve_of(places: int) -> int:
@@ -48,11 +45,10 @@ class Waiting:
     key: RowKey
     open: Open
     arrival: int
+    request: RequestKey = attrs.field(init=False)
 
-    @property
-    def request(self) -> RequestKey:
-        """The request it belongs to; number 0 is a generation that stands for itself."""
-        return (self.key.peer, self.open.request or -self.key.session, self.open.owner)
+    def __attrs_post_init__(self) -> None:
+        self.request = request_of(self.key, self.open)
 
 
 @attrs.define(eq=False)
