@@ -28,6 +28,7 @@ from hydra.protocol.refusal import Refusal
 from hydra.protocol.wire import StoreHub
 
 if TYPE_CHECKING:
+    from hydra.actors.broker import Limits
     from hydra.actors.coordinator import SavedState
     from hydra.actors.ports import Lender
     from hydra.actors.store_server import StoreServer
@@ -103,9 +104,21 @@ def _policy(spec: CoordinatorSpec) -> "Policy":
     )
 
 
+def limits_of(spec: CoordinatorSpec) -> "Limits":
+    """What the Broker keeps to."""
+    from hydra.actors.broker import Limits
+
+    return Limits(
+        batch_tokens=spec.batch_tokens,
+        running_max=spec.running_max,
+        waiting_max=spec.waiting_max,
+        prefix_cache=spec.prefix_cache,
+        share_prefixes=spec.share_prefixes,
+    )
+
+
 def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> None:
     """The coordinator child, until its parent ends it. A lost parent is outlived while a frontend drains."""
-    from hydra.actors.broker import Limits
     from hydra.actors.coordinator import Coordinator, CoordinatorParts
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.state_dir import write_state
@@ -150,7 +163,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             saved=saved,
             save=lambda state: write_state(Path(spec.state_dir), state),
             policy=_policy(spec),
-            limits=Limits(spec.batch_tokens, spec.running_max, spec.waiting_max, spec.prefix_cache),
+            limits=limits_of(spec),
             on_wish_failed=give_up,
             expected_workers=spec.expected_workers,
             patience_s=max(spec.patience_s, 0.0 if fresh else leases_s) if saved.first_life else leases_s,

@@ -11,7 +11,7 @@ import math
 import attrs
 import numpy as np
 
-from hydra.actors.engine import Drawn, Engine
+from hydra.actors.engine import Drawn, Engine, SharePrefixes
 from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, ModelStalled, RouteDown, RouteUp, StepOverdue
 from hydra.actors.fair_queue import FairQueue, Waiting
 from hydra.actors.kv_ledger import KvLedger
@@ -108,6 +108,7 @@ class Limits:
     running_max: int = 256
     waiting_max: int = 1024
     prefix_cache: bool = True
+    share_prefixes: SharePrefixes = "all"
 
 
 @attrs.define(eq=False)
@@ -261,6 +262,7 @@ class Broker:
             ledger=KvLedger(up.kv_blocks, up.block_size, self.limits.prefix_cache),
             batch_tokens=self.limits.batch_tokens,
             length_rule=up.length_rule,
+            share_prefixes=self.limits.share_prefixes,
         )
         too_long: list[Effect] = []
         for waiting in list(model.waiting):

@@ -11,6 +11,7 @@ smaller (see StepBound).
 """
 
 from collections import Counter, deque
+from typing import Literal, TypeAlias
 
 import attrs
 
@@ -29,6 +30,7 @@ from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 COHORT_ROWS_MAX = 64  # decoding rows in one micro-batch; more only lengthens everybody's step
 CHUNK_TOKENS_MIN = 64
 BATCH_TOKENS_AUTO = 512
+SharePrefixes: TypeAlias = Literal["key", "all"]
 
 
 @attrs.define
@@ -64,6 +66,7 @@ class Engine:
     ledger: KvLedger
     batch_tokens: int  # 0: automatic
     length_rule: LengthRule | None = None
+    share_prefixes: SharePrefixes = "all"
     rows: dict[RowId, Row] = attrs.field(factory=dict, init=False)
     flights: deque[Flight] = attrs.field(factory=deque, init=False)
     preempted: list[Row] = attrs.field(factory=list, init=False)
@@ -94,7 +97,7 @@ class Engine:
     def add(self, row: Row) -> None:
         likely = max(len(row.history), row.open.prompt_tokens + row.open.max_tokens)
         prefix = row.history if row.shares and not self._long(row) else ()
-        row.cached = self.ledger.open(row.row, prefix, likely)
+        row.cached = self.ledger.open(row.row, prefix, likely, self._sharers(row))
         row.position = row.cached
         row.pledged = self.ledger.blocks_for(len(row.history) + 1) - len(self.ledger.table(row.row))
         self._pledged += row.pledged
@@ -102,6 +105,10 @@ class Engine:
         self._prefill.add(row)
         if row.solitary:
             self._lone[row.row] = row
+
+    def _sharers(self, row: Row) -> str:
+        """Among whom it shares prefixes: those of its key, or everybody."""
+        return row.open.owner if self.share_prefixes == "key" else ""
 
     def _long(self, row: Row) -> bool:
         """Whether its keys are of no use to others: from its opening on, until it is opened again."""
@@ -224,7 +231,7 @@ class Engine:
             if last:
                 self._prefill.remove(row)
                 if not self._long(row):
-                    self.ledger.name_prompt(row.row, row.history)
+                    self.ledger.name_prompt(row.row, row.history, self._sharers(row))
                 row.waits_for_token = True
 
     def _blocks(self, row: Row, tokens: int, parts: MicroBatch) -> list[int] | None:

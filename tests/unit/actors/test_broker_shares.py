@@ -1,8 +1,10 @@
 """One request or one key beside others at the Broker: everybody is served, and nobody learns of another's prompt."""
 
+import pytest
+
 from hydra.actors.facts import FrontendLost
 from hydra.protocol.batch import int32
-from hydra.protocol.messages import Close, OpenRefused
+from hydra.protocol.messages import Close, OpenRefused, Tokens
 from tests.unit.actors.test_broker import Table, mail, opening
 
 
@@ -73,3 +75,14 @@ def test_a_route_that_falls_frees_all_rows():
     crowd(table, 10, 4)
     table.rise()
     assert running(table) == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize(("share_prefixes", "own", "others"), [("key", 8, 0), ("all", 8, 8)])
+def test_cached_tokens_tell_of_ones_own_prompts(share_prefixes, own, others):
+    table = Table(share_prefixes=share_prefixes)
+    for session, owner, cached in ((1, "a", 0), (2, "a", own), (3, "b", others)):
+        table.says(opening(session, owner=owner, history=int32(range(20, 30)), prompt_tokens=10, max_tokens=1))
+        (tokens,) = mail(table.answer(), Tokens)
+        assert (tokens.session.tolist(), tokens.cached.tolist()) == ([session], [cached])
+        while table.steps:
+            table.answer()
