@@ -12,7 +12,16 @@ import attrs
 import numpy as np
 
 from hydra.actors.engine import Drawn, Engine, SharePrefixes
-from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, ModelStalled, RouteDown, RouteUp, StepOverdue
+from hydra.actors.facts import (
+    FrontendLost,
+    ModelGone,
+    ModelKnown,
+    ModelStalled,
+    RouteDown,
+    RouteUp,
+    StepOverdue,
+    Undelivered,
+)
 from hydra.actors.fair_queue import FairQueue, Waiting
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
@@ -151,6 +160,8 @@ class Broker:
                 return self._model_gone(gone)
             case FrontendLost(peer=peer):
                 return self._frontend_lost(peer, now_s)
+            case Undelivered():
+                return []  # tokens of the most rows that there can be, and any refusal, are far from that large
             case LinkFull(route=route, epoch=epoch):
                 return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why="the first stage takes nothing"))]
             case TimerFired(key=("overdue", int(route))):

@@ -29,6 +29,7 @@ from hydra.actors.facts import (
     RouteDown,
     StepVanished,
     TermRaised,
+    Undelivered,
 )
 from hydra.actors.jobs import Jobs, node_loads
 from hydra.actors.lenders import Lenders
@@ -57,6 +58,7 @@ from hydra.protocol.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    LoadSlice,
     ModelsChanged,
     ModelTold,
     NodeLoad,
@@ -129,6 +131,8 @@ class Planner:
                 return self._described(path, described, now_s)
             case NotDescribed(model_path=path, refusal=refusal):
                 return self._not_described(path, refusal, now_s)
+            case Undelivered() as undelivered:
+                return self._undelivered(undelivered, now_s)
             case TimerFired(key=muster.AWAITED):
                 self._muster.forget_former()
                 return self._settle_if_complete(now_s) if self._muster.waiting else []
@@ -453,6 +457,22 @@ class Planner:
         if found is None or found[0].phase not in ("loading", "activating"):
             return []  # a loss ended this epoch already
         return self._endure(found[0], refusal, now_s)
+
+    def _undelivered(self, undelivered: Undelivered, now_s: float) -> list[Effect]:
+        """What was too large to be said: an order has failed, an answer becomes a refusal."""
+        to, reason = undelivered.to, undelivered.refusal.message
+        match undelivered.message:
+            case LoadSlice(route=route, epoch=epoch, first_layer=first, end_layer=end):
+                message = (
+                    f"layers {first} to {end - 1} have too many tensors for one worker's order ({reason}); "
+                    "add workers, so that each holds fewer layers"
+                )
+                return self._load_failed(to.peer, route, epoch, Refusal(code="unsupported", message=message), now_s)
+            case JobsTold(ask=ask):
+                refusal = Refusal(code="invalid_value", message=f"the answer is too large ({reason}); ask for one job")
+                return [Send(to, JobsTold(ask=ask, refusal=refusal))]
+            case _:
+                return []  # models or a state of ours; the Post has logged it
 
     def _down(self, model: PlannedModel, *, death: bool) -> list[Effect]:
         if model.route is None or model.phase != "ready":
