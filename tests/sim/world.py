@@ -606,6 +606,8 @@ class World:
             max_tokens=chat.max_tokens,
             params=chat.params,
             stop_ids=chat.stop_ids,
+            request=1 + chat.number // 3,  # some share a request, and some requests a key
+            owner=("", "a", "b")[chat.number % 7 % 3],
         )
         self.say(f"chat {chat.number} asks for {chat.max_tokens} after {len(chat.prompt)}")
         with chat.scope:
