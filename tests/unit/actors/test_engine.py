@@ -568,7 +568,11 @@ def test_any_crowd_gets_every_token_at_its_place(seed):
         if rng.random() < 0.3 and len(at.rows) < 12:
             number += 1
             prompt = [rng.randint(3, 4) for _ in range(rng.randint(1, 40))]
-            row = add(at, number, prompt, max_tokens=rng.randint(1, 30), deaths=2 * (rng.random() < 0.05))
+            deaths, whose = (
+                2 * (rng.random() < 0.05),
+                {"request": seed % 2 * (1 + number % 3), "owner": "ab"[number % 2]},
+            )
+            row = add(at, number, prompt, max_tokens=rng.randint(1, 30), deaths=deaths, **whose)
             computed[number] = row.cached
         if rng.random() < 0.03 and at.rows:
             at.remove(at.rows[rng.choice(list(at.rows))])
@@ -588,7 +592,7 @@ def test_any_crowd_gets_every_token_at_its_place(seed):
     for row in list(at.rows.values()):
         at.remove(row)
     at.ledger.check()
-    assert at.ledger.blocks_free == at.ledger.blocks_total
+    assert at.ledger.blocks_free == at.ledger.blocks_total and at._pledged == len(at._prefill) == 0
 
 
 def test_a_row_that_would_outgrow_a_rope_that_changes_all_its_keys_is_preempted():
