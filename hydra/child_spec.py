@@ -4,7 +4,7 @@ No secret travels here: a join token or an API key stays in the environment or t
 """
 
 import json
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import attrs
 import cattrs
@@ -37,6 +37,7 @@ class CoordinatorSpec:
     running_max: int = 256
     waiting_max: int = 1024
     prefix_cache: bool = True
+    share_prefixes: Literal["key", "all"] = "all"
     recovery_deadline_s: float = 120.0
     high_water_mark: int = 1000
 

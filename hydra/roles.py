@@ -29,6 +29,7 @@ from hydra.protocol.refusal import Refusal
 from hydra.protocol.wire import StoreHub
 
 if TYPE_CHECKING:
+    from hydra.actors.broker import Limits
     from hydra.actors.coordinator import SavedState
     from hydra.actors.member import Member
     from hydra.actors.ports import Lender
@@ -113,9 +114,21 @@ def _policy(spec: CoordinatorSpec) -> "Policy":
     )
 
 
+def limits_of(spec: CoordinatorSpec) -> "Limits":
+    """What the Broker keeps to."""
+    from hydra.actors.broker import Limits
+
+    return Limits(
+        batch_tokens=spec.batch_tokens,
+        running_max=spec.running_max,
+        waiting_max=spec.waiting_max,
+        prefix_cache=spec.prefix_cache,
+        share_prefixes=spec.share_prefixes,
+    )
+
+
 def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> None:
     """The coordinator child, until its parent ends it. A lost parent is outlived while a frontend drains."""
-    from hydra.actors.broker import Limits
     from hydra.actors.coordinator import Coordinator, CoordinatorParts
     from hydra.actors.desk import log_lines_lost_sample
     from hydra.kept_state import TERM_WAIT_S, KeptState
@@ -167,7 +180,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             save=kept.save,
             samples=lambda: (*kept.samples(), log_lines_lost_sample("coordinator", log_lines_lost())),
             policy=_policy(spec),
-            limits=Limits(spec.batch_tokens, spec.running_max, spec.waiting_max, spec.prefix_cache),
+            limits=limits_of(spec),
             on_wish_failed=give_up,
             check_source=lambda described: trio.to_thread.run_sync(source_fault, described, abandon_on_cancel=True),
             dial=wires.dial,

@@ -98,6 +98,7 @@ class Engine:
     max_running: int = 256
     max_waiting: int = 1024
     prefix_cache: bool = True
+    share_prefixes: str = "all"
     recovery_deadline: float = _duration("120s")
     max_replays: int = 5
 
@@ -140,7 +141,10 @@ RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("engine", "recovery_deadline"): (0.1, 86_400),
     ("engine", "max_replays"): (0, 1000),
 }
-CHOICES: dict[tuple[str, str], tuple[str, ...]] = {("model", "dtype"): ("auto", "float32", "bfloat16", "float16")}
+CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("model", "dtype"): ("auto", "float32", "bfloat16", "float16"),
+    ("engine", "share_prefixes"): ("all", "key"),  # key: cached_tokens tells nobody what another key has sent
+}
 
 # Written in the design, honoured by a later version: (section, key, the only value this version can keep).
 NOT_YET: tuple[tuple[str, str, Any], ...] = (

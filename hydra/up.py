@@ -179,6 +179,7 @@ def coordinator_spec(settings: Settings, wish: UpWish, addrs: dict[str, str]) ->
         running_max=engine.max_running,
         waiting_max=engine.max_waiting,
         prefix_cache=engine.prefix_cache,
+        share_prefixes="key" if engine.share_prefixes == "key" else "all",
         recovery_deadline_s=engine.recovery_deadline,
         high_water_mark=settings.zmq.high_water_mark,
     )

@@ -7,12 +7,11 @@ It does not know which nodes exist, what a layer is, or where a token is shown.
 """
 
 import math
-from collections import deque
 
 import attrs
 import numpy as np
 
-from hydra.actors.engine import Drawn, Engine
+from hydra.actors.engine import Drawn, Engine, SharePrefixes
 from hydra.actors.facts import (
     FrontendLost,
     ModelGone,
@@ -22,7 +21,9 @@ from hydra.actors.facts import (
     RouteServed,
     RouteUp,
     StepOverdue,
+    Undelivered,
 )
+from hydra.actors.fair_queue import FairQueue, Waiting
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.readiness import PROBE_PEER, READY_FOR_S, Probes, ready_told
@@ -98,21 +99,12 @@ class LinkFull:
 
 
 @attrs.define(eq=False)
-class Waiting:
-    """A generation that has no row yet."""
-
-    key: RowKey
-    open: Open
-    arrival: int
-
-
-@attrs.define(eq=False)
 class _Model:
     """One model's queue and, while it is up, its engine."""
 
     model_id: str
     max_model_len: int
-    waiting: deque[Waiting] = attrs.field(factory=deque)
+    waiting: FairQueue
     engine: Engine | None = None
     up: RouteUp | None = None
     serves: bool = False  # a token has come through in this epoch, or nobody waited for one
@@ -127,6 +119,7 @@ class Limits:
     running_max: int = 256
     waiting_max: int = 1024
     prefix_cache: bool = True
+    share_prefixes: SharePrefixes = "all"
 
 
 @attrs.define(eq=False)
@@ -159,7 +152,7 @@ class Broker:
             case RouteDown() as down:
                 return self._route_down(down)
             case ModelKnown(model_id=model_id, max_model_len=length):
-                known = self._models.setdefault(model_id, _Model(model_id, length))
+                known = self._model(model_id, length)
                 known.max_model_len = length or known.max_model_len
                 return []
             case ModelStalled(model_id=model_id, refusal=refusal):
@@ -169,6 +162,8 @@ class Broker:
                 return self._model_gone(gone)
             case FrontendLost(peer=peer):
                 return self._frontend_lost(peer, now_s)
+            case Undelivered():
+                return []  # tokens of the most rows that there can be, and any refusal, are far from that large
             case LinkFull(route=route, epoch=epoch):
                 why = "the first stage takes nothing"
                 return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why=why, side="out"))]
@@ -195,19 +190,25 @@ class Broker:
         known = self._known.get(key)
         if known is not None and opening.attempt <= known[1].attempt:
             return []  # said twice
-        refused = self._refusal(opening) or self._crowded(opening)
+        self._next_arrival += 1
+        waiting = Waiting(key, opening, self._arrivals.get(key, self._next_arrival))
+        refused = self._refusal(opening) or self._crowded(waiting)
         if refused is not None:
             return self._end(key, opening, refused)
         if known is not None:
             self._forget_row(key)
         model = self._models[opening.model_id]
-        self._next_arrival += 1
-        arrival = self._arrivals.setdefault(key, self._next_arrival)
+        self._arrivals[key] = waiting.arrival
         self._known[key] = (opening.model_id, opening)
-        waiting = Waiting(key, opening, arrival)
-        place = next((i for i, other in enumerate(model.waiting) if _before(waiting, other)), len(model.waiting))
-        model.waiting.insert(place, waiting)
+        model.waiting.put(waiting)
         return self._pump(model, now_s)
+
+    def _model(self, model_id: str, max_model_len: int) -> _Model:
+        """The model of this name, made if it is not there yet."""
+        if model_id not in self._models:
+            queue = FairQueue(self.limits.running_max, self.limits.waiting_max)
+            self._models[model_id] = _Model(model_id, max_model_len, queue)
+        return self._models[model_id]
 
     def _refusal(self, opening: Open) -> Refusal | None:
         model = self._models.get(opening.model_id)
@@ -219,15 +220,12 @@ class Broker:
             return context_overflow(model.max_model_len, opening.prompt_tokens, opening.max_tokens, "max_tokens")
         return None
 
-    def _crowded(self, opening: Open) -> Refusal | None:
+    def _crowded(self, waiting: Waiting) -> Refusal | None:
         """Asked once, at the door: whoever waits already keeps its place."""
-        waiting = len(self._models[opening.model_id].waiting)
-        stalled = self._models[opening.model_id].stalled
-        if opening.attempt > 0:
+        if waiting.open.attempt > 0:
             return None
-        if stalled is not None or waiting < self.limits.waiting_max:
-            return stalled
-        return Refusal(code="queue_full", message=f"{waiting} requests are waiting already", retry_after_s=1.0)
+        model = self._models[waiting.open.model_id]
+        return model.stalled or model.waiting.refusal(waiting)
 
     def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
         self._forget(key)
@@ -254,7 +252,7 @@ class Broker:
         model = self._models.get(self._known[key][0]) if key in self._known else None
         if model is None:
             return
-        model.waiting = deque(waiting for waiting in model.waiting if waiting.key != key)
+        model.waiting.discard(key)
         if model.engine is not None:
             for row in [row for row in model.engine.rows.values() if row.key == key]:
                 model.engine.remove(row)
@@ -267,7 +265,7 @@ class Broker:
     # ------------------------------------------------------------ routes
 
     def _route_up(self, up: RouteUp, now_s: float) -> list[Effect]:
-        model = self._models.setdefault(up.model_id, _Model(up.model_id, up.max_model_len))
+        model = self._model(up.model_id, up.max_model_len)
         assert model.engine is None, "a route came up twice without going down"
         model.max_model_len, model.up, model.serves = up.max_model_len, up, False
         model.engine = Engine(
@@ -278,12 +276,12 @@ class Broker:
             ledger=KvLedger(up.kv_blocks, up.block_size, self.limits.prefix_cache),
             batch_tokens=self.limits.batch_tokens,
             length_rule=up.length_rule,
+            share_prefixes=self.limits.share_prefixes,
         )
         too_long: list[Effect] = []
         for waiting in list(model.waiting):
             refused = self._refusal(waiting.open)
             if refused is not None:
-                model.waiting.remove(waiting)
                 too_long += self._end(waiting.key, waiting.open, refused)
         pumped = self._pump(model, now_s)
         idle = [] if model.engine.rows else self._serves(model)  # nobody waits for a token
@@ -294,6 +292,7 @@ class Broker:
         if model is None or model.engine is None or model.engine.route != down.route:
             return []
         engine, model.engine, model.up = model.engine, None, None
+        model.waiting.end_all()
         in_flight = engine.rows_in_flight() if down.death else set()
         effects: list[Effect] = [CloseLink(down.route), CancelTimer(("overdue", down.route))]
         for row in sorted(engine.rows.values(), key=lambda row: row.arrival):
@@ -348,11 +347,11 @@ class Broker:
         return effects
 
     def _admit(self, model: _Model, engine: Engine) -> None:
-        while model.waiting and len(engine.rows) < self.limits.running_max:
-            waiting = model.waiting[0]
-            if engine.rows and not engine.has_room(len(waiting.open.history)):
-                return
-            model.waiting.popleft()
+        for row in engine.ended:
+            model.waiting.end(row.key)
+        engine.ended.clear()
+        while (waiting := _who_fits(model.waiting, engine)) is not None:
+            model.waiting.begin(waiting)
             engine.add(
                 Row(
                     row=RowId(self._next_row),
@@ -456,6 +455,12 @@ class Broker:
         return self._probes.end(session, reason)
 
 
-def _before(one: Waiting, other: Waiting) -> bool:
-    """Replays before new work, and among equals the one that came first."""
-    return (one.open.attempt == 0, one.arrival) < (other.open.attempt == 0, other.arrival)
+def _who_fits(queue: FairQueue, engine: Engine) -> Waiting | None:
+    """Whose turn it is, if there is room for it: nobody overtakes a long prompt that waits for blocks, but for those
+    who may have the kept ones.
+    """
+    waiting = queue.next(memory_is_scarce=False)
+    if waiting is None or not engine.rows or engine.has_room(len(waiting.open.history), to_spare=True):
+        return waiting
+    waiting = queue.next(memory_is_scarce=True)
+    return waiting if waiting is not None and engine.has_room(len(waiting.open.history)) else None

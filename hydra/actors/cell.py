@@ -16,6 +16,7 @@ import attrs
 import structlog
 import trio
 
+from hydra.actors.facts import Undelivered
 from hydra.actors.machine import (
     CancelTimer,
     Effect,
@@ -35,7 +36,8 @@ LATE_S, MAIL_FIRST_S = 0.25, 0.1  # a timer later than this tells of a standstil
 MAILBOX_MAX = 100_000  # events waiting inside one turn; more means two actors feed each other without end
 
 Perform: TypeAlias = Callable[[Effect], None]
-Carry: TypeAlias = Callable[[Address, ActorName, Message], None]  # (to, sending actor, message), to another process
+# (to, sending actor, message), to another process. What can never arrive comes back to the sender.
+Carry: TypeAlias = Callable[[Address, ActorName, Message], Undelivered | None]
 
 log = structlog.get_logger()
 
@@ -99,7 +101,9 @@ class House:
             case Send(to=to, message=message) if to.peer == self.peer:
                 self._mail.append((to.actor, Received(Address(self.peer, cell.name), message)))
             case Send(to=to, message=message):
-                self.carry(to, cell.name, message)
+                undelivered = self.carry(to, cell.name, message)
+                if undelivered is not None:
+                    self._mail.append((cell.name, undelivered))
             case Tell(to=to, fact=fact):
                 self._mail.append((to, fact))
             case SetTimer(key=key, at_s=at_s):

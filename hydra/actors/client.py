@@ -26,6 +26,8 @@ class GenerateRequest:
     max_tokens: int
     params: SamplingParams
     stop_ids: tuple[int, ...]  # generation ends when one is drawn: end-of-sequence ids and the request's own
+    request: int = 0  # the answers to one HTTP request share its number, unique in this frontend; 0: it has no others
+    owner: str = ""  # a digest of the API key that was presented; empty: none was
 
 
 @attrs.frozen(kw_only=True)

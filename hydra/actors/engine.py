@@ -10,13 +10,16 @@ that it is opened again as a long one (see LengthRule). After a step that found 
 smaller (see StepBound).
 """
 
-from collections import deque
+from collections import Counter, deque
+from typing import Literal, TypeAlias
 
 import attrs
 
+from hydra.actors.fair_queue import reserve_of
 from hydra.actors.kv_ledger import KvLedger
 from hydra.actors.micro_batch import MicroBatch
-from hydra.actors.row import Row, RowKey
+from hydra.actors.prefill_turns import PrefillTurns
+from hydra.actors.row import RequestKey, Row, RowKey
 from hydra.actors.row_faults import RowFault
 from hydra.actors.step_bound import StepBound
 from hydra.protocol.batch import ROW_FINE, Batch, StepResult
@@ -27,6 +30,7 @@ from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 COHORT_ROWS_MAX = 64  # decoding rows in one micro-batch; more only lengthens everybody's step
 CHUNK_TOKENS_MIN = 64
 BATCH_TOKENS_AUTO = 512
+SharePrefixes: TypeAlias = Literal["key", "all"]
 
 
 @attrs.define
@@ -62,13 +66,16 @@ class Engine:
     ledger: KvLedger
     batch_tokens: int  # 0: automatic
     length_rule: LengthRule | None = None
+    share_prefixes: SharePrefixes = "all"
     rows: dict[RowId, Row] = attrs.field(factory=dict, init=False)
     flights: deque[Flight] = attrs.field(factory=deque, init=False)
     preempted: list[Row] = attrs.field(factory=list, init=False)
     failed: list[tuple[Row, RowFault]] = attrs.field(factory=list, init=False)  # gone, and what went wrong
+    ended: list[Row] = attrs.field(factory=list, init=False)  # gone, for whatever reason: its place is another's
     last_token_s: float | None = attrs.field(default=None, init=False)
     _step: int = attrs.field(default=0, init=False)
-    _prefill: deque[Row] = attrs.field(factory=deque, init=False)
+    _prefill: PrefillTurns = attrs.field(factory=PrefillTurns, init=False)
+    _pledged: int = attrs.field(default=0, init=False)  # blocks that the rows' histories have still to take
     _decode: deque[Row] = attrs.field(factory=deque, init=False)
     _lone: dict[RowId, Row] = attrs.field(factory=dict, init=False)  # rows that were or are solitary
     _closed: list[RowId] = attrs.field(factory=list, init=False)
@@ -79,19 +86,29 @@ class Engine:
 
     # ------------------------------------------------------------ rows come and go
 
-    def has_room(self, tokens: int) -> bool:
-        """Whether a history of so many tokens, and its first answer, find blocks now."""
-        return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free
+    def has_room(self, tokens: int, *, to_spare: bool = False) -> bool:
+        """Whether a history of so many tokens and its first answer find blocks beside those who were let in before.
+
+        `to_spare`: and leave those alone that are kept for requests that have few rows.
+        """
+        kept = reserve_of(self.ledger.blocks_total) if to_spare else 0
+        return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free - self._pledged - kept
 
     def add(self, row: Row) -> None:
         likely = max(len(row.history), row.open.prompt_tokens + row.open.max_tokens)
         prefix = row.history if row.shares and not self._long(row) else ()
-        row.cached = self.ledger.open(row.row, prefix, likely)
+        row.cached = self.ledger.open(row.row, prefix, likely, self._sharers(row))
         row.position = row.cached
+        row.pledged = self.ledger.blocks_for(len(row.history) + 1) - len(self.ledger.table(row.row))
+        self._pledged += row.pledged
         self.rows[row.row] = row
-        self._prefill.append(row)
+        self._prefill.add(row)
         if row.solitary:
             self._lone[row.row] = row
+
+    def _sharers(self, row: Row) -> str:
+        """Among whom it shares prefixes: those of its key, or everybody."""
+        return row.open.owner if self.share_prefixes == "key" else ""
 
     def _long(self, row: Row) -> bool:
         """Whether its keys are of no use to others: from its opening on, until it is opened again."""
@@ -107,13 +124,15 @@ class Engine:
         """The row is done, left or preempted: its blocks are free at once, the stages forget it with the next step."""
         if self.rows.pop(row.row, None) is None:
             return
+        self.ended.append(row)
+        self._pledged -= row.pledged
         self.ledger.close(row.row)
         self._lone.pop(row.row, None)
         if row.announced:
             self._closed.append(row.row)
-        for waiting in (self._prefill, self._decode):
-            if row in waiting:
-                waiting.remove(row)
+        self._prefill.remove(row)
+        if row in self._decode:
+            self._decode.remove(row)
 
     def rows_in_flight(self) -> set[RowKey]:
         return {row.key for flight in self.flights for row in flight.rows if row.row in self.rows}
@@ -189,44 +208,62 @@ class Engine:
 
     def _add_prefill(self, parts: MicroBatch, most: int, *, only: Row | None) -> None:
         budget = most - parts.n_tokens
-        for row in list(self._prefill):
-            if row.row not in self.rows or (only is not None and row is not only):
+        short: set[RequestKey] = set()  # of blocks: its other rows wait behind the one that needs them first
+        for row in self._prefill.rows():
+            if row.row not in self.rows or row.request in short or (only is not None and row is not only):
                 continue
-            if budget <= 0 or row.row in parts.seen:
+            if budget <= 0:
                 break
             left = len(row.history) - row.position
             share = left if self.batch_tokens else max(CHUNK_TOKENS_MIN, -(-left // (2 * self.n_stages)))
             length = min(budget, left, share)
             blocks = self._blocks(row, row.position + length, parts)
             if blocks is None:
-                break
+                short.add(row.request)
+                continue
             last = row.position + length == len(row.history)
             chunk = tuple(row.history[row.position : row.position + length])
             parts.add(row, chunk, sample=last, blocks=blocks)
             parts.filled += self.ledger.blocks_of(row.row, row.position, length)
             row.position += length
             budget -= length
+            self._prefill.served(row, length)
             if last:
                 self._prefill.remove(row)
                 if not self._long(row):
-                    self.ledger.name_prompt(row.row, row.history)
+                    self.ledger.name_prompt(row.row, row.history, self._sharers(row))
                 row.waits_for_token = True
 
     def _blocks(self, row: Row, tokens: int, parts: MicroBatch) -> list[int] | None:
-        """New blocks for `tokens` tokens; takes them from younger rows when there are none. None: the row must wait.
+        """New blocks for `tokens` tokens; takes them from another row when there are none. None: the row must wait."""
+        while (blocks := self.ledger.grow(row.row, tokens)) is None:
+            victim = self._victim(row, parts)
+            if victim is None:
+                return None
+            self.remove(victim)
+            self.preempted.append(victim)
+        taken = min(row.pledged, len(blocks))
+        row.pledged -= taken
+        self._pledged -= taken
+        first = () if row.announced else self.ledger.table(row.row)[: row.cached // self.ledger.block_size]
+        return [*first, *blocks]
+
+    def _victim(self, row: Row, parts: MicroBatch) -> Row | None:
+        """Who gives its blocks up for this row: a younger one of the request that holds the most rows, if not fewer
+        than this row's own. So the oldest row always goes on, and a request of many rows pays for its own growth.
 
         A row that runs alone takes them from anybody: the older ones stand still until it is through.
         """
-        while (blocks := self.ledger.grow(row.row, tokens)) is None:
-            others = [other for other in self.rows.values() if other is not row and other.row not in parts.seen]
-            younger = [other for other in others if other.arrival > row.arrival or row.solitary]
-            if not younger:
-                return None
-            victim = max(younger, key=lambda other: other.arrival)
-            self.remove(victim)
-            self.preempted.append(victim)
-        first = () if row.announced else self.ledger.table(row.row)[: row.cached // self.ledger.block_size]
-        return [*first, *blocks]
+        held = Counter(other.request for other in self.rows.values())
+        others = [
+            other
+            for other in self.rows.values()
+            if other is not row
+            and other.row not in parts.seen
+            and (other.announced or other.cached)  # it holds blocks
+            and (row.solitary or (other.arrival > row.arrival and held[other.request] >= held[row.request]))
+        ]
+        return max(others, key=lambda other: (held[other.request], other.arrival), default=None)
 
     # ------------------------------------------------------------ what comes back
 

@@ -8,8 +8,8 @@ from typing import Literal
 import attrs
 
 from hydra.protocol.decoder_spec import LengthRule
-from hydra.protocol.ids import Epoch, Generation, NodeId, PeerId, RouteId, StepId
-from hydra.protocol.messages import DeviceOffer, Held, Welcome
+from hydra.protocol.ids import Address, Epoch, Generation, NodeId, PeerId, RouteId, StepId
+from hydra.protocol.messages import DeviceOffer, Held, Message, Welcome
 from hydra.protocol.refusal import Refusal
 
 
@@ -41,6 +41,15 @@ class LaneBroken:
     """The Post's word to whoever keeps the membership: something that this peer said never arrived."""
 
     peer: PeerId
+
+
+@attrs.frozen
+class Undelivered:
+    """The Post's word to whoever sent this message: it is beyond the limits of its lane, and will never arrive."""
+
+    to: Address
+    message: Message
+    refusal: Refusal
 
 
 @attrs.frozen(kw_only=True)

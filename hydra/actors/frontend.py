@@ -303,7 +303,10 @@ class Frontend:
         return told
 
     def _say(self, to: Address, message: Message) -> None:
-        self._post.carry(to, ASKS, message)
+        """Raises RefusalError when the message is beyond what the command lane carries."""
+        undelivered = self._post.carry(to, ASKS, message)
+        if undelivered is not None:
+            raise RefusalError(undelivered.refusal)
 
     def _hello(self, term: int) -> Hello:
         return Hello(

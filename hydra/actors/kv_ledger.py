@@ -1,9 +1,10 @@
 """The KV cache in integers: which block belongs to whom, and which prefix is already there. No tensors.
 
 A block is free, owned by rows (shared ones by several), or kept: free to be taken, yet still holding a prefix somebody
-may ask for. Full blocks of a prompt are named by a chain of hashes, so equal prefixes share blocks. Reuse needs no
-acknowledgement from the stages: the data lane is first in, first out through the whole route, so a later step can
-never overtake an earlier one that still reads the block's former content.
+may ask for. Full blocks of a prompt are named by a chain of hashes, so equal prefixes share blocks. A chain begins with
+the name of those who share with one another, if not all do: whoever finds a prefix cached learns that somebody has sent
+it. Reuse needs no acknowledgement from the stages: the data lane is first in, first out through the whole route, so a
+later step can never overtake an earlier one that still reads the block's former content.
 
 Source of the idea of hashed prefix blocks: the PagedAttention paper (arXiv 2309.06180), section 4.
 """
@@ -53,8 +54,8 @@ class KvLedger:
         """The row's blocks that hold any of so many tokens from `first` on."""
         return self._tables[row][first // self.block_size : self.blocks_for(first + n_tokens)]
 
-    def open(self, row: RowId, prompt: Sequence[int], tokens: int = 0) -> int:
-        """Starts a row's table with the longest cached prefix; returns how many tokens that saves.
+    def open(self, row: RowId, prompt: Sequence[int], tokens: int = 0, sharers: str = "") -> int:
+        """Starts a row's table with the longest cached prefix of its `sharers`; returns how many tokens that saves.
 
         `tokens` is how many it is likely to have at its end (see FreeBlocks); nothing is set aside for them. At least
         one token of the prompt is always left to compute, since somebody must produce the next one.
@@ -63,7 +64,7 @@ class KvLedger:
         table = self._tables[row] = []
         self._likely[row] = self.blocks_for(tokens)
         if self.prefix_cache:
-            for name in self._prefix_names(prompt, (len(prompt) - 1) // self.block_size):
+            for name in self._prefix_names(prompt, (len(prompt) - 1) // self.block_size, sharers):
                 block = self._by_prefix.get(name)
                 if block is None:
                     break
@@ -90,12 +91,12 @@ class KvLedger:
             table.append(block)
         return table[first:]
 
-    def name_prompt(self, row: RowId, prompt: Sequence[int]) -> None:
-        """The prompt's full blocks are (or, in lane order, will be) filled: others may share them from now on."""
+    def name_prompt(self, row: RowId, prompt: Sequence[int], sharers: str = "") -> None:
+        """The prompt's full blocks are (or, in lane order, will be) filled: its sharers may use them from now on."""
         if not self.prefix_cache:
             return
         table = self._tables[row]
-        names = self._prefix_names(prompt, len(prompt) // self.block_size)
+        names = self._prefix_names(prompt, len(prompt) // self.block_size, sharers)
         for block, name in zip(table, names, strict=False):
             if name not in self._by_prefix and block not in self._prefix_of:
                 self._by_prefix[name] = block
@@ -145,9 +146,9 @@ class KvLedger:
             self._free.give(block)
             may_go -= 1
 
-    def _prefix_names(self, prompt: Sequence[int], n_blocks: int) -> list[bytes]:
+    def _prefix_names(self, prompt: Sequence[int], n_blocks: int, sharers: str) -> list[bytes]:
         names: list[bytes] = []
-        name = b""
+        name = sharers.encode()
         ids = np.ascontiguousarray(prompt, dtype="<i4")
         for start in range(0, n_blocks * self.block_size, self.block_size):
             name = blake2b(name + ids[start : start + self.block_size].tobytes(), digest_size=16).digest()

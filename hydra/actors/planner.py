@@ -31,6 +31,7 @@ from hydra.actors.facts import (
     RouteServed,
     StepVanished,
     TermRaised,
+    Undelivered,
 )
 from hydra.actors.jobs import Jobs, node_loads
 from hydra.actors.lenders import Lenders
@@ -66,6 +67,7 @@ from hydra.protocol.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
+    LoadSlice,
     ModelsChanged,
     ModelTold,
     NodeLoad,
@@ -155,6 +157,8 @@ class Planner:
                 return self._tried(self._reach.redial(now_s), now_s)
             case SourceChecked() as checked:
                 return self._source_checked(checked, now_s)
+            case Undelivered() as undelivered:
+                return self._undelivered(undelivered, now_s)
             case TimerFired(key=muster.AWAITED):
                 self._muster.forget_former()
                 return self._settle_if_complete(now_s) if self._muster.waiting else []
@@ -621,6 +625,22 @@ class Planner:
         blamed = [effect for node in silent for effect in self._blame(node, node, why, now_s, at_once=True)]
         refusal = Refusal(code="timeout", message=f"{', '.join(silent)}: {why}")
         return [*blamed, *self._go_around(model, refusal, now_s)]
+
+    def _undelivered(self, undelivered: Undelivered, now_s: float) -> list[Effect]:
+        """What was too large to be said: an order has failed, an answer becomes a refusal."""
+        to, reason = undelivered.to, undelivered.refusal.message
+        match undelivered.message:
+            case LoadSlice(route=route, epoch=epoch, first_layer=first, end_layer=end):
+                message = (
+                    f"layers {first} to {end - 1} have too many tensors for one worker's order ({reason}); "
+                    "add workers, so that each holds fewer layers"
+                )
+                return self._load_failed(to.peer, route, epoch, Refusal(code="unsupported", message=message), now_s)
+            case JobsTold(ask=ask):
+                refusal = Refusal(code="invalid_value", message=f"the answer is too large ({reason}); ask for one job")
+                return [Send(to, JobsTold(ask=ask, refusal=refusal))]
+            case _:
+                return []  # models or a state of ours; the Post has logged it
 
     def _down(self, model: PlannedModel, now_s: float, *, death: bool) -> list[Effect]:
         if model.phase in ("loading", "activating"):

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from hydra.actors.cell import House
-from hydra.actors.facts import LaneBroken
+from hydra.actors.facts import LaneBroken, Undelivered
 from hydra.protocol import codec
 from hydra.protocol.ids import ActorName, Address, PeerId
 from hydra.protocol.messages import (
@@ -62,7 +62,8 @@ from hydra.protocol.messages import (
     UnloadModel,
     Welcome,
 )
-from hydra.protocol.wire import Delivery, Frames, PeerGone, TheyBrokeTheRules, WireFull
+from hydra.protocol.refusal import Refusal
+from hydra.protocol.wire import Delivery, Frames, MessageTooBig, PeerGone, TheyBrokeTheRules, WireFull
 
 ACCEPTS: Mapping[str, frozenset[type]] = {
     "registry": frozenset({Hello, Heartbeat, Goodbye, ChildExited}),
@@ -101,14 +102,22 @@ class Post:
     _said: dict[PeerId, int] = attrs.field(factory=dict, init=False)
     _heard: dict[PeerId, int] = attrs.field(factory=dict, init=False)
 
-    def carry(self, to: Address, sender: ActorName, message: Message) -> None:
+    def carry(self, to: Address, sender: ActorName, message: Message) -> Undelivered | None:
+        """What is too large to be said takes no number, so nobody misses it: its sender is told instead."""
         number = self._said.get(to.peer, 0) + 1
+        try:
+            frames = codec.encode(to.actor, sender, message, number)
+        except MessageTooBig as why:
+            self.undelivered += 1
+            log.error("too large to be sent", to=to.peer, says=type(message).__name__, why=str(why))
+            return Undelivered(to, message, Refusal(code="invalid_value", message=str(why)))
         _remember(self._said, to.peer, number)
         try:
-            self.dispatch(to.peer, codec.encode(to.actor, sender, message, number))
+            self.dispatch(to.peer, frames)
         except (PeerGone, WireFull) as why:
             self.undelivered += 1
             log.debug("undelivered", to=to.peer, says=type(message).__name__, why=str(why))
+        return None
 
     async def pump(self, house: House) -> None:
         """Brings mail in for as long as the house stands."""

@@ -26,6 +26,7 @@ from hydra.actors.facts import (
     StepOverdue,
     StepVanished,
     TermRaised,
+    Undelivered,
 )
 from hydra.actors.machine import Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.ids import ActorName, Address, Generation, NodeId, PeerId, StepId
@@ -118,6 +119,8 @@ class Registry:
                 return self._lose(member, "some of its messages were lost") if member else []
             case StepOverdue() as late:
                 return self._blame(late, now_s)
+            case Undelivered():
+                return []  # whoever waits for it greets again
             case Opened() | TimerFired(key="sweep"):
                 return self._sweep(now_s)
             case _:

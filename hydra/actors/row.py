@@ -20,6 +20,14 @@ class RowKey:
     session: SessionId
 
 
+RequestKey = tuple[PeerId, int, str]
+
+
+def request_of(key: RowKey, opening: Open) -> RequestKey:
+    """The request a generation belongs to. One without a number stands for itself; sessions are numbered from 1."""
+    return (key.peer, opening.request or -key.session, opening.owner)
+
+
 @attrs.define(eq=False)
 class Row:
     """A session while it is open on this route."""
@@ -38,6 +46,11 @@ class Row:
     waits_for_token: bool = False
     announced: bool = False
     in_flight: int = 0
+    pledged: int = 0  # blocks that its history will come to take
+    request: RequestKey = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.request = request_of(self.key, self.open)
 
     @property
     def solitary(self) -> bool:

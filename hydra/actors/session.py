@@ -24,6 +24,9 @@ from hydra.protocol.sampling import SamplingParams
 DEATHS_MAX = 2  # in flight at so many deaths: replayed alone; at one more: ended
 SOLITARY_TOKENS = 8  # tokens past its replay after which a lone session is no longer suspected
 UNANSWERED_S = 30.0  # an Open that vanished with its coordinator is sent again
+ORPHANED_AT_ONCE = 2  # so often in a row it opens again without a pause: a coordinator was killed, and its successor
+ORPHANED_MAX = 20
+ORPHANED_PAUSE_S, ORPHANED_PAUSE_MAX_S = 0.5, 8.0
 
 
 @attrs.define(kw_only=True)
@@ -83,13 +86,15 @@ class Session:
     params: SamplingParams
     stop_ids: tuple[int, ...]
     max_replays: int
+    request: int = 0
+    owner: str = ""
     attempt: Attempt = Attempt(0)
     emitted: list[int] = attrs.field(factory=list, init=False)
     deaths: int = attrs.field(default=0, init=False)
     done: bool = attrs.field(default=False, init=False)
     _reopened_at: int = attrs.field(default=0, init=False)  # emitted tokens when the last replay began
     _replays: int = attrs.field(default=0, init=False)
-    _deaths_seen: int = attrs.field(default=0, init=False)
+    _orphaned_in_a_row: int = attrs.field(default=0, init=False)  # without a token between
     _heard: bool = attrs.field(default=False, init=False)  # of this attempt
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -103,7 +108,7 @@ class Session:
             case Reopen(attempt=attempt) if attempt == self.attempt:
                 return self._replay(now_s, why=event.why, death=event.death)
             case Orphaned():
-                return self._replay(now_s, why="coordinator", death=False)
+                return self._orphaned(now_s)
             case OpenRefused(attempt=attempt, refusal=refusal) if attempt == self.attempt:
                 return self._end([Fail(refusal)])
             case Stop():
@@ -130,6 +135,8 @@ class Session:
             params=self.params,
             stop_ids=self.stop_ids,
             deaths=self.deaths,
+            request=self.request,
+            owner=self.owner,
         )
         return [Send(BROKER, opening), SetTimer("unanswered", now_s + UNANSWERED_S)]
 
@@ -139,6 +146,7 @@ class Session:
         if drawn.position > self.position:
             return self._replay(now_s, why="gap", death=False)  # a Tokens message was lost on the way
         self._heard = True
+        self._orphaned_in_a_row = 0
         self.emitted.append(drawn.token)
         if self.deaths and len(self.emitted) - self._reopened_at >= SOLITARY_TOKENS:
             self.deaths = 0
@@ -148,6 +156,23 @@ class Session:
             assert drawn.finish in (FINISH_STOP, FINISH_LENGTH)
         emit = Emit(token=drawn.token, finish=finish, cached=drawn.cached, logprob=drawn.logprob, top=drawn.top)
         return self._end([emit]) if finish else [emit]
+
+    def _orphaned(self, now_s: float) -> list[Effect]:
+        """The first times it opens again at once. It may be this very session that costs its frontend the membership,
+        so from then on it waits, longer each time, and at last it ends. Those of one frontend do not wait alike.
+        """
+        self._orphaned_in_a_row += 1
+        waits = self._orphaned_in_a_row - ORPHANED_AT_ONCE
+        if waits <= 0:
+            return self._replay(now_s, why="coordinator", death=False)
+        if self._orphaned_in_a_row > ORPHANED_MAX:
+            message = f"this request lost its coordinator {ORPHANED_MAX} times without a token; it is not tried again"
+            return self._end([Fail(Refusal(code="replay_limit", message=message))])
+        self._reopened_at = len(self.emitted)
+        self.attempt = Attempt(self.attempt + 1)
+        self._heard = False
+        pause_s = min(ORPHANED_PAUSE_S * 2 ** (waits - 1), ORPHANED_PAUSE_MAX_S) * (1 + self.session % 16 / 16)
+        return [SetTimer("unanswered", now_s + pause_s)]
 
     def _replay(self, now_s: float, *, why: str, death: bool) -> list[Effect]:
         self._reopened_at = len(self.emitted)

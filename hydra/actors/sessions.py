@@ -6,11 +6,12 @@ A Tokens message carries the tokens of many sessions in columns, once per step; 
 import attrs
 
 from hydra.actors.client import GenerateRequest
-from hydra.actors.facts import Joined, Left
+from hydra.actors.facts import Joined, Left, Undelivered
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
 from hydra.actors.session import Begin, Drawn, Emit, Fail, Orphaned, Session, Stop
 from hydra.protocol.ids import SessionId
-from hydra.protocol.messages import OpenRefused, Reopen, Tokens
+from hydra.protocol.messages import Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.refusal import Refusal
 
 
 @attrs.frozen
@@ -51,6 +52,10 @@ class Sessions:
                 return self._tokens(tokens, now_s)
             case Received(message=(OpenRefused() | Reopen()) as message):
                 return self._tell(message.session, message, now_s)
+            case Undelivered(message=Open() as opening, refusal=refusal):
+                return self._tell(opening.session, _too_large(opening, refusal), now_s)
+            case Undelivered():
+                return []  # a Close is never that large
             case Start(session=session, request=request):
                 self._sessions[session] = self._new(session, request)
                 return self._tell(session, Begin(), now_s)
@@ -78,6 +83,8 @@ class Sessions:
             params=request.params,
             stop_ids=request.stop_ids,
             max_replays=self.max_replays,
+            request=request.request,
+            owner=request.owner,
         )
 
     def _joined(self, now_s: float) -> list[Effect]:
@@ -122,6 +129,13 @@ class Sessions:
         if session.done:
             del self._sessions[number]
         return effects
+
+
+def _too_large(opening: Open, refusal: Refusal) -> OpenRefused:
+    """It cannot be said to the Broker, so it is answered in its stead."""
+    message = f"this request is too large for the cluster: {refusal.message}; send less at once"
+    refused = attrs.evolve(refusal, message=message)
+    return OpenRefused(session=opening.session, attempt=opening.attempt, refusal=refused)
 
 
 def _named(number: SessionId, effect: Effect) -> Effect:

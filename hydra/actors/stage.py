@@ -14,7 +14,7 @@ from typing import Literal
 
 import attrs
 
-from hydra.actors.facts import Joined, Left
+from hydra.actors.facts import Joined, Left, Undelivered
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
 from hydra.actors.stage_line import Fence
 from hydra.protocol.ids import PLANNER, Epoch, RouteId
@@ -170,6 +170,8 @@ class Stage:
                 return self._leave(now_s)
             case TimerFired(key=("fence", int(route))):
                 return [ThreadStuck(RouteId(route), f"a step has kept the compute thread for {FENCE_LEASE_S:.0f} s")]
+            case Undelivered():
+                return []  # nothing that a stage says can become that large
             case Joined():
                 return []  # the coordinator orders; nothing to do until then
             case _:

@@ -1,6 +1,7 @@
 """What all routes share: the cluster, the words of its models, and how an answer in JSON is made. Knows no route."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import count
 from typing import Any
 
 import attrs
@@ -28,6 +29,7 @@ class Api:
     aside: Aside
     shelf: WordsShelf
     trials: LoadTrials
+    numbers: Iterator[int] = attrs.field(factory=lambda: count(1), init=False)  # of the requests of this frontend
 
     @property
     def readiness(self) -> Readiness:

@@ -67,6 +67,8 @@ class Asked:
     answers: tuple[Answer, ...]
     words: Words
     card: ModelCard
+    number: int  # of this request in this frontend
+    owner: str  # see owner.py
 
 
 def start_answers(nursery: trio.Nursery, asked: Asked, last_call: trio.Event) -> Deltas:
@@ -104,7 +106,8 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
             await send.send(Delta(index=answer.index, text=text, ids=(), finish="length" if only else None))
             if only:
                 return
-        generation_request = generate_request(asked.request, answer, asked.card, asked.words.end_ids)
+        plain = generate_request(asked.request, answer, asked.card, asked.words.end_ids)
+        generation_request = attrs.evolve(plain, request=asked.number, owner=asked.owner)
         async with asked.cluster.generate(generation_request) as generation:
             async for piece in generation:
                 delta = teller.tell(piece)

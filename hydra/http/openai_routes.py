@@ -13,6 +13,7 @@ from hydra.http.failures import body_of
 from hydra.http.generate import Asked, Deltas, start_answers
 from hydra.http.openai_request import parse_json, parse_request
 from hydra.http.openai_response import PING, Writer, sse
+from hydra.http.owner import owner_of
 from hydra.http.request_scope import request_nursery
 from hydra.http.teller import Delta
 from hydra.protocol.model_spec import ModelCard
@@ -61,7 +62,15 @@ async def _generate(api: Api, kind: Literal["chat", "text"]) -> Response:
     ignored = [*parsed.ignored, *(words.overlooked(parsed.chat) if kind == "chat" else ())]
     if ignored:
         headers["x-hydra-ignored"] = ",".join(ignored)[:1000]
-    asked = Asked(cluster=api.cluster, request=parsed, answers=answers, words=words, card=card)
+    asked = Asked(
+        cluster=api.cluster,
+        request=parsed,
+        answers=answers,
+        words=words,
+        card=card,
+        number=next(api.numbers),
+        owner=owner_of(request.headers.get("Authorization")),
+    )
     deltas = start_answers(request_nursery(), asked, api.shutdown.last_call)
     if not parsed.stream:
         return json_response(writer.whole(await deltas.all()), headers=headers)

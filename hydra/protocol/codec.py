@@ -17,7 +17,7 @@ import numpy as np
 from hydra.protocol.batch import Logprobs, RowOpening
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import ActorName, Epoch
-from hydra.protocol.messages import Message, Open, Tokens
+from hydra.protocol.messages import OWNER_LENGTH_MAX, Message, Open, Tokens
 from hydra.protocol.model_spec import Place, StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
 from hydra.protocol.wire import Frames, MessageTooBig, TheyBrokeTheRules
@@ -149,7 +149,8 @@ def _rule_default_sampling(default: DefaultSampling) -> bool:
 
 
 def _rule_open(said: Open) -> bool:
-    return 0 <= said.prompt_tokens <= len(said.history) and said.max_tokens >= 0 and said.deaths >= 0
+    belongs = 0 <= said.request < 1 << 63 and len(said.owner) <= OWNER_LENGTH_MAX
+    return 0 <= said.prompt_tokens <= len(said.history) and said.max_tokens >= 0 and said.deaths >= 0 and belongs
 
 
 def _rule_opening(opening: RowOpening) -> bool:
@@ -269,6 +270,8 @@ def _plain_number(value: object) -> object:
         return int(value)
     if isinstance(value, np.floating):
         return float(value)
+    if isinstance(value, int):
+        raise OverflowError(f"{value:.3g} has more than 64 bits")
     raise TypeError(f"no message carries a {type(value).__name__}")
 
 
@@ -290,11 +293,19 @@ def unpack(frame: Buffer) -> Any:
 
 
 def encode(to: ActorName, sender: ActorName, message: Message, number: int = 0) -> list[bytes]:
-    """A message as frames. Raises MessageTooBig; a TypeError here is a bug of ours."""
+    """A message as frames that `decode` takes. Raises MessageTooBig; a TypeError here is a bug of ours."""
     name, write = _WRITE[type(message)]
-    frame = pack((number, to, sender, name, write(message)))
+    try:
+        frame = pack((number, to, sender, name, write(message)))
+    except OverflowError:
+        raise MessageTooBig(f"a {name} with a number of more than 64 bits") from None
     if len(frame) > CONTROL_BYTES_MAX:
         raise MessageTooBig(f"a {name} of {len(frame)} bytes; the command lane carries {CONTROL_BYTES_MAX}")
+    if len(frame) > ARRAY_ITEMS_MAX:  # in a shorter one no list and no string can be too long
+        try:
+            unpack(frame)
+        except ValueError as why:
+            raise MessageTooBig(f"a {name} with a list or a string that is too long ({why!s:.100})") from None
     return [frame]
 
 

@@ -525,7 +525,7 @@ class Open:
     """Session -> Broker. Serve me from `history` on: the prompt, plus what I have already shown (a replay).
 
     `max_tokens` counts generated tokens over all attempts; `deaths` counts stage deaths this session was in flight
-    at. A replayed session is never refused for capacity.
+    at. A replayed session is never refused for capacity. Rows are shared between owners and their requests.
     """
 
     session: SessionId
@@ -537,6 +537,8 @@ class Open:
     params: SamplingParams
     stop_ids: tuple[int, ...]
     deaths: int = 0
+    request: int = 0  # all answers of one request of this frontend have one number; 0: it stands for itself
+    owner: str = ""  # a digest of the API key that was presented, never the key; empty: none was
 
 
 @attrs.frozen(kw_only=True)
@@ -559,6 +561,7 @@ class Reopen:
 
 
 FINISH_NONE, FINISH_STOP, FINISH_LENGTH = 0, 1, 2
+OWNER_LENGTH_MAX = 64  # characters
 
 
 @attrs.frozen(kw_only=True)

@@ -34,12 +34,19 @@ RefusalCode = Literal[
 ]
 
 
+MESSAGE_LENGTH_MAX = 10_000  # characters; what is refused may be of any length, and its refusal has to arrive
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= MESSAGE_LENGTH_MAX else f"{message[: MESSAGE_LENGTH_MAX - 1]}…"
+
+
 @attrs.frozen(kw_only=True)
 class Refusal:
     """Why something is not done. `param` names the offending request field; `retry_after_s` when waiting helps."""
 
     code: RefusalCode
-    message: str
+    message: str = attrs.field(converter=_short)
     param: str | None = None
     retry_after_s: float | None = None
 

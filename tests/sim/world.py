@@ -465,6 +465,8 @@ class World:
         assert not broker._known and not broker._arrivals, f"the broker still knows {list(broker._known)}"
         for model in broker._models.values():
             assert not model.waiting
+            model.waiting.check()
+            assert not model.waiting._requests, "a row is counted that is not there"
             if model.engine is not None:
                 assert not model.engine.rows and not model.engine.flights, "a row outlived its session"
                 model.engine.ledger.check()
@@ -681,6 +683,8 @@ class World:
             max_tokens=chat.max_tokens,
             params=chat.params,
             stop_ids=chat.stop_ids,
+            request=1 + chat.number // 3,  # some share a request, and some requests a key
+            owner=("", "a", "b")[chat.number % 7 % 3],
         )
         self.say(f"chat {chat.number} asks for {chat.max_tokens} after {len(chat.prompt)}")
         with chat.scope:

@@ -12,14 +12,16 @@ from click.testing import CliRunner
 
 from hydra.actors.coordinator import SavedState
 from hydra.actors.wish import Wish
-from hydra.child_spec import FrontendSpec, from_json, to_json
+from hydra.child_spec import CoordinatorSpec, FrontendSpec, from_json, to_json
 from hydra.cli import check_chat_template, cli
 from hydra.complaint import Complaint
 from hydra.protocol.batch import ROWS_MAX, TOKENS_MAX
 from hydra.protocol.ids import NodeId
+from hydra.roles import limits_of
 from hydra.settings import NOT_YET, RANGES, Settings, load_settings
 from hydra.state_dir import write_state
 from hydra.store.demo_model import ensure_demo_model
+from hydra.up import UpWish, coordinator_spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,6 +127,7 @@ def test_a_step_has_room_for_what_may_run():
         ("engine", "recovery_deadline", "0s"),
         ("model", "max_model_len", "-1"),
         ("model", "dtype", "int8"),
+        ("engine", "share_prefixes", "none"),
         ("cluster", "reserved_vram_gb", "nan"),
     ],
 )
@@ -132,6 +135,15 @@ def test_also_where_the_environment_says_it(section, key, text):
     with pytest.raises(Complaint, match=key) as caught:
         load_settings(None, {}, {f"HYDRA_{section.upper()}_{key.upper()}": text})
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("value", ["key", "all"])
+def test_who_shares_prefixes_reaches_the_broker(value, tmp_path):
+    settings = load_settings(None, {}, {"HYDRA_ENGINE_SHARE_PREFIXES": value})
+    addrs = dict.fromkeys(("router_addr", "broadcast_addr", "results_addr", "store_addr"), "tcp://127.0.0.1:1")
+    spec = coordinator_spec(settings, UpWish(model_path="/m", workers=(), state_dir=tmp_path, lan=False), addrs)
+    assert limits_of(from_json(to_json(spec), CoordinatorSpec)).share_prefixes == value
+    assert load_settings(None, {}, {}).engine.share_prefixes == "all"
 
 
 def test_a_duration_is_no_flag(tmp_path):

@@ -365,8 +365,8 @@ def test_a_preempted_session_is_asked_to_open_again():
     table = Table(up=False)
     for session in (1, 2):
         table.says(opening(session, history=int32(range(20, 28)), prompt_tokens=8))
-    table.rise(kv_blocks=5)
-    said = [message for _ in range(8) for message in mail(table.answer(), Reopen)]
+    table.rise(kv_blocks=6)
+    said = [message for _ in range(12) for message in mail(table.answer(), Reopen)]
     assert said == [Reopen(session=2, attempt=0, why="preempted", death=False)]
 
 

@@ -30,7 +30,7 @@ def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0,
     )
 
 
-def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREEDY, shares=True):
+def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREEDY, shares=True, request=0, owner=""):
     history = [*(range(1000, 1000 + prompt) if isinstance(prompt, int) else prompt), *shown]
     opening = Open(
         session=number,
@@ -42,6 +42,8 @@ def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREED
         params=params,
         stop_ids=(STOP_ID,),
         deaths=deaths,
+        request=request,
+        owner=owner,
     )
     row = Row(
         row=number,
@@ -243,6 +245,66 @@ def test_the_old_never_gives_way_to_the_young():
     young = add(at, 2, 5)
     assert [batch.row.tolist() for _, batch in sent(at)] == [[1]]
     assert young.row in at.rows and at.preempted == []
+
+
+def test_a_request_of_many_rows_pays_for_its_own_growth():
+    at = engine(stages=1, blocks=12)
+    large = [add(at, number, 8, request=1) for number in range(1, 6)]
+    small = add(at, 6, 4, request=2)
+    decoding(at, [*large, small])
+    for _ in range(4):
+        for flight in sent(at):
+            answer(at, *flight)
+    assert at.preempted and small not in at.preempted and large[0] not in at.preempted
+    assert {row.key.session for row in at.preempted} <= {2, 3, 4, 5}
+
+
+def test_the_request_of_the_most_rows_gives_way_first():
+    at = engine(stages=1, blocks=11)
+    oldest = add(at, 1, 4, request=1)
+    large = [add(at, number, 5, request=2) for number in range(2, 6)]
+    small = add(at, 6, 5, request=3)
+    decoding(at, [oldest, *large, small])
+    sent(at)
+    assert at.preempted == [large[-1]]
+
+
+def test_a_row_that_waits_for_blocks_holds_up_its_own_request_only():
+    at = engine(stages=1, blocks=8)
+    decoding(at, [add(at, 1, 16, request=2)])
+    long = add(at, 2, 16, request=2)
+    behind = add(at, 3, 4, request=2)
+    short = add(at, 4, 4, request=3)
+    _, batch = sent(at)[0]
+    assert set(batch.row.tolist()) == {1, 4} and long.position == behind.position == 0 and short.position == 4
+    assert at.preempted == [], "nobody who holds no block has one to give"
+
+
+def test_a_row_does_not_take_from_a_request_that_holds_less():
+    at = engine(stages=1, blocks=6)
+    first = add(at, 1, 4, request=1)
+    last = add(at, 2, 8, request=1)
+    small = add(at, 3, 8, request=2)
+    flights = sent(at)
+    for _ in range(12):
+        answer(at, *flights.pop(0))
+        flights += sent(at)
+        if at.preempted:
+            break
+    assert at.preempted == [last] and first.row in at.rows, "the youngest is the other's, but the sibling gives way"
+    assert small.row in at.rows
+
+
+def test_room_is_counted_for_those_who_were_let_in_and_have_no_blocks_yet():
+    at = engine(blocks=10)
+    assert at.has_room(39) and not at.has_room(40)
+    add(at, 1, 20)
+    assert at.has_room(15) and not at.has_room(16), "six blocks are pledged, none is taken"
+    step = sent(at)[0]
+    assert at.has_room(15) and not at.has_room(16)
+    at.remove(at.rows[1])
+    assert at.has_room(39)
+    answer(at, *step)
 
 
 def test_a_suspect_travels_alone_and_the_others_come_home_first():
@@ -506,7 +568,11 @@ def test_any_crowd_gets_every_token_at_its_place(seed):
         if rng.random() < 0.3 and len(at.rows) < 12:
             number += 1
             prompt = [rng.randint(3, 4) for _ in range(rng.randint(1, 40))]
-            row = add(at, number, prompt, max_tokens=rng.randint(1, 30), deaths=2 * (rng.random() < 0.05))
+            deaths, whose = (
+                2 * (rng.random() < 0.05),
+                {"request": seed % 2 * (1 + number % 3), "owner": "ab"[number % 2]},
+            )
+            row = add(at, number, prompt, max_tokens=rng.randint(1, 30), deaths=deaths, **whose)
             computed[number] = row.cached
         if rng.random() < 0.03 and at.rows:
             at.remove(at.rows[rng.choice(list(at.rows))])
@@ -526,7 +592,7 @@ def test_any_crowd_gets_every_token_at_its_place(seed):
     for row in list(at.rows.values()):
         at.remove(row)
     at.ledger.check()
-    assert at.ledger.blocks_free == at.ledger.blocks_total
+    assert at.ledger.blocks_free == at.ledger.blocks_total and at._pledged == len(at._prefill) == 0
 
 
 def test_a_row_that_would_outgrow_a_rope_that_changes_all_its_keys_is_preempted():

@@ -2,11 +2,13 @@
 
 from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import trio
 
 from hydra.actors.client import GenerateRequest
-from hydra.actors.frontend import LOOK_EVERY_S, SESSIONS, SILENCE_MAX_S, Frontend, FrontendParts
+from hydra.actors.facts import Joined
+from hydra.actors.frontend import ASKS, LOOK_EVERY_S, SESSIONS, SILENCE_MAX_S, Frontend, FrontendParts
 from hydra.actors.machine import Received
 from hydra.protocol.batch import int32
 from hydra.protocol.ids import BROKER
@@ -62,3 +64,26 @@ async def test_a_reader_that_was_away_finds_all_that_came_meanwhile(autojump_clo
         assert (piece.token_ids, piece.finish) == ((40, 41), "stop")
         with pytest.raises(StopAsyncIteration):
             await anext(pieces)
+
+
+async def test_a_question_that_is_too_large_is_refused_and_nobody_is_expelled(autojump_clock):
+    async with standing_frontend() as frontend:
+        frontend.house.post(ASKS, Joined(welcome=None))
+        said = dict(frontend._post._said)
+        with pytest.raises(RefusalError) as caught:
+            await frontend.load_model(
+                model_path="x" * (1 << 21), model_id=None, total_layers=None, dtype=None, wait=False
+            )
+        assert caught.value.refusal.code == "invalid_value" and "LoadModel" in caught.value.refusal.message
+        assert frontend._post._said == said, "it left no hole in the count"
+
+
+async def test_a_request_that_is_too_large_is_refused_and_the_others_go_on(autojump_clock):
+    large = attrs.evolve(REQUEST, stop_ids=tuple(range((1 << 17) + 1)))
+    async with standing_frontend() as frontend, frontend.generate(REQUEST) as others:
+        async with frontend.generate(large) as pieces:
+            with pytest.raises(RefusalError) as caught:
+                await anext(pieces)
+        assert caught.value.refusal.code == "invalid_value"
+        tell(frontend, 3, 40)
+        assert (await anext(others)).token_ids == (40,)

@@ -107,6 +107,15 @@ def test_without_a_prefix_cache_nothing_is_shared():
     assert opened(ledger, 2, PROMPT) == 0
 
 
+def test_sharers_have_prefixes_of_their_own():
+    ledger = KvLedger(8, 4)
+    for row, sharers, cached in ((1, "a", 0), (2, "b", 0), (3, "a", 4), (4, "", 0)):
+        assert ledger.open(row, PROMPT[:5], sharers=sharers) == cached
+        assert ledger.grow(row, 5) is not None
+        ledger.name_prompt(row, PROMPT[:5], sharers)
+    ledger.check()
+
+
 def test_a_row_opens_once():
     ledger = KvLedger(8, 4)
     ledger.open(1, PROMPT)

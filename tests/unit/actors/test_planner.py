@@ -17,6 +17,7 @@ from hydra.actors.facts import (
     RouteUp,
     StepVanished,
     TermRaised,
+    Undelivered,
 )
 from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.muster import GATHER_S
@@ -43,6 +44,7 @@ from hydra.protocol.messages import (
     Dialled,
     DropSlice,
     Held,
+    JobsTold,
     LoadFailed,
     LoadModel,
     LoadSlice,
@@ -796,3 +798,27 @@ def test_the_broker_is_told_the_length_rule():
     hall = hall_for({"ropes": (rope,)})
     up = hall.serves(hall.tell(joined("a", gigabytes=64.0)))
     assert up.length_rule == LengthRule(limit=512, reopens=True)
+
+
+def test_an_order_that_is_too_large_fails_that_load_and_says_why():
+    hall = Hall()
+    hall.begin(expected=2)
+    hall.tell(Begin((), 1, (), 6.0))
+    hall.tell(joined("a"))
+    hall.tell(joined("b"))
+    hall.hears(LoadModel(ask=7, model_path="/models/x", model_id="x"))
+    effects = hall.tell(WasDescribed("/models/x", MODEL))
+    ((to, order), *_) = sent(effects, LoadSlice)
+    refusal = Refusal(code="invalid_value", message="a LoadSlice of 9000000 bytes")
+    effects = hall.tell(Undelivered(to, order, refusal))
+    (told,) = answers(effects)
+    assert told.refusal.code == "unsupported" and "a LoadSlice of 9000000 bytes" in told.refusal.message
+    assert facts(effects, ModelGone)[0].model_id == "x"
+    assert hall.tell(Undelivered(to, order, refusal)) == [], "it is over already"
+
+
+def test_an_answer_that_is_too_large_becomes_a_refusal():
+    refusal = Refusal(code="invalid_value", message="a JobsTold of 9000000 bytes")
+    ((to, told),) = sent(Hall().tell(Undelivered(ASKER, JobsTold(ask=3), refusal)), JobsTold)
+    assert (to, told.ask, told.refusal.code) == (ASKER, 3, "invalid_value")
+    assert Hall().tell(Undelivered(ASKER, ModelsChanged(models=()), refusal)) == []

@@ -4,11 +4,11 @@ import pytest
 
 from hydra.actors.cell import House
 from hydra.actors.facts import LaneBroken
-from hydra.actors.machine import Received
+from hydra.actors.machine import Received, Send
 from hydra.actors.post import PEERS_MAX, Post
 from hydra.protocol import codec
 from hydra.protocol.ids import Address
-from hydra.protocol.messages import Beacon, Close, HeartbeatSeen
+from hydra.protocol.messages import Beacon, Close, Goodbye, HeartbeatSeen
 from hydra.protocol.wire import Delivery, PeerGone, WireFull
 
 SEEN = HeartbeatSeen(generation=1)
@@ -23,6 +23,19 @@ class Diary:
     def handle(self, event, now_s):
         self.heard.append(event.message if isinstance(event, Received) else event)
         return []
+
+
+class Talker(Diary):
+    """Says what it has to say at the first word, and writes down all of them."""
+
+    def __init__(self, says):
+        super().__init__()
+        self.says = says
+
+    def handle(self, event, now_s):
+        super().handle(event, now_s)
+        says, self.says = self.says, []
+        return says
 
 
 async def never():
@@ -62,6 +75,17 @@ async def test_what_the_wire_would_not_take_leaves_a_hole_in_the_count(office, f
     post.dispatch = take
     post.carry(Address("a", "member"), "registry", SEEN)
     assert post.undelivered == 1 and codec.decode(sent[0][1]).number == 2
+
+
+async def test_what_is_too_large_takes_no_number_and_comes_back_to_its_sender(office):
+    post, house, diary, sent = office
+    to, large = Address("hub", "registry"), Goodbye(generation=1, why="x" * codec.CONTROL_BYTES_MAX)
+    house.add("talker", Talker([Send(to, SEEN), Send(to, large), Send(to, SEEN)]), None)
+    house.post("talker", "talk")
+    assert [codec.decode(frames).number for _, frames in sent] == [1, 2] and post.undelivered == 1
+    (undelivered,) = house._cells["talker"].machine.heard[1:]
+    assert (undelivered.to, undelivered.message, undelivered.refusal.code) == (to, large, "invalid_value")
+    assert "a Goodbye of" in undelivered.refusal.message and diary.heard == []
 
 
 async def test_a_hole_in_the_count_is_told_before_what_follows(office):

@@ -7,9 +7,22 @@ import numpy as np
 import pytest
 
 from hydra.actors.client import GenerateRequest
+from hydra.actors.facts import Undelivered
 from hydra.actors.machine import CancelTimer, Send, SetTimer, TimerFired
-from hydra.actors.session import SOLITARY_TOKENS, UNANSWERED_S, Begin, Drawn, Emit, Fail, Orphaned, Session, Stop
-from hydra.actors.sessions import Sessions, Start
+from hydra.actors.session import (
+    ORPHANED_AT_ONCE,
+    ORPHANED_MAX,
+    SOLITARY_TOKENS,
+    UNANSWERED_S,
+    Begin,
+    Drawn,
+    Emit,
+    Fail,
+    Orphaned,
+    Session,
+    Stop,
+)
+from hydra.actors.sessions import Sessions, Show, Start
 from hydra.protocol.ids import BROKER, SessionId
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Close, Open, OpenRefused, Reopen
 from hydra.protocol.refusal import Refusal
@@ -155,6 +168,51 @@ def test_a_new_coordinator_gets_the_whole_story():
     token(one, 5)
     (opening,) = opens(one.handle(Orphaned(), 2.0))
     assert (opening.attempt, opening.history.tolist(), opening.deaths) == (1, [*PROMPT, 5], 0)
+
+
+def test_whoever_is_orphaned_over_and_over_without_a_token_waits_longer_and_at_last_ends():
+    one, waits = begun(), []
+    for _ in range(ORPHANED_MAX):
+        effects = one.handle(Orphaned(), 10.0)
+        if not opens(effects):
+            (timer,) = effects
+            waits.append(timer.at_s - 10.0)
+            (opening,) = opens(one.handle(TimerFired(timer.key), timer.at_s))
+            assert opening.attempt == one.attempt
+    assert len(waits) == ORPHANED_MAX - ORPHANED_AT_ONCE and waits == sorted(waits)
+    assert 0.5 <= waits[0] <= 1.0 and 8.0 <= waits[-1] <= 16.0
+    effects = one.handle(Orphaned(), 10.0)
+    assert failure(effects).code == "replay_limit" and one.done
+
+
+def test_a_token_between_makes_being_orphaned_harmless():
+    one = begun()
+    for value in range(2 * ORPHANED_MAX):
+        assert opens(one.handle(Orphaned(), 2.0))
+        token(one, 100 + value)
+
+
+def test_the_sessions_of_one_frontend_do_not_all_come_back_at_once():
+    times = set()
+    for number in range(16):
+        one = begun(session=number)
+        for _ in range(ORPHANED_AT_ONCE + 1):
+            effects = one.handle(Orphaned(), 0.0)
+        times.add(effects[0].at_s)
+    assert len(times) == 16
+
+
+def test_an_open_that_is_too_large_fails_its_own_session_only():
+    sessions = Sessions(max_replays=5)
+    request = GenerateRequest(model_id="m", prompt_ids=PROMPT, max_tokens=5, params=GREEDY, stop_ids=())
+    first, second = (sessions.handle(Start(SessionId(number), request), 0.0)[0] for number in (1, 2))
+    refusal = Refusal(code="invalid_value", message="an Open of 5000000 bytes")
+    effects = sessions.handle(Undelivered(first.to, first.message, refusal), 1.0)
+    (show,) = [effect for effect in effects if isinstance(effect, Show)]
+    assert show.session == 1 and show.shown.refusal.code == "invalid_value"
+    assert "too large" in show.shown.refusal.message and len(sessions) == 1
+    close = Close(session=second.message.session, attempt=0)
+    assert sessions.handle(Undelivered(BROKER, close, refusal), 1.0) == [] and len(sessions) == 1
 
 
 def test_an_unanswered_open_is_said_again_word_for_word():

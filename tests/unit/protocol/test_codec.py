@@ -151,6 +151,8 @@ EIGHT = Tokens(**dict.fromkeys(("session", "attempt", "position", "token", "fini
         (OPEN, {"history": [1, 2]}),
         (OPEN, {"prompt_tokens": 3}),
         (OPEN, {"max_tokens": -1}),
+        (OPEN, {"request": -1}),
+        (OPEN, {"owner": "x" * 65}),
         (EIGHT, {"token": b"\0" * 4}),
         (EIGHT, {"logprobs": [1, b"\0" * 4, b"\0" * 4, b"\0" * 4]}),
         (EIGHT, {"logprobs": [2, b"\0" * 32, b"\0" * 32, b"\0" * 64]}),
@@ -260,6 +262,29 @@ def test_what_we_say_is_normalised():
 def test_a_sentence_beyond_the_lane_is_not_said():
     with pytest.raises(MessageTooBig):
         codec.encode("broker", "sessions", attrs.evolve(OPEN, history=np.zeros(codec.CONTROL_BYTES_MAX // 4, np.int32)))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        attrs.evolve(OPEN, stop_ids=tuple(range(codec.ARRAY_ITEMS_MAX + 1))),
+        attrs.evolve(OPEN, params=attrs.evolve(OPEN.params, logit_bias=((0, 1.0),) * (codec.ARRAY_ITEMS_MAX + 1))),
+        attrs.evolve(OPEN, model_id="m" * (codec.STRING_BYTES_MAX + 1)),
+        attrs.evolve(OPEN, max_tokens=1 << 64),
+    ],
+    ids=["a list", "a list in a list", "a string", "a number"],
+)
+def test_what_would_not_be_understood_is_not_said(message):
+    with pytest.raises(MessageTooBig, match="a Open with"):
+        codec.encode("broker", "sessions", message)
+    most = attrs.evolve(OPEN, stop_ids=tuple(range(codec.ARRAY_ITEMS_MAX)), model_id="m" * codec.STRING_BYTES_MAX)
+    assert len(codec.decode(codec.encode("broker", "sessions", most)).message.stop_ids) == codec.ARRAY_ITEMS_MAX
+
+
+def test_a_refusal_of_something_endless_can_be_said():
+    refusal = Refusal(code="bad_model", message=f"no directory {'x' * codec.CONTROL_BYTES_MAX}")
+    (frame,) = codec.encode("sessions", "broker", OpenRefused(session=1, attempt=1, refusal=refusal))
+    assert len(frame) < 50_000 and refusal.message.endswith("…")
 
 
 def mutations(frame, rng, n):
