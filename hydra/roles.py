@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -26,6 +27,7 @@ from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.wire import StoreHub
+from hydra.turned_away import Doorstep
 
 if TYPE_CHECKING:
     from hydra.actors.coordinator import SavedState
@@ -220,6 +222,7 @@ def worker_main(
     auth = os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", "")
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
     compute = make_compute(spec)
+    unwelcome: list[Complaint] = []
     overlapped = spec.device.startswith("cuda")  # the only devices that work on while the next step is received
 
     async def main() -> None:
@@ -229,6 +232,16 @@ def worker_main(
         openers = {**hub_opener(access), **lane_opener(wires.store_line, auth)}
         supply = StoreSupply(RangeCache(room), openers, HfCache(access.hf_cache))
         store = _store_server(wires.store_hub(spec.store_bind), ShelfKeeper())
+        stopping, doorstep = trio.Event(), Doorstep()
+
+        def turned_away(refusal: Refusal) -> None:
+            final = doorstep.hear(refusal, trio.current_time())
+            if doorstep.is_news:  # it is repeated twice a second
+                log.warning("turned away", code=refusal.code, why=refusal.message)
+            if final is not None and not unwelcome:
+                unwelcome.append(final)
+                stopping.set()
+
         parts = WorkerParts(
             node_id=NodeId(spec.node_id),
             spoke=wires.spoke(peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
@@ -241,8 +254,8 @@ def worker_main(
             host=socket.gethostname(),
             pid=os.getpid(),
             auth=auth,
+            turned_away=turned_away,
         )
-        stopping = trio.Event()
         held: list[Lifeline] = []
 
         async def body() -> None:
@@ -264,6 +277,10 @@ def worker_main(
     except BaseException:
         log.exception("the worker ends; its parent starts another")
         exit_code = 1
+    if unwelcome:
+        sys.stderr.write(f"{unwelcome[0]}\n")
+        sys.stderr.flush()
+        exit_code = unwelcome[0].exit_code
     os._exit(exit_code)  # a compute thread that is stuck in a kernel must not keep the process
 
 

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from hydra.actors.coordinator import SavedState
 from hydra.actors.wish import Wish
 from hydra.child_spec import FrontendSpec, from_json, to_json
-from hydra.cli import check_chat_template, cli
+from hydra.cli import cli
+from hydra.commands.up import check_chat_template
 from hydra.complaint import Complaint
 from hydra.protocol.batch import ROWS_MAX, TOKENS_MAX
 from hydra.protocol.ids import NodeId
