@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import httpx2
-
 from hydra.complaint import Complaint
 
 WAIT_S = 3600.0  # a load that is waited for
@@ -14,6 +12,8 @@ CODE_EXIT = {"does_not_fit": 3, "source_unreachable": 4}
 
 def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """The answer's JSON. Raises Complaint: 2 for the URL, 5 when nobody of ours answers, else what the answer means."""
+    import httpx2  # dear, and most commands ask nobody
+
     try:
         timeout = httpx2.Timeout(WAIT_S, connect=CONNECT_S)
         answer = httpx2.request(method, url.rstrip("/") + path, json=body, timeout=timeout)

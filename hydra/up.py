@@ -21,7 +21,7 @@ from hydra.parent_run import ParentRun
 from hydra.port_holders import PortHolders
 from hydra.port_range import PortRange
 from hydra.protocol.ids import NodeId
-from hydra.settings import Server, Settings
+from hydra.settings import Settings
 from hydra.state_dir import begin_anew
 
 GIGABYTE = 1_000_000_000
@@ -37,6 +37,7 @@ class UpWish:
     state_dir: Path
     lan: bool
     ports: PortRange | None = None
+    any_http: bool = False  # where the usual port of the API is taken, the next free one will do
 
 
 def coordinator_spec(settings: Settings, wish: UpWish, addrs: Mapping[str, str]) -> CoordinatorSpec:
@@ -121,13 +122,12 @@ class Held:
 def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -> int:
     """The whole life of `up`. Returns the exit code."""
     holders = PortHolders.of(settings.model.cache_path())
-    lock_state(wish.state_dir, holders)
-    begin_anew(wish.state_dir)
-    usual = settings.server.http_addr == Server().http_addr
     with ExitStack() as stack:
-        listener = open_http(settings.server.http_addr, holders, or_next=usual and wish.ports is not None)
+        listener = open_http(settings.server.http_addr, holders, or_next=wish.any_http)
         stack.callback(listener.close)
         held = Held.take(settings, wish, holders)
+        lock_state(wish.state_dir, holders)
+        begin_anew(wish.state_dir)
         url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
         ports = [listener.getsockname()[1], *(port.port for port in held.ports)]
         stack.enter_context(holders.card(f"the cluster at {url}", ports, wish.state_dir))

@@ -47,8 +47,6 @@ def up(
     from hydra.local_workers import local_workers
     from hydra.machine_facts import MachineFacts
     from hydra.preflight import check_model, check_writable
-    from hydra.store.demo_model import ensure_demo_model
-    from hydra.up import UpWish, run_up
 
     set_up_logging("parent")
     flags = {
@@ -74,9 +72,19 @@ def up(
     state = state_dir or state_dir_of(settings, ports)
     check_writable(settings.model.cache_path(), "[model] cache_dir")
     check_writable(state, "--state-dir")
+    from hydra.store.demo_model import ensure_demo_model  # numpy, zmq and trio are for those who have come so far
+    from hydra.up import UpWish, run_up
+
     model_path = absolute_model(settings.model.path or str(ensure_demo_model(settings.model.cache_path())))
     check_model(model_path, settings.model.max_model_len)
-    wish = UpWish(model_path=model_path, workers=chosen_workers, state_dir=state, lan=lan, ports=ports)
+    wish = UpWish(
+        model_path=model_path,
+        workers=chosen_workers,
+        state_dir=state,
+        lan=lan,
+        ports=ports,
+        any_http=ports is not None and http_addr is None and has_usual_http(settings),
+    )
     sys.exit(run_up(settings, wish, lambda url: click.echo(f"ready {url}")))
 
 
@@ -119,9 +127,13 @@ def absolute_model(text: str) -> str:
     return str(ref.absolute()) if isinstance(ref, Path) else text
 
 
+def has_usual_http(settings: Settings) -> bool:
+    return settings.server.http_addr == Server().http_addr
+
+
 def state_dir_of(settings: Settings, ports: PortRange | None) -> Path:
     """One per HTTP address, or per row of ports, so that two clusters of one user do not share a memory by accident."""
-    if ports is not None and settings.server.http_addr == Server().http_addr:
+    if ports is not None and has_usual_http(settings):
         name = f"ports_{ports.first}"
     else:
         name = settings.server.http_addr.replace(":", "_").replace("/", "_")

@@ -54,7 +54,6 @@ def worker(
     from hydra.machine_facts import MachineFacts
     from hydra.port_holders import PortHolders
     from hydra.preflight import check_writable
-    from hydra.up import run_worker_parent
 
     set_up_logging("parent", node_id)
     settings = load_settings(None, {})
@@ -72,6 +71,8 @@ def worker(
     for end, setting in ((steps, option), (store, "--ports" if ports_text else "--store-port")):
         if end.port:
             settled[end] = settle(setting, end, setting, holders)
+    from hydra.up import run_worker_parent
+
     spec = WorkerSpec(
         node_id=node_id,
         router_addr=str(router),
