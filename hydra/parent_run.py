@@ -48,12 +48,10 @@ class ParentRun:
 
     def until_over(self) -> int:
         """Returns the exit code. Raises Complaint when the coordinator will not have us."""
-        exit_code = trio.run(self._main)
-        if self._complaints:
-            raise self._complaints[0]
-        return exit_code
+        return trio.run(self.live)
 
-    async def _main(self) -> int:
+    async def live(self) -> int:
+        """The same, where an event loop runs already."""
         from hydra.protocol.zmq_wire import ZmqWires
         from hydra.roles import peer_id
 
@@ -79,7 +77,7 @@ class ParentRun:
                 auth=self.join_token,
                 say_ready=self.say_ready,
                 turned_away=turned_away,
-                before_stop=self._before_stop,
+                before_stop=self.before_stop,
             )
             try:
                 async with trio.open_nursery() as nursery:
@@ -90,6 +88,8 @@ class ParentRun:
                     nursery.cancel_scope.cancel()
             finally:
                 wires.close()
+        if self._complaints:
+            raise self._complaints[0]
         return parent.exit_code
 
     def _silent_s(self, parent: Parent) -> float:
@@ -100,7 +100,7 @@ class ParentRun:
             return 0.0
         return now_s - self._welcome_s
 
-    async def _before_stop(self) -> None:
+    async def before_stop(self) -> None:
         """The first Ctrl-C of an `up` says what it waits for; one that comes meanwhile is heard right after."""
         self._stops += 1
         if self.url and self._stops == 1:

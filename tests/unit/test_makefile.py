@@ -29,7 +29,9 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make he
 def test_help_names_every_target_that_people_type() -> None:
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets is not None
-    told = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=WITHIN_S, check=True)
+    told = subprocess.run(
+        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=WITHIN_S, check=True
+    )
     listed = {line.split()[1]: line.split()[2:] for line in told.stdout.splitlines()}
     assert set(listed) == set(targets[1].split()) and all(listed.values())
 
