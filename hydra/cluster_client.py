@@ -24,11 +24,11 @@ def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) ->
         raise Complaint(f"cannot reach {url}", cause, "is it up? choose another with --url", 5) from why
     try:
         content = answer.json()
-        error = None if answer.is_success else content["error"]
+        error = None if answer.is_success else dict(content["error"])
     except (ValueError, LookupError, TypeError) as why:
         cause = f"HTTP {answer.status_code} of {answer.headers.get('content-type', 'no type')} is no answer of Hydra's"
         raise Complaint(f"{url} is no Hydra", cause, "choose another with --url", 5) from why
     if error is None:
         return content
-    exit_code = CODE_EXIT.get(error.get("code"), STATUS_EXIT.get(answer.status_code, 1))
+    exit_code = CODE_EXIT.get(str(error.get("code")), STATUS_EXIT.get(answer.status_code, 1))
     raise Complaint(str(error.get("message")), f"the cluster answered {answer.status_code}", "see above", exit_code)
