@@ -10,7 +10,7 @@ BIN := .venv/bin
 RUN := .venv/run$(GPU).stamp
 DEV := .venv/dev$(GPU).stamp
 
-.PHONY: up help test test-all test-real test-clients check sim bench clean
+.PHONY: up help env test test-all test-real test-clients check sim bench clean
 
 # In the foreground of a terminal the cluster is a job of its own: Ctrl-C reaches it alone, make waits, and its status is
 # that of up. Otherwise a second Ctrl-C would end make at once, and leave the cluster behind it.
@@ -20,6 +20,8 @@ up: $(RUN)  ## start a cluster on this machine (ARGS="MODEL --workers 3 ..."; GP
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target words; do \
 		printf '  make %-14s %s\n' "$$target" "$$words"; done
+
+env: $(RUN)  ## the private environment alone: on a machine that only lends its device (.venv/bin/python -m hydra worker ...)
 
 test: $(DEV)  ## everything, with a seeded sample of the long sweeps (under 12 minutes on 2 cores)
 	HYDRA_SEEDS=$(SEEDS) $(BIN)/python -m tests.side_by_side -q -m "not gpu and not long and not real and not clients"

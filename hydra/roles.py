@@ -195,6 +195,22 @@ def _advertised(addr: str, host: str) -> str:
     return f"tcp://{host}:{addr.rpartition(':')[2]}" if host else addr
 
 
+@attrs.define
+class _Door:
+    """What a worker hears at the coordinator's door, and how it ends when that is final."""
+
+    final: Complaint | None = None
+    _doorstep: Doorstep = attrs.field(factory=Doorstep, init=False)
+
+    def hear(self, refusal: Refusal, leave: Callable[[], None]) -> None:
+        final = self._doorstep.hear(refusal, trio.current_time())
+        if self._doorstep.is_news:  # it is repeated twice a second
+            log.warning("turned away", code=refusal.code, why=refusal.message)
+        if final is not None and self.final is None:
+            self.final = final
+            leave()
+
+
 def device_of(spec: WorkerSpec) -> Compute:
     """What a worker computes with. Imports torch."""
     from hydra.kernels.runner import Runner
@@ -222,7 +238,7 @@ def worker_main(
     auth = os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", "")
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
     compute = make_compute(spec)
-    unwelcome: list[Complaint] = []
+    door = _Door()
     overlapped = spec.device.startswith("cuda")  # the only devices that work on while the next step is received
 
     async def main() -> None:
@@ -232,16 +248,7 @@ def worker_main(
         openers = {**hub_opener(access), **lane_opener(wires.store_line, auth)}
         supply = StoreSupply(RangeCache(room), openers, HfCache(access.hf_cache))
         store = _store_server(wires.store_hub(spec.store_bind), ShelfKeeper())
-        stopping, doorstep = trio.Event(), Doorstep()
-
-        def turned_away(refusal: Refusal) -> None:
-            final = doorstep.hear(refusal, trio.current_time())
-            if doorstep.is_news:  # it is repeated twice a second
-                log.warning("turned away", code=refusal.code, why=refusal.message)
-            if final is not None and not unwelcome:
-                unwelcome.append(final)
-                stopping.set()
-
+        stopping = trio.Event()
         parts = WorkerParts(
             node_id=NodeId(spec.node_id),
             spoke=wires.spoke(peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
@@ -254,7 +261,7 @@ def worker_main(
             host=socket.gethostname(),
             pid=os.getpid(),
             auth=auth,
-            turned_away=turned_away,
+            turned_away=lambda refusal: door.hear(refusal, stopping.set),
         )
         held: list[Lifeline] = []
 
@@ -277,10 +284,10 @@ def worker_main(
     except BaseException:
         log.exception("the worker ends; its parent starts another")
         exit_code = 1
-    if unwelcome:
-        sys.stderr.write(f"{unwelcome[0]}\n")
+    if door.final is not None:
+        sys.stderr.write(f"{door.final}\n")
         sys.stderr.flush()
-        exit_code = unwelcome[0].exit_code
+        exit_code = door.final.exit_code
     os._exit(exit_code)  # a compute thread that is stuck in a kernel must not keep the process
 
 
