@@ -15,6 +15,7 @@ from hydra.held_port import HeldPort
 from hydra.port_holders import PortHolders
 
 BACKLOG = 1024
+SECOND = "or --ports 5655-5670 for all that a second cluster needs"
 NEXT_PORTS = 32  # that are tried where the usual one is taken and another will do
 
 
@@ -44,7 +45,9 @@ def open_http(addr: str, holders: PortHolders, *, or_next: bool = False) -> sock
             listener.close()
             if or_next and why.errno == errno.EADDRINUSE and port < first + NEXT_PORTS:
                 continue
-            raise _cannot_listen(addr, f"--http {host}:{first + 1}", Address(host, first), why, holders) from why
+            raise _cannot_listen(
+                addr, f"--http {host}:{first + 1} ({SECOND})", Address(host, first), why, holders
+            ) from why
         return listener
     raise AssertionError("the last port was tried or complained of")
 
@@ -57,7 +60,7 @@ def settle(name: str, address: Address, setting: str, holders: PortHolders) -> t
     try:
         held = HeldPort.take("0.0.0.0" if address.host in EVERYWHERE else address.host, address.port)
     except OSError as why:
-        raise _cannot_listen(f"{address}, {name}", f"{setting} (port 0: any)", address, why, holders) from why
+        raise _cannot_listen(f"{address}, {name}", f"another with {setting}", address, why, holders) from why
     return Address(address.host, held.port), held
 
 
@@ -68,8 +71,7 @@ def _cannot_listen(what: str, other: str, address: Address, why: OSError, holder
     holder = holders.of_port(address.port)
     if holder is None:
         return Complaint(f"cannot listen on {what}", str(why), f"stop what listens there, or choose {other}", 4)
-    fix = f"stop it, or choose {other}; a second cluster on one machine: up --ports 5655-5670"
-    return Complaint(f"cannot listen on {what}", f"held by {holder}", fix, 4)
+    return Complaint(f"cannot listen on {what}", f"held by {holder}", f"stop it, or choose {other}", 4)
 
 
 def require_token(key: str, address: Address, join_token: str) -> None:

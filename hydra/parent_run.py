@@ -62,9 +62,9 @@ class ParentRun:
 
             def turned_away(refusal: Refusal) -> None:
                 complaint = doorstep.hear(refusal, trio.current_time())
-                if complaint is None:
+                if complaint is None and doorstep.is_news:
                     self.say(f"turned away: {refusal.message}")
-                elif not self._complaints:
+                elif complaint is not None and not self._complaints:
                     self._complaints.append(complaint)
                     everything.cancel()
 

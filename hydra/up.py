@@ -15,7 +15,7 @@ from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
 from hydra.cluster_lanes import near, plan_lanes
 from hydra.held_port import HeldPort
 from hydra.huge_pages import huge_pages_env
-from hydra.listening import lock_state, open_http, require_token, settle
+from hydra.listening import SECOND, lock_state, open_http, require_token, settle
 from hydra.local_workers import WorkerWish
 from hydra.parent_run import ParentRun
 from hydra.port_holders import PortHolders
@@ -97,7 +97,7 @@ class Held:
             return settled
 
         made.lanes = {
-            key: hold(f"[zmq] {key}", address, "--ports" if wish.ports else f"HYDRA_ZMQ_{key.upper()}")
+            key: hold(f"[zmq] {key}", address, "--ports" if wish.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
             for key, address in planned.lanes.items()
         }
         made.workers = tuple(

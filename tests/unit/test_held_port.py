@@ -56,7 +56,7 @@ def listens(addr: str) -> None:
         assert source.addr == addr
         with pytest.raises(Complaint) as caught:
             settle("--pipeline-port", Address.parse("it", addr), "--pipeline-port", NO_CARDS)
-        assert caught.value.exit_code == 4 and "choose --pipeline-port" in caught.value.fix
+        assert caught.value.exit_code == 4 and "choose another with --pipeline-port" in caught.value.fix
         source.close()
 
 
