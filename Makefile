@@ -38,8 +38,8 @@ test-clients: $(DEV)  ## OpenAI's own clients, of Python and of Node.js, on a re
 	$(BIN)/python -m pytest -q tests/clients
 
 check: $(DEV)  ## lint, format, types
-	$(BIN)/ruff check hydra tests scenarios
-	$(BIN)/ruff format --check hydra tests scenarios
+	$(BIN)/ruff check hydra tests scenarios install
+	$(BIN)/ruff format --check hydra tests scenarios install
 	$(BIN)/mypy
 
 sim: $(DEV)  ## SEEDS=n runs of the simulated cluster

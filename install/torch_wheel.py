@@ -66,8 +66,7 @@ def choose(version: str, facts: Facts, cpu_index_answers: Callable[[], bool]) ->
     if facts.own_index:
         return default
     if not cpu_index_answers():
-        missing = f"{CPU_INDEX} does not answer within {ANSWER_S:.0f} s"
-        return Choice(f"{index} ({missing})", plain)
+        return Choice(f"{index} ({CPU_INDEX} does not answer)", plain)
     argv = ("--no-deps", "--index-url", CPU_INDEX, pinned)  # what it needs comes from the usual index afterwards
     return Choice(f"torch {version} for the CPU, {CPU_SIZE}, from {CPU_INDEX}", argv, default)
 
@@ -131,9 +130,14 @@ def main() -> int:
     choice = choose(pinned_version(CONSTRAINTS.read_text()), look(gpu), lambda: answers(f"{CPU_INDEX}/torch/"))
 
     def pip(argv: Sequence[str]) -> int:
-        return subprocess.run([sys.executable, "-m", "pip", "install", "-q", *argv], check=False).returncode
+        quiet = () if sys.stdout.isatty() else ("-q",)  # a person sees how far it is
+        return subprocess.run([sys.executable, "-m", "pip", "install", *quiet, *argv], check=False).returncode
 
-    return install(choice, pip, lambda line: print(f"  {line}", flush=True))
+    def say(line: str) -> None:
+        sys.stdout.write(f"  {line}\n")
+        sys.stdout.flush()
+
+    return install(choice, pip, say)
 
 
 if __name__ == "__main__":
