@@ -44,6 +44,7 @@ class ParentRun:
     say: Callable[[str], None] = _say
     _complaints: list[Complaint] = attrs.field(factory=list, init=False)
     _stops: int = attrs.field(default=0, init=False)
+    _been_ready: bool = attrs.field(default=False, init=False)
     _welcome_s: float = attrs.field(default=0.0, init=False)  # when the coordinator last knew us
 
     def until_over(self) -> int:
@@ -75,7 +76,7 @@ class ParentRun:
                 node_id=NodeId(node_id),
                 host=socket.gethostname(),
                 auth=self.join_token,
-                say_ready=self.say_ready,
+                say_ready=self.ready,
                 turned_away=turned_away,
                 before_stop=self.before_stop,
             )
@@ -100,8 +101,13 @@ class ParentRun:
             return 0.0
         return now_s - self._welcome_s
 
+    def ready(self) -> None:
+        self._been_ready = True
+        self.say_ready()
+
     async def before_stop(self) -> None:
         """The first Ctrl-C of an `up` says what it waits for; one that comes meanwhile is heard right after."""
         self._stops += 1
         if self.url and self._stops == 1:
-            self.say(words(await count_open(self.url), self.drain_timeout_s))
+            n_open = await count_open(self.url) if self._been_ready else 0  # nobody has been answered yet
+            self.say(words(n_open, self.drain_timeout_s))

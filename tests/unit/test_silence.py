@@ -201,8 +201,9 @@ async def test_only_the_first_ctrl_c_of_an_up_says_what_it_waits_for(monkeypatch
         said.clear()
         run = ParentRun(
             supervisor=Supervisor((), random.Random(0)), commands={}, router_addr="", broadcast_addr="", name="up",
-            join_token="", url=url, drain_timeout_s=30.0, say=said.append,
+            join_token="", say_ready=lambda: None, url=url, drain_timeout_s=30.0, say=said.append,
         )  # fmt: skip
+        run.ready()
         await run.before_stop()
         await run.before_stop()
         assert said == ["stopping: 3 answers are open and have up to 30 s to end; Ctrl-C again stops now"] * lines
