@@ -22,11 +22,12 @@ from hydra.actors.lifeline import Lifeline
 from hydra.actors.ports import Compute
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
 from hydra.complaint import MODEL_SETTINGS, Complaint, exit_code_of
-from hydra.log import flush_log, log_lines_lost
+from hydra.log import flush_log, log_lines_lost, say_at_end
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.wire import StoreHub
+from hydra.turned_away import Doorstep
 
 if TYPE_CHECKING:
     from hydra.actors.broker import Limits
@@ -228,6 +229,22 @@ def _advertised(addr: str, host: str) -> str:
     return f"tcp://{host}:{addr.rpartition(':')[2]}" if host else addr
 
 
+@attrs.define
+class _Door:
+    """What a worker hears at the coordinator's door, and how it ends when that is final."""
+
+    final: Complaint | None = None
+    _doorstep: Doorstep = attrs.field(factory=Doorstep, init=False)
+
+    def hear(self, refusal: Refusal, leave: Callable[[], None]) -> None:
+        final = self._doorstep.hear(refusal, trio.current_time())
+        if self._doorstep.is_news:  # it is repeated twice a second
+            log.warning("turned away", code=refusal.code, why=refusal.message)
+        if final is not None and self.final is None:
+            self.final = final
+            leave()
+
+
 def device_of(spec: WorkerSpec) -> Compute:
     """What a worker computes with. Imports torch."""
     from hydra.kernels.runner import Runner
@@ -255,6 +272,7 @@ def worker_main(
     auth = os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", "")
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
     compute = make_compute(spec)
+    door = _Door()
     overlapped = spec.device.startswith("cuda")  # the only devices that work on while the next step is received
 
     async def main() -> None:
@@ -264,6 +282,7 @@ def worker_main(
         openers = {**hub_opener(access), **lane_opener(wires.store_line, auth)}
         supply = StoreSupply(RangeCache(room), openers, HfCache(access.hf_cache))
         store = _store_server(wires.store_hub(spec.store_bind), ShelfKeeper())
+        stopping = trio.Event()
         parts = WorkerParts(
             node_id=NodeId(spec.node_id),
             spoke=wires.spoke(peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
@@ -278,8 +297,8 @@ def worker_main(
             pid=os.getpid(),
             auth=auth,
             log_lines_lost=log_lines_lost,
+            turned_away=lambda refusal: door.hear(refusal, stopping.set),
         )
-        stopping = trio.Event()
         held: list[Lifeline] = []
 
         async def body() -> None:
@@ -302,6 +321,9 @@ def worker_main(
     except BaseException:
         log.exception("the worker ends; its parent starts another")
         exit_code = 1
+    if door.final is not None:
+        say_at_end(str(door.final))
+        exit_code = door.final.exit_code
     flush_log()
     os._exit(exit_code)  # a compute thread that is stuck in a kernel must not keep the process
 

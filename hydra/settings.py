@@ -16,6 +16,10 @@ import attrs
 
 from hydra.complaint import Complaint
 
+TOKEN_LENGTH_MIN = 16  # of a join token: what a person makes up beside that is guessed in a night
+PLAIN_VARIABLES = ("HYDRA_LOG", "HYDRA_URL", "HYDRA_SEEDS", "HYDRA_CHAOS_S", "HYDRA_CHAOS_SEED")  # read elsewhere: hydra/log.py, the commands, the tests
+TEST_VARIABLES = "HYDRA_TEST_"
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -50,14 +54,14 @@ class Cluster:
     reserved_vram_gb: float = 2.0
     memory_per_layer_gb: float = 0.5
     policy: str = "vram"
-    join_token: str = ""
+    join_token: str = attrs.field(default="", repr=False, metadata={"secret": True})
     min_nodes: int = 0
 
 
 @attrs.frozen(kw_only=True)
 class Auth:
     enabled: bool = False
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = attrs.field(default=(), repr=False, metadata={"secret": True})
     rate_limit: int = 100
     rate_window: float = _duration("1m")
 
@@ -80,11 +84,17 @@ class Model:
     max_model_len: int = 0
     chat_template: str = ""
     cache_dir: str = "~/.cache/hydra/models"
-    hf_token: str = attrs.field(default="", repr=False)
+    hf_token: str = attrs.field(default="", repr=False, metadata={"secret": True})
     max_cache_gb: float = 100.0
 
     def cache_path(self) -> Path:
-        return Path(self.cache_dir).expanduser().absolute()
+        """Raises Complaint (exit 2)."""
+        try:
+            return Path(self.cache_dir).expanduser().absolute()
+        except RuntimeError as why:  # ~somebody unknown
+            raise Complaint(
+                f"[model] cache_dir = {self.cache_dir!r} makes no sense", str(why), "give a path", 2
+            ) from why
 
     def max_cache_bytes(self) -> int:
         return int(self.max_cache_gb * 1e9)
@@ -159,6 +169,8 @@ NOT_YET: tuple[tuple[str, str, Any], ...] = (
     ("server", "metrics_addr", "127.0.0.1:9090"),  # /metrics of the API has the same text
     ("zmq", "metrics_addr", "tcp://127.0.0.1:5556"),  # counters ride on heartbeats
 )
+# Of these not even the default is kept: whoever sets one, to whatever value, believes in a guard that is not there.
+NOT_EVEN_BY_DEFAULT = (("auth", "rate_limit"), ("auth", "rate_window"))
 
 
 def load_settings(
@@ -175,15 +187,53 @@ def load_settings(
             values[section][key] = value
     settings = Settings(**{name: _section(name, kind, values[name]) for name, kind in SECTIONS.items()})
     for section, key, kept in NOT_YET:
-        if getattr(getattr(settings, section), key) != kept:
-            raise Complaint(
-                f"[{section}] {key} = {getattr(getattr(settings, section), key)!r} is not possible yet",
-                "this version does not have it, and does not pretend to",
-                f"set it to {kept!r}",
-                2,
-            )
+        given = getattr(getattr(settings, section), key)
+        trusted = (section, key) in NOT_EVEN_BY_DEFAULT and key in values[section]
+        if given != kept or trusted:
+            shown = f"[{section}] {key}" if is_secret(section, key) else f"[{section}] {key} = {given!r}"
+            cause = "this version does not have it, and does not pretend to"
+            fix = "leave it out" if (section, key) in NOT_EVEN_BY_DEFAULT else f"set it to {kept!r}, or leave it out"
+            raise Complaint(f"{shown} is not possible yet", cause, fix, 2)
     _check_ranges(settings)
+    _check_join_token(settings.cluster.join_token)
     return settings
+
+
+def is_secret(section: str, key: str) -> bool:
+    """Whether its value is shown to nobody, not even in a complaint about it."""
+    return bool(attrs.fields_dict(SECTIONS[section])[key].metadata.get("secret"))
+
+
+def _check_join_token(token: str) -> None:
+    if token and len(token) < TOKEN_LENGTH_MIN:
+        raise Complaint(
+            f"[cluster] join_token has {len(token)} characters",
+            f"under {TOKEN_LENGTH_MIN} it can be guessed by whoever reaches a port",
+            'make one: python3 -c "import secrets; print(secrets.token_urlsafe(24))"',
+            2,
+        )
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """A line for each HYDRA_* variable that nothing reads. Those of a known section are refused by `load_settings`."""
+    known = [f"HYDRA_{section}_{key}".upper() for section, kind in SECTIONS.items() for key in attrs.fields_dict(kind)]
+    known += PLAIN_VARIABLES
+    lines: list[str] = []
+    for name in sorted(environ):
+        if not name.startswith("HYDRA_") or name.startswith(TEST_VARIABLES) or name in PLAIN_VARIABLES:
+            continue
+        if name.removeprefix("HYDRA_").lower().partition("_")[0] in SECTIONS:
+            continue
+        near = _nearest(name, known)
+        lines.append(f"nothing reads {name}" + (f"; did you mean {near}?" if near else ""))
+    return lines
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    """The variable that was probably meant: one that ends alike (HYDRA_JOIN_TOKEN), or one that reads alike."""
+    tail = name.removeprefix("HYDRA")
+    alike = [one for one in known if one.endswith(tail)] or difflib.get_close_matches(name, known, 1, 0.75)
+    return alike[0] if alike else None
 
 
 def _check_ranges(settings: Settings) -> None:
@@ -249,7 +299,8 @@ def _value(section: str, field: "attrs.Attribute[Any]", value: Any) -> Any:
         if wanted is float and type(value) is int:
             return float(value)
         if type(value) is not wanted:
-            raise ValueError(f"expected {wanted.__name__}, got {value!r}")
+            shown = "another type" if field.metadata.get("secret") else repr(value)
+            raise ValueError(f"expected {wanted.__name__}, got {shown}")
     except (ValueError, TypeError) as why:
         raise Complaint(f"[{section}] {field.name} makes no sense", str(why), f"default: {field.default!r}", 2) from why
     return value

@@ -1,146 +1,31 @@
-"""`up` and `worker`: from settings to a parent with its children. Opens what must be open before anybody starts.
+"""`up` and `worker`: from settings to a parent with its children. Opens what must be open before anybody starts."""
 
-Ports are settled here, so that a taken one fails early and a restarted coordinator comes back at the same address.
-"""
-
-import fcntl
 import os
 import random
-import secrets
-import shutil
-import socket
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
-import psutil
-import trio
 
-from hydra.actors.parent import ChildCommand, Parent, python_child
+from hydra.actors.parent import ChildCommand, python_child
 from hydra.actors.supervisor import ChildPlan, Supervisor
+from hydra.address import Address
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
-from hydra.complaint import Complaint
+from hydra.cluster_lanes import near, plan_lanes
 from hydra.held_port import HeldPort
 from hydra.huge_pages import huge_pages_env
-from hydra.log import log_lines_lost
+from hydra.listening import SECOND, lock_state, open_http, require_token, settle
+from hydra.local_workers import WorkerWish
+from hydra.parent_run import ParentRun
+from hydra.port_holders import PortHolders
+from hydra.port_range import PortRange
 from hydra.protocol.ids import NodeId
 from hydra.settings import Settings
 from hydra.state_dir import begin_anew
 
-CPU_MEMORY_SHARE = 0.8  # of the RAM that is free at start, over all CPU workers of this machine
 GIGABYTE = 1_000_000_000
 BEEN_READY = ("--been-ready", "{been_ready}")  # which the parent fills in for every life of a child
-
-
-@attrs.frozen(kw_only=True)
-class WorkerWish:
-    """One local worker: its device, its share of the memory, its threads."""
-
-    node_id: str
-    device: str
-    memory_bytes: int
-    threads: int
-
-
-def local_workers(count: int | None, device: str) -> tuple[WorkerWish, ...]:
-    """The default is one per GPU, else two on the CPU. Devices that repeat share their memory."""
-    devices = _devices(device)
-    n_workers = count if count is not None else (len(devices) if devices != ["cpu"] else 2)
-    chosen = [devices[i % len(devices)] for i in range(n_workers)]
-    cores = os.cpu_count() or 1
-    wishes: list[WorkerWish] = []
-    for index, name in enumerate(chosen):
-        sharers = chosen.count(name)
-        memory_bytes, threads = 0, 0
-        if name == "cpu":
-            memory_bytes = int(psutil.virtual_memory().available * CPU_MEMORY_SHARE / sharers)
-            threads = max(1, cores // sharers)
-        elif sharers > 1:
-            memory_bytes = _gpu_memory(name) // sharers
-        wishes.append(WorkerWish(node_id=f"w{index}", device=name, memory_bytes=memory_bytes, threads=threads))
-    return tuple(wishes)
-
-
-def _devices(device: str) -> list[str]:
-    if device != "auto":
-        return [name.strip() for name in device.split(",") if name.strip()] or ["cpu"]
-    if shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=20).stdout
-        gpus = [line for line in listed.splitlines() if line.startswith("GPU ")]
-        if gpus:
-            return [f"cuda:{index}" for index in range(len(gpus))]
-    return ["cpu"]
-
-
-def _gpu_memory(device: str) -> int:
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "-i", device.partition(":")[2]]
-    told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20).stdout.strip()
-    return int(told) * (1 << 20) if told.isdigit() else 0
-
-
-def open_http(addr: str) -> socket.socket:
-    """The listening socket that all lives of the frontend share. Raises Complaint (exit 4) when the port is taken."""
-    host, _, port = addr.rpartition(":")
-    if not host or not port.isdigit():
-        raise Complaint(f"{addr!r} is no address", "an address is HOST:PORT", "for example 127.0.0.1:8080", 2)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host.strip("[]"), int(port)))
-    except OSError as why:
-        listener.close()
-        fix = f"stop what listens there, or choose another with --http {host}:{int(port) + 1}"
-        raise Complaint(f"cannot listen on {addr}", str(why), fix, 4) from why
-    listener.listen(1024)
-    return listener
-
-
-def settle_addr(name: str, addr: str, setting: str, *, host: str | None = None) -> tuple[str, HeldPort]:
-    """A concrete `tcp://host:port`, which is ours as long as the second lives.
-
-    Raises Complaint when `addr` is none (exit 2) or its port is taken (exit 4); `setting` is where another is chosen.
-    """
-    scheme, _, rest = addr.partition("://")
-    bind_host, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not bind_host or not port.isdigit():
-        raise Complaint(f"{name} = {addr!r} is no address", "an address is tcp://HOST:PORT", "mend it", 2)
-    bind_host = host or bind_host
-    try:
-        held = HeldPort.take("0.0.0.0" if bind_host == "*" else bind_host, int(port))
-    except OSError as why:
-        fix = f"stop what listens there, or choose another with {setting} (port 0: any)"
-        raise Complaint(f"{name}: cannot listen on {addr}", str(why), fix, 4) from why
-    return f"tcp://{bind_host}:{held.port}", held
-
-
-def require_token(key: str, addr: str, join_token: str) -> None:
-    """Off loopback a join token must be set. Raises Complaint (exit 6)."""
-    host = addr.partition("://")[2].rpartition(":")[0].strip("[]")
-    if not join_token and host not in ("localhost", "::1") and not host.startswith("127."):
-        raise Complaint(
-            f"{key}: {addr} can be reached from other machines, and no join token is set",
-            "off loopback every process must show one",
-            "set HYDRA_CLUSTER_JOIN_TOKEN (or [cluster] join_token) here and on every worker",
-            6,
-        )
-
-
-def lock_state(directory: Path) -> int:
-    """Holds the directory until the process ends. Raises Complaint (exit 4) when another cluster does."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as why:
-        raise Complaint(f"{directory} cannot be used", str(why), "choose another with --state-dir", 4) from why
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as why:
-        os.close(descriptor)
-        fix = "stop that cluster, or choose another with --state-dir"
-        raise Complaint(f"{directory} is in use", "another cluster keeps its state there", fix, 4) from why
-    return descriptor
 
 
 @attrs.frozen(kw_only=True)
@@ -151,9 +36,11 @@ class UpWish:
     workers: tuple[WorkerWish, ...]
     state_dir: Path
     lan: bool
+    ports: PortRange | None = None
+    any_http: bool = False  # where the usual port of the API is taken, the next free one will do
 
 
-def coordinator_spec(settings: Settings, wish: UpWish, addrs: dict[str, str]) -> CoordinatorSpec:
+def coordinator_spec(settings: Settings, wish: UpWish, addrs: Mapping[str, str]) -> CoordinatorSpec:
     cluster, engine = settings.cluster, settings.engine
     return CoordinatorSpec(
         router_addr=addrs["router_addr"],
@@ -191,36 +78,109 @@ def secrets_env(settings: Settings) -> dict[str, str]:
     return {name: secret for name, secret in found.items() if secret}
 
 
+@attrs.define(eq=False)
+class Held:
+    """Where the cluster listens, as long as this object lives."""
+
+    lanes: Mapping[str, Address]
+    workers: tuple[tuple[Address, Address], ...]  # where each takes steps and lends files
+    ports: list[HeldPort] = attrs.field(factory=list)
+
+    @classmethod
+    def take(cls, settings: Settings, wish: UpWish, holders: PortHolders) -> "Held":
+        """Raises Complaint."""
+        planned = plan_lanes(settings.zmq, len(wish.workers), lan=wish.lan, ports=wish.ports)
+        made = cls(lanes={}, workers=())
+
+        def hold(name: str, address: Address, setting: str) -> Address:
+            require_token(name, address, settings.cluster.join_token)
+            settled, port = settle(name, address, setting, holders)
+            made.ports.append(port)
+            return settled
+
+        made.lanes = {
+            key: hold(f"[zmq] {key}", address, "--ports" if wish.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
+            for key, address in planned.lanes.items()
+        }
+        made.workers = tuple(
+            (  # port 0: each life of the worker takes its own
+                hold(f"steps to {worker.node_id}", steps, "--ports") if steps.port else steps,
+                hold(f"the store of {worker.node_id}", store, "--ports") if store.port else store,
+            )
+            for worker, (steps, store) in zip(wish.workers, planned.workers, strict=True)
+        )
+        return made
+
+    @property
+    def addrs(self) -> dict[str, str]:
+        return {key: str(address) for key, address in self.lanes.items()}
+
+    @property
+    def near(self) -> dict[str, str]:
+        """As processes of this machine reach them."""
+        return {key: str(near(address)) for key, address in self.lanes.items()}
+
+
 def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -> int:
     """The whole life of `up`. Returns the exit code."""
-    lock_state(wish.state_dir)
-    begin_anew(wish.state_dir)
-    listener = open_http(settings.server.http_addr)
-    host = "*" if wish.lan else None
-    settled = {  # and held: as long as this function runs
-        key: settle_addr(f"[zmq] {key}", getattr(settings.zmq, key), f"HYDRA_ZMQ_{key.upper()}", host=host)
-        for key in ("router_addr", "broadcast_addr", "results_addr", "store_addr")
-    }
-    addrs = {key: addr for key, (addr, _) in settled.items()}
-    for key, addr in addrs.items():
-        require_token(key, addr, settings.cluster.join_token)
-    near = {key: addr.replace("//*:", "//127.0.0.1:") for key, addr in addrs.items()}
-    any_port = "tcp://*:0" if wish.lan else "tcp://127.0.0.1:0"  # of the local workers
-    url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
+    holders = PortHolders.of(settings.model.cache_path())
+    with ExitStack() as stack:
+        listener = open_http(settings.server.http_addr, holders, or_next=wish.any_http)
+        stack.callback(listener.close)
+        held = Held.take(settings, wish, holders)
+        lock_state(wish.state_dir, holders)
+        begin_anew(wish.state_dir)
+        url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
+        ports = [listener.getsockname()[1], *(port.port for port in held.ports)]
+        stack.enter_context(holders.card(f"the cluster at {url}", ports, wish.state_dir))
+        plans, specs = _children(settings, wish, held, listener.fileno(), url)
+        env = secrets_env(settings)
+        more = {"_worker": huge_pages_env(os.environ)}
+        commands = {
+            NodeId(name): ChildCommand(
+                argv=tuple(python_child(role, spec, *(BEEN_READY if role == "_frontend" else ()))),
+                pass_fds=fds,
+                env=env | more.get(role, {}),
+            )
+            for name, (role, spec, fds) in specs.items()
+        }
+        others = wish.lan or settings.cluster.min_nodes > len(wish.workers) or not wish.workers  # that are awaited
+        run = ParentRun(
+            supervisor=Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout, remote_workers=others),
+            commands=commands,
+            router_addr=held.near["router_addr"],
+            broadcast_addr=held.near["broadcast_addr"],
+            name="up",
+            join_token=settings.cluster.join_token,
+            say_ready=lambda: say_ready(url),
+            url=url,
+            drain_timeout_s=settings.server.drain_timeout,
+        )
+        return run.until_over()
+
+
+ChildWords = tuple[str, str, tuple[int, ...]]  # its command, its spec, the descriptors that it inherits
+
+
+def _children(
+    settings: Settings, wish: UpWish, held: Held, http_fd: int, url: str
+) -> tuple[list[ChildPlan], dict[str, ChildWords]]:
+    """In the order in which they are started."""
+    router_addr, broadcast_addr = held.near["router_addr"], held.near["broadcast_addr"]
     plans = [ChildPlan(name=NodeId("coordinator"), role="coordinator", vital=True)]
-    specs: dict[str, tuple[str, str, tuple[int, ...]]] = {
-        "coordinator": ("_coordinator", to_json(coordinator_spec(settings, wish, addrs)), ()),
+    specs: dict[str, ChildWords] = {
+        "coordinator": ("_coordinator", to_json(coordinator_spec(settings, wish, held.addrs)), ()),
     }
-    for worker in wish.workers:
+    for worker, (steps, store) in zip(wish.workers, held.workers, strict=True):
         plans.append(ChildPlan(name=NodeId(worker.node_id), role="worker", vital=False))
         spec = WorkerSpec(
             node_id=worker.node_id,
-            router_addr=near["router_addr"],
-            broadcast_addr=near["broadcast_addr"],
+            router_addr=router_addr,
+            broadcast_addr=broadcast_addr,
             cache_dir=str(settings.model.cache_path()),
             max_cache_bytes=settings.model.max_cache_bytes(),
-            pipeline_bind=any_port,
-            store_bind=any_port,
+            pipeline_bind=str(steps),
+            store_bind=str(store),
             device=worker.device,
             dtype=settings.model.dtype,
             threads=worker.threads,
@@ -231,9 +191,9 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
     plans.append(ChildPlan(name=NodeId("frontend"), role="frontend", vital=True))
     frontend = FrontendSpec(
         node_id="frontend",
-        router_addr=near["router_addr"],
-        broadcast_addr=near["broadcast_addr"],
-        http_fd=listener.fileno(),
+        router_addr=router_addr,
+        broadcast_addr=broadcast_addr,
+        http_fd=http_fd,
         http_url=url,
         drain_timeout_s=settings.server.drain_timeout,
         max_body_bytes=settings.server.max_body_bytes,
@@ -242,20 +202,8 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
         chat_template=settings.model.chat_template and str(Path(settings.model.chat_template).expanduser().absolute()),
         model_path=wish.model_path,
     )
-    specs["frontend"] = ("_frontend", to_json(frontend), (listener.fileno(),))
-    env = secrets_env(settings)
-    more = {"_worker": huge_pages_env(os.environ)}
-    commands = {
-        NodeId(name): ChildCommand(
-            argv=tuple(python_child(role, spec, *(BEEN_READY if role == "_frontend" else ()))),
-            pass_fds=fds,
-            env=env | more.get(role, {}),
-        )
-        for name, (role, spec, fds) in specs.items()
-    }
-    others = wish.lan or settings.cluster.min_nodes > len(wish.workers) or not wish.workers  # workers that are awaited
-    supervisor = Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout, remote_workers=others)
-    return _run_parent(supervisor, commands, near, "up", settings.cluster.join_token, lambda: say_ready(url))
+    specs["frontend"] = ("_frontend", to_json(frontend), (http_fd,))
+    return plans, specs
 
 
 def worker_child(spec_json: str) -> Sequence[str]:
@@ -269,44 +217,13 @@ def run_worker_parent(
 
     Returns the exit code.
     """
-    supervisor = Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random())
     env = secrets_env(settings) | huge_pages_env(os.environ)
-    command = ChildCommand(argv=tuple(child(to_json(spec))), env=env)
-    addrs = {"router_addr": spec.router_addr, "broadcast_addr": spec.broadcast_addr}
-    commands = {NodeId(spec.node_id): command}
-    name = f"parent-{spec.node_id}"
-    return _run_parent(supervisor, commands, addrs, name, settings.cluster.join_token, lambda: None)
-
-
-def _run_parent(
-    supervisor: Supervisor,
-    commands: dict[NodeId, ChildCommand],
-    addrs: dict[str, str],
-    name: str,
-    join_token: str,
-    say_ready: Callable[[], None],
-) -> int:
-    from hydra.protocol.zmq_wire import ZmqWires
-    from hydra.roles import peer_id
-
-    node_id = f"{name}-{socket.gethostname()}-{secrets.token_hex(2)}"
-
-    async def main() -> int:
-        wires = ZmqWires()
-        parent = Parent(
-            supervisor=supervisor,
-            commands=commands,
-            spoke=wires.spoke(peer_id(node_id), addrs["router_addr"], addrs["broadcast_addr"]),
-            node_id=NodeId(node_id),
-            host=socket.gethostname(),
-            auth=join_token,
-            say_ready=say_ready,
-            log_lines_lost=log_lines_lost,
-        )
-        try:
-            await parent.run()
-        finally:
-            wires.close()
-        return parent.exit_code
-
-    return trio.run(main)
+    run = ParentRun(
+        supervisor=Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random()),
+        commands={NodeId(spec.node_id): ChildCommand(argv=tuple(child(to_json(spec))), env=env)},
+        router_addr=spec.router_addr,
+        broadcast_addr=spec.broadcast_addr,
+        name=f"parent-{spec.node_id}",
+        join_token=settings.cluster.join_token,
+    )
+    return run.until_over()

@@ -7,7 +7,7 @@ restarted without losing a connection that waits in the backlog. It never import
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import Popen
@@ -40,6 +40,7 @@ from hydra.actors.supervisor import (
 )
 from hydra.protocol.ids import ActorName, Generation, NodeId
 from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello
+from hydra.protocol.refusal import Refusal
 from hydra.protocol.wire import Spoke
 
 log = structlog.get_logger()
@@ -73,9 +74,20 @@ class _Running:
             os.close(fd)
 
 
+def _say_turned_away(refusal: Refusal) -> None:
+    log.warning("turned away", code=refusal.code, why=refusal.message)
+
+
+async def _at_once() -> None:
+    await trio.lowlevel.checkpoint()
+
+
 @attrs.define(eq=False)
 class Parent:
-    """Runs the children of one `up` or `worker`. `exit_code` is set when `run` returns."""
+    """Runs the children of one `up` or `worker`. `exit_code` is set when `run` returns.
+
+    `before_stop` is awaited at each signal to stop, before anybody is told; it must not take long.
+    """
 
     supervisor: Supervisor
     commands: Mapping[NodeId, ChildCommand]
@@ -85,9 +97,12 @@ class Parent:
     auth: str
     say_ready: Callable[[], None]
     log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
+    turned_away: Callable[[Refusal], None] = _say_turned_away
+    before_stop: Callable[[], Awaitable[None]] = _at_once
     exit_code: int = 0
     been_ready: bool = False
     house: House = attrs.field(init=False)
+    member: Member = attrs.field(init=False)
     _running: dict[NodeId, _Running] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
     _post: Post = attrs.field(init=False)
@@ -95,12 +110,13 @@ class Parent:
     def __attrs_post_init__(self) -> None:
         self._post = Post(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
         self.house = House(self.spoke.peer, self._post.carry)
-        member = Member(greet=self._hello, beat=self._heartbeat, siblings=(PARENT,))
-        self.house.add(MEMBER, member, self._perform)
+        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(PARENT,))
+        self.house.add(MEMBER, self.member, self._perform)
         self.house.add(PARENT, self.supervisor, self._perform)
 
     async def run(self) -> None:
         """Until the last child is gone. Nothing is left behind, whatever happens in here."""
+        self._post.last_heard_s = trio.current_time()
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self.house.keep_timers)
@@ -113,9 +129,14 @@ class Parent:
                 running.process.kill()
                 running.process.wait()
 
+    def silence_s(self) -> float:
+        """How long the coordinator has said nothing; counted from the start before it has said anything."""
+        return trio.current_time() - self._post.last_heard_s
+
     async def _hear_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
+                await self.before_stop()
                 log.info("stopping", signal=number)
                 self.house.post(PARENT, StopAsked())
 
@@ -141,7 +162,7 @@ class Parent:
                 self.exit_code = exit_code
                 self._nursery.cancel_scope.cancel()
             case TurnedAway(refusal=refusal):
-                log.warning("turned away", code=refusal.code, why=refusal.message)
+                self.turned_away(refusal)
             case _:
                 raise AssertionError(f"a parent cannot do {effect!r}")
 

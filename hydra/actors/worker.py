@@ -37,7 +37,7 @@ from hydra.actors.stage_thread import StageThread
 from hydra.actors.store_server import StoreServer
 from hydra.protocol.ids import ActorName, Generation, NodeId
 from hydra.protocol.messages import PROTOCOL_VERSION, Dial, Heartbeat, Hello, LoadPhase, LoadSlice, StageProgress
-from hydra.protocol.refusal import RefusalError
+from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wire import BlockingSource, DataLane, Dialler, Spoke
 
 log = structlog.get_logger()
@@ -57,6 +57,10 @@ class ComputeStuck(Exception):
     """The compute thread does not come back: this process is of no use any more, and its parent starts another."""
 
 
+def _say_turned_away(refusal: Refusal) -> None:
+    log.warning("turned away", code=refusal.code, why=refusal.message)
+
+
 @attrs.frozen(kw_only=True)
 class WorkerParts:
     """The world, as a worker needs it."""
@@ -74,6 +78,7 @@ class WorkerParts:
     store: StoreServer | None = None  # lends to others what was loaded here
     store_addr: str | None = None  # as others reach it
     log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
+    turned_away: Callable[[Refusal], None] = _say_turned_away
 
 
 @attrs.define(eq=False)
@@ -172,7 +177,7 @@ class Worker:
                 else:
                     log.info("this worker can be used")
             case TurnedAway(refusal=refusal):
-                log.warning("turned away", code=refusal.code, why=refusal.message)
+                self.parts.turned_away(refusal)
             case _:
                 raise AssertionError(f"a worker cannot do {effect!r}")
 

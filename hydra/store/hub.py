@@ -34,12 +34,13 @@ from hydra.store.foreign_file import SNIFF_BYTES
 from hydra.store.hf_cache import HfCache, read_small
 from hydra.store.hub_source import IMPOSTOR, HubSource, denied, retry_after_s
 from hydra.store.model_ref import HubAccess, HubRef, is_commit
-from hydra.store.patience import Patience, persist
+from hydra.store.patience import Patience, persist, persist_while_heard
 from hydra.store.range_source import RangeIgnored, SourceFault
 from hydra.store.safetensors_header import HEADER_MAX_BYTES, LENGTH_BYTES
 
 SMALL_MAX_BYTES = 64 << 20  # the largest tokenizers have about 35 MB
 FILES_MAX = 10_000
+FIRST_ANSWER_S = 6.0  # after that there is no network, or no Hub: whoever asked has an answer within ten
 CACHED_TRIES = 2  # where the cache can answer, a Hub that is away costs a second, not a minute
 HEADER_GUESS_BYTES = 64 << 10  # one request is enough for most headers
 SMALL_FILES = frozenset(
@@ -101,7 +102,9 @@ class Hub:
         cannot be asked, and RefusalError: model_not_found, access_denied, source_unreachable, bad_model.
         """
         patience = attrs.evolve(self.patience, tries=CACHED_TRIES) if briefly else self.patience
-        commit = persist(lambda: self._told(ref, lambda: self._commit(ref)), patience)
+        commit = persist_while_heard(
+            lambda: self._told(ref, lambda: self._commit(ref)), patience, silence_s=FIRST_ANSWER_S
+        )
         at = HubRef(ref.repo, commit)
         files = persist(lambda: self._told(at, lambda: self._list(at)), patience)
         folder = self._folder(at)

@@ -4,6 +4,7 @@ Promises: every wait is bounded, and so is their sum without progress. Refuses t
 """
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -75,3 +76,42 @@ def persist(call: Callable[[], T], patience: Patience) -> T:
             return call()
         except SourceFault as fault:
             trial.endure(fault)
+
+
+def persist_while_heard(call: Callable[[], T], patience: Patience, silence_s: float) -> T:
+    """As `persist`, but a source that says nothing is given up after `silence_s`, whatever its patience; one that has
+    asked to be left alone for a while is there, and is waited for.
+
+    It runs in a thread of its own: a resolver or a connection that hangs cannot be interrupted, only left behind.
+    """
+    faults: list[SourceFault] = []
+    results: list[T] = []
+    others: list[BaseException] = []
+    over, given_up = threading.Event(), threading.Event()
+
+    def once() -> T:
+        if given_up.is_set():
+            raise SourceUnfit("nobody waits for it any more")
+        try:
+            return call()
+        except SourceFault as fault:
+            faults.append(fault)
+            raise
+
+    def run() -> None:
+        try:
+            results.append(persist(once, patience))
+        except BaseException as why:  # noqa: BLE001 - the caller raises it
+            others.append(why)
+        finally:
+            over.set()
+
+    threading.Thread(target=run, name="hydra-asking", daemon=True).start()
+    if not over.wait(silence_s):
+        if not faults or faults[-1].retry_after_s is None:
+            given_up.set()
+            raise faults[-1] if faults else SourceFault(f"no answer within {silence_s:g} s")
+        over.wait()
+    if others:
+        raise others[0]
+    return results[0]

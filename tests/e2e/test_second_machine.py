@@ -25,7 +25,7 @@ from tests.e2e.served import Served, complete, save_model, served
 from tests.fake_hub import fake_hub
 
 SAME_PATH = Path("/proc/self/cwd/model")
-JOIN_TOKEN = "open-sesame"
+JOIN_TOKEN = "open-sesame-open-sesame"
 LAYERS = 6
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="no path that differs between processes")

@@ -3,22 +3,26 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import structlog
 from click.testing import CliRunner
 
 from hydra.actors.coordinator import SavedState
 from hydra.actors.wish import Wish
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, from_json, to_json
-from hydra.cli import check_chat_template, cli
+from hydra.cli import cli
+from hydra.commands.up import check_chat_template, state_dir_of, warn_of_open_http
 from hydra.complaint import Complaint
+from hydra.port_range import PortRange
 from hydra.protocol.batch import ROWS_MAX, TOKENS_MAX
 from hydra.protocol.ids import NodeId
 from hydra.roles import limits_of
-from hydra.settings import NOT_YET, RANGES, Settings, load_settings
+from hydra.settings import NOT_YET, RANGES, Settings, load_settings, unknown_variables
 from hydra.state_dir import write_state
 from hydra.store.demo_model import ensure_demo_model
 from hydra.up import UpWish, coordinator_spec
@@ -161,3 +165,94 @@ def test_a_worker_keeps_the_settings_that_concern_it(monkeypatch):
     done = CliRunner().invoke(cli, [*argv, "--device", "cpu"])
     assert done.exit_code == 0 and specs[0].high_water_mark == 77
     assert CliRunner().invoke(cli, [*argv, "--dtype", "int8"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("HYDRA_AUTH_API_KEYS", "sk-secret"),
+        ("HYDRA_AUTH_ENABLED", "true"),
+        ("HYDRA_AUTH_RATE_LIMIT", "7"),
+        ("HYDRA_AUTH_RATE_LIMIT", "100"),  # even the default: nobody counts
+        ("HYDRA_AUTH_RATE_WINDOW", "1m"),
+    ],
+)
+def test_a_guard_that_is_not_there_is_refused_by_name(name, text, tmp_path):
+    key = name.removeprefix("HYDRA_AUTH_").lower()
+    with pytest.raises(Complaint, match=rf"\[auth\] {key}") as caught:
+        load_settings(None, {}, {name: text})
+    assert caught.value.exit_code == 2 and "secret" not in str(caught.value)
+    shown = {"sk-secret": '["sk-secret"]', "1m": '"1m"'}.get(text, text)
+    (tmp_path / "mine.toml").write_text(f"[auth]\n{key} = {shown}\n")
+    with pytest.raises(Complaint, match="is not possible yet"):
+        load_settings(tmp_path / "mine.toml", {}, {})
+
+
+def test_a_join_token_that_can_be_guessed_is_refused_unseen():
+    with pytest.raises(Complaint, match="join_token has 15 characters") as caught:
+        load_settings(None, {}, {"HYDRA_CLUSTER_JOIN_TOKEN": "fifteen letters"})
+    assert caught.value.exit_code == 2 and "fifteen" not in str(caught.value)
+    assert load_settings(None, {}, {"HYDRA_CLUSTER_JOIN_TOKEN": "sixteen letters."}).cluster.join_token
+    assert not load_settings(None, {}, {"HYDRA_CLUSTER_JOIN_TOKEN": ""}).cluster.join_token
+
+
+def test_secrets_are_in_no_representation_and_in_no_complaint(tmp_path):
+    environ = {"HYDRA_CLUSTER_JOIN_TOKEN": "sixteen letters.", "HYDRA_MODEL_HF_TOKEN": "hf_abc"}
+    shown = repr(load_settings(None, {}, environ))
+    assert "sixteen" not in shown and "hf_abc" not in shown
+    (tmp_path / "mine.toml").write_text("[cluster]\njoin_token = 1234567890123456789\n")
+    with pytest.raises(Complaint, match="join_token") as caught:
+        load_settings(tmp_path / "mine.toml", {}, {})
+    assert "12345" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("HYDRA_JOIN_TOKEN", "HYDRA_CLUSTER_JOIN_TOKEN"),
+        ("HYDRA_CACHE_DIR", "HYDRA_MODEL_CACHE_DIR"),
+        ("HYDRA_ZQM_ROUTER_ADDR", "HYDRA_ZMQ_ROUTER_ADDR"),
+        ("HYDRA_LOGS", "HYDRA_LOG"),
+        ("HYDRA_WHATEVER", None),
+    ],
+)
+def test_a_variable_that_nothing_reads_is_told(name, meant, monkeypatch):
+    (line,) = unknown_variables({name: "x", "PATH": "y"})
+    assert line == f"nothing reads {name}" + (f"; did you mean {meant}?" if meant else "")
+    monkeypatch.setenv(name, "x")
+    done = CliRunner().invoke(cli, ["status", "--url", "http://127.0.0.1:1"])
+    assert f"warning: {line}\n" in done.stderr
+
+
+def test_variables_that_are_read_are_not_told():
+    known = {"HYDRA_LOG", "HYDRA_URL", "HYDRA_SEEDS", "HYDRA_TEST_AUDIT_LOG", "HYDRA_ENGINE_BLOCK_SIZE"}
+    assert unknown_variables(dict.fromkeys(known, "x")) == []
+    sources = [path for room in ("hydra", "scenarios", "tests/e2e") for path in (ROOT / room).rglob("*.py")]
+    used = {word for path in sources for word in re.findall(r"HYDRA_[A-Z]+(?:_[A-Z]+)*", path.read_text())}
+    told = {line.split()[2].rstrip(";") for line in unknown_variables(dict.fromkeys(used, "x"))}
+    assert len(used) > 5 and told <= {"HYDRA_JOIN_TOKEN", "HYDRA_TEST"}, "what our own sources speak of is read"
+
+
+def test_an_api_off_loopback_is_warned_of():
+    with structlog.testing.capture_logs() as logs:
+        for addr in ("127.0.0.1:8080", "localhost:8080", "[::1]:8080"):
+            warn_of_open_http(addr)
+        assert not logs
+        for addr in ("0.0.0.0:8080", "192.168.0.10:80", "[::]:8080", "den.local:1"):
+            warn_of_open_http(addr)
+    assert [entry["http"] for entry in logs] == ["0.0.0.0:8080", "192.168.0.10:80", "[::]:8080", "den.local:1"]
+    assert all("load and unload models" in entry["risk"] for entry in logs)
+
+
+def test_two_clusters_of_one_user_remember_apart(tmp_path):
+    settings = load_settings(None, {("model", "cache_dir"): str(tmp_path / "cache")}, {})
+    rows = [PortRange.parse(text) for text in ("5655", "5655-5670", "5755")]
+    first, same, other = (state_dir_of(settings, row) for row in rows)
+    assert first == same != other and state_dir_of(settings, None).name == "127.0.0.1_8080"
+    elsewhere = load_settings(None, {("server", "http_addr"): "127.0.0.1:9090"}, {})
+    assert state_dir_of(elsewhere, rows[0]).name == "127.0.0.1_9090"
+
+
+def test_a_home_that_nobody_has_is_no_place_for_a_cache():
+    with pytest.raises(Complaint, match="cache_dir"):
+        load_settings(None, {("model", "cache_dir"): "~nobody-knows-them/x"}, {}).model.cache_path()

@@ -4,13 +4,16 @@ import socket
 import struct
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from hydra.address import Address
 from hydra.complaint import Complaint
 from hydra.held_port import HeldPort
+from hydra.listening import settle
+from hydra.port_holders import PortHolders
 from hydra.protocol.zmq_wire import ZmqWires
-from hydra.up import settle_addr
 
 LOOPBACK = "127.0.0.1"
 IP_LOCAL_PORT_RANGE = 51  # of Linux 6.3 and later: high << 16 | low
@@ -43,19 +46,22 @@ def test_the_system_gives_a_held_port_to_nobody() -> None:
             assert caller.getsockname()[1] == port
 
 
+NO_CARDS = PortHolders(Path("/nonexistent"))
+
+
 def listens(addr: str) -> None:
     """One life of a listener; its port is let go of before this returns."""
     with closing(ZmqWires()) as wires:
         source = wires.blocking_source(addr, 4)
         assert source.addr == addr
         with pytest.raises(Complaint) as caught:
-            settle_addr("--pipeline-port", addr, "--pipeline-port")
+            settle("--pipeline-port", Address.parse("it", addr), "--pipeline-port", NO_CARDS)
         assert caught.value.exit_code == 4 and "choose another with --pipeline-port" in caught.value.fix
         source.close()
 
 
 def test_its_listeners_come_and_go() -> None:
-    addr, held = settle_addr("[zmq] router_addr", f"tcp://{LOOPBACK}:0", "HYDRA_ZMQ_ROUTER_ADDR")
+    addr, held = settle("[zmq] router_addr", Address(LOOPBACK, 0), "HYDRA_ZMQ_ROUTER_ADDR", NO_CARDS)
     for _ in range(2):
-        listens(addr)
-    assert addr.endswith(f":{held.port}")
+        listens(str(addr))
+    assert str(addr).endswith(f":{held.port}")

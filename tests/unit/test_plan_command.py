@@ -28,7 +28,9 @@ def directory(tmp_path_factory) -> str:
 def plan(monkeypatch, capsys, tmp_path):
     """`plan("MODEL", "--nodes", "1,2")`: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)  # no config.toml lies there
-    monkeypatch.setattr("hydra.cli.set_up_logging", lambda role: None)  # it is for a process, which goes on here
+    monkeypatch.setattr(
+        "hydra.commands.models.set_up_logging", lambda role: None
+    )  # it is for a process, which goes on here
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hydra", "plan", *words])

@@ -1,0 +1,34 @@
+"""One question to a running cluster over its HTTP API, and its "no" as a Complaint. Knows no command."""
+
+from typing import Any
+
+from hydra.complaint import Complaint
+
+WAIT_S = 3600.0  # a load that is waited for
+CONNECT_S = 5.0
+STATUS_EXIT = {401: 6, 403: 6, 404: 7}
+CODE_EXIT = {"does_not_fit": 3, "source_unreachable": 4}
+
+
+def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """The answer's JSON. Raises Complaint: 2 for the URL, 5 when nobody of ours answers, else what the answer means."""
+    import httpx2  # dear, and most commands ask nobody
+
+    try:
+        timeout = httpx2.Timeout(WAIT_S, connect=CONNECT_S)
+        answer = httpx2.request(method, url.rstrip("/") + path, json=body, timeout=timeout)
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as why:
+        raise Complaint(f"--url {url!r} is no address", str(why), "for example --url http://127.0.0.1:8080", 2) from why
+    except httpx2.TransportError as why:
+        cause = str(why) or type(why).__name__
+        raise Complaint(f"cannot reach {url}", cause, "is it up? choose another with --url", 5) from why
+    try:
+        content = answer.json()
+        error = None if answer.is_success else dict(content["error"])
+    except (ValueError, LookupError, TypeError) as why:
+        cause = f"HTTP {answer.status_code} of {answer.headers.get('content-type', 'no type')} is no answer of Hydra's"
+        raise Complaint(f"{url} is no Hydra", cause, "choose another with --url", 5) from why
+    if error is None:
+        return content
+    exit_code = CODE_EXIT.get(str(error.get("code")), STATUS_EXIT.get(answer.status_code, 1))
+    raise Complaint(str(error.get("message")), f"the cluster answered {answer.status_code}", "see above", exit_code)

@@ -1,0 +1,70 @@
+"""`make` as a person meets it: what it lists, and what two Ctrl-C at a terminal leave behind."""
+
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WITHIN_S = 20.0
+# In place of the environment's Python: stops at the second Ctrl-C, and takes its time about it, as a cluster may.
+STUBBORN = """#!/bin/sh
+trap 'n=$((n + 1)); echo heard $n' INT
+n=0
+echo started
+while [ $n -lt 2 ]; do sleep 0.05; done
+sleep 0.2
+echo ended
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+
+
+def test_help_names_every_target_that_people_type() -> None:
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets is not None
+    told = subprocess.run(
+        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=WITHIN_S, check=True
+    )
+    listed = {line.split()[1]: line.split()[2:] for line in told.stdout.splitlines()}
+    assert set(listed) == set(targets[1].split()) and all(listed.values())
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="without ps, make cannot tell whether it is in the foreground")
+def test_make_waits_for_a_cluster_that_was_told_twice_to_stop_and_has_its_status(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(STUBBORN)
+    python.chmod(0o755)
+    argv = ["make", "-s", "-C", str(ROOT), "-o", ".venv/run.stamp", f"BIN={tmp_path}", "GPU=", "up"]
+    terminal, near_end = pty.openpty()
+    # Who leads a session without a terminal gets the first one that it opens.
+    in_terminal = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(near_end)]
+    make = subprocess.Popen([*in_terminal, *argv], start_new_session=True)
+    seen = ""
+
+    def await_word(word: str) -> None:
+        nonlocal seen
+        deadline_s = time.monotonic() + WITHIN_S
+        while word not in seen:
+            assert select.select([terminal], [], [], deadline_s - time.monotonic())[0], seen
+            seen += os.read(terminal, 1024).decode()
+
+    try:
+        await_word("started")
+        for number in (1, 2):
+            os.write(terminal, b"\x03")
+            await_word(f"heard {number}")
+        await_word("ended")
+        assert make.wait(WITHIN_S) == 0, "the status of up"
+        assert "Error" not in seen and "Interrupt" not in seen
+    finally:
+        make.kill()
+        make.wait()
+        os.close(near_end)
+        os.close(terminal)
