@@ -40,6 +40,10 @@ class Compute(Protocol):
 
     def held(self) -> tuple[Held, ...]: ...
 
+    def still_to_read(self, order: LoadSlice) -> LoadSlice | None:
+        """The order with those of its tensors only that are not in memory yet; None: `load` would read no file.
+        Asked on the loader thread, right before `load` and whatever brings the bytes for it."""
+
     def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
         """Frees the route's pool, then holds exactly the ordered layers. Nothing half-loaded stays after a refusal."""
 
@@ -58,7 +62,8 @@ class Compute(Protocol):
 
 
 class Supply(Protocol):
-    """The bytes of an ordered slice, brought to this machine. Called on the loader thread, before Compute.load."""
+    """The bytes of an ordered slice, brought to this machine. Called on the loader thread, before Compute.load, and
+    only for what is not in memory."""
 
     def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
         """The same order with one local directory as its only source, in which every range of the order can be read.

@@ -180,9 +180,13 @@ class Worker:
 
         aside, compute, supply = self.parts.aside, self.parts.compute, self.parts.supply
         try:
-            at_hand = await aside(supply.ensure, order, self._teller(order, "fetching"), let_go)
-            facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
-            await self._lend(at_hand)
+            wanted = await aside(compute.still_to_read, order)
+            if wanted is None:  # all of it is in memory: no file is looked at, nothing new can be lent
+                facts = await aside(compute.load, order, self._teller(order, "reading"))
+            else:
+                at_hand = await aside(supply.ensure, wanted, self._teller(order, "fetching"), let_go)
+                facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
+                await self._lend(at_hand)
         except RefusalError as why:
             self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
         else:
@@ -194,7 +198,7 @@ class Worker:
             return
         try:
             await self.parts.aside(self.parts.store.lender.lend_slice, at_hand)
-        except OSError as why:
+        except (OSError, RefusalError) as why:
             log.warning("the loaded slice cannot be lent to others", folder=at_hand.sources[0], why=str(why))
 
     def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:

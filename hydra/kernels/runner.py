@@ -26,9 +26,9 @@ from hydra.kernels.warmup import warm_up
 from hydra.kernels.weights import fetch_parts, packed
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
-from hydra.protocol.layout import Part, slice_parts
+from hydra.protocol.layout import Part, part_of, slice_parts
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
-from hydra.protocol.model_spec import Dtype, ModelSpec
+from hydra.protocol.model_spec import Dtype, ModelSpec, TensorRange
 from hydra.protocol.refusal import refuse
 from hydra.protocol.slice_facts import SliceFacts
 
@@ -90,6 +90,14 @@ class Runner:
 
     def held(self) -> tuple[Held, ...]:
         return self._shelf.held()
+
+    def still_to_read(self, order: LoadSlice) -> LoadSlice | None:
+        """As Compute.still_to_read."""
+        needed = slice_parts(order.spec, order.first_layer, order.end_layer)
+        missing = needed - self._shelf.parts((order.spec.fingerprint, order.dtype)).keys()
+        if not missing:
+            return None
+        return attrs.evolve(order, tensors=tuple(source for source in order.tensors if _goes_to(source, missing)))
 
     def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
         started = time.monotonic()
@@ -219,6 +227,14 @@ def _lane(device: torch.device) -> Lane:
     from hydra.kernels.cuda_lane import CudaLane  # only where there is a device for it
 
     return CudaLane(device)
+
+
+def _goes_to(source: TensorRange, parts: frozenset[Part]) -> bool:
+    """A tensor that goes nowhere is kept: `load` refuses it by name."""
+    try:
+        return part_of(source) in parts
+    except KeyError:
+        return True
 
 
 def _check(order: LoadSlice, dtypes: tuple[Dtype, ...]) -> None:
