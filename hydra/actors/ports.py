@@ -32,8 +32,9 @@ class Compute(Protocol):
     `load`, `activate`, `drop` run on a loader thread; `launch` and `collect` on the stage's own thread(s), in order:
     tickets are collected in the order they were launched. On the CPU `launch` does all the work. A slice is a dict of
     layers, so that `load` of a new range frees and reads only the difference, while another route keeps stepping.
-    Raises RefusalError (bad_model, does_not_fit, unsupported) from `load`; anything else is a fault of the process. A
-    step that finds no memory is none: it is collected as an Outcome that says so, wherever it failed.
+    Raises RefusalError (bad_model, does_not_fit, unsupported) from `load`, and does_not_fit from `activate`; anything
+    else is a fault of the process. A step that finds no memory is none: it is collected as an Outcome that says so,
+    wherever it failed.
     """
 
     def offer(self) -> DeviceOffer: ...
@@ -48,7 +49,8 @@ class Compute(Protocol):
         """Frees the route's pool, then holds exactly the ordered layers. Nothing half-loaded stays after a refusal."""
 
     def activate(self, route: RouteId, kv_blocks: int) -> None:
-        """Makes the KV pool of `kv_blocks` blocks and warms up, so that the first step is no slower than the others."""
+        """Makes the KV pool of `kv_blocks` blocks and warms up, so that the first step is no slower than the others.
+        After a refusal there is no pool; the weights stay."""
 
     def drop(self, route: RouteId) -> None:
         """Frees pool and weights of a route; unknown routes are fine."""

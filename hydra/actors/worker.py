@@ -161,10 +161,8 @@ class Worker:
             match chore:
                 case RunLoad(order=order):
                     await self._load(order)
-                case RunActivate(route=route, epoch=epoch, kv_blocks=kv_blocks):
-                    if self.stage.wants(route, epoch):
-                        await self.parts.aside(self.parts.compute.activate, route, kv_blocks)
-                        self.house.post(STAGE, Activated(route, epoch))
+                case RunActivate() as plan:
+                    await self._activate(plan)
                 case RunDrop(route=route, weights=True):
                     await self.parts.aside(self.parts.compute.drop, route)
                 case RunDrop(route=route):
@@ -191,6 +189,16 @@ class Worker:
             self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
         else:
             self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
+
+    async def _activate(self, plan: RunActivate) -> None:
+        if not self.stage.wants(plan.route, plan.epoch):
+            return
+        try:
+            await self.parts.aside(self.parts.compute.activate, plan.route, plan.kv_blocks)
+        except RefusalError as why:
+            self.house.post(STAGE, SliceRefused(plan.route, plan.epoch, why.refusal))
+        else:
+            self.house.post(STAGE, Activated(plan.route, plan.epoch))
 
     async def _lend(self, at_hand: LoadSlice) -> None:
         """From now on others may fetch this slice here. That nobody can is no reason not to serve it."""

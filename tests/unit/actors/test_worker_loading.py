@@ -14,7 +14,7 @@ from hydra.actors.store_server import StoreServer
 from hydra.actors.worker import STAGE, Worker, WorkerParts
 from hydra.protocol import codec
 from hydra.protocol.ids import PLANNER, Epoch, RouteId
-from hydra.protocol.messages import LoadFailed, LoadSlice, SliceLoaded
+from hydra.protocol.messages import Activate, LoadFailed, LoadSlice, Ready, SliceLoaded
 from hydra.protocol.model_spec import TensorRange
 from hydra.protocol.refusal import refuse
 from tests.sim.pocket import pocket_spec
@@ -153,3 +153,26 @@ async def test_what_is_missing_and_cannot_be_brought_is_refused_as_before():
 async def test_that_it_cannot_be_lent_is_no_reason_not_to_serve(fault):
     async with standing_worker(Memory(set()), Disk(unlendable=fault)) as ordered:
         assert isinstance(await ordered(order()), SliceLoaded)
+
+
+@pytest.mark.parametrize("fault", [None, refuse("does_not_fit", "cpu ran out of memory while making the KV pool")])
+async def test_an_activation_without_memory_is_an_answer_and_the_next_epoch_may_do_better(fault):
+    memory = Memory({0, 1, 2, 3}, activation=fault)
+    async with standing_worker(memory, Disk()) as ordered:
+        for number in (1, 2):
+            await ordered(order(number=number))
+            plan = Activate(
+                route=RouteId(1),
+                epoch=Epoch(1, number),
+                kv_blocks=8,
+                next_addr="next",
+                credits=2,
+                stage_index=0,
+                n_stages=1,
+            )
+            reply = await ordered(plan)
+            if memory.activation is None:
+                assert reply == Ready(route=RouteId(1), epoch=Epoch(1, number))
+            else:
+                assert reply == LoadFailed(route=RouteId(1), epoch=Epoch(1, number), refusal=fault.refusal)
+            memory.activation = None
