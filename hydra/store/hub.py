@@ -7,7 +7,6 @@ copied from there. Refuses to know what is in a model, and how weights come (`hu
 
 import json
 import logging
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +36,7 @@ from hydra.store.model_ref import HubAccess, HubRef, is_commit
 from hydra.store.patience import Patience, persist
 from hydra.store.range_source import RangeIgnored, SourceFault
 from hydra.store.safetensors_header import HEADER_MAX_BYTES, LENGTH_BYTES
+from hydra.store.whole_file import write_whole
 
 SMALL_MAX_BYTES = 64 << 20  # the largest tokenizers have about 35 MB
 FILES_MAX = 10_000
@@ -112,8 +112,8 @@ class Hub:
         except SourceFault as fault:
             raise self._unreachable(at, fault) from fault
         listing = [attrs.asdict(item) for item in made.files]
-        _write(folder / LISTING, json.dumps(listing).encode())
-        _write(self._branch(ref), commit.encode())
+        write_whole(folder / LISTING, json.dumps(listing).encode())
+        write_whole(self._branch(ref), commit.encode())
         return made
 
     def source(self, snapshot: Snapshot) -> HubSource:
@@ -130,7 +130,7 @@ class Hub:
             raw = persist(lambda: _read_header(source, stored), self.patience)
         except SourceFault as fault:
             raise self._unreachable(snapshot.ref, fault) from fault
-        _write(kept, raw)
+        write_whole(kept, raw)
         return raw
 
     # ------------------------------------------------------------ asking the Hub
@@ -160,7 +160,7 @@ class Hub:
         if content is None:
             persist(lambda: self._told(at, lambda: self._fetch_small(at, stored.file)), self.patience)
         else:
-            _write(self._folder(at) / stored.file, content)
+            write_whole(self._folder(at) / stored.file, content)
 
     def _fetch_small(self, at: HubRef, name: str) -> None:
         hf_hub_download(
@@ -298,11 +298,3 @@ def _opening_of(stream: Iterator[bytes]) -> bytes:
         if len(first) >= length > LENGTH_BYTES:
             break
     return first[:length]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
-    fresh.write_bytes(content)
-    fresh.replace(path)
