@@ -75,12 +75,19 @@ class Supply(Protocol):
         does_not_fit, model_not_found, cancelled.
         """
 
+    def confirm(self, at_hand: LoadSlice) -> None:
+        """After Compute.load: what was read is what `ensure` answered for. Raises RefusalError bad_model when a file
+        was changed meanwhile: then what was read is neither the one nor the other."""
+
 
 class AtHand:
     """A supply where nothing has to be brought: the order's first source is a directory of this machine already."""
 
     def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
         return order
+
+    def confirm(self, at_hand: LoadSlice) -> None:
+        """Nobody looked at the files before."""
 
 
 class Lent(Protocol):

@@ -184,11 +184,20 @@ class Worker:
             else:
                 at_hand = await aside(supply.ensure, wanted, self._teller(order, "fetching"), let_go)
                 facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
+                await aside(self._confirm, at_hand)
                 await self._lend(at_hand)
         except RefusalError as why:
             self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
         else:
             self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
+
+    def _confirm(self, at_hand: LoadSlice) -> None:
+        """Weights that may be of two versions are held no longer. Raises RefusalError."""
+        try:
+            self.parts.supply.confirm(at_hand)
+        except RefusalError:
+            self.parts.compute.drop(at_hand.route)
+            raise
 
     async def _activate(self, plan: RunActivate) -> None:
         if not self.stage.wants(plan.route, plan.epoch):

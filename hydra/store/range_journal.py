@@ -45,7 +45,7 @@ class Journal:
     def open(cls, path: Path, stored: StoredFile) -> "Journal":
         """Reads what is there and makes it ready to append. Raises OSError."""
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        head = {"file": stored.file, "size": stored.size_bytes, "tag": stored.tag}
+        head = _head(stored)
         with path.open("rb") as stream:
             raw = stream.read()
         journal = cls(opened, set())
@@ -54,6 +54,13 @@ class Journal:
         if not journal._read(raw, head):
             journal._write(head)
         return journal
+
+    @classmethod
+    def read(cls, path: Path, stored: StoredFile) -> set[Chunk]:
+        """What it says now, by itself. Raises OSError."""
+        journal = cls(-1, set())
+        ours = journal._read(path.read_bytes(), _head(stored))
+        return journal.chunks if ours else set()
 
     def _read(self, raw: bytes, head: dict[str, Any]) -> bool:
         """Takes in the lines; whether the last head among them is ours."""
@@ -87,6 +94,10 @@ class Journal:
 
     def _write(self, said: dict[str, Any]) -> None:
         os.write(self._file, json.dumps(said, separators=(",", ":")).encode() + b"\n")
+
+
+def _head(stored: StoredFile) -> dict[str, Any]:
+    return {"file": stored.file, "size": stored.size_bytes, "tag": stored.tag}
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

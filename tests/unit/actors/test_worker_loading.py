@@ -42,6 +42,9 @@ class Memory:
         self.loaded.append(order)
         return FACTS
 
+    def drop(self, route):
+        self.loaded.clear()
+
     def activate(self, route, kv_blocks):
         if self.activation is not None:
             raise self.activation
@@ -53,6 +56,7 @@ class Disk:
 
     gone: Exception | None = None
     unlendable: Exception | None = None
+    changed: Exception | None = None
     asked: list[LoadSlice] = attrs.field(factory=list)
     lent: list[LoadSlice] = attrs.field(factory=list)
 
@@ -61,6 +65,10 @@ class Disk:
         if self.gone is not None:
             raise self.gone
         return attrs.evolve(order, sources=("/cache",))
+
+    def confirm(self, at_hand):
+        if self.changed is not None:
+            raise self.changed
 
     def lend_slice(self, order):
         self.lent.append(order)
@@ -153,6 +161,14 @@ async def test_what_is_missing_and_cannot_be_brought_is_refused_as_before():
 async def test_that_it_cannot_be_lent_is_no_reason_not_to_serve(fault):
     async with standing_worker(Memory(set()), Disk(unlendable=fault)) as ordered:
         assert isinstance(await ordered(order()), SliceLoaded)
+
+
+async def test_weights_of_files_that_changed_under_the_load_are_held_no_longer():
+    memory, disk = Memory(set()), Disk(changed=refuse("bad_model", "f was changed while it was read"))
+    async with standing_worker(memory, disk) as ordered:
+        reply = await ordered(order())
+    assert isinstance(reply, LoadFailed) and reply.refusal.code == "bad_model"
+    assert not memory.loaded and not disk.lent
 
 
 @pytest.mark.parametrize("fault", [None, refuse("does_not_fit", "cpu ran out of memory while making the KV pool")])
