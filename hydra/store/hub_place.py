@@ -25,7 +25,7 @@ from hydra.store.spans import Spans
 
 AHEAD_BYTES = 8 << 20  # of the same tensor: its asker will want them next, and a request to the Hub is dear
 BUSY_S = 5.0
-PATIENCE = Patience(tries=2, first_s=0.2, longest_s=0.5, deadline_s=5.0, stall_s=8.0)
+PATIENCE = Patience(tries=2, first_s=0.2, longest_s=0.5, deadline_s=5.0, silence_s=5.0, stall_s=8.0)
 
 
 @attrs.define(eq=False)
