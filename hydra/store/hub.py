@@ -28,6 +28,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hydra.protocol.model_spec import StoredFile
 from hydra.protocol.refusal import RefusalError, refuse
+from hydra.store.cache_room import is_of_the_disk, unusable
 from hydra.store.directory import is_plain_name
 from hydra.store.foreign_file import SNIFF_BYTES
 from hydra.store.hf_cache import HfCache, read_small
@@ -198,6 +199,8 @@ class Hub:
         except httpx2.TransportError as error:
             raise SourceSilent(f"{type(error).__name__}: {error}") from error
         except (EntryNotFoundError, OSError) as error:
+            if isinstance(error, OSError) and is_of_the_disk(error):
+                raise unusable(self.cache_dir, error) from error
             raise SourceFault(f"{type(error).__name__}: {error}") from error
         except HFValidationError as error:  # a ValueError too
             raise refuse("model_not_found", f"{ref.repo} cannot be the name of a model at the Hub: {error}") from error

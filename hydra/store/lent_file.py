@@ -56,7 +56,10 @@ def read_unchanged(
 
 
 def _still(opened: int, file: str, identity: FileIdentity) -> FileIdentity:
-    now = FileIdentity.of(os.fstat(opened))
+    try:
+        now = FileIdentity.of(os.fstat(opened))
+    except OSError as error:  # a network drive that went away
+        raise unreadable(file, error) from error
     if not identity.still(now):
         raise refuse("bad_model", f"{file} was changed since the model was described: load the model anew")
     return now

@@ -39,9 +39,13 @@ class RangeFile:
         """Makes data file and journal where there are none. Raises OSError."""
         path = folder / stored.file
         data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        if os.fstat(data).st_size != stored.size_bytes:
-            os.ftruncate(data, stored.size_bytes)
-        journal = Journal.open(folder / f"{stored.file}{JOURNAL_SUFFIX}", stored)
+        try:
+            if os.fstat(data).st_size != stored.size_bytes:
+                os.ftruncate(data, stored.size_bytes)
+            journal = Journal.open(folder / f"{stored.file}{JOURNAL_SUFFIX}", stored)
+        except BaseException:
+            os.close(data)
+            raise
         state = FileIdentity.of(os.fstat(data))
         return cls(path=path, stored=stored, wanted=Spans.of(wanted), state=state, data=data, journal=journal)
 

@@ -6,6 +6,7 @@ the file, is as if it had not been written. The checksum is what makes a chunk b
 chunk, and a machine that lost power fetches again what does not match. Refuses to know the data file.
 """
 
+import errno
 import json
 import os
 from hashlib import blake2b
@@ -45,14 +46,16 @@ class Journal:
     def open(cls, path: Path, stored: StoredFile) -> "Journal":
         """Reads what is there and makes it ready to append. Raises OSError."""
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        head = _head(stored)
-        with path.open("rb") as stream:
-            raw = stream.read()
-        journal = cls(opened, set())
-        if raw and not raw.endswith(b"\n"):
-            os.write(opened, b"\n")  # the end of a line that a kill tore
-        if not journal._read(raw, head):
-            journal._write(head)
+        journal, head = cls(opened, set()), _head(stored)
+        try:
+            raw = path.read_bytes()
+            if raw and not raw.endswith(b"\n"):
+                os.write(opened, b"\n")  # the end of a line that a kill tore
+            if not journal._read(raw, head):
+                journal._write(head)
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
     @classmethod
@@ -93,7 +96,9 @@ class Journal:
         os.close(self._file)
 
     def _write(self, said: dict[str, Any]) -> None:
-        os.write(self._file, json.dumps(said, separators=(",", ":")).encode() + b"\n")
+        line = json.dumps(said, separators=(",", ":")).encode() + b"\n"
+        if os.write(self._file, line) < len(line):  # the rest would make no line of its own
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _head(stored: StoredFile) -> dict[str, Any]:
