@@ -1,10 +1,12 @@
 """What was described, kept on this machine for a time in which it cannot be read: a directory gone, a Hub silent.
 
 Promises: a description that comes back is the very one that was kept, by a checksum and by the strict rules of the
-wire; one of another version, or damaged, is as if it were not there. At most ENTRIES_MAX are kept, the latest ones.
-That one cannot be kept is said in the log and stops nobody. Refuses to know when it may stand in for the model.
+wire, and so are the small files of a directory (config, tokenizer, templates), which lie in its `folder` then; one of
+another version, or damaged, is as if it were not there. At most ENTRIES_MAX are kept, the latest ones. That one cannot
+be kept is said in the log and stops nobody. Refuses to know when it may stand in for the model.
 """
 
+import shutil
 from hashlib import blake2b
 from pathlib import Path
 
@@ -13,13 +15,17 @@ import structlog
 
 from hydra.protocol import codec
 from hydra.protocol.messages import PROTOCOL_VERSION
+from hydra.protocol.model_name import hub_parts
 from hydra.protocol.model_spec import Described
+from hydra.protocol.refusal import RefusalError
+from hydra.store.directory import locate
+from hydra.store.hub import SMALL_FILES, SMALL_MAX_BYTES, TEMPLATES
 from hydra.store.whole_file import write_whole
 
 FORMAT = 1
 ENTRIES_MAX = 32
 ENTRY_MAX_BYTES = 64 << 20  # the largest mixtures of experts have about 10 MB
-SUFFIX = ".description"
+SUFFIX, FILES_SUFFIX = ".description", ".files"
 
 log = structlog.get_logger()
 
@@ -33,13 +39,15 @@ class DescriptionCache:
     def keep(self, place: str, described: Described) -> None:
         """From now on; what was kept for this place before is replaced."""
         try:
+            if hub_parts(described.model_path) is None:  # of a Hub model they lie in the cache already
+                described = attrs.evolve(described, folder=str(self._keep_files(place, Path(described.folder))))
             body = codec.pack([place, codec.converter.unstructure(described)])
             if len(body) > ENTRY_MAX_BYTES:
                 log.info("the model's description is too large to be kept", model=place, n_bytes=len(body))
                 return
             write_whole(self._file(place), _header(body) + body)
-            self._forget_oldest()
-        except OSError as error:
+            self._forget(place, Path(described.folder))
+        except (OSError, RefusalError) as error:
             log.warning("the model's description cannot be kept", model=place, folder=str(self.folder), why=str(error))
 
     def recall(self, place: str) -> Described | None:
@@ -61,15 +69,62 @@ class DescriptionCache:
         except Exception as why:  # noqa: BLE001 - msgpack and cattrs raise what they like; what it is changes nothing
             log.warning("a kept description makes no sense; it is passed over", file=str(path), why=f"{why!r:.200}")
             return None
-        return described if kept_place == place else None
+        if kept_place != place or not self._has_files(described):
+            log.warning("a kept description is not of this model, or not whole; it is passed over", file=str(path))
+            return None
+        return described
 
     def _file(self, place: str) -> Path:
-        return self.folder / f"{_digest(place.encode(errors='surrogateescape'))}{SUFFIX}"
+        return self.folder / f"{_name(place)}{SUFFIX}"
 
-    def _forget_oldest(self) -> None:
+    def _keep_files(self, place: str, directory: Path) -> Path:
+        """A copy of the small files, in a folder that is named by their content."""
+        files = _small_files(directory)
+        folder = self.folder / f"{_name(place)}-{_digest_of_files(files)}{FILES_SUFFIX}"
+        if _digest_of_files(_small_files(folder)) != _digest_of_files(files):
+            for name, content in files.items():
+                write_whole(folder / name, content)
+        return folder
+
+    def _has_files(self, described: Described) -> bool:
+        """Whether the small files that were copied are the ones that were copied."""
+        folder = Path(described.folder)
+        if folder.parent != self.folder:
+            return hub_parts(described.model_path) is not None
+        try:
+            return folder.name.endswith(f"-{_digest_of_files(_small_files(folder))}{FILES_SUFFIX}")
+        except (OSError, RefusalError):
+            return False
+
+    def _forget(self, place: str, current: Path) -> None:
+        """The oldest descriptions, and small files that no description names any more."""
         kept = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in kept[ENTRIES_MAX:]:
             path.unlink(missing_ok=True)
+        names = {path.name.removesuffix(SUFFIX) for path in kept[:ENTRIES_MAX]}
+        for folder in self.folder.glob(f"*{FILES_SUFFIX}"):
+            name = folder.name.partition("-")[0]
+            if name not in names or (name == _name(place) and folder != current):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _small_files(directory: Path) -> dict[str, bytes]:
+    """By their names below the directory. Raises OSError, and RefusalError where one leads out of it."""
+    found: dict[str, bytes] = {}
+    templates = [path.name for path in (directory / TEMPLATES).glob("*.jinja")]
+    for folder, name in [*((".", name) for name in sorted(SMALL_FILES)), *((TEMPLATES, name) for name in templates)]:
+        real = locate(directory, name, folder.rstrip("/"))
+        if real is not None and real.stat().st_size <= SMALL_MAX_BYTES:
+            found[name if folder == "." else f"{folder}{name}"] = real.read_bytes()
+    return found
+
+
+def _digest_of_files(files: dict[str, bytes]) -> str:
+    return _digest(b"".join(f"{name}\0{_digest(files[name])}\0".encode() for name in sorted(files)))
+
+
+def _name(place: str) -> str:
+    return _digest(place.encode(errors="surrogateescape"))
 
 
 def _header(body: bytes) -> bytes:

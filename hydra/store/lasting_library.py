@@ -60,7 +60,8 @@ def _is_out_of_reach(kept: Described, refusal: Refusal) -> bool:
 
 def files_are_there(described: Described) -> bool:
     """Whether config and weights lie where the description says; weights that are to be fetched lie nowhere yet."""
-    files = [Path(described.folder) / "config.json"]
+    is_directory = hub_parts(described.model_path) is None  # then `folder` may be a copy
+    files = [Path(described.model_path if is_directory else described.folder) / "config.json"]
     if parse_source(described.sources[0]) is None:
         files += [Path(described.sources[0]) / stored.file for stored in described.files]
     try:

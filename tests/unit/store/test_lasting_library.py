@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from pathlib import Path
 
+import attrs
 import pytest
 from structlog.testing import capture_logs
 
@@ -37,8 +39,16 @@ def refused(library, place):
 
 
 def empty(directory):
-    for path in directory.iterdir():
-        path.unlink()
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
+def write_words(directory):
+    """What a frontend that starts anew reads."""
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
 
 
 def lose_a_shard(directory):
@@ -53,12 +63,15 @@ def lose_the_config(directory):
 @pytest.mark.parametrize("harm", [shutil.rmtree, empty, lose_a_shard, lose_the_config])
 def test_a_model_whose_files_are_gone_is_what_it_was(life, copy_of, name, harm):
     directory = copy_of(name)
+    write_words(directory)
     place = str(directory)
     first = life().describe(place)
+    small = {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*.j*") if path.is_file()}
     harm(directory)
     with capture_logs() as logs:
         again = life(place).describe(place)
-    assert again == first and not files_are_there(again)
+    assert attrs.evolve(again, folder=first.folder) == first and not files_are_there(again)
+    assert len(small) >= 5 and {name: (Path(again.folder) / name).read_bytes() for name in small} == small
     assert [entry["log_level"] for entry in logs] == ["warning"] and logs[0]["model"] == place
     assert life().slice_ranges(again, 1, 3) == LocalLibrary().slice_ranges(first, 1, 3)
     assert refused(life(), place) in ("model_not_found", "bad_model"), "nobody wanted it before"
@@ -76,7 +89,10 @@ def test_what_is_there_and_says_something_else_is_believed(life, copy_of):
     (directory / "model.safetensors").write_bytes(b"\0" * 1000)
     assert refused(life(place), place) == "bad_model"
     shutil.rmtree(directory)
-    assert life(place).describe(place) == second, "the last one counts"
+    last = life(place).describe(place)
+    assert attrs.evolve(last, folder=second.folder) == second, "the last one counts"
+    kept = [path for path in life().cache.folder.iterdir() if path.is_dir()]
+    assert kept == [Path(last.folder)], "and of the small files only the last ones stay"
 
 
 def flip(path):
@@ -93,6 +109,15 @@ def of_another_version(path):
     path.write_bytes(path.read_bytes().replace(b"hydra description 1 ", b"hydra description 0 ", 1))
 
 
+def without_its_small_files(path):
+    next(path.parent.glob("*.files/config.json")).unlink()
+
+
+def with_a_small_file_that_was_touched(path):
+    with next(path.parent.glob("*.files/config.json")).open("a") as file:
+        file.write(" ")
+
+
 def of_another_place(path):
     other = DescriptionCache(path.parent)
     raw = path.read_bytes()
@@ -101,11 +126,21 @@ def of_another_place(path):
     path.unlink()
 
 
-@pytest.mark.parametrize("harm", [flip, cut, of_another_version, of_another_place])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        flip,
+        cut,
+        of_another_version,
+        of_another_place,
+        without_its_small_files,
+        with_a_small_file_that_was_touched,
+    ],
+)
 def test_a_kept_description_that_is_not_what_was_kept_counts_for_nothing(life, copy_of, harm):
     directory = copy_of("single")
     life().describe(str(directory))
-    (kept,) = life().cache.folder.iterdir()
+    (kept,) = life().cache.folder.glob("*.description")
     shutil.rmtree(directory)
     harm(kept)
     assert refused(life(str(directory)), str(directory)) == "model_not_found"
@@ -116,7 +151,7 @@ def test_a_kept_description_is_read_by_the_rules_of_the_wire(life, saved, change
     cache, model = life().cache, LocalLibrary().describe(str(saved / "single"))
     body = description_cache.codec.pack(["/m", description_cache.codec.converter.unstructure(model) | change])
     cache.keep("/m", model)
-    assert cache.recall("/m") == model
+    assert attrs.evolve(cache.recall("/m"), folder=model.folder) == model
     cache._file("/m").write_bytes(description_cache._header(body) + body)
     assert cache.recall("/m") is None
 
@@ -128,6 +163,18 @@ def test_only_the_latest_are_kept(life, saved, monkeypatch):
         cache.keep(f"/m{number}", model)
         os.utime(cache._file(f"/m{number}"), (number, number))
     assert [cache.recall(f"/m{number}") is not None for number in range(5)] == [False, False, True, True, True]
+    assert len([path for path in cache.folder.iterdir() if path.is_dir()]) == 3
+
+
+def test_a_small_file_that_leads_out_of_the_directory_is_not_kept(life, copy_of, tmp_path):
+    directory = copy_of("single")
+    (tmp_path / "secret").write_text("private")
+    (directory / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with capture_logs() as logs:
+        life().describe(str(directory))
+    assert [entry["log_level"] for entry in logs] == ["warning"]
+    shutil.rmtree(directory)
+    assert refused(life(str(directory)), str(directory)) == "model_not_found"
 
 
 def test_a_disk_that_keeps_nothing_stops_nobody(life, copy_of, tmp_path):
