@@ -98,7 +98,7 @@ class DescriptionCache:
 
     def _forget(self, place: str, current: Path) -> None:
         """The oldest descriptions, and small files that no description names any more."""
-        kept = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        kept = sorted(self.folder.glob(f"*{SUFFIX}"), key=_written_s, reverse=True)
         for path in kept[ENTRIES_MAX:]:
             path.unlink(missing_ok=True)
         names = {path.name.removesuffix(SUFFIX) for path in kept[:ENTRIES_MAX]}
@@ -106,6 +106,13 @@ class DescriptionCache:
             name = folder.name.partition("-")[0]
             if name not in names or (name == _name(place) and folder != current):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _written_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # another process has removed it
 
 
 def _small_files(directory: Path) -> dict[str, bytes]:
