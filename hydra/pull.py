@@ -21,7 +21,6 @@ from hydra.store.cache_room import CacheRoom
 from hydra.store.hub import Hub
 from hydra.store.hub_library import HubLibrary
 from hydra.store.hub_login import with_login
-from hydra.store.hub_source import HubSource
 from hydra.store.model_ref import HubAccess, HubRef, parse_ref, parse_source
 from hydra.store.range_cache import RangeCache
 
@@ -37,9 +36,10 @@ def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[st
         if not isinstance(ref, HubRef):
             fix = "load it by its path; to fetch a model of that name, run this in another directory"
             raise Complaint(f"{model!r} is a directory of this machine", "only Hub models are pulled", fix, 2)
-        described = HubLibrary(Hub(access, settings.model.cache_path())).describe(model)
+        hub = Hub(access, settings.model.cache_path())
+        described = HubLibrary(hub).describe(model)
         told = _Told(show, model)
-        at, folder = _bring(described, access, settings, told)
+        at, folder = _bring(described, hub, settings, told)
     except RefusalError as why:
         fix = "see above; what has come so far is kept"
         raise Complaint(f"cannot pull {model}", str(why), fix, exit_code_of(why.refusal.code)) from why
@@ -52,7 +52,7 @@ def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[st
     }
 
 
-def _bring(described: Described, access: HubAccess, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
+def _bring(described: Described, hub: Hub, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
     """The commit, and the directory that holds its weights in the end. Raises RefusalError."""
     at = next(ref for ref in map(parse_source, described.sources) if ref is not None)
     first = described.sources[0]
@@ -62,7 +62,7 @@ def _bring(described: Described, access: HubAccess, settings: Settings, told: "_
         told.first = told.total = n_bytes
         return at, first
     room = CacheRoom(root=settings.model.cache_path() / "ranges", max_bytes=settings.model.max_cache_bytes())
-    with closing(RangeCache(room)) as cache, closing(HubSource(at, access, described.files)) as source:
+    with closing(RangeCache(room)) as cache, closing(hub.source_of(at, described.files)) as source:
         key = described.spec.fingerprint
         return at, str(cache.ensure(key, described.files, described.tensors, (source,), told, lambda: False))
 

@@ -136,10 +136,12 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     from hydra.protocol.zmq_wire import ZmqWires
     from hydra.state_dir import write_state
     from hydra.store.cache_room import CacheRoom
+    from hydra.store.description_cache import DescriptionCache
     from hydra.store.hub import Hub
     from hydra.store.hub_library import HubLibrary
     from hydra.store.hub_login import with_login
     from hydra.store.hub_place import lend_model
+    from hydra.store.lasting_library import LastingLibrary, files_are_there
     from hydra.store.local_copy import source_fault
     from hydra.store.model_ref import HubAccess
     from hydra.store.shelf_keeper import ShelfKeeper
@@ -147,12 +149,16 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     saved = _memory(spec)
     fresh, leases_s = not saved.nodes, 3 * spec.beats_missed_max * spec.heartbeat_s
     access, keeper = with_login(HubAccess.of(os.environ)), ShelfKeeper()
-    library = HubLibrary(Hub(access, Path(spec.cache_dir)))
+    wanted_before = () if fresh else saved.wishes
+    lasting = frozenset(place for wish in wanted_before for place in (wish.place, wish.model_path))
+    descriptions = DescriptionCache(Path(spec.cache_dir) / "described")
+    library = LastingLibrary(HubLibrary(Hub(access, Path(spec.cache_dir))), descriptions, lasting)
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
 
     def describe(path: str) -> Described:
         described = library.describe(path)
-        lend_model(keeper, described, access, room)
+        if files_are_there(described):
+            lend_model(keeper, described, access, room)
         return described
 
     kept = KeptState(lambda state: write_state(Path(spec.state_dir), state))

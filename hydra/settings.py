@@ -17,7 +17,13 @@ import attrs
 from hydra.complaint import Complaint
 
 TOKEN_LENGTH_MIN = 16  # of a join token: what a person makes up beside that is guessed in a night
-PLAIN_VARIABLES = ("HYDRA_LOG", "HYDRA_URL", "HYDRA_SEEDS", "HYDRA_CHAOS_S", "HYDRA_CHAOS_SEED")  # read elsewhere: hydra/log.py, the commands, the tests
+PLAIN_VARIABLES = (
+    "HYDRA_LOG",
+    "HYDRA_URL",
+    "HYDRA_SEEDS",
+    "HYDRA_CHAOS_S",
+    "HYDRA_CHAOS_SEED",
+)  # read elsewhere: hydra/log.py, the commands, the tests
 TEST_VARIABLES = "HYDRA_TEST_"
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")

@@ -88,9 +88,9 @@ ASKS = ActorName("asks")
 MEMBER = ActorName("member")
 TRY_AGAIN_S = 5.0
 RETRY_AFTER_S = 5.0
-LOAD_SILENT_S = 90.0  # longer than a source is waited for; workers speak every few seconds while bytes come
+LOAD_SILENT_S = 90.0  # workers speak every few seconds while bytes come
+FIRST_LOAD_SILENT_S = 360.0  # of what has never served: longer than any source is waited for
 ACTIVATE_SILENT_S = 300.0  # kernels may be compiled and graphs captured, of which nobody speaks
-_SILENT_S: dict[Phase, float] = {"loading": LOAD_SILENT_S, "activating": ACTIVATE_SILENT_S}
 
 
 @attrs.define(eq=False)
@@ -522,7 +522,7 @@ class Planner:
         if not model.served:
             model.outage = None
             effects.append(CancelTimer(("recovery", model.model_id)))
-        effects.append(SetTimer(("silence", model.model_id), now_s + LOAD_SILENT_S))
+        effects.append(SetTimer(("silence", model.model_id), now_s + self._silent_s(model)))
         dropped = [name for name in (old.nodes() if old else ()) if name not in route.nodes() and name in self._nodes]
         effects += orders.drop(route.route, route.epoch, [self._nodes[name] for name in dropped])
         effects += [self._order(described, route, placed) for placed in route.stages]
@@ -572,7 +572,7 @@ class Planner:
             return self._wait(model, why.refusal, now_s)
         for stage in route.stages:
             stage.heard_s = now_s
-        silence = SetTimer(("silence", model.model_id), now_s + ACTIVATE_SILENT_S)
+        silence = SetTimer(("silence", model.model_id), now_s + self._silent_s(model))
         return [silence, *orders.activate(route, self.results_addr)]
 
     def _stage_ready(self, peer: PeerId, route_id: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
@@ -611,12 +611,17 @@ class Planner:
             return self._endure(model, refusal, now_s)
         return [*self._down(model, now_s, death=False), *self._plan(model, now_s)]
 
+    def _silent_s(self, model: PlannedModel) -> float:
+        if model.phase == "activating":
+            return ACTIVATE_SILENT_S
+        return LOAD_SILENT_S if model.served else FIRST_LOAD_SILENT_S
+
     def _silence(self, model_id: str, now_s: float) -> list[Effect]:
         """Whoever has said nothing for too long while it was made ready is done without, if that is possible."""
         model = self._models.get(model_id)
-        limit_s = _SILENT_S.get(model.phase) if model is not None else None
-        if model is None or model.route is None or limit_s is None:
+        if model is None or model.route is None or model.phase not in ("loading", "activating"):
             return []
+        limit_s = self._silent_s(model)
         behind = [s for s in model.route.stages if not (s.loaded if model.phase == "loading" else s.ready)]
         silent = [stage.share.node for stage in behind if now_s - stage.heard_s >= limit_s]
         if not silent:

@@ -32,19 +32,25 @@ class Compute(Protocol):
     `load`, `activate`, `drop` run on a loader thread; `launch` and `collect` on the stage's own thread(s), in order:
     tickets are collected in the order they were launched. On the CPU `launch` does all the work. A slice is a dict of
     layers, so that `load` of a new range frees and reads only the difference, while another route keeps stepping.
-    Raises RefusalError (bad_model, does_not_fit, unsupported) from `load`; anything else is a fault of the process. A
-    step that finds no memory is none: it is collected as an Outcome that says so, wherever it failed.
+    Raises RefusalError (bad_model, does_not_fit, unsupported) from `load`, and does_not_fit from `activate`; anything
+    else is a fault of the process. A step that finds no memory is none: it is collected as an Outcome that says so,
+    wherever it failed.
     """
 
     def offer(self) -> DeviceOffer: ...
 
     def held(self) -> tuple[Held, ...]: ...
 
+    def still_to_read(self, order: LoadSlice) -> LoadSlice | None:
+        """The order with those of its tensors only that are not in memory yet; None: `load` would read no file.
+        Asked on the loader thread, right before `load` and whatever brings the bytes for it."""
+
     def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
         """Frees the route's pool, then holds exactly the ordered layers. Nothing half-loaded stays after a refusal."""
 
     def activate(self, route: RouteId, kv_blocks: int) -> None:
-        """Makes the KV pool of `kv_blocks` blocks and warms up, so that the first step is no slower than the others."""
+        """Makes the KV pool of `kv_blocks` blocks and warms up, so that the first step is no slower than the others.
+        After a refusal there is no pool; the weights stay."""
 
     def drop(self, route: RouteId) -> None:
         """Frees pool and weights of a route; unknown routes are fine."""
@@ -58,7 +64,8 @@ class Compute(Protocol):
 
 
 class Supply(Protocol):
-    """The bytes of an ordered slice, brought to this machine. Called on the loader thread, before Compute.load."""
+    """The bytes of an ordered slice, brought to this machine. Called on the loader thread, before Compute.load, and
+    only for what is not in memory."""
 
     def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
         """The same order with one local directory as its only source, in which every range of the order can be read.
@@ -68,12 +75,19 @@ class Supply(Protocol):
         does_not_fit, model_not_found, cancelled.
         """
 
+    def confirm(self, at_hand: LoadSlice) -> None:
+        """After Compute.load: what was read is what `ensure` answered for. Raises RefusalError bad_model when a file
+        was changed meanwhile: then what was read is neither the one nor the other."""
+
 
 class AtHand:
     """A supply where nothing has to be brought: the order's first source is a directory of this machine already."""
 
     def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
         return order
+
+    def confirm(self, at_hand: LoadSlice) -> None:
+        """Nobody looked at the files before."""
 
 
 class Lent(Protocol):

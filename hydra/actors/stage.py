@@ -62,7 +62,7 @@ class RunLoad:
 
 @attrs.frozen
 class RunActivate:
-    """Make the pool and warm up on the loader thread; answer Activated."""
+    """Make the pool and warm up on the loader thread; answer Activated, or SliceRefused."""
 
     route: RouteId
     epoch: Epoch
@@ -247,7 +247,7 @@ class Stage:
         return [Send(PLANNER, loaded)]
 
     def _refused(self, route: RouteId, epoch: Epoch, refusal: Refusal) -> list[Effect]:
-        held = self._current(route, epoch, "loading")
+        held = self._current(route, epoch, "loading") or self._current(route, epoch, "activating")
         if held is None:
             return []
         held.phase = "idle"

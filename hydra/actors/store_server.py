@@ -80,6 +80,9 @@ class StoreServer:
                 lent = await self.aside(self.lender.read, ask.fingerprint, ask.file, ask.offset, ask.length)
             except RefusalError as why:
                 return self._no(ask, why.refusal)
+            except OSError as why:  # a disk that fails fails this one question
+                message = f"{ask.file} cannot be read here: {why.strerror}"
+                return self._no(ask, Refusal(code="bad_model", message=message))
             return ChunkTold(number=ask.number, file_bytes=lent.file_bytes, data=lent.data)
         message = f"{ask.file} was not read within {READ_LEASE_S:.0f} s; the disk is slow or gone"
         return self._no(ask, Refusal(code="timeout", message=message, retry_after_s=READ_LEASE_S))

@@ -190,10 +190,8 @@ class Worker:
             match chore:
                 case RunLoad(order=order):
                     await self._load(order)
-                case RunActivate(route=route, epoch=epoch, kv_blocks=kv_blocks):
-                    if self.stage.wants(route, epoch):
-                        await self.parts.aside(self.parts.compute.activate, route, kv_blocks)
-                        self.house.post(STAGE, Activated(route, epoch))
+                case RunActivate() as plan:
+                    await self._activate(plan)
                 case RunDrop(route=route, weights=True):
                     await self.parts.aside(self.parts.compute.drop, route)
                 case RunDrop(route=route):
@@ -209,13 +207,36 @@ class Worker:
 
         aside, compute, supply = self.parts.aside, self.parts.compute, self.parts.supply
         try:
-            at_hand = await aside(supply.ensure, order, self._teller(order, "fetching"), let_go)
-            facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
-            await self._lend(at_hand)
+            wanted = await aside(compute.still_to_read, order)
+            if wanted is None:  # all of it is in memory: no file is looked at, nothing new can be lent
+                facts = await aside(compute.load, order, self._teller(order, "reading"))
+            else:
+                at_hand = await aside(supply.ensure, wanted, self._teller(order, "fetching"), let_go)
+                facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
+                await aside(self._confirm, at_hand)
+                await self._lend(at_hand)
         except RefusalError as why:
             self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
         else:
             self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
+
+    def _confirm(self, at_hand: LoadSlice) -> None:
+        """Weights that may be of two versions are held no longer. Raises RefusalError."""
+        try:
+            self.parts.supply.confirm(at_hand)
+        except RefusalError:
+            self.parts.compute.drop(at_hand.route)
+            raise
+
+    async def _activate(self, plan: RunActivate) -> None:
+        if not self.stage.wants(plan.route, plan.epoch):
+            return
+        try:
+            await self.parts.aside(self.parts.compute.activate, plan.route, plan.kv_blocks)
+        except RefusalError as why:
+            self.house.post(STAGE, SliceRefused(plan.route, plan.epoch, why.refusal))
+        else:
+            self.house.post(STAGE, Activated(plan.route, plan.epoch))
 
     async def _lend(self, at_hand: LoadSlice) -> None:
         """From now on others may fetch this slice here. That nobody can is no reason not to serve it."""
@@ -223,7 +244,7 @@ class Worker:
             return
         try:
             await self.parts.aside(self.parts.store.lender.lend_slice, at_hand)
-        except OSError as why:
+        except (OSError, RefusalError) as why:
             log.warning("the loaded slice cannot be lent to others", folder=at_hand.sources[0], why=str(why))
 
     def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:

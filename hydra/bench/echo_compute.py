@@ -40,6 +40,9 @@ class EchoCompute:
     def held(self) -> tuple[Held, ...]:
         return ()
 
+    def still_to_read(self, order: LoadSlice) -> LoadSlice | None:
+        return None
+
     def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
         self._last = order.end_layer == order.spec.n_layers
         return SliceFacts(weight_bytes=0, read_bytes=0, kv_blocks_max=KV_BLOCKS, load_s=0.0)

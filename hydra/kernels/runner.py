@@ -20,16 +20,16 @@ from hydra.kernels.lanes import HostLane, Lane
 from hydra.kernels.reader import Progress
 from hydra.kernels.shelf import Copy, Shelf
 from hydra.kernels.slice import Slice, build_slice, forward
-from hydra.kernels.step_memory import within_memory
+from hydra.kernels.step_memory import refused_without_memory, within_memory
 from hydra.kernels.tensors import TORCH_DTYPES
 from hydra.kernels.warmup import warm_up
 from hydra.kernels.weights import fetch_parts, packed
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
-from hydra.protocol.layout import Part, slice_parts
+from hydra.protocol.layout import Part, part_of, slice_parts
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
-from hydra.protocol.model_spec import Dtype, ModelSpec
-from hydra.protocol.refusal import refuse
+from hydra.protocol.model_spec import Dtype, ModelSpec, TensorRange
+from hydra.protocol.refusal import RefusalError, refuse
 from hydra.protocol.slice_facts import SliceFacts
 
 
@@ -91,45 +91,68 @@ class Runner:
     def held(self) -> tuple[Held, ...]:
         return self._shelf.held()
 
+    def still_to_read(self, order: LoadSlice) -> LoadSlice | None:
+        """As Compute.still_to_read."""
+        needed = slice_parts(order.spec, order.first_layer, order.end_layer)
+        missing = needed - self._shelf.parts((order.spec.fingerprint, order.dtype)).keys()
+        if not missing:
+            return None
+        return attrs.evolve(order, tensors=tuple(source for source in order.tensors if _goes_to(source, missing)))
+
     def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
         started = time.monotonic()
         with self._loading, torch.inference_mode():
             self._routes.pop(order.route, None)
             try:
-                _check(order, self._dtypes)
-                copy: Copy = (order.spec.fingerprint, order.dtype)
-                parts = slice_parts(order.spec, order.first_layer, order.end_layer)
-                self._make_room(order, copy, parts)
-                read_bytes, pack_s = self._fetch(order, copy, parts, progress)
+                with refused_without_memory(self._device, "loading"):
+                    loaded, read_bytes, pack_s = self._load(order, progress)
             except BaseException:
                 self._tidy()
                 raise
-            dtype = TORCH_DTYPES[order.dtype]
-            held = self._shelf.parts(copy)
-            piece = build_slice(order.spec, order.first_layer, order.end_layer, held, dtype, self._device)
-            finish(self._device)
-            self._routes[order.route] = _Route(copy, parts, piece, order.block_size)
+            self._routes[order.route] = loaded
+            held = self._shelf.parts(loaded.copy)
         per_token = order.spec.kv_token_bytes(order.end_layer - order.first_layer, order.dtype)
         return SliceFacts(
-            weight_bytes=sum(held[part].n_bytes for part in parts),
+            weight_bytes=sum(held[part].n_bytes for part in loaded.parts),
             read_bytes=read_bytes,
             kv_blocks_max=order.kv_memory_bytes // (order.block_size * per_token),
             load_s=time.monotonic() - started,
             pack_s=pack_s,
         )
 
+    def _load(self, order: LoadSlice, progress: Progress) -> tuple[_Route, int, float]:
+        """The route, the bytes read for it, and the seconds that packing took."""
+        _check(order, self._dtypes)
+        copy: Copy = (order.spec.fingerprint, order.dtype)
+        parts = slice_parts(order.spec, order.first_layer, order.end_layer)
+        self._make_room(order, copy, parts)
+        read_bytes, pack_s = self._fetch(order, copy, parts, progress)
+        held, dtype = self._shelf.parts(copy), TORCH_DTYPES[order.dtype]
+        piece = build_slice(order.spec, order.first_layer, order.end_layer, held, dtype, self._device)
+        finish(self._device)
+        return _Route(copy, parts, piece, order.block_size), read_bytes, pack_s
+
     def activate(self, route: RouteId, kv_blocks: int) -> None:
         loaded = self._routes[route]
         loaded.let_go()
         give_back(self._device)
-        with torch.inference_mode():
-            warm_up(loaded.slice, self._lane, loaded.block_size)
-            if loaded.slice.steady:
-                loaded.pool = loaded.slice.pool(kv_blocks + SPARE_BLOCKS, loaded.block_size)
-                loaded.graphs = DecodeGraphs(loaded.slice, loaded.pool)
-            else:
-                loaded.pool = loaded.slice.pool(kv_blocks, loaded.block_size)
+        what = f"making a KV pool of {kv_blocks} blocks and warming up"
+        try:
+            with refused_without_memory(self._device, what), torch.inference_mode():
+                self._make_pool(loaded, kv_blocks)
+        except RefusalError:
+            loaded.let_go()
+            give_back(self._device)
+            raise
         loaded.idle = False
+
+    def _make_pool(self, loaded: _Route, kv_blocks: int) -> None:
+        warm_up(loaded.slice, self._lane, loaded.block_size)
+        if loaded.slice.steady:
+            loaded.pool = loaded.slice.pool(kv_blocks + SPARE_BLOCKS, loaded.block_size)
+            loaded.graphs = DecodeGraphs(loaded.slice, loaded.pool)
+        else:
+            loaded.pool = loaded.slice.pool(kv_blocks, loaded.block_size)
 
     def drop(self, route: RouteId) -> None:
         with self._loading:
@@ -183,18 +206,15 @@ class Runner:
 
     def _fetch(self, order: LoadSlice, copy: Copy, parts: frozenset[Part], progress: Progress) -> tuple[int, float]:
         missing = parts - self._shelf.parts(copy).keys()
-        try:
-            made, read_bytes = fetch_parts(
-                order.spec,
-                missing,
-                order.tensors,
-                Path(order.sources[0]),
-                TORCH_DTYPES[order.dtype],
-                self._device,
-                progress,
-            )
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise refuse("does_not_fit", f"{self._device} ran out of memory while loading: {error}") from error
+        made, read_bytes = fetch_parts(
+            order.spec,
+            missing,
+            order.tensors,
+            Path(order.sources[0]),
+            TORCH_DTYPES[order.dtype],
+            self._device,
+            progress,
+        )
         read_at_s = time.monotonic()
         for part in made:
             made[part] = packed(made[part])  # one after the other: at most one part is held twice
@@ -219,6 +239,14 @@ def _lane(device: torch.device) -> Lane:
     from hydra.kernels.cuda_lane import CudaLane  # only where there is a device for it
 
     return CudaLane(device)
+
+
+def _goes_to(source: TensorRange, parts: frozenset[Part]) -> bool:
+    """A tensor that goes nowhere is kept: `load` refuses it by name."""
+    try:
+        return part_of(source) in parts
+    except KeyError:
+        return True
 
 
 def _check(order: LoadSlice, dtypes: tuple[Dtype, ...]) -> None:

@@ -1,16 +1,18 @@
-"""Running out of memory in a step is an outcome of the step, not a fault of the process.
+"""Running out of memory is an outcome of the step, or the refusal of a load, and not a fault of the process.
 
 Told apart by the allocators' own errors, and by their words where torch has no class for them. Before the outcome
 leaves here, everything that the step had allocated is free again. Knows no batch and no row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 from hydra.kernels.devices import give_back
 from hydra.protocol.batch import Outcome
+from hydra.protocol.refusal import refuse
 
 T = TypeVar("T")
 
@@ -39,3 +41,18 @@ def within_memory(device: torch.device, act: Callable[[], T]) -> T | Outcome:
         reason = str(error)[:_REASON_CHARS]
     give_back(device)  # not before the error is gone, whose traceback holds what the step had
     return Outcome(out_of_memory=True, reason=reason)
+
+
+@contextmanager
+def refused_without_memory(device: torch.device, what: str) -> Iterator[None]:
+    """Loading and making a pool have no outcome to say it with: there it is the refusal does_not_fit."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error)[:_REASON_CHARS]
+    else:
+        return
+    give_back(device)  # as above: the error is gone
+    raise refuse("does_not_fit", f"{device} ran out of memory while {what}: {reason}. Use more workers or free memory.")

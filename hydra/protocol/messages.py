@@ -232,7 +232,7 @@ class SliceLoaded:
 
 @attrs.frozen(kw_only=True)
 class LoadFailed:
-    """Stage -> Planner. Nothing half-loaded is left behind."""
+    """Stage -> Planner, of a load or an activation. Nothing half-loaded is left behind."""
 
     route: RouteId
     epoch: Epoch

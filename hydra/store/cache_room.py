@@ -5,6 +5,7 @@ that is not enough the answer is a refusal with the numbers. Processes of one ma
 the files in an entry mean.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -18,6 +19,7 @@ from hydra.protocol.refusal import RefusalError, refuse
 
 LOCK = ".lock"  # held shared by whoever uses the entry; its modification time is the last use
 GIGABYTE = 1_000_000_000
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @attrs.frozen
@@ -86,8 +88,19 @@ class CacheRoom:
             yield from [Path(item.path) for item in found if item.is_dir(follow_symlinks=False)]
 
 
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether it is the place that is written to which fails, and not what is read or fetched."""
+    return error.errno in (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
+
+
 def unusable(place: Path, error: OSError) -> RefusalError:
     """The refusal for a cache that the operating system does not let us use."""
+    if error.errno in _FULL:
+        return refuse(
+            "does_not_fit",
+            f"The disk that the model cache {place} lies on is full: {error}. What has come so far is kept. Free some "
+            "space, or set [model] cache_dir to a larger disk.",
+        )
     return refuse(
         "source_unreachable",
         f"The model cache {place} cannot be used: {error}. Mend it, or set [model] cache_dir to another place.",

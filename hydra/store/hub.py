@@ -7,8 +7,7 @@ copied from there. Refuses to know what is in a model, and how weights come (`hu
 
 import json
 import logging
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -29,18 +28,20 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hydra.protocol.model_spec import StoredFile
 from hydra.protocol.refusal import RefusalError, refuse
+from hydra.store.cache_room import is_of_the_disk, unusable
 from hydra.store.directory import is_plain_name
 from hydra.store.foreign_file import SNIFF_BYTES
 from hydra.store.hf_cache import HfCache, read_small
 from hydra.store.hub_source import IMPOSTOR, HubSource, denied, retry_after_s
 from hydra.store.model_ref import HubAccess, HubRef, is_commit
-from hydra.store.patience import Patience, persist, persist_while_heard
-from hydra.store.range_source import RangeIgnored, SourceFault
+from hydra.store.patience import Patience, persist
+from hydra.store.range_source import RangeIgnored, SourceFault, SourceSilent
 from hydra.store.safetensors_header import HEADER_MAX_BYTES, LENGTH_BYTES
+from hydra.store.whole_file import write_whole
 
 SMALL_MAX_BYTES = 64 << 20  # the largest tokenizers have about 35 MB
 FILES_MAX = 10_000
-FIRST_ANSWER_S = 6.0  # after that there is no network, or no Hub: whoever asked has an answer within ten
+SMALL_REPLY_S = 3600.0  # a large tokenizer over a thin line; the library gives up a line that is silent
 CACHED_TRIES = 2  # where the cache can answer, a Hub that is away costs a second, not a minute
 HEADER_GUESS_BYTES = 64 << 10  # one request is enough for most headers
 SMALL_FILES = frozenset(
@@ -84,6 +85,8 @@ class Hub:
     access: HubAccess
     cache_dir: Path
     patience: Patience = attrs.field(factory=Patience)
+    silence: str = attrs.field(default="", init=False)  # the last word on a Hub that said nothing; empty: it spoke
+    _spoke: bool = attrs.field(default=False, init=False)  # it has answered in this process
     _api: HfApi = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -101,12 +104,15 @@ class Hub:
         `briefly`: a Hub that is away is not waited for long, for there is another answer. Raises SourceFault when it
         cannot be asked, and RefusalError: model_not_found, access_denied, source_unreachable, bad_model.
         """
-        patience = attrs.evolve(self.patience, tries=CACHED_TRIES) if briefly else self.patience
-        commit = persist_while_heard(
-            lambda: self._told(ref, lambda: self._commit(ref)), patience, silence_s=FIRST_ANSWER_S
-        )
+        patience = attrs.evolve(self.patience.brief(), tries=CACHED_TRIES) if briefly else self.patience
+        try:
+            commit = persist(lambda: self._told(ref, lambda: self._commit(ref)), patience)
+        except SourceSilent as fault:
+            self.silence = str(fault)
+            raise
+        self.silence, self._spoke = "", True
         at = HubRef(ref.repo, commit)
-        files = persist(lambda: self._told(at, lambda: self._list(at)), patience)
+        files = persist(lambda: self._told(at, lambda: self._list(at)), patience, heard=True)
         folder = self._folder(at)
         made = Snapshot(ref=at, folder=folder, files=tuple(item for item in files if is_plain_name(item.file)))
         try:
@@ -115,12 +121,16 @@ class Hub:
         except SourceFault as fault:
             raise self._unreachable(at, fault) from fault
         listing = [attrs.asdict(item) for item in made.files]
-        _write(folder / LISTING, json.dumps(listing).encode())
-        _write(self._branch(ref), commit.encode())
+        write_whole(folder / LISTING, json.dumps(listing).encode())
+        write_whole(self._branch(ref), commit.encode())
         return made
 
     def source(self, snapshot: Snapshot) -> HubSource:
-        return HubSource(snapshot.ref, self.access, snapshot.files)
+        return self.source_of(snapshot.ref, snapshot.files)
+
+    def source_of(self, at: HubRef, files: Sequence[StoredFile]) -> HubSource:
+        """Where the weights of a commit are read. A Hub that was silent a moment ago is not waited for again."""
+        return HubSource(at, self.access, files, silence=self.silence)
 
     def header(self, snapshot: Snapshot, stored: StoredFile, source: HubSource) -> bytes:
         """The length and the JSON that open a safetensors file, as stored there; by Range, kept in the cache."""
@@ -130,10 +140,10 @@ class Hub:
         if self.access.offline:
             raise self._missing(snapshot.ref, f"the header of {stored.file}", "offline mode is on")
         try:
-            raw = persist(lambda: _read_header(source, stored), self.patience)
+            raw = persist(lambda: _read_header(source, stored), self.patience, heard=self._spoke)
         except SourceFault as fault:
             raise self._unreachable(snapshot.ref, fault) from fault
-        _write(kept, raw)
+        write_whole(kept, raw)
         return raw
 
     # ------------------------------------------------------------ asking the Hub
@@ -161,9 +171,10 @@ class Hub:
             return
         content = read_small(self.hf_cache.snapshot(at), stored)
         if content is None:
-            persist(lambda: self._told(at, lambda: self._fetch_small(at, stored.file)), self.patience)
+            unhurried = attrs.evolve(self.patience, reply_s=SMALL_REPLY_S)
+            persist(lambda: self._told(at, lambda: self._fetch_small(at, stored.file)), unhurried, heard=True)
         else:
-            _write(self._folder(at) / stored.file, content)
+            write_whole(self._folder(at) / stored.file, content)
 
     def _fetch_small(self, at: HubRef, name: str) -> None:
         hf_hub_download(
@@ -185,7 +196,11 @@ class Hub:
             raise refuse("model_not_found", f"{ref.repo} has no revision {ref.revision!r} at the Hub.") from error
         except (RepositoryNotFoundError, HfHubHTTPError) as error:
             raise self._meaning(ref, error.response) from error
-        except (httpx2.TransportError, EntryNotFoundError, OSError) as error:
+        except httpx2.TransportError as error:
+            raise SourceSilent(f"{type(error).__name__}: {error}") from error
+        except (EntryNotFoundError, OSError) as error:
+            if isinstance(error, OSError) and is_of_the_disk(error):
+                raise unusable(self.cache_dir, error) from error
             raise SourceFault(f"{type(error).__name__}: {error}") from error
         except HFValidationError as error:  # a ValueError too
             raise refuse("model_not_found", f"{ref.repo} cannot be the name of a model at the Hub: {error}") from error
@@ -254,7 +269,8 @@ class Hub:
         return refuse(
             "source_unreachable",
             f"Of {ref} the cache {self.cache_dir} lacks {what}{elsewhere}, and {why}. Fetch it while the Hub can be "
-            f"reached: python -m hydra pull {ref}",
+            f"reached (python -m hydra pull {ref}), set HF_ENDPOINT to a Hub that can be, or load a directory of this "
+            "machine.",
         )
 
     def _unreachable(self, ref: HubRef, fault: SourceFault) -> RefusalError:
@@ -301,11 +317,3 @@ def _opening_of(stream: Iterator[bytes]) -> bytes:
         if len(first) >= length > LENGTH_BYTES:
             break
     return first[:length]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
-    fresh.write_bytes(content)
-    fresh.replace(path)

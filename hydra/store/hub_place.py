@@ -5,27 +5,27 @@ first; never more of a weights file than the rest of the tensors that are being 
 never waits long: whoever finds it busy or the Hub silent is told so, and what was fetched meanwhile is kept.
 """
 
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import attrs
 
-from hydra.protocol.model_spec import Described, TensorRange
-from hydra.protocol.refusal import refuse
+from hydra.protocol.model_spec import Described, StoredFile, TensorRange
+from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache_room import CacheRoom
 from hydra.store.hub_source import HubSource
+from hydra.store.lent_file import HeldFile, Lent
 from hydra.store.model_ref import HubAccess, parse_source
 from hydra.store.patience import Patience
 from hydra.store.range_cache import RangeCache
 from hydra.store.range_source import RangeSource
-from hydra.store.shelf_keeper import SMALL_FILES, Lent, ShelfKeeper, WholeFiles, read_chunk
+from hydra.store.shelf_keeper import SMALL_FILES, ShelfKeeper, WholeFiles
 from hydra.store.spans import Spans
 
 AHEAD_BYTES = 8 << 20  # of the same tensor: its asker will want them next, and a request to the Hub is dear
 BUSY_S = 5.0
-PATIENCE = Patience(tries=2, first_s=0.2, longest_s=0.5, deadline_s=5.0, stall_s=8.0)
+PATIENCE = Patience(tries=2, first_s=0.2, longest_s=0.5, deadline_s=5.0, silence_s=5.0, stall_s=8.0)
 
 
 @attrs.define(eq=False)
@@ -39,19 +39,21 @@ class HubPlace:
     _cache: RangeCache = attrs.field(init=False)
     _small: WholeFiles = attrs.field(init=False)
     _here: dict[str, Spans] = attrs.field(init=False)
-    _folder: Path | None = attrs.field(default=None, init=False)
+    _stored: dict[str, StoredFile] = attrs.field(init=False)
+    _open: dict[str, HeldFile] = attrs.field(factory=dict, init=False)  # as they were when something came last
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._cache = RangeCache(self.room, PATIENCE, threads=1)
         self._small = WholeFiles.of(Path(self.described.folder), SMALL_FILES)
         self._here = {stored.file: Spans() for stored in self.described.files}
+        self._stored = {stored.file: stored for stored in self.described.files}
 
     def read(self, file: str, offset: int, length: int) -> Lent:
         """As Place.read; also raises timeout, source_unreachable, access_denied and does_not_fit."""
-        size_bytes = next((stored.size_bytes for stored in self.described.files if stored.file == file), None)
-        if size_bytes is None:
+        if file not in self._stored:
             return self._small.read(file, offset, length)
+        size_bytes = self._stored[file].size_bytes
         if offset < 0 or length < 0 or offset + length > size_bytes:
             what = f"{file} has {size_bytes} bytes; {offset} to {offset + length} were asked for"
             raise refuse("invalid_value", what, param="offset")
@@ -60,30 +62,37 @@ class HubPlace:
         try:
             if length == 0:
                 return Lent(bytearray(), size_bytes)
-            folder = self._bring(file, offset, offset + length)
-            opened = os.open(folder / file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                return read_chunk(opened, file, size_bytes, offset, length)
-            finally:
-                os.close(opened)
+            return self._confirmed(file, offset, length)
         except OSError as error:
             raise refuse("bad_model", f"{file} cannot be read from the cache: {error.strerror}") from error
         finally:
             self._lock.release()
 
-    def _bring(self, file: str, start: int, end: int) -> Path:
-        """The folder in which [start, end) can be read."""
-        if self._folder is not None and not self._here[file].missing(start, end):
-            return self._folder
+    def _confirmed(self, file: str, offset: int, length: int) -> Lent:
+        """From the cache, by its checksums. What they do not confirm any more is brought once more."""
+        self._bring(file, offset, offset + length)
+        try:
+            return self._open[file].read(offset, length)
+        except RefusalError:
+            self._here[file] = Spans()
+        self._bring(file, offset, offset + length)
+        return self._open[file].read(offset, length)
+
+    def _bring(self, file: str, start: int, end: int) -> None:
+        """Afterwards [start, end) can be read from the open file."""
+        if file in self._open and not self._here[file].missing(start, end):
+            return
         ahead = max(end, min(self._end_of_tensor(file, end), start + AHEAD_BYTES))
         wanted = TensorRange(
             name=f"bytes {start} to {ahead}", file=file, offset=start, length=ahead - start, dtype="float32", shape=()
         )
-        self._folder = self._cache.ensure(
+        folder = self._cache.ensure(
             self.described.spec.fingerprint, self.described.files, [wanted], [self.source], _quiet, _never
         )
+        if (former := self._open.pop(file, None)) is not None:
+            former.close()
+        self._open[file] = HeldFile.open(folder / file, file, self._stored[file])
         self._here[file].add(start, ahead)
-        return self._folder
 
     def _end_of_tensor(self, file: str, at: int) -> int:
         """Where the tensor ends that holds the byte before `at`."""
@@ -94,7 +103,9 @@ class HubPlace:
         with self._lock:
             self._cache.close()
             self.close_source()
-            self._folder = None
+            for held in self._open.values():
+                held.close()
+            self._open = {}
             self._here = {stored.file: Spans() for stored in self.described.files}
 
 

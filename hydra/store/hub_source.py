@@ -17,11 +17,12 @@ import httpx2
 from hydra.protocol.model_spec import StoredFile
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.model_ref import HubAccess, HubRef
-from hydra.store.range_source import RangeIgnored, SourceFault, SourceUnfit
+from hydra.store.range_source import RangeIgnored, SourceFault, SourceSilent, SourceUnfit
 
 HOPS_MAX = 5
 USER_AGENT = "hydra-actors"
 TIMEOUT = httpx2.Timeout(connect=10.0, read=15.0, write=10.0, pool=60.0)
+FIRST_TIMEOUT = httpx2.Timeout(connect=4.0, read=6.0, write=6.0, pool=60.0)  # until something has answered at all
 
 IMPOSTOR = "is there a login page of this network, or a proxy, in its place?"
 PAGES = ("text/html", "application/xhtml+xml", "application/json", "application/xml", "text/xml")  # no weights are that
@@ -31,12 +32,15 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,20})-(\d{1,20})/(\d{1,20})", re.ASCII)
 
 @attrs.define(eq=False)
 class HubSource:
-    """One commit of one repository. `files` are its weights files as the Hub listed them."""
+    """One commit of one repository. `files` are its weights files as the Hub listed them. `silence`: that the Hub says
+    nothing is known already, and why; it is not asked then."""
 
     ref: HubRef
     access: HubAccess
     files: Sequence[StoredFile]
     timeout: httpx2.Timeout = TIMEOUT
+    silence: str = ""
+    _heard: bool = attrs.field(default=False, init=False)
     _client: httpx2.Client = attrs.field(init=False)
     _stored: dict[str, StoredFile] = attrs.field(init=False)
     _moved: dict[str, httpx2.URL] = attrs.field(factory=dict, init=False)  # where the Hub said that a file really is
@@ -56,6 +60,8 @@ class HubSource:
         """As RangeSource.read."""
         if self.access.offline:
             raise SourceUnfit("offline mode is on")
+        if self.silence:
+            raise SourceUnfit(f"{self.access.endpoint} cannot be reached ({self.silence})")
         stored = self._stored.get(file)
         if stored is None or offset + length > stored.size_bytes:
             raise SourceUnfit(f"{file} is not listed there with these bytes")
@@ -66,7 +72,9 @@ class HubSource:
         try:
             url = self._moved.get(file) or self._url(file)
             for _ in range(HOPS_MAX):
-                with self._client.stream("GET", url, headers=headers | self._auth(url)) as answer:
+                timeout = self.timeout if self._heard else _shorter(self.timeout, FIRST_TIMEOUT)
+                with self._client.stream("GET", url, headers=headers | self._auth(url), timeout=timeout) as answer:
+                    self._heard = True
                     if answer.is_redirect:
                         url = self._follow(answer, stored)
                         continue
@@ -79,8 +87,10 @@ class HubSource:
                         raise SourceFault(f"the body of {file} has {came} of {length} bytes")
                     return
             raise SourceFault(f"{file} was redirected more than {HOPS_MAX} times")
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+        except httpx2.InvalidURL as error:
             raise SourceFault(f"{type(error).__name__}: {error}") from error
+        except httpx2.TransportError as error:
+            raise SourceSilent(f"{type(error).__name__}: {error}") from error
 
     def _url(self, file: str) -> httpx2.URL:
         repo, revision = quote(self.ref.repo), quote(self.ref.revision, safe="")
@@ -145,6 +155,12 @@ class HubSource:
         if status == 416:
             return SourceUnfit(f"{file} is shorter there than it was described (HTTP 416)")
         return SourceFault(f"HTTP {status} for {file}", retry_after_s=retry_after_s(answer.headers.get("Retry-After")))
+
+
+def _shorter(one: httpx2.Timeout, other: httpx2.Timeout) -> httpx2.Timeout:
+    mine, its = one.as_dict(), other.as_dict()
+    least = {what: min((s for s in (mine[what], its[what]) if s is not None), default=None) for what in mine}
+    return httpx2.Timeout(**least)
 
 
 def denied(access: HubAccess, repo: str, status: int) -> RefusalError:

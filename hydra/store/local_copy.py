@@ -14,8 +14,11 @@ from hydra.store.model_dir import describe
 
 def why_unlike(directory: str, spec: ModelSpec) -> str | None:
     """Why the model in this directory is not the described one; None when it is."""
-    if not Path(directory).is_dir():
-        return f"there is no {directory} on this machine"
+    try:
+        if not Path(directory).is_dir():
+            return f"there is no {directory} on this machine"
+    except (OSError, ValueError) as error:  # no permission, a disk that fails, a NUL in the path
+        return f"{directory} cannot be looked at on this machine: {error}"
     try:
         model = describe(directory, tied=spec.tied)  # compared once: workers read their own bytes only
     except RefusalError as refusal:

@@ -1,17 +1,20 @@
 """How long a source that fails is tried again: back-off, what the server itself asks for, and an end.
 
-Promises: every wait is bounded, and so is their sum without progress. Refuses to know what is being fetched.
+Promises: every wait is bounded, and so is their sum without progress; a source of which nothing has been heard yet is
+given up soon, for then it is the network that is missing. Refuses to know what is being fetched.
 """
 
 import random
-import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import attrs
 
-from hydra.store.range_source import SourceFault, SourceUnfit
+from hydra.store.bounded_call import StillAtWork, within
+from hydra.store.range_source import SourceFault, SourceSilent, SourceUnfit
+
+BRIEF_SILENCE_S = 3.0  # with a source of which nothing was heard, when there is another
 
 T = TypeVar("T")
 
@@ -20,7 +23,8 @@ T = TypeVar("T")
 class Patience:
     """Exponential back-off with jitter: the n-th wait is between half and all of `first_s` x 2^n, at most `longest_s`.
 
-    After `tries` faults in a row, or `deadline_s` after the first of them, the last fault is raised. Fewer than
+    After `tries` faults in a row, or `deadline_s` after the first of them, the last fault is raised; of a source that
+    has never answered, `silence_s` after it was first asked. An answer takes at most `reply_s`. Fewer than
     `floor_bytes` in `stall_s` are a fault too. Clock, sleep and jitter are handed in by tests.
     """
 
@@ -28,6 +32,8 @@ class Patience:
     first_s: float = 0.5
     longest_s: float = 30.0
     deadline_s: float = 300.0
+    silence_s: float = 8.0
+    reply_s: float = 120.0
     stall_s: float = 60.0
     floor_bytes: int = 64 << 10
     now: Callable[[], float] = time.monotonic
@@ -36,7 +42,12 @@ class Patience:
 
     def brief(self) -> "Patience":
         """With a source when there are others: long enough for a hiccup, too short for somebody to notice."""
-        return attrs.evolve(self, tries=min(self.tries, 3), deadline_s=min(self.deadline_s, 5.0))
+        return attrs.evolve(
+            self,
+            tries=min(self.tries, 3),
+            deadline_s=min(self.deadline_s, 5.0),
+            silence_s=min(self.silence_s, BRIEF_SILENCE_S),
+        )
 
 
 @attrs.define(eq=False)
@@ -45,22 +56,35 @@ class Trial:
 
     patience: Patience
     stopped: Callable[[], bool] = lambda: False
+    heard: bool = False  # something has come back from this source, if only an error
     _faults: int = attrs.field(default=0, init=False)
     _since_s: float = attrs.field(default=0.0, init=False)
+    _began_s: float = attrs.field(default=attrs.Factory(lambda self: self.patience.now(), takes_self=True), init=False)
 
     def progressed(self) -> None:
         """Something came: the count begins anew."""
+        self.heard = True
         self._faults = 0
+
+    def reply_s(self) -> float:
+        """How long the next answer may take."""
+        patience = self.patience
+        if self.heard:
+            return patience.reply_s
+        return min(patience.reply_s, self._began_s + patience.silence_s - patience.now())
 
     def endure(self, fault: SourceFault) -> None:
         """Waits before the next try, or raises `fault` when there should be none."""
-        patience = self.patience
+        patience, now_s = self.patience, self.patience.now()
         if self._faults == 0:
-            self._since_s = patience.now()
+            self._since_s = now_s
         self._faults += 1
+        self.heard = self.heard or not isinstance(fault, SourceSilent)
         longest = min(patience.longest_s, patience.first_s * 2 ** (self._faults - 1))
         delay_s = max(longest * (0.5 + 0.5 * patience.jitter()), fault.retry_after_s or 0.0)
-        left_s = self._since_s + patience.deadline_s - patience.now()
+        left_s = self._since_s + patience.deadline_s - now_s
+        if not self.heard:
+            left_s = min(left_s, self._began_s + patience.silence_s - now_s)
         if isinstance(fault, SourceUnfit) or self._faults >= patience.tries or delay_s > left_s:
             raise fault
         while delay_s > 0 and not self.stopped():
@@ -68,50 +92,15 @@ class Trial:
             delay_s -= 0.25
 
 
-def persist(call: Callable[[], T], patience: Patience) -> T:
-    """What `call` returns in the end. Raises its last SourceFault; any other exception at once."""
-    trial = Trial(patience)
+def persist(call: Callable[[], T], patience: Patience, *, heard: bool = False) -> T:
+    """What `call` returns in the end. Raises its last SourceFault; any other exception at once. A call that does not
+    return in time is a silent source, whatever becomes of it. `heard`: this source has answered before.
+    """
+    trial = Trial(patience, heard=heard)
     while True:
         try:
-            return call()
+            return within(trial.reply_s(), call)
+        except StillAtWork as why:
+            trial.endure(SourceSilent(str(why)))
         except SourceFault as fault:
             trial.endure(fault)
-
-
-def persist_while_heard(call: Callable[[], T], patience: Patience, silence_s: float) -> T:
-    """As `persist`, but a source that says nothing is given up after `silence_s`, whatever its patience; one that has
-    asked to be left alone for a while is there, and is waited for.
-
-    It runs in a thread of its own: a resolver or a connection that hangs cannot be interrupted, only left behind.
-    """
-    faults: list[SourceFault] = []
-    results: list[T] = []
-    others: list[BaseException] = []
-    over, given_up = threading.Event(), threading.Event()
-
-    def once() -> T:
-        if given_up.is_set():
-            raise SourceUnfit("nobody waits for it any more")
-        try:
-            return call()
-        except SourceFault as fault:
-            faults.append(fault)
-            raise
-
-    def run() -> None:
-        try:
-            results.append(persist(once, patience))
-        except BaseException as why:  # noqa: BLE001 - the caller raises it
-            others.append(why)
-        finally:
-            over.set()
-
-    threading.Thread(target=run, name="hydra-asking", daemon=True).start()
-    if not over.wait(silence_s):
-        if not faults or faults[-1].retry_after_s is None:
-            given_up.set()
-            raise faults[-1] if faults else SourceFault(f"no answer within {silence_s:g} s")
-        over.wait()
-    if others:
-        raise others[0]
-    return results[0]

@@ -19,6 +19,7 @@ import attrs
 from hydra.protocol.model_spec import StoredFile, TensorRange
 from hydra.protocol.refusal import refuse
 from hydra.store.cache_room import CacheRoom, Hold, unusable
+from hydra.store.file_identity import FileIdentity
 from hydra.store.patience import Patience
 from hydra.store.range_fetch import Fetch, Piece, Unsupplied
 from hydra.store.range_file import RangeFile
@@ -35,6 +36,15 @@ class Progress(Protocol):
     def __call__(self, bytes_done: int, bytes_total: int) -> None: ...
 
 
+@attrs.frozen
+class _Sure:
+    """What this process has checked or written of a file, and the state that it left the file in. Whatever happens to
+    the file afterwards, be it that another process adds to it, makes it doubtful again."""
+
+    state: FileIdentity
+    chunks: set[Chunk]
+
+
 @attrs.define(eq=False)
 class RangeCache:
     """One process's view of the cache. `ensure` is called by one thread at a time.
@@ -46,7 +56,7 @@ class RangeCache:
     patience: Patience = attrs.field(factory=Patience)
     threads: int = THREADS
     _hold: Hold | None = attrs.field(default=None, init=False)
-    _sure: dict[Path, set[Chunk]] = attrs.field(factory=dict, init=False)  # checked or written by this process
+    _sure: dict[Path, _Sure] = attrs.field(factory=dict, init=False)
 
     def ensure(
         self,
@@ -66,12 +76,14 @@ class RangeCache:
             hold = self._take_hold(entry_name(key, files))
             with self._opened(hold.folder, files, ranges) as opened:
                 fetch = Fetch(tuple(sources), self.patience, progress, cancelled)
-                self._check(opened, fetch)
+                sure = self._check(opened, fetch)
                 fetch.report()
                 missing = _pieces(opened)
                 if missing:
                     self.room.make_room(sum(piece.end - piece.start for piece in missing))
                     self._fetch(opened, fetch, missing)
+            for file in opened:
+                self._sure[file.path] = _Sure(file.state, sure[file])
             return hold.folder
         except OSError as error:
             raise unusable(self.room.root, error) from error
@@ -107,15 +119,19 @@ class RangeCache:
                 opened.append(file)
             yield opened
 
-    def _check(self, opened: list[RangeFile], fetch: Fetch) -> None:
-        """Reads once what a former life left, and believes only what its checksum confirms."""
+    def _check(self, opened: list[RangeFile], fetch: Fetch) -> dict[RangeFile, set[Chunk]]:
+        """Reads what a former life left, and believes only what its checksum confirms. What this process left itself
+        it believes while the file has not been touched since."""
         checks: list[Callable[[], None]] = []
+        sure: dict[RangeFile, set[Chunk]] = {}
         for file in opened:
-            sure = self._sure.setdefault(file.path, set())
-            checks += [partial(_believe, file, chunk, sure) for chunk in file.doubtful(sure)]
+            before = self._sure.pop(file.path, None)
+            sure[file] = before.chunks if before is not None and before.state == file.state else set()
+            checks += [partial(_believe, file, chunk, sure[file]) for chunk in file.doubtful(sure[file])]
         self._in_parallel(fetch, checks)
         for file in opened:
-            fetch.admit(file, self._sure[file.path])
+            fetch.admit(file, sure[file])
+        return sure
 
     def _fetch(self, opened: list[RangeFile], fetch: Fetch, missing: list[Piece]) -> None:
         try:

@@ -15,7 +15,7 @@ from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.patience import Patience, Trial
 from hydra.store.range_file import RangeFile
 from hydra.store.range_journal import Chunk
-from hydra.store.range_source import RangeIgnored, RangeSource, SourceFault, SourceUnfit
+from hydra.store.range_source import RangeIgnored, RangeSource, SourceFault, SourceSilent, SourceUnfit
 
 CHUNK_BYTES = 4 << 20  # what a kill can cost per thread
 
@@ -45,6 +45,7 @@ class Fetch:
     _sure: dict[RangeFile, set[Chunk]] = attrs.field(factory=dict, init=False)
     _whole_only: set[tuple[str, RangeFile]] = attrs.field(factory=set, init=False)
     _spent: set[str] = attrs.field(factory=set, init=False)  # sources that failed somebody: asked last
+    _heard: set[str] = attrs.field(factory=set, init=False)  # sources that have said anything
     _done_bytes: int = attrs.field(default=0, init=False)
     _total_bytes: int = attrs.field(default=0, init=False)
     _stopped: threading.Event = attrs.field(factory=threading.Event, init=False)
@@ -78,12 +79,13 @@ class Fetch:
             raise
 
     def _bring(self, piece: Piece) -> None:
-        """Goes briefly through all sources, and then, if none gave it, once more with all patience."""
+        """Goes briefly through all sources, and then, if none gave it, once more with all patience for those of which
+        anything has been heard."""
         faults: dict[str, SourceFault] = {}
         rounds = (self.patience.brief(), self.patience) if len(self.sources) > 1 else (self.patience,)
         for patience in rounds:
             for source in sorted(self.sources, key=lambda source: source.name in self._spent):
-                if isinstance(faults.get(source.name), SourceUnfit):
+                if self._hopeless(source, faults.get(source.name)):
                     continue
                 try:
                     self._from(source, piece, patience)
@@ -94,9 +96,14 @@ class Fetch:
                         self._spent.add(source.name)
         raise Unsupplied("; ".join(f"{name}: {fault}" for name, fault in faults.items()) or "there is no source")
 
+    def _hopeless(self, source: RangeSource, fault: SourceFault | None) -> bool:
+        if isinstance(fault, SourceSilent):
+            return source.name not in self._heard
+        return isinstance(fault, SourceUnfit)
+
     def _from(self, source: RangeSource, piece: Piece, patience: Patience) -> None:
         """Raises SourceFault once patience with this source is at its end."""
-        trial = Trial(patience, self._leave)
+        trial = Trial(patience, self._leave, heard=source.name in self._heard)
         while gaps := piece.file.missing(piece.start, piece.end):
             self._check_wanted()
             whole = (source.name, piece.file) in self._whole_only
@@ -113,6 +120,9 @@ class Fetch:
             except SourceFault as fault:
                 self._check_wanted()
                 trial.endure(fault)
+            finally:
+                if trial.heard:
+                    self._heard.add(source.name)
 
     def _whole_file(self, source: RangeSource, piece: Piece, trial: Trial) -> None:
         """One thread takes all of it; whoever waited for the same file then finds its piece there."""
@@ -146,6 +156,7 @@ class Fetch:
         """The stream, as long as it does more than trickle. Raises SourceFault."""
         patience, since_s, came = self.patience, self.patience.now(), 0
         for data in stream:
+            trial.heard = True
             came += len(data)
             if came >= patience.floor_bytes:
                 trial.progressed()

@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from hydra.protocol.model_spec import StoredFile
+from hydra.store.file_identity import FileIdentity
 from hydra.store.range_journal import Chunk, Journal, digest_of
 from hydra.store.spans import Span, Spans
 
@@ -25,6 +26,7 @@ class RangeFile:
     path: Path
     stored: StoredFile
     wanted: Spans
+    state: FileIdentity  # as it was found, any mending done; once it is closed, as it was left
     whole: threading.Lock = attrs.field(factory=threading.Lock, init=False)  # held while all of the file is fetched
     _data: int
     _journal: Journal
@@ -37,10 +39,15 @@ class RangeFile:
         """Makes data file and journal where there are none. Raises OSError."""
         path = folder / stored.file
         data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        if os.fstat(data).st_size != stored.size_bytes:
-            os.ftruncate(data, stored.size_bytes)
-        journal = Journal.open(folder / f"{stored.file}{JOURNAL_SUFFIX}", stored)
-        return cls(path=path, stored=stored, wanted=Spans.of(wanted), data=data, journal=journal)
+        try:
+            if os.fstat(data).st_size != stored.size_bytes:
+                os.ftruncate(data, stored.size_bytes)
+            journal = Journal.open(folder / f"{stored.file}{JOURNAL_SUFFIX}", stored)
+        except BaseException:
+            os.close(data)
+            raise
+        state = FileIdentity.of(os.fstat(data))
+        return cls(path=path, stored=stored, wanted=Spans.of(wanted), state=state, data=data, journal=journal)
 
     def doubtful(self, sure: set[Chunk]) -> list[Chunk]:
         """Chunks that hold wanted bytes and are to be checked; those in `sure` are believed as they are."""
@@ -92,6 +99,7 @@ class RangeFile:
             if self._changed:
                 os.fsync(self._data)
                 self._journal.settle()
+            self.state = FileIdentity.of(os.fstat(self._data))
         finally:
             os.close(self._data)
             self._journal.close()

@@ -6,6 +6,7 @@ the file, is as if it had not been written. The checksum is what makes a chunk b
 chunk, and a machine that lost power fetches again what does not match. Refuses to know the data file.
 """
 
+import errno
 import json
 import os
 from hashlib import blake2b
@@ -45,15 +46,24 @@ class Journal:
     def open(cls, path: Path, stored: StoredFile) -> "Journal":
         """Reads what is there and makes it ready to append. Raises OSError."""
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        head = {"file": stored.file, "size": stored.size_bytes, "tag": stored.tag}
-        with path.open("rb") as stream:
-            raw = stream.read()
-        journal = cls(opened, set())
-        if raw and not raw.endswith(b"\n"):
-            os.write(opened, b"\n")  # the end of a line that a kill tore
-        if not journal._read(raw, head):
-            journal._write(head)
+        journal, head = cls(opened, set()), _head(stored)
+        try:
+            raw = path.read_bytes()
+            if raw and not raw.endswith(b"\n"):
+                os.write(opened, b"\n")  # the end of a line that a kill tore
+            if not journal._read(raw, head):
+                journal._write(head)
+        except BaseException:
+            journal.close()
+            raise
         return journal
+
+    @classmethod
+    def read(cls, path: Path, stored: StoredFile) -> set[Chunk]:
+        """What it says now, by itself. Raises OSError."""
+        journal = cls(-1, set())
+        ours = journal._read(path.read_bytes(), _head(stored))
+        return journal.chunks if ours else set()
 
     def _read(self, raw: bytes, head: dict[str, Any]) -> bool:
         """Takes in the lines; whether the last head among them is ours."""
@@ -86,7 +96,13 @@ class Journal:
         os.close(self._file)
 
     def _write(self, said: dict[str, Any]) -> None:
-        os.write(self._file, json.dumps(said, separators=(",", ":")).encode() + b"\n")
+        line = json.dumps(said, separators=(",", ":")).encode() + b"\n"
+        if os.write(self._file, line) < len(line):  # the rest would make no line of its own
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _head(stored: StoredFile) -> dict[str, Any]:
+    return {"file": stored.file, "size": stored.size_bytes, "tag": stored.tag}
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -20,6 +20,10 @@ class SourceFault(Exception):
         self.retry_after_s = retry_after_s
 
 
+class SourceSilent(SourceFault):
+    """Nothing came back at all: no such host, no route, nobody who accepts, or who accepts and says nothing."""
+
+
 class SourceUnfit(SourceFault):
     """This source will not have it, however often it is asked: it holds another version, or not these bytes."""
 

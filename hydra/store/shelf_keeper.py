@@ -10,7 +10,7 @@ a cache the files have holes, and the worker knows only the ranges that it has l
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,8 @@ from hydra.protocol.messages import LoadSlice
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.directory import locate
-from hydra.store.spans import Spans
+from hydra.store.file_identity import FileIdentity
+from hydra.store.lent_file import HeldFile, Lent, read_unchanged, unreadable
 
 MODELS_MAX = 64  # lent at a time; beyond, the one lent first is taken back
 SMALL_FILES = (  # what a frontend needs beside the weights
@@ -33,14 +34,6 @@ SMALL_FILES = (  # what a frontend needs beside the weights
     "chat_template.jinja",
     "model.safetensors.index.json",
 )
-
-
-@attrs.frozen
-class Lent:
-    """A chunk, and the size of the file it is from."""
-
-    data: bytearray
-    file_bytes: int
 
 
 class Place(Protocol):
@@ -79,8 +72,9 @@ class ShelfKeeper:
     def lend_slice(self, order: LoadSlice) -> None:
         """The ranges of an order that was loaded from a folder of this machine, and no other model beside it.
 
-        Ranges of the same model that were lent before stay lent, while they lie in the same files: a plan that moves
-        layers away has them fetched here. Of other models the cache keeps nothing from being removed. Raises OSError.
+        Ranges of the same model that were lent before stay lent, from the files they lie in: a plan that moves layers
+        away has them fetched here, and of layers that are in memory already the order names no tensors. Of other models
+        the cache keeps nothing from being removed. Raises OSError, and RefusalError bad_model.
         """
         with self._lock:
             former = self._places.get(order.spec.fingerprint)
@@ -112,30 +106,16 @@ class ShelfKeeper:
 
 
 @attrs.frozen
-class _Identity:
-    """What tells one state of a file from another without reading it."""
-
-    device: int
-    inode: int
-    size_bytes: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, stat: os.stat_result) -> "_Identity":
-        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-@attrs.frozen
 class WholeFiles:
     """Files of a model directory, opened for each chunk: a model may have hundreds."""
 
-    _files: Mapping[str, tuple[Path, _Identity]]
+    _files: dict[str, tuple[Path, FileIdentity]]
 
     @classmethod
     def of(cls, directory: Path, names: Iterable[str]) -> "WholeFiles":
         """Those of `names` that are there. Raises RefusalError bad_model where one leads out of the directory."""
         found = {name: real for name in names if (real := locate(directory, name)) is not None}
-        return cls({name: (real, _Identity.of(real.stat())) for name, real in found.items()})
+        return cls({name: (real, FileIdentity.of(real.stat())) for name, real in found.items()})
 
     def and_those_of(self, other: "WholeFiles") -> "WholeFiles":
         return WholeFiles({**self._files, **other._files})
@@ -147,11 +127,11 @@ class WholeFiles:
         try:
             opened = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            raise _unreadable(file, error) from error
+            raise unreadable(file, error) from error
         try:
-            if _Identity.of(os.fstat(opened)) != identity:
-                raise refuse("bad_model", f"{file} was changed since the model was described")
-            return read_chunk(opened, file, identity.size_bytes, offset, length)
+            lent, now = read_unchanged(opened, file, identity, offset, length)
+            self._files[file] = (real, now)
+            return lent
         finally:
             os.close(opened)
 
@@ -159,97 +139,63 @@ class WholeFiles:
         """Nothing is open between two chunks."""
 
 
-@attrs.define(eq=False)
-class _OpenFile:
-    """One file of a slice. It stays the same file though its entry be removed and made anew."""
-
-    opened: int | None
-    size_bytes: int
-    spans: Spans = attrs.field(factory=Spans)
-    lock: threading.Lock = attrs.field(factory=threading.Lock)
-
-
 @attrs.frozen
 class HeldOpen:
-    """The files of one worker's slices, held open, with the ranges that are known to be in them."""
+    """The files of one worker's slices, held open, with the ranges that are known to be in them. A file may be there
+    more than once: what was loaded from a directory stays good when the rest has come into the cache."""
 
-    _files: dict[str, _OpenFile] = attrs.field(factory=dict)
+    _files: dict[str, list[HeldFile]] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, folder: Path, order: LoadSlice, former: "HeldOpen | None" = None) -> "HeldOpen":
-        """Also what `former` lent of those files that are still the same. Raises OSError."""
-        made = cls()
+        """Also what `former` lent. Raises OSError, and RefusalError bad_model where a name leads out of the folder."""
+        made, stored = cls(), {item.file: item for item in order.files}
         try:
             for tensor in order.tensors:
-                if tensor.file not in made._files and not made._open(folder, tensor.file):
-                    raise FileNotFoundError(folder / tensor.file)
-                made._files[tensor.file].spans.add(tensor.offset, tensor.offset + tensor.length)
-            for file, held in former._files.items() if former is not None else ():
-                made._inherit(folder, file, held)
+                if tensor.file not in made._files:
+                    real = locate(folder, tensor.file)
+                    if real is None:
+                        raise FileNotFoundError(folder / tensor.file)
+                    made._files[tensor.file] = [HeldFile.open(real, tensor.file, stored.get(tensor.file))]
+                made._files[tensor.file][0].lend([(tensor.offset, tensor.offset + tensor.length)])
+            for held in former.files() if former is not None else ():
+                made._inherit(held)
         except BaseException:
             made.close()
             raise
         return made
 
-    def _open(self, folder: Path, file: str) -> bool:
-        real = locate(folder, file)
-        if real is None:
-            return False
-        opened = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        self._files[file] = _OpenFile(opened, os.fstat(opened).st_size)
-        return True
+    def files(self) -> list[HeldFile]:
+        return [held for files in self._files.values() for held in files]
 
-    def _inherit(self, folder: Path, file: str, former: _OpenFile) -> None:
-        """The ranges of `former`, if its file is still the one in the folder: while it is open no other can be taken
-        for it."""
-        if file not in self._files and not self._open(folder, file):
-            return
-        mine = self._files[file]
-        assert mine.opened is not None, "just opened"
-        if former.opened is not None and os.path.samestat(os.fstat(mine.opened), os.fstat(former.opened)):
-            for start, end in former.spans:
-                mine.spans.add(start, end)
+    def _inherit(self, former: HeldFile) -> None:
+        """What `former` lends and nobody here does, from the same file."""
+        mine = self._files.setdefault(former.file, [])
+        for held in mine:
+            if held.is_same_as(former):
+                held.lend(former.spans)
+                return
+        needed = any(not any(held.has(start, end - start) for held in mine) for start, end in former.spans)
+        again = former.again() if needed else None
+        if again is not None:
+            mine.append(again)
 
     def read(self, file: str, offset: int, length: int) -> Lent:
-        held = self._files.get(file)
-        if held is None:
+        if file not in self._files:
             raise _no_such_file(file)
-        if held.spans.missing(offset, offset + length):
-            raise refuse("model_not_found", f"bytes {offset} to {offset + length} of {file} are not in the slice here")
-        with held.lock:
-            if held.opened is None:
-                raise refuse("model_not_found", f"{file} is not held here any more")
-            return read_chunk(held.opened, file, held.size_bytes, offset, length)
+        refusal = refuse("model_not_found", f"bytes {offset} to {offset + length} of {file} are not in the slice here")
+        for held in self._files[file]:
+            if held.has(offset, length):
+                try:
+                    return held.read(offset, length)
+                except RefusalError as why:
+                    refusal = why
+        raise refusal
 
     def close(self) -> None:
-        for held in self._files.values():
-            with held.lock:
-                opened, held.opened = held.opened, None
-            if opened is not None:
-                os.close(opened)
-
-
-def read_chunk(opened: int, file: str, file_bytes: int, offset: int, length: int) -> Lent:
-    """All of [offset, offset + length) of an open file. Raises RefusalError: invalid_value, bad_model."""
-    if offset < 0 or length < 0 or offset + length > file_bytes:
-        what = f"{file} has {file_bytes} bytes; {offset} to {offset + length} were asked for"
-        raise refuse("invalid_value", what, param="offset")
-    data = bytearray(length)
-    view, done = memoryview(data), 0
-    while done < length:
-        try:
-            got = os.preadv(opened, [view[done:]], offset + done)
-        except OSError as error:
-            raise _unreadable(file, error) from error
-        if got == 0:
-            raise refuse("bad_model", f"{file} ends at byte {offset + done}: it was cut short")
-        done += got
-    return Lent(data, file_bytes)
+        for held in self.files():
+            held.close()
 
 
 def _no_such_file(file: str) -> RefusalError:
     return refuse("invalid_value", f"{file[:80]!r} is no file of this model", param="file")
-
-
-def _unreadable(file: str, error: OSError) -> RefusalError:
-    return refuse("bad_model", f"{file} cannot be read: {error.strerror}")

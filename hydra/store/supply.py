@@ -7,13 +7,15 @@ computes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import attrs
 import structlog
 
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import refuse
+from hydra.store.file_identity import FileIdentity
 from hydra.store.hf_cache import HfCache
 from hydra.store.hub_source import HubSource
 from hydra.store.local_copy import why_unlike
@@ -26,22 +28,25 @@ log = structlog.get_logger()
 Opener = Callable[[str, LoadSlice], RangeSource]  # raises RefusalError when it cannot be a source of this order
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class StoreSupply:
     """Sources by their scheme: `openers["hub:"]` opens what begins with "hub:". Called by one thread at a time."""
 
     cache: RangeCache
     openers: Mapping[str, Opener]
     hf_cache: HfCache = HfCache(None)
+    _seen: dict[Path, FileIdentity] = attrs.field(factory=dict, init=False)  # files of a directory, before it is read
 
     def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:
         """As actors.ports.Supply.ensure."""
         why_not: list[str] = []
         for directory in self._directories(order.sources):
+            self._seen = _states(Path(directory), order)
             reason = why_unlike(directory, order.spec)
             if reason is None:
                 return attrs.evolve(order, sources=(directory,))
             why_not.append(reason)
+        self._seen = {}  # the cache confirms each byte itself
         with ExitStack() as opened:
             sources: list[RangeSource] = []
             for name in order.sources:
@@ -61,6 +66,13 @@ class StoreSupply:
             folder = self.cache.ensure(key, order.files, order.tensors, sources, progress, cancelled)
         return attrs.evolve(order, sources=(str(folder),))
 
+    def confirm(self, at_hand: LoadSlice) -> None:
+        """As actors.ports.Supply.confirm."""
+        now = _states(Path(at_hand.sources[0]), at_hand)
+        for path, before in self._seen.items():
+            if path in now and not before.still(now[path]):  # what was deleted had been opened before
+                raise refuse("bad_model", f"{path} was changed while it was read. Load again when it has been written.")
+
     def _directories(self, sources: Sequence[str]) -> Iterator[str]:
         """The directories that the order names, then what the Hugging Face cache here has of the commits it names."""
         yield from (name for name in sources if name.startswith("/"))
@@ -68,6 +80,15 @@ class StoreSupply:
             directory = self.hf_cache.snapshot(ref)
             if directory is not None and str(directory) not in sources:
                 yield str(directory)
+
+
+def _states(directory: Path, order: LoadSlice) -> dict[Path, FileIdentity]:
+    """Of the files that the order reads, as far as they are there."""
+    found: dict[Path, FileIdentity] = {}
+    for file in {tensor.file for tensor in order.tensors}:
+        with suppress(OSError):  # that it is not there, whoever opens it says better
+            found[directory / file] = FileIdentity.of((directory / file).stat())
+    return found
 
 
 def hub_opener(access: HubAccess) -> Mapping[str, Opener]:

@@ -196,11 +196,17 @@ class PocketCompute:
             for held in self._slices.values()
         )
 
-    def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
+    def still_to_read(self, order: LoadSlice) -> LoadSlice | None:
+        return order if self._not_held(order) else None
+
+    def _not_held(self, order: LoadSlice) -> list[int]:
         before = self._slices.get(order.route)
         had = set(range(before.order.first_layer, before.order.end_layer)) if before else set()
+        return [layer for layer in range(order.first_layer, order.end_layer) if layer not in had]
+
+    def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
+        fresh = self._not_held(order)
         self._slices[order.route] = _Slice(order)
-        fresh = [layer for layer in range(order.first_layer, order.end_layer) if layer not in had]
         return SliceFacts(
             weight_bytes=order.spec.slice_bytes(order.first_layer, order.end_layer, order.dtype),
             read_bytes=len(fresh) * 100_000_000,

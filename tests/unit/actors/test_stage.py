@@ -161,6 +161,14 @@ def test_a_load_that_fails_is_told_and_never_activated():
     assert hears(stage, order(E2)) == [closed(E2)], "the next order finds it willing"
 
 
+def test_an_activation_that_fails_is_told_and_the_next_order_is_carried_out():
+    stage = loading()
+    told(stage, SliceIn(1, E1, FACTS))
+    hears(stage, plan())
+    assert said(told(stage, SliceRefused(1, E1, NO))) == [LoadFailed(route=1, epoch=E1, refusal=NO)]
+    assert told(stage, Activated(1, E1)) == [] and hears(stage, order(E2)) == [closed(E2)]
+
+
 def test_the_threads_trouble_reaches_the_planner():
     assert said(told(ready(), ThreadTrouble(1, E1, "gap"))) == [RouteBroken(route=1, epoch=E1, why="gap", side="in")]
 

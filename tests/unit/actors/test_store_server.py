@@ -1,5 +1,6 @@
 """The store lane's answering end: typed answers, few reads at a time, and nobody who can make it wait or forget."""
 
+import errno
 import random
 from contextlib import asynccontextmanager
 
@@ -130,6 +131,19 @@ async def test_a_disk_that_hangs_is_told_so_and_holds_up_no_more_than_its_reader
         assert READ_LEASE_S <= trio.current_time() - began_s < READ_LEASE_S + 1
         lane.disk.delay_s = 0.001
         assert isinstance(await lane.ask(ASK), ChunkTold)
+
+
+async def test_a_disk_that_fails_fails_one_question_and_not_the_server(autojump_clock):
+    async with open_lane() as lane:
+        read, lane.server.lender.read = lane.server.lender.read, failing
+        answer = await lane.ask(ASK)
+        assert answer.refusal.code == "bad_model" and "Input/output" in answer.refusal.message
+        lane.server.lender.read = read
+        assert isinstance(await lane.ask(ASK), ChunkTold)
+
+
+def failing(*_):
+    raise OSError(errno.EIO, "Input/output error")
 
 
 async def test_few_are_read_at_a_time_and_all_are_answered(autojump_clock):

@@ -25,6 +25,21 @@ def n_bytes(ranges) -> int:
     return sum(source.length for source in ranges)
 
 
+def test_what_is_in_memory_is_served_without_its_files(untied, tmp_path):
+    """Not even a header is looked at; of what is partly there the rest is named, and only that is read."""
+    runner, gone = Runner("cpu"), (str(tmp_path / "gone"),)
+    whole = order(untied, 0, 3)
+    assert runner.still_to_read(whole) == whole
+    runner.load(whole, quiet)
+    assert runner.still_to_read(attrs.evolve(whole, sources=gone)) is None
+    assert runner.load(attrs.evolve(whole, sources=gone), quiet).read_bytes == 0
+    rest = runner.still_to_read(order(untied, 1, 4))
+    assert sorted(source.name for source in rest.tensors) == sorted(source.name for source in untied.ranges(3, 4))
+    assert runner.load(rest, quiet).read_bytes == n_bytes(untied.ranges(3, 4))
+    other = order(untied, 1, 4, dtype="bfloat16")
+    assert runner.still_to_read(other) == other, "in another dtype it is not there"
+
+
 def test_reads_its_own_bytes_and_then_only_the_difference(untied):
     runner, told = Runner("cpu"), []
     facts = runner.load(order(untied, 1, 3), lambda done, total: told.append((done, total)))

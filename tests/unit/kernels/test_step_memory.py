@@ -6,9 +6,11 @@ import weakref
 import pytest
 import torch
 
+from hydra.kernels.runner import Runner
 from hydra.kernels.step_memory import is_out_of_memory, within_memory
 from hydra.protocol.batch import Outcome
-from tests.unit.kernels.bench import ROUTE, Pipeline, Row, greedy, prompt
+from hydra.protocol.refusal import RefusalError
+from tests.unit.kernels.bench import ROUTE, Pipeline, Row, greedy, order, prompt, quiet
 
 CPU = torch.device("cpu")
 TOO_MUCH = 1 << 48  # bytes
@@ -62,6 +64,32 @@ def test_the_real_error_of_this_machine_is_known_and_lets_go_of_what_the_step_ha
         assert within_memory(CPU, act).out_of_memory and held[0]() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("where", ["the pool", "the warm-up"])
+def test_a_pool_that_finds_no_memory_is_refused_and_a_smaller_one_serves(untied, monkeypatch, where):
+    line, ids = Pipeline(untied), prompt(3, 7)
+    (runner,) = line.runners
+    held = runner.held()
+    with monkeypatch.context() as patched, pytest.raises(RefusalError) as caught:
+        if where == "the warm-up":
+            patched.setattr("hydra.kernels.runner.warm_up", lambda *_: ask_for_too_much())
+        runner.activate(ROUTE, 16 if where == "the warm-up" else TOO_MUCH >> 9)
+    assert caught.value.refusal.code == "does_not_fit" and "KV pool" in caught.value.refusal.message
+    assert runner._routes[ROUTE].pool is None and runner.held() == held, "the weights stay"
+    runner.activate(ROUTE, 16)
+    assert line.generate(Row(list(ids), list(range(16))), 8) == greedy(untied, ids, 8)
+
+
+@pytest.mark.parametrize("where", ["fetch_parts", "packed", "build_slice"])
+def test_a_load_that_finds_no_memory_is_refused_wherever_it_is(untied, monkeypatch, where):
+    """The CPU's allocator has no error class of its own: only its words tell."""
+    runner = Runner("cpu")
+    with monkeypatch.context() as patched, pytest.raises(RefusalError) as caught:
+        patched.setattr(f"hydra.kernels.runner.{where}", lambda *_: ask_for_too_much())
+        runner.load(order(untied, 0, 2), quiet)
+    assert caught.value.refusal.code == "does_not_fit" and runner.held() == ()
+    assert runner.load(order(untied, 0, 2), quiet).read_bytes
 
 
 @pytest.mark.parametrize("where", ["launch", "collect"])

@@ -155,3 +155,18 @@ def test_a_directory_is_lent_as_it_is_and_a_hub_model_through_the_cache(lent, tm
         keeper.read(*asked)
     assert caught.value.refusal.code == "source_unreachable"
     keeper.close()
+
+
+def test_what_is_damaged_in_the_cache_after_it_came_is_brought_once_more(lent, tmp_path):
+    tensor = max(lent.described.tensors, key=lambda tensor: tensor.length)
+    true = (lent.directory / tensor.file).read_bytes()[tensor.offset : tensor.offset + tensor.length]
+    assert lent.place.read(tensor.file, tensor.offset, tensor.length).data == true
+    (cached,) = (tmp_path / "cache").glob(f"*/{tensor.file}")
+    raw = bytearray(cached.read_bytes())
+    raw[tensor.offset + 5] ^= 1
+    cached.write_bytes(raw)
+    other = next(each for each in lent.described.tensors if each.file == tensor.file and each != tensor)
+    lent.place.read(other.file, other.offset, other.length)  # which opens the file anew
+    before = lent.hub.n_bytes
+    assert lent.place.read(tensor.file, tensor.offset, tensor.length).data == true
+    assert lent.hub.n_bytes - before == tensor.length

@@ -107,19 +107,21 @@ def test_neighbours_are_fetched_together(tmp_path):
     assert source.reads == [("a.safetensors", 500, 1500)]
 
 
-def test_another_life_finds_what_was_fetched_and_checks_it_once(tmp_path):
+def test_another_life_finds_what_was_fetched_and_checks_it_once(tmp_path, monkeypatch):
     ensure(cache_at(tmp_path), MemorySource(), A)
     again, source = cache_at(tmp_path), MemorySource()
     folder = ensure(again, source, A, B)
     assert source.handed.total() == B.length and held(folder, A, B)
-    (folder / A.file).write_bytes(b"\0" * SIZE)  # what this process has checked it believes
+    monkeypatch.setattr("os.pread", lambda *_: pytest.fail("what this process has checked it believes"))
     ensure(again, source, A, B)
     assert source.handed.total() == B.length
 
 
+@pytest.mark.parametrize("same_life", [False, True])
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone", "journal"])
-def test_what_was_harmed_on_the_disk_is_fetched_again(tmp_path, harm):
-    folder = ensure(cache_at(tmp_path), MemorySource(), A, B)
+def test_what_was_harmed_on_the_disk_is_fetched_again(tmp_path, harm, same_life):
+    first = cache_at(tmp_path)
+    folder = ensure(first, MemorySource(), A, B)
     data, journal = folder / A.file, folder / f"{A.file}.ranges"
     if harm == "flip":
         raw = bytearray(data.read_bytes())
@@ -132,7 +134,7 @@ def test_what_was_harmed_on_the_disk_is_fetched_again(tmp_path, harm):
     else:
         journal.write_bytes(journal.read_bytes()[:-30] + b'{"at": [')
     source = MemorySource()
-    folder = ensure(cache_at(tmp_path), source, A, B)
+    folder = ensure(first if same_life else cache_at(tmp_path), source, A, B)
     assert held(folder, A, B)
     assert source.handed.total() == {"flip": 1000, "cut": 6000, "gone": 7000, "journal": 1000}[harm]
     source = MemorySource()

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,12 @@ import pytest
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import RefusalError
+from hydra.store import range_fetch
+from hydra.store.cache_room import CacheRoom
 from hydra.store.library import LocalLibrary
+from hydra.store.patience import Patience
+from hydra.store.range_cache import RangeCache
+from hydra.store.range_source import SourceUnfit
 from hydra.store.ranges import slice_ranges
 from hydra.store.shelf_keeper import MODELS_MAX, ShelfKeeper, WholeFiles
 
@@ -133,6 +139,15 @@ def overwrite(path):
     os.utime(path, ns=(1, 1))  # whatever the clock's grain, the time of writing is another
 
 
+def overwrite_unseen(path):
+    """The time of writing is set back afterwards, as `rsync --inplace --times` from an older copy does."""
+    before = path.stat()
+    overwrite(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock's grain
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def link_out(path):
     secret = path.parent.parent / "secret"
     secret.write_bytes(path.read_bytes())
@@ -140,12 +155,52 @@ def link_out(path):
     path.symlink_to(secret)
 
 
-@pytest.mark.parametrize("change", [shorten, replace, overwrite, link_out, Path.unlink])
+@pytest.mark.parametrize("change", [shorten, replace, overwrite, overwrite_unseen, link_out, Path.unlink])
 def test_a_file_that_changed_since_it_was_described_is_not_served(lent, change):
     keeper, described, directory = lent
     change(directory / FILE)
     assert refused(keeper, described.spec.fingerprint, FILE, 0, 8).code == "bad_model"
     keeper.read(described.spec.fingerprint, "model-00002-of-00003.safetensors", 0, 8)
+
+
+def change_while_reading(monkeypatch, path, change):
+    """Right before the bytes are taken, and after the file was found to be what it was."""
+    read = os.preadv
+
+    def read_late(*asked):
+        monkeypatch.undo()
+        change(path)
+        return read(*asked)
+
+    monkeypatch.setattr("os.preadv", read_late)
+
+
+@pytest.mark.parametrize("change", [overwrite, overwrite_unseen])
+def test_what_changes_under_a_read_is_not_served(lent, monkeypatch, change):
+    keeper, described, directory = lent
+    change_while_reading(monkeypatch, directory / FILE, change)
+    assert refused(keeper, described.spec.fingerprint, FILE, 0, 8).code == "bad_model"
+
+
+def test_a_file_that_was_linked_or_given_away_is_what_it_was(lent):
+    """A backup by hard links moves the time of the last change of every file."""
+    keeper, described, directory = lent
+    keeper.lend_slice(order_of(described, 0, 1, directory))
+    keeper.lend_described(described)
+    other = ShelfKeeper()
+    other.lend_slice(order_of(described, 0, 1, directory))
+    tensor = slice_ranges(described, 0, 1)[0]
+    asked = (described.spec.fingerprint, tensor.file, tensor.offset, tensor.length)
+    for change in (
+        lambda path: os.link(path, path.with_name("backup")),
+        lambda path: path.chmod(0o400),
+        lambda path: path.with_name("backup").unlink(),
+    ):
+        change(directory / tensor.file)
+        assert keeper.read(*asked).data == other.read(*asked).data
+    overwrite_unseen(directory / tensor.file)
+    assert refused(keeper, *asked).code == refused(other, *asked).code == "bad_model", "and is still watched"
+    other.close()
 
 
 def test_described_anew_it_is_served_again_under_its_new_fingerprint(lent):
@@ -210,6 +265,90 @@ def lends(keeper, described, first, end):
     return True
 
 
+@pytest.mark.parametrize("change", [overwrite, overwrite_unseen, shorten])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_slice_whose_file_is_rewritten_in_place_is_not_lent(keeper, copy_of, monkeypatch, change, late):
+    """Whoever fetches it would keep it as the described model's for good."""
+    directory = copy_of("single")
+    described = LocalLibrary().describe(str(directory))
+    keeper.lend_slice(order_of(described, 2, 3, directory))
+    tensor = slice_ranges(described, 2, 3)[0]
+    if late:
+        change_while_reading(monkeypatch, directory / tensor.file, change)
+    else:
+        change(directory / tensor.file)
+    asked = (described.spec.fingerprint, tensor.file, tensor.offset, tensor.length)
+    assert refused(keeper, *asked).code == "bad_model"
+
+
+class Lenders:
+    """A RangeSource over keepers, one after the other, as the store lane asks them."""
+
+    name = "lenders"
+
+    def __init__(self, fingerprint, *keepers):
+        self.fingerprint, self.keepers = fingerprint, keepers
+
+    def read(self, file, offset, length):
+        for keeper in self.keepers:
+            try:
+                yield bytes(keeper.read(self.fingerprint, file, offset, length).data)
+                return
+            except RefusalError:
+                continue
+        raise SourceUnfit("nobody has it")
+
+
+def cached(root, described, source, first=0, end=5):
+    """The ranges of these layers in a cache of its own, and the order that they are lent by."""
+    cache = RangeCache(CacheRoom(root=root), Patience(tries=1))
+    tensors = slice_ranges(described, first, end)
+    with closing(cache):
+        key = described.spec.fingerprint
+        folder = cache.ensure(key, described.files, tensors, [source], lambda done, total: None, lambda: False)
+    return order_of(described, first, end, folder)
+
+
+def test_a_cache_never_keeps_bytes_of_a_file_that_was_rewritten(keeper, copy_of, saved, tmp_path):
+    directory = copy_of("sharded")
+    described = LocalLibrary().describe(str(directory))
+    print_, good = described.spec.fingerprint, ShelfKeeper()
+    keeper.lend_slice(order_of(described, 0, 5, directory))
+    for path in directory.glob("*.safetensors"):
+        overwrite_unseen(path)
+    with pytest.raises(RefusalError) as caught:
+        cached(tmp_path / "cache", described, Lenders(print_, keeper))
+    assert caught.value.refusal.code == "source_unreachable"
+    good.lend_slice(order_of(described, 0, 5, saved / "sharded"))
+    folder = Path(cached(tmp_path / "cache", described, Lenders(print_, keeper, good)).sources[0])
+    for tensor in described.tensors:
+        true = (saved / "sharded" / tensor.file).read_bytes()[tensor.offset :][: tensor.length]
+        assert (folder / tensor.file).read_bytes()[tensor.offset :][: tensor.length] == true
+    good.close()
+
+
+def test_what_is_lent_from_a_cache_is_confirmed_by_its_checksums(keeper, saved, tmp_path, monkeypatch):
+    """The files of a cache grow while they are lent, so that no time of writing tells anything."""
+    monkeypatch.setattr(range_fetch, "CHUNK_BYTES", 1000)
+    described = LocalLibrary().describe(str(saved / "single"))
+    source = ShelfKeeper()
+    source.lend_slice(order_of(described, 0, 5, saved / "single"))
+    order = cached(tmp_path / "cache", described, Lenders(described.spec.fingerprint, source), 1, 2)
+    keeper.lend_slice(order)
+    cached(tmp_path / "cache", described, Lenders(described.spec.fingerprint, source), 2, 3)
+    assert lends(keeper, described, 1, 2) and not lends(keeper, described, 2, 3)
+    tensor = max(order.tensors, key=lambda tensor: tensor.length)
+    path = Path(order.sources[0]) / tensor.file
+    raw = bytearray(path.read_bytes())
+    raw[tensor.offset + tensor.length // 2] ^= 1
+    path.write_bytes(raw)
+    keeper.lend_slice(order)
+    asked = (described.spec.fingerprint, tensor.file)
+    assert refused(keeper, *asked, tensor.offset, tensor.length).code == "bad_model"
+    assert keeper.read(*asked, tensor.offset, 10).data == raw[tensor.offset : tensor.offset + 10]
+    source.close()
+
+
 def test_what_was_loaded_before_stays_lent_while_its_files_are_the_same(keeper, copy_of):
     """Else nobody could fetch from here the layers that a new plan takes away from here."""
     directory = copy_of("sharded")
@@ -221,7 +360,10 @@ def test_what_was_loaded_before_stays_lent_while_its_files_are_the_same(keeper, 
     again = directory.with_name("again")
     shutil.copytree(directory, again)
     keeper.lend_slice(order_of(described, 0, 1, again))
-    assert lends(keeper, described, 0, 1) and not lends(keeper, described, 1, 4)
+    assert lends(keeper, described, 0, 4), "from the files of the former folder"
+    shutil.rmtree(directory)
+    keeper.lend_slice(order_of(described, 4, 5, again))
+    assert lends(keeper, described, 0, 5)
     keeper.close()
     assert not lends(keeper, described, 0, 1) and n_open() == opened
 

@@ -1,5 +1,6 @@
 """What an order's sources mean on the worker's machine: only the model that was described will do."""
 
+import os
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -188,3 +189,44 @@ def test_a_hub_source_without_a_commit_is_refused(saved, supply_of):
     library = LocalLibrary()
     order = order_of(library, library.describe(str(saved / "single")), 0, 5, sources=("hub:org/m",))
     assert refused(supply_of(), order).code == "bad_model"
+
+
+def rewrite(path):
+    """In place, with the time of writing set back, where no probe looks."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock's grain
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change", [rewrite, lambda path: path.write_bytes(b"x"), lambda path: path.chmod(0o400), Path.unlink]
+)
+def test_a_directory_that_changes_while_it_is_read_is_refused(supply_of, copy_of, change):
+    library, directory = LocalLibrary(), copy_of("sharded")
+    order = order_of(library, library.describe(str(directory)), 0, 5)
+    supply = supply_of()
+    at_hand = supply.ensure(order, lambda done, total: None, lambda: False)
+    path = directory / "model-00002-of-00003.safetensors"
+    content = path.read_bytes()
+    change(path)
+    if not path.exists() or path.read_bytes() == content:
+        supply.confirm(at_hand)
+        return
+    with pytest.raises(RefusalError) as caught:
+        supply.confirm(at_hand)
+    assert caught.value.refusal.code == "bad_model" and "00002-of" in caught.value.refusal.message
+
+
+def test_a_cache_that_grows_while_it_is_read_is_confirmed(hub, saved, supply_of, tmp_path):
+    hub.add("org/m", saved / "single")
+    library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
+    described = library.describe("org/m")
+    supply, other = supply_of(), supply_of()
+    with closing(supply.cache), closing(other.cache):
+        at_hand = supply.ensure(order_of(library, described, 0, 2), lambda done, total: None, lambda: False)
+        other.ensure(order_of(library, described, 2, 5), lambda done, total: None, lambda: False)
+        supply.confirm(at_hand)
