@@ -66,6 +66,7 @@ class FrontendParts:
     host: str
     pid: int
     auth: str = ""
+    family: str = ""  # see Hello
     max_replays: int = 5
 
 
@@ -311,6 +312,7 @@ class Frontend:
             version=PROTOCOL_VERSION,
             capabilities=(),
             auth=self.parts.auth,
+            family=self.parts.family,
             host=self.parts.host,
             pid=self.parts.pid,
             term_seen=term,

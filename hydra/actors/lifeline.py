@@ -11,6 +11,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
+FAMILY_ENV = "HYDRA_FAMILY"  # in a child's environment: the secret that it shares with its parent, see Hello
 BEAT = b"."
 READY = b"!"
 BEAT_EVERY_S = 1.0

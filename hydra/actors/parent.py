@@ -5,6 +5,7 @@ restarted without losing a connection that waits in the backlog. It never import
 """
 
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ import structlog
 import trio
 
 from hydra.actors.cell import House
-from hydra.actors.lifeline import READY
+from hydra.actors.lifeline import FAMILY_ENV, READY
 from hydra.actors.machine import Effect
 from hydra.actors.member import Member, Start, TurnedAway
 from hydra.actors.post import Post
@@ -72,6 +73,7 @@ class Parent:
     host: str
     auth: str
     say_ready: Callable[[], None]
+    family: str = attrs.field(factory=lambda: secrets.token_hex(16), repr=False)  # see Hello
     exit_code: int = 0
     been_ready: bool = False
     house: House = attrs.field(init=False)
@@ -135,7 +137,7 @@ class Parent:
         process = Popen(
             argv,
             pass_fds=(child_reads, child_writes, *command.pass_fds),
-            env={**os.environ, "PYTHONPATH": _python_path(), **command.env},
+            env={**os.environ, "PYTHONPATH": _python_path(), **command.env, FAMILY_ENV: self.family},
             process_group=0,  # a Ctrl-C at the terminal reaches the parent alone, which knows the order
         )
         os.close(child_reads)
@@ -176,6 +178,7 @@ class Parent:
             version=PROTOCOL_VERSION,
             capabilities=(),
             auth=self.auth,
+            family=self.family,
             host=self.host,
             pid=os.getpid(),
             term_seen=term,

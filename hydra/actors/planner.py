@@ -48,7 +48,7 @@ from hydra.actors.wish import (
     Wish,
     WishFailed,
 )
-from hydra.protocol.ids import ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
+from hydra.protocol.ids import COORDINATOR, ActorName, Address, AskId, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages import (
     CancelJob,
     Fenced,
@@ -150,7 +150,8 @@ class Planner:
             case LoadFailed(route=route, epoch=epoch, refusal=refusal):
                 return self._load_failed(sender.peer, route, epoch, refusal, now_s)
             case RouteBroken(route=route, epoch=epoch, why=why):
-                return self._broken(route, epoch, why, now_s)
+                theirs = sender.peer == COORDINATOR or self._placed(sender.peer, route, epoch) is not None
+                return self._broken(route, epoch, why, now_s) if theirs else []
             case LoadProgress() as progress:
                 return self._progressed(sender.peer, progress)
             case Fenced():

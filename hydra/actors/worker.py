@@ -63,6 +63,7 @@ class WorkerParts:
     host: str
     pid: int
     auth: str = ""
+    family: str = ""  # see Hello
     supply: Supply = AtHand()
     store: StoreServer | None = None  # lends to others what was loaded here
     store_addr: str | None = None  # as others reach it
@@ -125,6 +126,7 @@ class Worker:
             version=PROTOCOL_VERSION,
             capabilities=(),
             auth=self.parts.auth,
+            family=self.parts.family,
             host=self.parts.host,
             pid=self.parts.pid,
             term_seen=term,

@@ -15,7 +15,7 @@ from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, StoredFile, T
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 Role = Literal["worker", "frontend", "parent"]
 LoadPhase = Literal["fetching", "reading"]
 NodeState = Literal["joining", "ready", "suspect", "draining", "lost"]
@@ -66,6 +66,7 @@ class Hello:
     pipeline_addr: str | None = None  # workers only: where the stage's PULL socket can be reached
     store_addr: str | None = None  # where this process answers on the store lane, if it does
     held: tuple[Held, ...] = ()
+    family: str = ""  # a secret of a parent and the children it started: only among them one speaks of the other
 
 
 @attrs.frozen(kw_only=True)

@@ -13,7 +13,7 @@ CHILD = """
 import os, sys
 told, write_fd, log = sys.argv[1:]
 with open(log, "a") as file:
-    file.write(told + " ")
+    file.write(told + ":" + os.environ["HYDRA_FAMILY"] + " ")
 os.write(int(write_fd), b"!")
 sys.exit(7 if len(open(log).read().split()) == 2 else 1)
 """
@@ -26,7 +26,7 @@ class Soon:
         return 0.0
 
 
-async def test_a_child_is_told_whether_all_has_been_ready_before(tmp_path):
+async def test_a_child_is_told_whether_all_has_been_ready_before_and_of_which_family_it_is(tmp_path):
     log, ready = tmp_path / "told", []
     argv = (sys.executable, "-c", CHILD.replace("{", "{{").replace("}", "}}"), "{been_ready}", "{write_fd}", str(log))
     parent = Parent(
@@ -40,4 +40,6 @@ async def test_a_child_is_told_whether_all_has_been_ready_before(tmp_path):
     )
     with trio.fail_after(30):
         await parent.run()
-    assert log.read_text().split() == ["no", "yes"] and ready == [1] and parent.exit_code == 7
+    family = parent._hello(0).family
+    assert log.read_text().split() == [f"no:{family}", f"yes:{family}"] and ready == [1] and parent.exit_code == 7
+    assert len(family) == 32 and family not in repr(parent), "nobody guesses it or reads it in a log"

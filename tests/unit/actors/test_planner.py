@@ -22,7 +22,7 @@ from hydra.actors.muster import GATHER_S
 from hydra.actors.planner import EPOCH_BREAKS_MAX, Planner
 from hydra.actors.wish import Begin, Describe, NotDescribed, Policy, SaveState, WasDescribed, Wish, WishFailed
 from hydra.protocol.decoder_spec import LengthRule, RopeSpec, plain_decoder
-from hydra.protocol.ids import Address, Epoch
+from hydra.protocol.ids import BROKER, Address, Epoch
 from hydra.protocol.messages import (
     Activate,
     DeviceOffer,
@@ -102,6 +102,10 @@ class Hall:
 
     def hears(self, message, sender=ASKER):
         return self.tell(Received(sender, message))
+
+    def breaks(self, up):
+        broken = RouteBroken(route=up.route, epoch=up.epoch, why="gap")
+        return self.hears(broken, Address("a-1" if "a" in up.nodes else "b-1", "stage"))
 
     def begin(self, *, nodes=(), expected=2):
         return self.tell(Begin((Wish("/models/m"),), expected, nodes, 6.0))
@@ -419,8 +423,8 @@ def test_epochs_that_break_at_once_are_not_begun_for_ever():
     hall = Hall()
     up = hall.running("a", "b")
     for _ in range(EPOCH_BREAKS_MAX):
-        up = hall.serves(hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap")))
-    effects = hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap"))
+        up = hall.serves(hall.breaks(up))
+    effects = hall.breaks(up)
     (stalled,) = facts(effects, ModelStalled)
     assert stalled.refusal is not None and "gap" in stalled.refusal.message, "new work is told so"
     assert not facts(effects, ModelGone), "running answers wait for the recovery deadline"
@@ -432,7 +436,17 @@ def test_a_break_after_a_long_service_starts_the_count_again():
     up = hall.running("a", "b")
     for _ in range(3 * EPOCH_BREAKS_MAX):
         hall.now_s += 60
-        up = hall.serves(hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap")))
+        up = hall.serves(hall.breaks(up))
+
+
+@pytest.mark.parametrize("speaker", ["f-1", "c-1", "a-0"], ids=["a frontend", "a spare", "a former life"])
+def test_an_epoch_is_ended_by_its_own_stages_and_by_the_broker_alone(speaker):
+    hall = Hall()
+    up = hall.running("a", "b")
+    hall.tell(joined("c"))
+    broken = RouteBroken(route=up.route, epoch=up.epoch, why="because I say so")
+    assert hall.hears(broken, Address(speaker, "stage")) == []
+    assert facts(hall.hears(broken, BROKER), RouteDown)
 
 
 def test_epochs_strictly_increase_whatever_happens():
@@ -440,7 +454,7 @@ def test_epochs_strictly_increase_whatever_happens():
     up = hall.running("a", "b")
     hall.tell(joined("c"))
     up = hall.serves(hall.hears(Rebalance(ask=1)))
-    up = hall.serves(hall.hears(RouteBroken(route=up.route, epoch=up.epoch, why="gap")))
+    up = hall.serves(hall.breaks(up))
     hall.tell(TermRaised(term=9))
     assert hall.saved[-1].term == 9
     up = hall.serves(hall.tell(NodeLost(node="a", generation=1, why="exit")))
