@@ -2,10 +2,12 @@
 
 import json
 
+import attrs
 import pytest
 
 from hydra.actors.coordinator import SavedState
 from hydra.actors.wish import Wish
+from hydra.protocol.ids import TERM_MAX
 from hydra.state_dir import FILE_NAME, begin_anew, read_state, write_state
 
 STATE = SavedState(
@@ -26,10 +28,31 @@ def test_what_an_earlier_version_wrote_is_read_too(tmp_path):
     assert read_state(tmp_path) == SavedState(term=2, wishes=(Wish("/m"),))
 
 
-@pytest.mark.parametrize("raw", ["", "[]", '{"term": "x"}', '{"term": 1}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "",
+        "[]",
+        '{"term": "x"}',
+        '{"term": 1}',
+        '{"term": 1e999, "wishes": [], "nodes": []}',
+        '{"term": true, "wishes": [], "nodes": []}',
+        '{"term": 1, "wishes": [["m"]], "nodes": []}',
+        '{"term": 1, "wishes": [{"model_path": 5}], "nodes": []}',
+        '{"term": 1, "wishes": [{"model_path": "m", "model_id": 5}], "nodes": []}',
+        '{"term": 1, "wishes": [], "nodes": 7}',
+        "[" * 100_000,
+    ],
+)
 def test_nonsense_is_a_new_cluster(tmp_path, raw):
     (tmp_path / FILE_NAME).write_text(raw)
     assert read_state(tmp_path) == SavedState()
+
+
+@pytest.mark.parametrize("term", [2**32, 2**64, TERM_MAX, -1])
+def test_a_term_that_cannot_be_is_forgotten_and_the_wishes_stay(tmp_path, term):
+    write_state(tmp_path, attrs.evolve(STATE, term=term))
+    assert read_state(tmp_path) == attrs.evolve(STATE, term=0)
 
 
 def test_a_new_up_is_noted_and_forgets_commits_and_nothing_else(tmp_path):
