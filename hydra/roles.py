@@ -18,7 +18,7 @@ import attrs
 import structlog
 import trio
 
-from hydra.actors.lifeline import Lifeline
+from hydra.actors.lifeline import FAMILY_ENV, Lifeline
 from hydra.actors.ports import Compute
 from hydra.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
 from hydra.complaint import MODEL_SETTINGS, Complaint, exit_code_of
@@ -304,6 +304,7 @@ def worker_main(
             auth=auth,
             log_lines_lost=log_lines_lost,
             turned_away=lambda refusal: door.hear(refusal, stopping.set),
+            family=os.environ.get(FAMILY_ENV, ""),
         )
         held: list[Lifeline] = []
 
@@ -355,6 +356,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
             host=socket.gethostname(),
             pid=os.getpid(),
             auth=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
+            family=os.environ.get(FAMILY_ENV, ""),
             max_replays=spec.max_replays,
             log_lines_lost=log_lines_lost,
         )

@@ -21,6 +21,7 @@ PLAIN_VARIABLES = (
     "HYDRA_LOG",
     "HYDRA_URL",
     "HYDRA_SEEDS",
+    "HYDRA_FAMILY",
     "HYDRA_CHAOS_S",
     "HYDRA_CHAOS_SEED",
 )  # read elsewhere: hydra/log.py, the commands, the tests

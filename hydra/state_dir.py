@@ -8,42 +8,61 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 import structlog
 
 from hydra.actors.coordinator import SavedState
+from hydra.actors.registry import TERM_JUMP_MAX
 from hydra.actors.wish import Wish
-from hydra.protocol.ids import NodeId
+from hydra.protocol.ids import TERM_MAX, NodeId
 
 FILE_NAME = "coordinator.json"
-TERM_MAX = (1 << 32) - 2  # the next one still has room in the header of a step
 
 log = structlog.get_logger()
 
 
 def read_state(directory: Path) -> SavedState:
-    """An absent file is a new cluster; an unreadable one is said aloud and treated as new."""
+    """An absent file is a new cluster; an unreadable one is said aloud and treated as new. A term that cannot be is
+    forgotten alone: those who served under the right one will say it.
+    """
+    file = directory / FILE_NAME
     try:
-        saved = json.loads((directory / FILE_NAME).read_text())
-        if not 0 <= saved["term"] <= TERM_MAX:
-            raise ValueError(f"a term of {saved['term']}")
-        return SavedState(
-            term=int(saved["term"]),
-            wishes=tuple(
-                Wish(str(w["model_path"]), w.get("model_id"), w.get("dtype"), w.get("pinned")) for w in saved["wishes"]
-            ),
-            nodes=tuple(NodeId(str(node)) for node in saved["nodes"]),
-            anew=saved.get("anew") is True,
-        )
+        state = _parsed(json.loads(file.read_text()))
     except FileNotFoundError:
         return SavedState()
     except OSError as why:
-        log.error("the state file cannot be read; starting anew", file=str(directory / FILE_NAME), why=str(why))
+        log.error("the state file cannot be read; starting anew", file=str(file), why=str(why))
         return SavedState()
-    except (ValueError, KeyError, TypeError, AttributeError) as why:
-        log.error("the state file makes no sense; starting anew", file=str(directory / FILE_NAME), why=str(why))
+    except (ValueError, KeyError, TypeError, RecursionError) as why:
+        log.error("the state file makes no sense; starting anew", file=str(file), why=f"{why!r:.200}")
         return SavedState()
+    if not 0 <= state.term < TERM_MAX - TERM_JUMP_MAX:
+        log.error("the saved term cannot be; starting at the first", file=str(file), term=f"{state.term!r:.40}")
+        return attrs.evolve(state, term=0)
+    return state
+
+
+def _parsed(saved: Any) -> SavedState:
+    """Raises ValueError, KeyError or TypeError."""
+    if type(saved["term"]) is not int or type(saved["wishes"]) is not list or type(saved["nodes"]) is not list:
+        raise TypeError("a term is a whole number, wishes and nodes are lists")
+    return SavedState(
+        term=saved["term"],
+        wishes=tuple(_wish(wish) for wish in saved["wishes"]),
+        nodes=tuple(NodeId(str(node)) for node in saved["nodes"]),
+        anew=saved.get("anew") is True,
+    )
+
+
+def _wish(saved: Any) -> Wish:
+    if type(saved) is not dict:
+        raise TypeError("a wish is a map")
+    optional = [saved.get(key) for key in ("model_id", "dtype", "pinned")]
+    if type(saved["model_path"]) is not str or any(text is not None and type(text) is not str for text in optional):
+        raise TypeError("a wish is made of texts")
+    return Wish(saved["model_path"], *optional)
 
 
 def begin_anew(directory: Path) -> None:

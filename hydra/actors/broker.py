@@ -29,6 +29,7 @@ from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, Set
 from hydra.actors.readiness import PROBE_PEER, READY_FOR_S, Probes, ready_told
 from hydra.actors.row import Row, RowKey
 from hydra.actors.row_faults import RowFaults
+from hydra.actors.vocabulary_check import beyond_vocabulary, of_the_vocabulary
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.ids import (
@@ -216,6 +217,10 @@ class Broker:
             return Refusal(code="model_not_found", message=f"no model {opening.model_id!r} is loaded", param="model")
         if len(opening.history) == 0 or opening.prompt_tokens > len(opening.history):
             return Refusal(code="invalid_value", message="a generation needs at least one prompt token")
+        if opening.prompt_tokens == 0 or len(opening.history) > opening.prompt_tokens + opening.max_tokens:
+            return Refusal(code="invalid_value", message="a history is a prompt and at most max_tokens behind it")
+        if model.up is not None and (beyond := beyond_vocabulary(opening, model.up.vocab)) is not None:
+            return beyond
         if model.max_model_len and opening.prompt_tokens + opening.max_tokens > model.max_model_len:
             return context_overflow(model.max_model_len, opening.prompt_tokens, opening.max_tokens, "max_tokens")
         return None
@@ -371,7 +376,7 @@ class Broker:
             self.stale_dropped += 1
             return []
         engine = model.engine
-        beyond = model.up is not None and bool((result.token >= model.up.vocab).any())
+        beyond = model.up is not None and not of_the_vocabulary(result, model.up.vocab)
         drawn = None if beyond else engine.take(result, now_s)
         if drawn is None:
             why = f"result of step {result.step} out of turn, or not of its rows"

@@ -39,10 +39,20 @@ from hydra.actors.wish import (
 )
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import BROKER, COORDINATOR, DESK, PLANNER, REGISTRY, ActorName, AskId, Epoch, NodeId, RouteId
-from hydra.protocol.messages import NodeLoad, Sample
+from hydra.protocol.messages import NodeLoad, RouteBroken, Sample
 from hydra.protocol.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
-from hydra.protocol.wire import DataLane, Dialler, Hub, StepLink, StepSource, TheyBrokeTheRules, WireFull
+from hydra.protocol.wire import (
+    DataLane,
+    Dialler,
+    Frames,
+    Hub,
+    StepLink,
+    StepSource,
+    TheyBrokeTheRules,
+    WireError,
+    WireFull,
+)
 
 log = structlog.get_logger()
 MEMBER = ActorName("member")
@@ -130,16 +140,8 @@ class Coordinator:
             store_addr=parts.store.hub.addr if parts.store is not None else "",
         )
         self.broker = Broker(limits=parts.limits)
-        self._post = Post(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor)
-        of_store = parts.store.samples if parts.store is not None else tuple
-        desk = Desk(
-            self.registry,
-            self.planner,
-            self.broker,
-            parts.pid,
-            lambda: self._post.nonsense,
-            lambda: (*of_store(), *parts.samples()),
-        )
+        self._post = Post(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor, self.registry.speaker_of)
+        desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense, self._samples)
         self.house = House(COORDINATOR, self._post.carry)
         self.house.add(REGISTRY.actor, self.registry, self._perform)
         self.house.add(PLANNER.actor, self.planner, self._perform)
@@ -172,15 +174,19 @@ class Coordinator:
             for _, link in self._links.values():
                 link.close()
 
+    def _samples(self) -> tuple[Sample, ...]:
+        """What is counted beside the actors."""
+        store = self.parts.store.samples() if self.parts.store is not None else ()
+        return (*self._post.samples(), *store, *self.parts.samples())
+
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Broadcast(beacon=beacon):
                 self.parts.hub.broadcast_nowait(codec.encode(MEMBER, REGISTRY.actor, beacon))
             case SendStep():
                 self._send_step(effect)
-            case OpenLink(route=route, epoch=epoch, addr=addr, credits=credits):
-                self._close_link(route)
-                self._links[route] = (epoch, self.parts.lane.step_link(addr, credits))
+            case OpenLink():
+                self._open_link(effect)
             case CloseLink(route=route):
                 self._close_link(route)
             case SaveState(term=term, wishes=wishes, nodes=nodes):
@@ -221,8 +227,20 @@ class Coordinator:
         done, total = (f"{size / 1e6:.1f} MB" for size in (load.bytes_done, load.bytes_total))
         log.info(load.state, model=model_id, node=load.node_id, done=done, total=total)
 
+    def _open_link(self, effect: OpenLink) -> None:
+        self._close_link(effect.route)
+        try:
+            link = self.parts.lane.step_link(effect.addr, effect.credits)
+        except WireError as why:
+            log.warning("the first stage cannot be reached", addr=effect.addr, why=str(why))
+            self.house.post(BROKER.actor, LinkFull(effect.route, effect.epoch))
+        else:
+            self._links[effect.route] = (effect.epoch, link)
+
     def _send_step(self, effect: SendStep) -> None:
         step = effect.step
+        if step.route not in self._links:
+            return  # there was no way to open one, and the epoch ends for it
         epoch, link = self._links[step.route]
         assert epoch == step.epoch, "a step of an epoch whose link is not open"
         try:
@@ -252,12 +270,24 @@ class Coordinator:
     async def _take_results(self) -> None:
         while True:
             for frames in await self.parts.results.receive():
-                try:
-                    result = codec_data.decode_result(frames)
-                except TheyBrokeTheRules as why:
-                    log.warning("nonsense on the results lane", why=str(why))
-                    continue
-                self.house.post(BROKER.actor, StepBack(result))
+                self._take_result(frames)
+
+    def _take_result(self, frames: Frames) -> None:
+        """One that makes an actor raise ends its epoch, not this process: the sessions open again and lose nothing."""
+        try:
+            result = codec_data.decode_result(frames)
+        except TheyBrokeTheRules as why:
+            self._post.nonsense += 1
+            log.warning("nonsense on the results lane", why=str(why))
+            return
+        try:
+            self.house.post(BROKER.actor, StepBack(result))
+        except Exception:
+            self._post.contained += 1
+            log.exception("an actor raised at a result", route=result.route, step=result.step)
+            reason = "a result made an actor raise; see the log"
+            broken = RouteBroken(route=result.route, epoch=result.epoch, why=reason, side="in")
+            self.house.receive(PLANNER.actor, BROKER, broken)
 
 
 async def run_coordinator(parts: CoordinatorParts) -> None:

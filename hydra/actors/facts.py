@@ -38,9 +38,11 @@ class NodeLost:
 
 @attrs.frozen
 class LaneBroken:
-    """The Post's word to whoever keeps the membership: something that this peer said never arrived."""
+    """The Post's word to whoever keeps the membership: something that this peer said never arrived, or was more than
+    an actor could bear."""
 
     peer: PeerId
+    why: str = "some of its messages were lost"
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from hydra.actors.cell import House
 from hydra.actors.client import GenerateRequest, Generation, Piece, TokenLogprobs
 from hydra.actors.facts import Joined, Left
 from hydra.actors.machine import Effect, Event, Received
-from hydra.actors.member import Leave, Member, TurnedAway
+from hydra.actors.member import Leave, Member, Reached, TurnedAway
 from hydra.actors.member import Start as Greet
 from hydra.actors.post import Post
 from hydra.actors.session import Emit, Fail
@@ -66,6 +66,7 @@ class FrontendParts:
     host: str
     pid: int
     auth: str = ""
+    family: str = ""  # see Hello
     max_replays: int = 5
     log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
 
@@ -315,6 +316,7 @@ class Frontend:
             version=PROTOCOL_VERSION,
             capabilities=(),
             auth=self.parts.auth,
+            family=self.parts.family,
             host=self.parts.host,
             pid=self.parts.pid,
             term_seen=term,
@@ -330,6 +332,8 @@ class Frontend:
                 slot = self._slots.get(session)
                 if slot is not None:
                     slot.put(shown)
+            case Reached():
+                pass  # of workers: nobody plans with a frontend
             case TurnedAway(refusal=refusal):
                 log.warning("turned away", code=refusal.code, why=refusal.message)
             case _:

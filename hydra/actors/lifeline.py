@@ -12,6 +12,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
+FAMILY_ENV = "HYDRA_FAMILY"  # in a child's environment: the secret that it shares with its parent, see Hello
 BEAT = b"."
 UP = b"+"
 READY = b"!"

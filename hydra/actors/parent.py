@@ -5,6 +5,7 @@ restarted without losing a connection that waits in the backlog. It never import
 """
 
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,9 +18,9 @@ import structlog
 import trio
 
 from hydra.actors.cell import House
-from hydra.actors.lifeline import READY, UP
+from hydra.actors.lifeline import FAMILY_ENV, READY, UP
 from hydra.actors.machine import Effect
-from hydra.actors.member import Member, Start, TurnedAway
+from hydra.actors.member import Member, Reached, Start, TurnedAway
 from hydra.actors.post import Post
 from hydra.actors.supervisor import (
     Began,
@@ -99,6 +100,7 @@ class Parent:
     log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
     turned_away: Callable[[Refusal], None] = _say_turned_away
     before_stop: Callable[[], Awaitable[None]] = _at_once
+    family: str = attrs.field(factory=lambda: secrets.token_hex(16), repr=False)  # see Hello
     exit_code: int = 0
     been_ready: bool = False
     house: House = attrs.field(init=False)
@@ -161,6 +163,8 @@ class Parent:
                 log.info("all children are gone", why=why)
                 self.exit_code = exit_code
                 self._nursery.cancel_scope.cancel()
+            case Reached():
+                pass  # of workers: nobody plans with a parent
             case TurnedAway(refusal=refusal):
                 self.turned_away(refusal)
             case _:
@@ -169,7 +173,7 @@ class Parent:
     def _start(self, name: NodeId) -> None:
         """A machine that has no process or descriptor to spare now may have one later: that is no end of the house."""
         try:
-            running = _begin(self.commands[name], been_ready=self.been_ready)
+            running = _begin(self.commands[name], self.family, been_ready=self.been_ready)
         except OSError as why:
             self.house.post(PARENT, ChildNotStarted(name, str(why)))
             return
@@ -210,6 +214,7 @@ class Parent:
             version=PROTOCOL_VERSION,
             capabilities=(),
             auth=self.auth,
+            family=self.family,
             host=self.host,
             pid=os.getpid(),
             term_seen=term,
@@ -220,7 +225,7 @@ class Parent:
         return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
 
 
-def _begin(command: ChildCommand, *, been_ready: bool) -> _Running:
+def _begin(command: ChildCommand, family: str, *, been_ready: bool) -> _Running:
     """Starts a child. Raises OSError, and then nothing of it is left."""
     with ExitStack() as ours, ExitStack() as the_childs:
         child_reads, parent_writes = os.pipe()
@@ -233,7 +238,7 @@ def _begin(command: ChildCommand, *, been_ready: bool) -> _Running:
         process = Popen(
             [part.format(read_fd=child_reads, write_fd=child_writes, been_ready=ready) for part in command.argv],
             pass_fds=(child_reads, child_writes, *command.pass_fds),
-            env={**os.environ, "PYTHONPATH": _python_path(), **command.env},
+            env={**os.environ, "PYTHONPATH": _python_path(), **command.env, FAMILY_ENV: family},
             process_group=0,  # a Ctrl-C at the terminal reaches the parent alone, which knows the order
         )
         try:

@@ -1,7 +1,8 @@
 """Between a house and its wire: messages out as frames, frames in as messages for the right actor.
 
-Who may be told what from outside is a table here, so that nonsense from a socket is dropped and counted at the door
-and never reaches a machine, where it would be a bug.
+Who may be told what from outside is a table here, and who may say it is one in `authority`, so that nonsense and
+orders of strangers are dropped and counted at the door and never reach a machine. A message that makes an actor raise
+all the same is a bug of ours, but it ends its sender's membership, not this process.
 
 A connection that breaks may swallow messages, and nobody would wait for what was never said. So each process numbers
 what it says to another; a number left out ends the membership (LaneBroken), and everything is said afresh in the next.
@@ -14,6 +15,7 @@ import attrs
 import structlog
 import trio
 
+from hydra.actors.authority import Speaker, may_say
 from hydra.actors.cell import House
 from hydra.actors.facts import LaneBroken, Undelivered
 from hydra.protocol import codec
@@ -53,6 +55,7 @@ from hydra.protocol.messages import (
     Rebalance,
     Reopen,
     RouteBroken,
+    Sample,
     SayHello,
     SliceLoaded,
     SpawnWorker,
@@ -90,14 +93,17 @@ log = structlog.get_logger()
 class Post:
     """One process's post office. `dispatch(peer, frames)` puts frames on the wire and may raise WireFull, PeerGone.
 
-    `watcher` is the actor that is told LaneBroken.
+    `watcher` is the actor that is told LaneBroken; `speaker_of` says what a peer is to this process.
     """
 
     dispatch: Callable[[PeerId, Frames], None]
     receive: Callable[[], Awaitable[list[Delivery]]]
     watcher: ActorName
+    speaker_of: Callable[[PeerId], Speaker] = lambda peer: "coordinator"  # whoever has a spoke hears nobody else
     undelivered: int = 0  # the wire would not take it: its peer is gone or far behind
     nonsense: int = 0
+    forbidden: int = 0  # well-formed, and not theirs to say
+    contained: int = 0  # an actor raised
     last_heard_s: float = 0.0  # on the loop's clock
     _said: dict[PeerId, int] = attrs.field(factory=dict, init=False)
     _heard: dict[PeerId, int] = attrs.field(factory=dict, init=False)
@@ -137,13 +143,52 @@ class Post:
             self.nonsense += 1
             log.warning("mail for the wrong door", peer=delivery.peer, says=type(envelope.message).__name__)
             return
-        if envelope.number and self._missed(delivery.peer, envelope.number):
+        speaker = self.speaker_of(delivery.peer)
+        if not may_say(speaker, type(envelope.message)):
+            self.forbidden += 1
+            log.debug("not theirs to say", peer=delivery.peer, is_a=speaker, says=type(envelope.message).__name__)
+            return
+        if speaker != "stranger" and self._missed(delivery.peer, envelope.number):
             log.info("messages of a peer were lost", peer=delivery.peer, before=type(envelope.message).__name__)
             house.post(self.watcher, LaneBroken(delivery.peer))
-        house.receive(envelope.to, Address(delivery.peer, envelope.sender), envelope.message)
+        self._hand_over(house, delivery.peer, envelope)
+        if speaker == "stranger" and envelope.number and self.speaker_of(delivery.peer) != "stranger":
+            _remember(self._heard, delivery.peer, envelope.number)  # it was a greeting: its count begins here
+
+    def _hand_over(self, house: House, peer: PeerId, envelope: codec.Envelope) -> None:
+        """An actor that raises has let its sender's message half done: whatever it is a member of ends, and begins anew
+        in good order. A second fault on the way out is not contained.
+        """
+        try:
+            house.receive(envelope.to, Address(peer, envelope.sender), envelope.message)
+        except Exception:
+            self.contained += 1
+            says = type(envelope.message).__name__
+            log.exception("an actor raised; its message's sender is out", peer=peer, says=says, actor=envelope.to)
+            house.post(self.watcher, LaneBroken(peer, f"its {says} made the {envelope.to} raise; see the log"))
+
+    def samples(self) -> tuple[Sample, ...]:
+        """What is counted at the door, for the metrics."""
+        forbidden = Sample(
+            name="hydra_forbidden_messages_total",
+            kind="counter",
+            help="Messages refused because it was not their sender's to say them.",
+            value=self.forbidden,
+        )
+        contained = Sample(
+            name="hydra_contained_faults_total",
+            kind="counter",
+            help="Messages that made an actor raise; their senders were expelled.",
+            value=self.contained,
+        )
+        return forbidden, contained
 
     def _missed(self, peer: PeerId, number: int) -> bool:
-        """Whether something is missing before this one. A number that is lower opens another life's count."""
+        """Whether something is missing before this one. A number that is lower opens another life's count; 0 is outside
+        any.
+        """
+        if not number:
+            return False
         last = self._heard.get(peer, 0)
         _remember(self._heard, peer, number)
         return 0 < last < number - 1

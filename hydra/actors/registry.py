@@ -16,6 +16,7 @@ from typing import Literal
 
 import attrs
 
+from hydra.actors.authority import Speaker, speaker_of
 from hydra.actors.facts import (
     FrontendJoined,
     FrontendLost,
@@ -29,7 +30,7 @@ from hydra.actors.facts import (
     Undelivered,
 )
 from hydra.actors.machine import Effect, Event, Received, Send, SetTimer, Tell, TimerFired
-from hydra.protocol.ids import ActorName, Address, Generation, NodeId, PeerId, StepId
+from hydra.protocol.ids import TERM_MAX, ActorName, Address, Generation, NodeId, PeerId, StepId
 from hydra.protocol.messages import (
     PROTOCOL_VERSION,
     Beacon,
@@ -54,6 +55,7 @@ MEMBER = ActorName("member")
 PARENT = ActorName("parent")
 LOST_AFTER_S = 5.0
 GENERATIONS_PER_TERM = 1 << 20
+TERM_JUMP_MAX = 1 << 16  # all that greetings may raise the term by in one life of a coordinator
 
 
 @attrs.frozen
@@ -101,6 +103,10 @@ class Registry:
     _granted: int = attrs.field(default=0, init=False)
     _beacons: int = attrs.field(default=0, init=False)
     _greeted: set[PeerId] = attrs.field(factory=set, init=False)  # processes that had a generation from this life
+    _term_most: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._term_most = min(self.term + TERM_JUMP_MAX, TERM_MAX)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -111,12 +117,12 @@ class Registry:
             case Received(sender=sender, message=Goodbye(generation=generation, why=why)):
                 member = self._member(sender.peer)
                 return self._lose(member, why) if member and member.generation == generation else []
-            case Received(message=ChildExited(node_id=node, pid=pid, how=how)):
-                member = self._members.get(node)
+            case Received(sender=sender, message=ChildExited(node_id=node, pid=pid, how=how)):
+                member = self._child(sender.peer, node)
                 return self._lose(member, f"exited: {how}") if member and member.hello.pid == pid else []
-            case LaneBroken(peer=peer):
+            case LaneBroken(peer=peer, why=why):
                 member = self._member(peer)
-                return self._lose(member, "some of its messages were lost") if member else []
+                return self._lose(member, why) if member else []
             case StepOverdue() as late:
                 return self._blame(late, now_s)
             case Undelivered():
@@ -128,6 +134,11 @@ class Registry:
 
     def members(self) -> tuple[Member, ...]:
         return tuple(self._members.values())
+
+    def speaker_of(self, peer: PeerId) -> Speaker:
+        """What this peer may speak as."""
+        member = self._member(peer)
+        return speaker_of(peer, member.hello.role if member is not None else None)
 
     def total_stale_dropped(self) -> int:
         return self.stale_dropped + sum(member.stale_dropped for member in self._members.values())
@@ -179,10 +190,13 @@ class Registry:
 
     def _raise_term(self, peer: PeerId, hello: Hello) -> list[Effect]:
         """A stranger that has seen our term, or a later one, served a coordinator whose state we do not have."""
-        if hello.term_seen < self.term or (hello.term_seen == self.term and peer in self._greeted):
+        if not self._knows_more(peer, hello):
             return []
         self.term = hello.term_seen + 1
         return [Tell(PLANNER_NAME, TermRaised(term=self.term))]
+
+    def _knows_more(self, peer: PeerId, hello: Hello) -> bool:
+        return hello.term_seen > self.term or (hello.term_seen == self.term and peer not in self._greeted)
 
     def _refusal(self, peer: PeerId, hello: Hello, now_s: float) -> Refusal | None:
         def no(code: RefusalCode, message: str, retry_after_s: float) -> Refusal:
@@ -202,6 +216,18 @@ class Registry:
                 "this machine; start it with --bind and --advertise an address of its own"
             )
             return no("unreachable", message, 30.0)
+        if self._knows_more(peer, hello) and hello.term_seen >= self._term_most:
+            message = (
+                f"{hello.node_id} has seen term {hello.term_seen} and this coordinator, at term {self.term}, goes to "
+                f"{self._term_most} at most: it comes from another cluster, or its memory is damaged; restart it"
+            )
+            return no("invalid_value", message, 30.0)
+        known = self._member(peer)
+        if known is not None and (known.hello.node_id, known.hello.role) != (hello.node_id, hello.role):
+            message = (
+                f"this process is the {known.hello.role} {known.hello.node_id!r} already, and nobody else beside it"
+            )
+            return no("invalid_value", message, 30.0)
         former = self._members.get(hello.node_id)
         if former is None or former.peer == peer or former.state != "ready":
             return None
@@ -214,6 +240,11 @@ class Registry:
 
     def _member(self, peer: PeerId) -> Member | None:
         return next((member for member in self._members.values() if member.peer == peer), None)
+
+    def _child(self, parent: PeerId, node: NodeId) -> Member | None:
+        """The member of this name, if the parent at that peer started it."""
+        speaker, member = self._member(parent), self._members.get(node)
+        return member if speaker is not None and member is not None and _is_child(member, speaker) else None
 
     def _beat(self, peer: PeerId, beat: Heartbeat, now_s: float) -> list[Effect]:
         member = self._member(peer)
@@ -281,7 +312,7 @@ class Registry:
             assert member is not None
             verdict = self._verdict(member, late)
             if verdict == "stuck":
-                parents = [m for m in self._members.values() if m.hello.role == "parent"]
+                parents = [m for m in self._members.values() if _is_child(member, m)]
                 kill = KillWorker(node_id=node, pid=member.hello.pid, why=f"step {late.step} is overdue")
                 killed: list[Effect] = [Send(Address(parent.peer, PARENT), kill) for parent in parents]
                 return [*self._lose(member, f"holds step {late.step} past its lease"), *killed]
@@ -303,3 +334,10 @@ class Registry:
 def _is_loopback(addr: str) -> bool:
     host = addr.partition("://")[2].rpartition(":")[0].strip("[]")
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _is_child(member: Member, parent: Member) -> bool:
+    """Whether that parent started this process: both show the same secret, which it made up and told nobody else."""
+    if parent.hello.role != "parent" or not parent.hello.family:
+        return False
+    return hmac.compare_digest(member.hello.family.encode(), parent.hello.family.encode())

@@ -17,6 +17,7 @@ import attrs
 from hydra.actors.facts import Joined, Left, Undelivered
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
 from hydra.actors.stage_line import Fence
+from hydra.actors.step_limits import limits_of
 from hydra.protocol.ids import PLANNER, Epoch, RouteId
 from hydra.protocol.messages import (
     Activate,
@@ -264,10 +265,18 @@ class Stage:
         held = self._current(route, epoch, "activating")
         if held is None or held.plan is None:
             return []
+        assert held.order is not None, "a slice is activated that was never ordered"
         held.phase = "ready"
         plan = held.plan
-        last = plan.stage_index == plan.n_stages - 1
-        fence = Fence(route=route, epoch=epoch, open=True, last=last, next_addr=plan.next_addr, credits=plan.credits)
+        fence = Fence(
+            route=route,
+            epoch=epoch,
+            open=True,
+            last=plan.stage_index == plan.n_stages - 1,
+            next_addr=plan.next_addr,
+            credits=plan.credits,
+            limits=limits_of(held.order, plan),
+        )
         return [Publish(fence), Send(PLANNER, Ready(route=route, epoch=epoch))]
 
     def _drop(self, route: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:

@@ -10,11 +10,23 @@ from typing import Literal
 
 import attrs
 
+from hydra.actors.step_limits import StepLimits
 from hydra.protocol.batch import Batch, OpenRow, Run, Step
 from hydra.protocol.ids import EPOCH_ZERO, Attempt, Epoch, RouteId, RowId, StepId
 
-DropReason = Literal["no route", "old epoch", "not open yet", "duplicate", "gap", "unknown row", "wrong position"]
-BREAKS_THE_ROUTE: frozenset[DropReason] = frozenset({"gap", "unknown row", "wrong position"})
+DropReason = Literal[
+    "no route",
+    "old epoch",
+    "not open yet",
+    "duplicate",
+    "gap",
+    "out of range",
+    "unknown row",
+    "wrong position",
+    "no room",
+]
+# A step out of range is none of the Broker's: its own of that number is still to come, and goes on from here.
+BREAKS_THE_ROUTE: frozenset[DropReason] = frozenset({"gap", "unknown row", "wrong position", "no room"})
 
 
 @attrs.frozen(kw_only=True)
@@ -27,6 +39,7 @@ class Fence:
     last: bool = False  # of the route's stages
     next_addr: str = ""
     credits: int = 0
+    limits: StepLimits | None = None  # of what an open one lets through; None: what is behind it takes any step
 
 
 @attrs.define
@@ -103,7 +116,11 @@ class StageLine:
             return self.drop("duplicate")
         if step.step != state.last_step + 1:
             return self.drop("gap")
-        rows = self._rows_of(state, step.batch)
+        fence = self.board.read(step.route)
+        limits = fence.limits if fence is not None else None
+        if limits is not None and limits.fault(step):
+            return self.drop("out of range")
+        rows = self._rows_of(state, step.batch, limits)
         if isinstance(rows, Drop):
             return rows
         state.last_step = step.step
@@ -144,7 +161,7 @@ class StageLine:
         state = self._routes.get(route)
         return len(state.rows) if state and state.epoch == epoch else 0
 
-    def _rows_of(self, state: _RouteState, batch: Batch) -> tuple[OpenRow, ...] | Drop:
+    def _rows_of(self, state: _RouteState, batch: Batch, limits: StepLimits | None) -> tuple[OpenRow, ...] | Drop:
         for closed in batch.closed.tolist():
             state.rows.pop(closed, None)
         for opening in batch.opened:
@@ -167,6 +184,8 @@ class StageLine:
             if row.position != position:
                 return self.drop("wrong position")
             row.blocks.extend(batch.blocks[block_at : block_at + n_blocks].tolist())
+            if limits is not None and not limits.room(len(row.blocks), position + length):
+                return self.drop("no room")
             if row.params is not None and row.params.needs_history:
                 _extend_history(row, batch.tokens[token_at : token_at + length].tolist(), position)
             row.position = position + length

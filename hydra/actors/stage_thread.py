@@ -22,7 +22,7 @@ from hydra.protocol.batch import Outcome, Run, Step, StepResult
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import Epoch, RouteId, StepId
 from hydra.protocol.messages import StageProgress
-from hydra.protocol.wire import BlockingLink, BlockingSource, DataLane, TheyBrokeTheRules
+from hydra.protocol.wire import BlockingLink, BlockingSource, DataLane, TheyBrokeTheRules, WireError
 
 IDLE_WAIT_S = 0.2  # how long one receive waits; a wake ends it at once
 SEND_DEADLINE_S = 5.0  # a next hop that takes nothing for so long is broken
@@ -128,6 +128,8 @@ class StageThread:
         if isinstance(accepted, Drop):
             if accepted.breaks_the_route:
                 self.report(ThreadTrouble(step.route, step.epoch, f"step {step.step}: {accepted.reason}"))
+            elif accepted.reason == "out of range":
+                log.warning("a step that no Broker composes was dropped", route=step.route, step=step.step)
             return
         ticket = self.compute.launch(accepted) if to_compute(accepted) else None
         if self.overlapped:
@@ -171,7 +173,11 @@ class StageThread:
         fence = self.board.read(run.route)
         if fence is None or fence.epoch != run.epoch or not fence.open:
             return None
-        link = self.lane.blocking_link(fence.next_addr, fence.credits)
+        try:
+            link = self.lane.blocking_link(fence.next_addr, fence.credits)
+        except WireError as why:  # the next stage gave an address that is none
+            self.report(ThreadTrouble(run.route, run.epoch, f"step {run.step}: {why}"))
+            return None
         self._links[run.route] = _Link(run.epoch, link)
         return link
 

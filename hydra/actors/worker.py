@@ -74,6 +74,7 @@ class WorkerParts:
     pid: int
     auth: str = ""
     dial: Dialler
+    family: str = ""  # see Hello
     supply: Supply = AtHand()
     store: StoreServer | None = None  # lends to others what was loaded here
     store_addr: str | None = None  # as others reach it
@@ -141,6 +142,7 @@ class Worker:
             version=PROTOCOL_VERSION,
             capabilities=(),
             auth=self.parts.auth,
+            family=self.parts.family,
             host=self.parts.host,
             pid=self.parts.pid,
             term_seen=term,

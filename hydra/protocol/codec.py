@@ -1,11 +1,11 @@
 """The command lane's wire form: one msgpack frame [number, to, sender, class name, fields] per message.
 
-Strict in one direction: exact scalar types, no unknown key, closed unions, bounded sizes; whatever is wrong with bytes
-from outside becomes one TheyBrokeTheRules. The messages do not know this file, and this file knows no socket. Columns
-travel as little-endian bytes and are decoded without a copy (read-only).
+Strict in one direction: exact scalar types within their limits (see `limits`), no unknown key, closed unions, bounded
+sizes; whatever is wrong with bytes from outside becomes one TheyBrokeTheRules. What a reader would refuse is not said
+either. The messages do not know this file, and this file knows no socket. Columns travel as little-endian bytes and are
+decoded without a copy (read-only).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast, get_args, get_origin
 
@@ -14,10 +14,20 @@ import cattrs
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
-from hydra.protocol.batch import Logprobs, RowOpening
+from hydra.protocol.batch import Logprobs
 from hydra.protocol.blob import Buffer
-from hydra.protocol.ids import ActorName, Epoch
-from hydra.protocol.messages import OWNER_LENGTH_MAX, Message, Open, Tokens
+from hydra.protocol.ids import ActorName
+from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN, Limit, Range
+from hydra.protocol.messages import (
+    FINISH_LENGTH,
+    Beacon,
+    Heartbeat,
+    HeartbeatSeen,
+    LoadSlice,
+    Message,
+    Open,
+    Tokens,
+)
 from hydra.protocol.model_spec import Place, StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
 from hydra.protocol.wire import Frames, MessageTooBig, TheyBrokeTheRules
@@ -27,6 +37,8 @@ STRING_BYTES_MAX = 1 << 20
 ARRAY_ITEMS_MAX = 1 << 17
 MAP_ITEMS_MAX = 256
 NAME_LENGTH_MAX = 64  # of an actor
+ALTERNATIVES_MAX = 20
+SMALL_COLUMNS = 256  # so many numbers are checked faster as a list
 
 INT32 = np.dtype("<i4")
 FLOAT32 = np.dtype("<f4")
@@ -51,13 +63,41 @@ class Envelope:
 # ---------------------------------------------------------------- values
 
 
-def _exactly(kind: type) -> Hook:
+def _exactly(kind: type, limit: Limit | None = None) -> Hook:
     """cattrs would turn "3" into 3 and 2.9 into 2. Between machines a near miss is a miss."""
 
     def check(value: Any, _: Any) -> Any:
         if type(value) is not kind:
             raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+        if limit is not None and not limit.allows(value):
+            raise ValueError(f"{value!r:.40} is outside the limits of its field")
         return value
+
+    if not isinstance(limit, Range):
+        return check
+    low, high = limit.low, limit.high
+
+    def check_range(value: Any, _: Any) -> Any:
+        """The same without a call, for what comes by the hundred thousand."""
+        return value if low <= value <= high and type(value) is kind else check(value, _)
+
+    return check_range
+
+
+def _limited(as_kind: Any, limit: Limit) -> Hook:
+    """The hook of a field that has a limit of its own, in place of the one of its type."""
+    args = get_args(as_kind)
+    optional = type(None) in args
+    number = next((kind for kind in (int, float) if as_kind is kind or (optional and kind in args)), None)
+    hook = _exactly(number) if number is not None else converter.get_structure_hook(as_kind)
+
+    def check(value: Any, _: Any) -> Any:
+        if value is None and optional:
+            return None
+        made = hook(value, as_kind)
+        if not limit.allows(made):
+            raise ValueError(f"{value!r:.40} is outside the limits of its field")
+        return made
 
     return check
 
@@ -91,6 +131,24 @@ def column_of(data: Any, dtype: np.dtype[Any]) -> Any:
     return np.frombuffer(data, dtype)
 
 
+def lowest(column: np.ndarray[Any, Any]) -> int:
+    """0 for an empty one."""
+    return min(column.tolist(), default=0) if len(column) <= SMALL_COLUMNS else int(column.min())
+
+
+def highest(column: np.ndarray[Any, Any]) -> int:
+    """0 for an empty one."""
+    return max(column.tolist(), default=0) if len(column) <= SMALL_COLUMNS else int(column.max())
+
+
+def _read_column(data: Any, _: Any) -> Any:
+    """No column of a message ever holds a negative number."""
+    column = column_of(data, INT32)
+    if lowest(column) < 0:
+        raise ValueError("a negative number in a column")
+    return column
+
+
 def _pack_column(column: np.ndarray[Any, Any]) -> bytes:
     if column.dtype != INT32:
         raise TypeError(f"expected a column of int32, got {column.dtype}")
@@ -105,7 +163,7 @@ def _pack_logprobs(logprobs: Logprobs) -> list[Any]:
 
 def _unpack_logprobs(value: Any, _: Any) -> Logprobs:
     width, chosen, top_ids, top = value
-    if type(width) is not int or type(value) is not list:
+    if type(width) is not int or type(value) is not list or not 0 <= width <= ALTERNATIVES_MAX:
         raise TypeError("logprobs are a list that begins with a width")
     n_rows = len(chosen) // FLOAT32.itemsize
     return Logprobs(
@@ -122,23 +180,17 @@ def _rule_tokens(said: Tokens) -> bool:
     n_rows = len(said.session)
     columns = (said.attempt, said.position, said.token, said.finish, said.cached)
     logprobs_fit = said.logprobs is None or len(said.logprobs.chosen) == n_rows
-    return all(len(column) == n_rows for column in columns) and logprobs_fit
+    known_finish = max(said.finish.tolist(), default=0) <= FINISH_LENGTH
+    return all(len(column) == n_rows for column in columns) and logprobs_fit and known_finish
 
 
 def _rule_sampling(params: SamplingParams) -> bool:
-    floats = (params.temperature, params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
     return (
-        all(math.isfinite(value) for value in floats)
-        and params.temperature >= 0.0
+        params.temperature >= 0.0
         and params.repetition_penalty > 0.0
         and 0.0 < params.top_p <= 1.0
         and 0.0 <= params.min_p <= 1.0
-        and params.top_k >= 0
-        and 0 <= params.seed < 1 << 64
-        and 0 <= params.choice < 1 << 31
-        and params.min_tokens >= 0
-        and (params.logprobs is None or 0 <= params.logprobs <= 20)
-        and all(token >= 0 and math.isfinite(bias) for token, bias in params.logit_bias)
+        and (params.logprobs is None or params.logprobs <= ALTERNATIVES_MAX)
     )
 
 
@@ -149,33 +201,23 @@ def _rule_default_sampling(default: DefaultSampling) -> bool:
 
 
 def _rule_open(said: Open) -> bool:
-    belongs = 0 <= said.request < 1 << 63 and len(said.owner) <= OWNER_LENGTH_MAX
-    return 0 <= said.prompt_tokens <= len(said.history) and said.max_tokens >= 0 and said.deaths >= 0 and belongs
+    return said.prompt_tokens <= len(said.history)
 
 
-def _rule_opening(opening: RowOpening) -> bool:
-    return opening.prompt_tokens >= 0 and opening.cached_tokens >= 0 and opening.history_tokens >= 0
+def _rule_slice(order: LoadSlice) -> bool:
+    return order.first_layer < order.end_layer <= order.spec.n_layers
 
 
 def _one_component(file: str) -> bool:
     return file not in ("", ".", "..") and not set("/\\\0") & set(file)
 
 
-def _rule_range(tensor: TensorRange) -> bool:
-    sizes = (tensor.offset, tensor.length, *tensor.shape)
-    return _one_component(tensor.file) and all(size >= 0 for size in sizes)
+def _rule_file(stored: TensorRange | StoredFile) -> bool:
+    return _one_component(stored.file)
 
 
-def _rule_file(stored: StoredFile) -> bool:
-    return _one_component(stored.file) and stored.size_bytes >= 0
-
-
-def _rule_place(place: Place) -> bool:
-    return all(number is None or number >= 0 for number in (place.layer, place.first_row, place.expert))
-
-
-def _rule_epoch(epoch: Epoch) -> bool:
-    return epoch.term >= 0 and epoch.number >= 0
+def _no_rule(_: Any) -> bool:
+    return True
 
 
 RULES: dict[type, Callable[[Any], bool]] = {
@@ -183,21 +225,24 @@ RULES: dict[type, Callable[[Any], bool]] = {
     SamplingParams: _rule_sampling,
     DefaultSampling: _rule_default_sampling,
     Open: _rule_open,
-    RowOpening: _rule_opening,
-    TensorRange: _rule_range,
+    LoadSlice: _rule_slice,
+    TensorRange: _rule_file,
     StoredFile: _rule_file,
-    Place: _rule_place,
-    Epoch: _rule_epoch,
 }
 ROWS: tuple[type, ...] = (TensorRange, Place)  # a mixture of experts has tens of thousands in one message
 
 
 def _ruled_hook(kind: type) -> Hook:
-    """The plain hook of a class, and its rule after it."""
+    """The plain hook of a class with the limits of its fields, and its rule after it."""
+    types = {field.name: field.type for field in attrs.fields(attrs.resolve_types(kind))}
+    limited: dict[str, Any] = {
+        name: cattrs.gen.override(struct_hook=_limited(types[name], limit))
+        for name, limit in FIELDS.get(kind, {}).items()
+    }
     plain: Hook = cattrs.gen.make_dict_structure_fn(
-        kind, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False
+        kind, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False, **limited
     )
-    rule = RULES[kind]
+    rule = RULES.get(kind, _no_rule)
 
     def checked(value: Any, as_kind: Any) -> Any:
         made = plain(value, as_kind)
@@ -212,7 +257,7 @@ def _row_hook(kind: type) -> Hook:
     """Reads what is said by the thousand: a list of the fields in their order, then the rule."""
     fields = attrs.fields(attrs.resolve_types(kind))
     hooks = [(field.name, field.type, converter.get_structure_hook(field.type)) for field in fields]
-    rule = RULES[kind]
+    rule = RULES.get(kind, _no_rule)
 
     def checked(value: Any, _: Any) -> Any:
         if type(value) is not list or len(value) != len(hooks):
@@ -243,16 +288,21 @@ def _is_tuple(kind: Any) -> bool:
     return origin is tuple
 
 
+def _id_hook(kind: Any) -> Hook:
+    return _exactly(*IDS[kind])
+
+
 def _make_converter() -> cattrs.Converter:
     made = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
     for kind in (int, str, float, bool, bytes):
-        made.register_structure_hook(kind, _exactly(kind))
+        made.register_structure_hook(kind, _exactly(kind, PLAIN.get(kind)))
     made.register_unstructure_hook(float, float)  # an int in a float's place is said as a float
+    made.register_structure_hook_factory(lambda kind: kind in IDS, _id_hook)
     made.register_structure_hook_factory(_is_tuple, _tuple_hook)
-    made.register_structure_hook_factory(lambda kind: kind in RULES, _ruled_hook)
+    made.register_structure_hook_factory(lambda kind: kind in RULES or kind in FIELDS, _ruled_hook)
     made.register_structure_hook_factory(lambda kind: kind in ROWS, _row_hook)
     made.register_unstructure_hook_factory(lambda kind: kind in ROWS, _row_unhook)
-    made.register_structure_hook_func(_is_column, lambda value, _: column_of(value, INT32))
+    made.register_structure_hook_func(_is_column, _read_column)
     made.register_unstructure_hook_func(_is_column, _pack_column)
     made.register_structure_hook(Logprobs, _unpack_logprobs)
     made.register_unstructure_hook(Logprobs, _pack_logprobs)
@@ -263,6 +313,9 @@ converter = _make_converter()
 _KINDS: tuple[type, ...] = get_args(Message)
 _WRITE = {kind: (kind.__name__, converter.get_unstructure_hook(kind)) for kind in _KINDS}
 _READ = {kind.__name__: (kind, converter.get_structure_hook(kind)) for kind in _KINDS}
+# Said many times a second, or by the megabyte, and made of numbers that were within limits before. All else is read as
+# its receiver will before it is said: what he refused would count as lost, and end our membership.
+_AS_IT_IS = frozenset({Tokens, Heartbeat, HeartbeatSeen, Beacon, LoadSlice})
 
 
 def _plain_number(value: object) -> object:
@@ -294,11 +347,16 @@ def unpack(frame: Buffer) -> Any:
 
 def encode(to: ActorName, sender: ActorName, message: Message, number: int = 0) -> list[bytes]:
     """A message as frames that `decode` takes. Raises MessageTooBig; a TypeError here is a bug of ours."""
-    name, write = _WRITE[type(message)]
+    kind = type(message)
+    name, write = _WRITE[kind]
     try:
         frame = pack((number, to, sender, name, write(message)))
-    except OverflowError:
-        raise MessageTooBig(f"a {name} with a number of more than 64 bits") from None
+        if kind not in _AS_IT_IS:
+            _READ[name][1](unpack(frame)[4], kind)
+    except TypeError:
+        raise
+    except Exception as why:
+        raise MessageTooBig(f"a {name} beyond the limits of its fields: {why!r:.200}") from why
     if len(frame) > CONTROL_BYTES_MAX:
         raise MessageTooBig(f"a {name} of {len(frame)} bytes; the command lane carries {CONTROL_BYTES_MAX}")
     if len(frame) > ARRAY_ITEMS_MAX:  # in a shorter one no list and no string can be too long
@@ -316,7 +374,7 @@ def decode(frames: Frames) -> Envelope:
         if len(frame) > CONTROL_BYTES_MAX:
             raise ValueError(f"{len(frame)} bytes are too many")
         number, to, sender, name, fields = unpack(frame)
-        if type(number) is not int or number < 0:
+        if type(number) is not int or not 0 <= number <= INT63_MAX:
             raise TypeError("messages are counted by a number")
         for actor in (to, sender):
             if type(actor) is not str or not 0 < len(actor) <= NAME_LENGTH_MAX:

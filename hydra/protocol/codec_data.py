@@ -29,8 +29,9 @@ from hydra.protocol.batch import (
     StepResult,
 )
 from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer
-from hydra.protocol.codec import FLOAT32, INT32, converter, pack, unpack
-from hydra.protocol.ids import Epoch, RouteId, StepId
+from hydra.protocol.codec import ALTERNATIVES_MAX, FLOAT32, INT32, converter, lowest, pack, unpack
+from hydra.protocol.ids import TERM_MAX, Epoch, RouteId, StepId
+from hydra.protocol.limits import INT63_MAX
 from hydra.protocol.wire import Frames, TheyBrokeTheRules
 
 Kind: TypeAlias = Literal["step", "result"]
@@ -47,12 +48,10 @@ KINDS: dict[int, Kind] = {KIND_STEP: "step", KIND_RESULT: "result"}
 # and the bytes of the openings or log-probabilities.
 HEADER = struct.Struct("<3sBBBBxIIIQIIIIII")
 INLINE_BYTES_MAX = 64 << 10
-SMALL_COLUMNS = 256  # so many numbers are checked faster as a list
 FAULTS = {0: False, 1: True}  # 1: a stage had not enough memory for the step
 DTYPE_CODES = {dtype: code for code, dtype in enumerate(BLOB_DTYPES, 1)}
 
 OPENINGS_BYTES_MAX = 64 << 20
-ALTERNATIVES_MAX = 20
 WIDTH_MAX = 1 << 20
 ROW_COLUMNS = 6  # of a step: row, attempt, position, length, sample, new_blocks
 RESULT_COLUMNS = 5  # row, attempt, position, token, fault
@@ -87,6 +86,8 @@ def _parse_header(frames: Frames, wanted: int | None = None) -> tuple[Any, ...]:
         raise ValueError(f"magic {found[0]!r}, version {found[1]}, kind {found[2]}, fault {found[4]}")
     if wanted is not None and found[2] != wanted:
         raise ValueError(f"expected a {KINDS[wanted]}, got a {KINDS[found[2]]}")
+    if found[6] > TERM_MAX or found[8] > INT63_MAX:
+        raise ValueError(f"term {found[6]}, step {found[8]}")
     return found
 
 
@@ -107,8 +108,7 @@ def kind_of(frames: Frames) -> Kind:
 def _columns(head: Buffer, n_values: int) -> Int32Column:
     """The columns as one aligned array; no column ever holds a negative number."""
     values: Int32Column = np.frombuffer(head, INT32, n_values, HEADER.size) if n_values else EMPTY
-    lowest = min(values.tolist(), default=0) if n_values <= SMALL_COLUMNS else int(values.min())
-    if lowest < 0:
+    if lowest(values) < 0:
         raise ValueError("a negative number in a column")
     return values if values.flags.aligned else values.copy()
 

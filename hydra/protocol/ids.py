@@ -43,6 +43,9 @@ AskId = NewType("AskId", int)
 
 COORDINATOR = PeerId("coordinator")
 
+TERM_MAX = (1 << 31) - 1
+"""No cluster ever comes near it; it leaves room for `term * GENERATIONS_PER_TERM` and for the data lane's header."""
+
 
 @attrs.frozen(order=True)
 class Epoch:

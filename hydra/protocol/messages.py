@@ -66,6 +66,7 @@ class Hello:
     pipeline_addr: str | None = None  # workers only: where the stage's PULL socket can be reached
     store_addr: str | None = None  # where this process answers on the store lane, if it does
     held: tuple[Held, ...] = ()
+    family: str = ""  # a secret of a parent and the children it started: only among them one speaks of the other
 
 
 @attrs.frozen(kw_only=True)

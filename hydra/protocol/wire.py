@@ -49,7 +49,7 @@ class AddressTaken(WireError):
 
 
 class MessageTooBig(WireError):
-    """Our own message is beyond the limits of its lane; nothing was sent."""
+    """Our own message is beyond the limits of its lane or of its fields; nothing was sent."""
 
 
 class TheyBrokeTheRules(WireError):

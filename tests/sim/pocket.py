@@ -266,7 +266,7 @@ class PocketCompute:
         if last:
             fault = [ROW_NOT_FINITE if token is None else ROW_FINE for token in drawn]
             return Outcome(token=int32([token or 0 for token in drawn]), fault=int32(fault))
-        return Outcome(hidden=Blob("int32", (batch.n_tokens, 2), out.tobytes()))
+        return Outcome(hidden=Blob("float32", (batch.n_tokens, 2), out.tobytes()))
 
     def collect(self, ticket: Any) -> Outcome:
         assert isinstance(ticket, Outcome)

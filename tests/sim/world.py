@@ -50,6 +50,7 @@ from tests.sim.plan_watch import PlanWatch
 from tests.sim.pocket import MODEL_ID, MODEL_PATH, PocketCompute, PocketLibrary, pocket_reply
 from tests.sim.sim_stage import SimStage
 
+FAMILY = "one parent's"
 COMMANDS, NEWS, RESULTS = "mem://commands", "mem://news", "mem://results"
 EXIT_NOTICE_S = 0.01
 LOAD_S, ACTIVATE_S, DESCRIBE_S = 0.4, 0.1, 0.05
@@ -204,6 +205,7 @@ class World:
     may_fail: bool = False  # loads were made to fail: a model that was wished for may be given up at start
     watch: PlanWatch | None = None
     stale_of_the_dead: int = 0
+    contained_in_the_dead: int = 0  # messages that made an actor raise
     deaths: int = 0
     on_poison_back_s: float | None = 0.5  # a parent brings back whom the poison killed; None: nobody does
     _next_pid: int = 100
@@ -461,6 +463,8 @@ class World:
         """Nobody asks for anything: nothing may be held for anybody."""
         assert not self.faults, f"a process died of {self.faults[0]!r}"
         assert self.watch is None or not self.watch.tried or not self.watch.repeated, self.watch.repeated
+        contained = self.contained_in_the_dead + sum(_contained(node) for node in self.nodes.values() if node.alive)
+        assert not contained, f"{contained} messages made an actor raise"
         broker = self.coordinator.broker
         assert not broker._known and not broker._arrivals, f"the broker still knows {list(broker._known)}"
         for model in broker._models.values():
@@ -554,7 +558,12 @@ class World:
     async def _frontend(self, node: Node) -> None:
         _, spoke = self._spoke(node)
         parts = FrontendParts(
-            node_id=NodeId(node.name), spoke=spoke, host="here", pid=node.pid, max_replays=self.shape.max_replays
+            node_id=NodeId(node.name),
+            spoke=spoke,
+            host="here",
+            pid=node.pid,
+            max_replays=self.shape.max_replays,
+            family=FAMILY,
         )
         node.family = Frontend(parts)
         if self.shape.http:
@@ -599,6 +608,7 @@ class World:
                 dial=wires.dial,
                 host="here",
                 pid=node.pid,
+                family=FAMILY,
             )
         )
         node.family, node.compute = worker, compute
@@ -621,6 +631,7 @@ class World:
                 version=PROTOCOL_VERSION,
                 capabilities=(),
                 auth="",
+                family=FAMILY,
                 host="here",
                 pid=node.pid,
                 term_seen=term,
@@ -673,6 +684,7 @@ class World:
 
     def _count_dead(self, node: Node) -> None:
         self.stale_of_the_dead += _stale(node)
+        self.contained_in_the_dead += _contained(node)
 
     # ------------------------------------------------------------ readers
 
@@ -770,6 +782,10 @@ def _stale(node: Node) -> int:
     if isinstance(node.family, Coordinator):
         return node.family.broker.stale_dropped
     return 0
+
+
+def _contained(node: Node) -> int:
+    return 0 if node.family is None else node.family._post.contained
 
 
 @asynccontextmanager

@@ -3,10 +3,12 @@
 import errno
 import json
 
+import attrs
 import pytest
 
 from hydra.actors.coordinator import SavedState
 from hydra.actors.wish import Wish
+from hydra.protocol.ids import TERM_MAX
 from hydra.state_dir import FILE_NAME, begin_anew, read_state, write_state
 
 STATE = SavedState(
@@ -30,7 +32,25 @@ def test_what_an_earlier_version_wrote_is_read_too(tmp_path):
     assert read_state(tmp_path) == SavedState(term=2, wishes=(Wish("/m"),))
 
 
-@pytest.mark.parametrize("raw", ["", "[]", '{"term": "x"}', '{"term": 1}', NO_TERM, NO_WISH, "\x00"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "",
+        "[]",
+        '{"term": "x"}',
+        '{"term": 1}',
+        '{"term": 1e999, "wishes": [], "nodes": []}',
+        '{"term": true, "wishes": [], "nodes": []}',
+        '{"term": 1, "wishes": [["m"]], "nodes": []}',
+        '{"term": 1, "wishes": [{"model_path": 5}], "nodes": []}',
+        '{"term": 1, "wishes": [{"model_path": "m", "model_id": 5}], "nodes": []}',
+        '{"term": 1, "wishes": [], "nodes": 7}',
+        "[" * 100_000,
+        NO_TERM,
+        NO_WISH,
+        "\x00",
+    ],
+)
 def test_nonsense_is_a_new_cluster(tmp_path, raw):
     (tmp_path / FILE_NAME).write_text(raw)
     assert read_state(tmp_path) == SavedState()
@@ -55,6 +75,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert read_state(tmp_path) == STATE and [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
     begin_anew(tmp_path)
     assert read_state(tmp_path) == STATE, "and a new `up` starts all the same"
+
+
+@pytest.mark.parametrize("term", [2**32, 2**64, TERM_MAX, -1])
+def test_a_term_that_cannot_be_is_forgotten_and_the_wishes_stay(tmp_path, term):
+    write_state(tmp_path, attrs.evolve(STATE, term=term))
+    assert read_state(tmp_path) == attrs.evolve(STATE, term=0)
 
 
 def test_a_new_up_is_noted_and_forgets_commits_and_nothing_else(tmp_path):

@@ -1,6 +1,7 @@
 """The broker's side of a generation: who gets in, in which order, who is told what when a route comes and goes."""
 
 import attrs
+import numpy as np
 import pytest
 
 from hydra.actors.broker import (
@@ -18,7 +19,7 @@ from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, Ti
 from hydra.actors.readiness import PROBE_DEADLINE_S, READY_FOR_S
 from hydra.actors.row import Row, RowKey
 from hydra.actors.row_faults import FAILURES_MAX, NO_MEMORY, RowFaults
-from hydra.protocol.batch import StepResult, int32
+from hydra.protocol.batch import Logprobs, StepResult, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import PLANNER, Address, Epoch
@@ -35,7 +36,7 @@ from hydra.protocol.messages import (
     Tokens,
 )
 from hydra.protocol.refusal import Refusal
-from hydra.protocol.sampling import GREEDY
+from hydra.protocol.sampling import GREEDY, SamplingParams
 
 FRONT = Address("front-1", "sessions")
 ASKER = Address("front-1", "asks")
@@ -154,6 +155,8 @@ def test_one_message_per_frontend_per_step():
         ({"model_id": "other"}, "model_not_found"),
         ({"history": int32([]), "prompt_tokens": 0}, "invalid_value"),
         ({"prompt_tokens": 4}, "invalid_value"),
+        ({"prompt_tokens": 0}, "invalid_value"),
+        ({"prompt_tokens": 1, "max_tokens": 1}, "invalid_value"),
         ({"max_tokens": 62}, "context_length_exceeded"),
     ],
 )
@@ -162,6 +165,31 @@ def test_what_cannot_be_served_is_refused(changes, code):
     (refused,) = mail(table.says(opening(1, **changes)), OpenRefused)
     assert (refused.session, refused.attempt, refused.refusal.code) == (1, 0, code)
     assert table.steps == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"history": int32([3, 100, 5])}, "prompt"),
+        ({"stop_ids": (2, 100)}, "stop_token_ids"),
+        ({"params": SamplingParams(stop_ids=(2**40,), min_tokens=1)}, "stop_token_ids"),
+        ({"params": SamplingParams(logit_bias=((100, 1.0),))}, "logit_bias"),
+    ],
+)
+def test_ids_beyond_the_vocabulary_are_refused_at_the_door_and_when_the_route_comes(changes, param):
+    table = Table()
+    (refused,) = mail(table.says(opening(1, **changes)), OpenRefused)
+    assert (refused.refusal.code, refused.refusal.param) == ("invalid_value", param) and table.steps == []
+    assert "100" in refused.refusal.message or "1099511627776" in refused.refusal.message
+    early = Table(up=False)
+    assert early.says(opening(1, **changes)) == [], "nobody knows the vocabulary yet"
+    assert mail(early.rise(), OpenRefused)[0].refusal == refused.refusal and early.steps == []
+
+
+def test_the_last_id_of_the_vocabulary_is_one_of_it():
+    table = Table()
+    table.says(opening(1, history=int32([99]), prompt_tokens=1, stop_ids=(99,)))
+    assert len(table.steps) == 1
 
 
 def test_what_is_too_long_is_told_as_the_front_door_tells_it():
@@ -320,6 +348,22 @@ def test_a_result_out_of_turn_breaks_the_route():
     table.says(opening(2))
     (broken,) = mail(table.tell(StepBack(table.result(table.steps[1]))), RouteBroken, to=PLANNER)
     assert (broken.route, broken.epoch) == (1, Epoch(1, 1)) and "step 2" in broken.why
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        Logprobs(chosen=np.zeros(0, np.float32), top_ids=int32([]).reshape(0, 1), top=np.zeros((0, 1), np.float32)),
+        Logprobs(chosen=np.zeros(1, np.float32), top_ids=int32([[100]]), top=np.zeros((1, 1), np.float32)),
+        Logprobs(chosen=np.zeros(1, np.float32), top_ids=int32([[-2]]), top=np.zeros((1, 1), np.float32)),
+    ],
+    ids=["of no row", "of an id beyond", "of an id below"],
+)
+def test_log_probabilities_of_something_else_break_the_route(logprobs):
+    table = Table()
+    table.says(opening(1))
+    result = attrs.evolve(table.result(table.steps[0]), logprobs=logprobs)
+    assert mail(table.tell(StepBack(result)), RouteBroken, to=PLANNER)
 
 
 def test_a_first_stage_that_takes_nothing_breaks_the_route():

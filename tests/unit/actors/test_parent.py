@@ -17,7 +17,7 @@ CHILD = """
 import os, sys, time
 told, write_fd, log = sys.argv[1:]
 with open(log, "a") as file:
-    file.write(told + " ")
+    file.write(told + ":" + os.environ["HYDRA_FAMILY"] + " ")
 os.write(int(write_fd), b"+!")
 if len(open(log).read().split()) < 3:
     sys.exit(7)
@@ -57,7 +57,10 @@ async def test_a_child_is_told_whether_all_has_been_ready_before(tmp_path):
     parent = parent_of(FRONTEND, CHILD, "{been_ready}", "{write_fd}", str(log), say_ready=lambda: ready.append(1))
     with trio.fail_after(30), structlog.testing.capture_logs() as lines:
         await parent.run()
-    assert log.read_text().split() == ["no", "yes", "yes"] and ready == [1] and parent.exit_code == 0
+    family = parent._hello(0).family
+    assert log.read_text().split() == [f"{told}:{family}" for told in ("no", "yes", "yes")]
+    assert len(family) == 32 and family not in repr(parent), "nobody guesses it or reads it in a log"
+    assert ready == [1] and parent.exit_code == 0
     died = [line for line in lines if line["event"] == "a child died"]
     assert [(line["last"], line["died"].split(" in ")[0]) for line in died] == [
         ("exit 7", "once"),

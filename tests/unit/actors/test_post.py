@@ -85,7 +85,7 @@ async def test_what_is_too_large_takes_no_number_and_comes_back_to_its_sender(of
     assert [codec.decode(frames).number for _, frames in sent] == [1, 2] and post.undelivered == 1
     (undelivered,) = house._cells["talker"].machine.heard[1:]
     assert (undelivered.to, undelivered.message, undelivered.refusal.code) == (to, large, "invalid_value")
-    assert "a Goodbye of" in undelivered.refusal.message and diary.heard == []
+    assert "a Goodbye beyond" in undelivered.refusal.message and diary.heard == []
 
 
 async def test_a_hole_in_the_count_is_told_before_what_follows(office):

@@ -15,8 +15,8 @@ from hydra.actors.facts import (
     TermRaised,
 )
 from hydra.actors.machine import Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.registry import MEMBER, Broadcast, Opened, Registry
-from hydra.protocol.ids import Address, Epoch
+from hydra.actors.registry import MEMBER, TERM_JUMP_MAX, Broadcast, Opened, Registry
+from hydra.protocol.ids import TERM_MAX, Address, Epoch
 from hydra.protocol.messages import (
     PROTOCOL_VERSION,
     ChildExited,
@@ -36,6 +36,7 @@ from hydra.protocol.messages import (
 OFFER = DeviceOffer(
     device="cpu", name="a machine", dtypes=("float32",), memory_total_bytes=8 * 10**9, memory_free_bytes=7 * 10**9
 )
+PARENT = {"role": "parent", "device": None, "pipeline_addr": None}
 EPOCH = Epoch(1, 1)
 LATE = StepOverdue(route=1, epoch=EPOCH, step=10, nodes=("a", "b", "c"))
 
@@ -260,11 +261,69 @@ def test_log_lines_that_could_not_be_written_are_counted_by_role_also_of_those_w
 @pytest.mark.parametrize(("pid", "lost"), [(100, True), (101, False)])
 def test_a_parents_word_counts_for_the_process_it_saw(pid, lost):
     room = Room()
-    room.joins("a")
+    room.joins("a", family="secret")
+    room.joins("p", **PARENT, family="secret")
     effects = room.hears("p-1", ChildExited(node_id="a", pid=pid, how="signal 9"))
     assert bool(facts(effects, NodeLost)) == lost
     if lost:
         assert "signal 9" in facts(effects, NodeLost)[0].why
+
+
+@pytest.mark.parametrize(
+    ("child", "speaker"),
+    [
+        ("secret", {**PARENT, "family": "another"}),
+        ("secret", PARENT),
+        ("", PARENT),
+        ("secret", {"family": "secret"}),
+        ("secret", None),
+    ],
+    ids=["another parent", "a parent without a secret", "nobody has one", "a sibling", "a stranger"],
+)
+def test_nobody_else_may_say_that_a_process_is_gone(child, speaker):
+    room = Room()
+    room.joins("a", family=child)
+    if speaker is not None:
+        room.joins("p", **speaker)
+    assert room.hears("p-1", ChildExited(node_id="a", pid=100, how="signal 9")) == []
+
+
+def test_a_process_is_killed_by_its_own_parent_alone():
+    room = Room()
+    room.joins("p", **PARENT, family="p")
+    room.joins("q", **PARENT, family="q")
+    generation = room.joins("a", family="q")
+    room.beats("a", generation, accepted=10, sent=9)
+    effects = room.registry.handle(attrs.evolve(LATE, nodes=("a",)), 0.1)
+    assert mail(effects, KillWorker, "q-1") and not mail(effects, KillWorker, "p-1")
+
+
+def test_one_process_is_one_member():
+    room = Room()
+    room.joins("a")
+    for other in (hello("b"), hello("a", role="frontend", device=None, pipeline_addr=None)):
+        (refused,) = mail(room.hears("a-1", other), HelloRefused)
+        assert refused.refusal.code == "invalid_value" and room.states() == {"a": "ready"}
+
+
+def test_what_a_peer_is():
+    room = Room()
+    room.joins("a")
+    room.joins("p", **PARENT)
+    speakers = [room.registry.speaker_of(peer) for peer in ("a-1", "p-1", "a-0", "coordinator", "(probe)")]
+    assert speakers == ["worker", "parent", "stranger", "impostor", "impostor"]
+
+
+def test_no_greeting_raises_the_term_beyond_reason_and_all_of_them_together_neither():
+    room = Room()
+    for term in (1 + TERM_JUMP_MAX, TERM_MAX):
+        effects = room.hears("x-1", hello("x", term_seen=term))
+        assert mail(effects, HelloRefused)[0].refusal.code == "invalid_value" and facts(effects, TermRaised) == []
+    room.joins("y", term_seen=TERM_JUMP_MAX)
+    assert room.registry.term == 1 + TERM_JUMP_MAX
+    assert mail(room.hears("z-1", hello("z", term_seen=1 + TERM_JUMP_MAX)), HelloRefused), "not a step further"
+    assert mail(room.hears("y-1", hello("y", term_seen=1 + TERM_JUMP_MAX)), Welcome), "who has it from us is welcome"
+    room.joins("w")
 
 
 @pytest.mark.parametrize(("offset", "lost"), [(0, True), (-1, False)])
@@ -291,8 +350,8 @@ def test_the_beacon_counts_itself_and_every_change():
 def blame(told, *, silent=()):
     """Three stages in a row; `told` is what each last said: (accepted, sent)."""
     room = Room()
-    room.joins("p", role="parent", device=None, pipeline_addr=None)
-    generations = {node: room.joins(node) for node in "abc"}
+    room.joins("p", **PARENT, family="p")
+    generations = {node: room.joins(node, family="p") for node in "abc"}
     for node, (accepted, sent) in told.items():
         room.beats(node, generations[node], accepted=accepted, sent=sent)
     room.now_s = 3.0

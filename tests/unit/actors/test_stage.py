@@ -21,6 +21,7 @@ from hydra.actors.stage import (
     ThreadTrouble,
 )
 from hydra.actors.stage_line import Fence
+from hydra.actors.step_limits import StepLimits
 from hydra.protocol.ids import PLANNER, Epoch
 from hydra.protocol.messages import (
     Activate,
@@ -35,6 +36,7 @@ from hydra.protocol.messages import (
     Welcome,
 )
 from hydra.protocol.refusal import Refusal
+from tests.sim.pocket import VOCAB, pocket_spec
 
 E1, E2, E3 = Epoch(1, 1), Epoch(1, 2), Epoch(1, 3)
 FACTS = SliceFacts(weight_bytes=10, read_bytes=8, kv_blocks_max=50, load_s=0.5)
@@ -45,7 +47,7 @@ def order(epoch=E1, route=1):
     return LoadSlice(
         route=route,
         epoch=epoch,
-        spec=None,
+        spec=pocket_spec(2),
         dtype="float32",
         first_layer=0,
         end_layer=2,
@@ -108,7 +110,9 @@ def test_from_an_order_to_ready():
     ]
     assert hears(stage, plan()) == [RunActivate(1, E1, 40)]
     publish, reply = told(stage, Activated(1, E1))
-    assert publish == Publish(Fence(route=1, epoch=E1, open=True, last=False, next_addr="next", credits=4))
+    limits = StepLimits(vocab=VOCAB + 2, kv_blocks=40, block_size=16, hidden=2, dtype="float32", first=True)
+    fence = Fence(route=1, epoch=E1, open=True, last=False, next_addr="next", credits=4, limits=limits)
+    assert publish == Publish(fence)
     assert reply == Send(PLANNER, Ready(route=1, epoch=E1)), "the fence opens before anybody may send"
 
 

@@ -4,16 +4,18 @@ import attrs
 import pytest
 
 from hydra.actors.stage_line import Drop, Fence, FenceBoard, StageLine
+from hydra.actors.step_limits import StepLimits
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
+from hydra.protocol.blob import Blob
 from hydra.protocol.ids import Epoch
 from hydra.protocol.sampling import GREEDY, SamplingParams
 
 OLD, NOW, LATER = Epoch(1, 1), Epoch(1, 2), Epoch(2, 1)
 
 
-def line(epoch=NOW, *, is_open=True):
+def line(epoch=NOW, *, is_open=True, limits=None):
     board = FenceBoard()
-    board.publish(Fence(route=1, epoch=epoch, open=is_open, last=True, next_addr="next", credits=3))
+    board.publish(Fence(route=1, epoch=epoch, open=is_open, last=True, next_addr="next", credits=3, limits=limits))
     return StageLine(board)
 
 
@@ -178,3 +180,62 @@ def test_the_board_shows_one_fence_per_route():
     assert seen == (fence,) and board.read(1).epoch == NOW and len(board.all()) == 1
     board.remove(1)
     assert board.read(1) is None
+
+
+# ---------------------------------------------------------------- what a step may say
+
+FIRST_LIMITS = StepLimits(vocab=100, kv_blocks=8, block_size=4, hidden=2, dtype="float32", first=True)
+LATER_LIMITS = attrs.evolve(FIRST_LIMITS, first=False)
+HIDDEN = Blob("float32", (3, 2), bytes(24))
+BIASED = SamplingParams(logit_bias=((100, 1.0),))
+STOPS = SamplingParams(stop_ids=(7, 100))
+PENALISED = SamplingParams(presence_penalty=1.0)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        step(1, (5, 0, [7, 100, 9], [4]), opened=[opens(5)]),
+        step(1, (5, 0, [7, 8, 9], [8]), opened=[opens(5)]),
+        step(1, (5, 32, [7, 8, 9], [4]), opened=[opens(5)]),
+        step(1, (5, 2**31 - 1, [7, 8, 9], [4]), opened=[opens(5)]),
+        step(1, (5, 0, [7], [4]), (5, 1, [8], []), opened=[opens(5)]),
+        step(1, (5, 0, [7, 8, 9], [4]), opened=[opens(5, params=BIASED)]),
+        step(1, (5, 0, [7, 8, 9], [4]), opened=[opens(5, params=STOPS)]),
+        step(1, (5, 0, [7, 8, 9], [4]), opened=[opens(5, params=PENALISED, history=int32([7, 8, 100]))]),
+        step(1, (5, 0, [7, 8, 9], [4]), opened=[opens(5, params=PENALISED)]),
+        attrs.evolve(FIRST, hidden=HIDDEN),
+    ],
+    ids=[
+        "a token", "a block", "a position", "the last position", "a row twice", "a bias", "a stop id", "a history",
+        "penalties without a history", "hidden states for the first stage",
+    ],
+)  # fmt: skip
+def test_a_step_out_of_range_is_dropped_counted_and_moves_nothing(lie):
+    at = line(limits=FIRST_LIMITS)
+    assert at.accept(lie) == Drop("out of range") and at.dropped == {"out of range": 1}
+    assert not Drop("out of range").breaks_the_route and at.open_rows(1, NOW) == 0
+    assert isinstance(at.accept(FIRST), Run), "the one that was meant comes through"
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [None, Blob("float16", (3, 2), bytes(12)), Blob("float32", (3, 3), bytes(36)), Blob("int32", (3, 2), bytes(24))],
+    ids=["none", "another dtype", "another width", "no floats"],
+)
+def test_hidden_states_of_another_kind_are_out_of_range(hidden):
+    at = line(limits=LATER_LIMITS)
+    assert at.accept(attrs.evolve(FIRST, hidden=hidden)) == Drop("out of range")
+    assert isinstance(at.accept(attrs.evolve(FIRST, hidden=HIDDEN)), Run)
+
+
+def test_a_step_without_memory_or_rows_needs_no_hidden_states():
+    at = line(limits=LATER_LIMITS)
+    assert isinstance(at.accept(attrs.evolve(FIRST, out_of_memory=True)), Run)
+    assert isinstance(at.accept(step(2, closed=[5])), Run)
+
+
+def test_a_row_has_a_block_for_each_of_its_positions():
+    at = line(limits=FIRST_LIMITS)
+    assert at.accept(step(1, (5, 0, [1, 2, 3, 4, 5], [4]), opened=[opens(5)])) == Drop("no room")
+    assert Drop("no room").breaks_the_route, "its Broker means another row than this stage has"

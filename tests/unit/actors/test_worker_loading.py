@@ -99,6 +99,7 @@ async def standing_worker(memory, disk):
         pipeline_addr="tcp://here:1",
         compute=memory,
         aside=aside,
+        dial=None,
         host="here",
         pid=1,
         supply=disk,

@@ -16,8 +16,22 @@ from hypothesis import strategies as st
 from hydra.protocol import codec
 from hydra.protocol.batch import Logprobs, int32
 from hydra.protocol.decoder_spec import plain_decoder
-from hydra.protocol.ids import Epoch
-from hydra.protocol.messages import Beacon, Close, LoadSlice, Message, Open, OpenRefused, SayHello, Tokens
+from hydra.protocol.ids import Epoch, NodeId
+from hydra.protocol.limits import PATH_MAX
+from hydra.protocol.messages import (
+    Activate,
+    Beacon,
+    Close,
+    DeviceOffer,
+    Hello,
+    LoadSlice,
+    Message,
+    Open,
+    OpenRefused,
+    SayHello,
+    Tokens,
+    Welcome,
+)
 from hydra.protocol.model_spec import ModelSpec, Place, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
@@ -26,6 +40,8 @@ from hydra.protocol.wire import MessageTooBig, TheyBrokeTheRules
 KINDS = typing.get_args(Message)
 FLOATS = st.floats(0.0625, 1.0, width=32)
 COUNTS = st.integers(0, 2**31 - 1)
+HOSTS = st.text("abc-.~ é", max_size=12)
+ADDRS = st.sampled_from(["tcp://127.0.0.1:5", "tcp://[fe80::1]:65535", "tcp://a-host.b:1", "mem://w1:20001"])
 
 
 def logprobs(n, k):
@@ -43,6 +59,8 @@ def strategy(kind):
     simple = {int: COUNTS, float: FLOATS, bool: st.booleans(), str: st.text(max_size=12)}
     if kind in simple:
         return simple[kind]
+    if kind is NodeId:
+        return st.text("abc-.~ é", min_size=1, max_size=12)
     if isinstance(kind, typing.NewType):
         return strategy(kind.__supertype__)
     if origin is typing.Literal:
@@ -65,15 +83,22 @@ def strategy(kind):
         Open: {"prompt_tokens": st.just(0)},
         TensorRange: {"file": st.just("model.safetensors")},
         StoredFile: {"file": st.just("model.safetensors")},
+        Hello: {"host": HOSTS, "pipeline_addr": st.none() | ADDRS, "store_addr": st.none() | ADDRS},
+        DeviceOffer: {"device": st.sampled_from(["cpu", "cuda:0"]), "name": HOSTS},
+        Welcome: {"results_addr": ADDRS},
+        Activate: {"next_addr": ADDRS, "credits": st.integers(1, 99)},
+        LoadSlice: {"block_size": st.integers(1, 99), "first_layer": st.just(0), "end_layer": st.just(1)},
+        ModelSpec: {"n_layers": st.integers(1, 99)},
     }
     return st.builds(kind, **(fields | special.get(kind, {})))
 
 
 def tokens(n):
     column = st.lists(COUNTS, min_size=n, max_size=n).map(int32)
-    names = ("session", "attempt", "position", "token", "finish", "cached")
+    names = ("session", "attempt", "position", "token", "cached")
+    finish = st.lists(st.integers(0, 2), min_size=n, max_size=n).map(int32)
     told = st.none() | st.builds(logprobs, st.just(n), st.integers(0, 3))
-    return st.builds(Tokens, **dict.fromkeys(names, column), logprobs=told)
+    return st.builds(Tokens, **dict.fromkeys(names, column), finish=finish, logprobs=told)
 
 
 SENTENCES = {kind: strategy(kind) for kind in KINDS if kind is not Tokens} | {Tokens: st.integers(0, 8).flatmap(tokens)}
@@ -141,7 +166,7 @@ OPEN = Open(
     session=1, attempt=1, model_id="m", history=[1, 2], prompt_tokens=2, max_tokens=5, params=SamplingParams(),
     stop_ids=(),
 )  # fmt: skip
-EIGHT = Tokens(**dict.fromkeys(("session", "attempt", "position", "token", "finish", "cached"), range(8)))
+EIGHT = Tokens(**dict.fromkeys(("session", "attempt", "position", "token", "cached"), range(8)), finish=[0] * 8)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +231,12 @@ SLICE = LoadSlice(
 def test_one_worker_can_be_told_all_of_a_model_with_128_experts_in_48_layers():
     whole = attrs.evolve(SLICE, tensors=(EXPERT,) * (48 * (3 * 128 + 9)))
     assert codec.decode(codec.encode("stage", "planner", whole)).message == whole
+
+
+@pytest.mark.parametrize("change", [{"first_layer": 48}, {"end_layer": 49}, {"end_layer": 2**40}, {"block_size": 0}])
+def test_a_slice_lies_within_its_model(change):
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields_of(SLICE) | change))
 
 
 ROW = ["n", "f", 0, 8, "float32", [2], ["down", 0, 0, None]]
@@ -275,9 +306,9 @@ def test_a_sentence_beyond_the_lane_is_not_said():
     ids=["a list", "a list in a list", "a string", "a number"],
 )
 def test_what_would_not_be_understood_is_not_said(message):
-    with pytest.raises(MessageTooBig, match="a Open with"):
+    with pytest.raises(MessageTooBig, match="a Open beyond"):
         codec.encode("broker", "sessions", message)
-    most = attrs.evolve(OPEN, stop_ids=tuple(range(codec.ARRAY_ITEMS_MAX)), model_id="m" * codec.STRING_BYTES_MAX)
+    most = attrs.evolve(OPEN, stop_ids=tuple(range(codec.ARRAY_ITEMS_MAX)), model_id="m" * PATH_MAX)
     assert len(codec.decode(codec.encode("broker", "sessions", most)).message.stop_ids) == codec.ARRAY_ITEMS_MAX
 
 

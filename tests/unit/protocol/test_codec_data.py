@@ -216,3 +216,13 @@ def test_random_bytes_never_raise_anything_else():
             codec_data.decode_step(frames)
         with pytest.raises(TheyBrokeTheRules):
             codec_data.decode_result(frames)
+
+
+@pytest.mark.parametrize("change", [{"epoch": Epoch(2**31, 1)}, {"epoch": Epoch(2**32 - 1, 1)}, {"step": 2**63}])
+def test_terms_and_steps_that_cannot_be_are_refused(change):
+    with pytest.raises(TheyBrokeTheRules):
+        codec_data.decode_step(codec_data.encode_step(attrs.evolve(FIRST, **change)))
+    with pytest.raises(TheyBrokeTheRules):
+        codec_data.decode_result(codec_data.encode_result(attrs.evolve(RESULT, **change)))
+    with pytest.raises(TheyBrokeTheRules):
+        codec_data.peek_header(codec_data.encode_result(attrs.evolve(RESULT, **change)))
