@@ -42,8 +42,8 @@ def make_app(
     """The ASGI app over a cluster. `aside` runs what blocks: rendering a template."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
-    named = RequestId(RequestPath(RequestScope(app.asgi_app)))
-    app.asgi_app = NoWebsocket(RequestBody(named, max_body_bytes))  # type: ignore[method-assign]
+    named = RequestId(NoWebsocket(RequestPath(RequestScope(app.asgi_app))))
+    app.asgi_app = RequestBody(named, max_body_bytes)  # type: ignore[method-assign]
     api = Api(cluster, shutdown, aside, shelf, trials or LoadTrials(cluster, shelf))
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
