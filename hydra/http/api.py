@@ -1,12 +1,12 @@
 """What all routes share: the cluster, the words of its models, and how an answer in JSON is made. Knows no route."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
 from quart import Response
 
 from hydra.actors.client import Cluster
+from hydra.http.encoders import Encoders
 from hydra.http.load_trials import LoadTrials
 from hydra.http.openai_response import json_bytes
 from hydra.http.readiness import Readiness
@@ -16,8 +16,6 @@ from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import refuse
 
-Aside = Callable[..., Awaitable[Any]]
-
 
 @attrs.define(eq=False)
 class Api:
@@ -25,7 +23,7 @@ class Api:
 
     cluster: Cluster
     shutdown: Shutdown
-    aside: Aside
+    encoders: Encoders
     shelf: WordsShelf
     trials: LoadTrials
 

@@ -1,7 +1,6 @@
 """The ASGI app: all routes, and what stands around them. Errors are OpenAI's, with all four keys."""
 
 import structlog
-import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import (
@@ -13,8 +12,9 @@ from werkzeug.exceptions import (
 )
 
 from hydra.actors.client import Cluster
-from hydra.http.api import Api, Aside, json_response
+from hydra.http.api import Api, json_response
 from hydra.http.cluster_routes import add_cluster_routes
+from hydra.http.encoders import Encoders
 from hydra.http.failures import body_of, error_body, status_of
 from hydra.http.load_trials import LoadTrials
 from hydra.http.no_websocket import NoWebsocket
@@ -37,14 +37,14 @@ def make_app(
     shutdown: Shutdown,
     shelf: WordsShelf,
     trials: LoadTrials | None = None,
-    aside: Aside = trio.to_thread.run_sync,
+    encoders: Encoders | None = None,
 ) -> QuartTrio:
-    """The ASGI app over a cluster. `aside` runs what blocks: rendering a template."""
+    """The ASGI app over a cluster."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     named = RequestId(NoWebsocket(RequestPath(RequestScope(app.asgi_app))))
     app.asgi_app = RequestBody(named, max_body_bytes)  # type: ignore[method-assign]
-    api = Api(cluster, shutdown, aside, shelf, trials or LoadTrials(cluster, shelf))
+    api = Api(cluster, shutdown, encoders or Encoders(), shelf, trials or LoadTrials(cluster, shelf))
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
     _refuse_encodings(app)

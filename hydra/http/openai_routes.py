@@ -1,18 +1,19 @@
 """The routes of OpenAI's API. Each is a few lines: read, check, ask the cluster, answer."""
 
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any
 
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from hydra.http.answers import answers_of
+from hydra.http.answers import answers_of, context_of
 from hydra.http.api import Api, json_response
 from hydra.http.failures import body_of
 from hydra.http.generate import Asked, Deltas, start_answers
-from hydra.http.openai_request import parse_json, parse_request
+from hydra.http.openai_request import read_request
 from hydra.http.openai_response import PING, Writer, sse
+from hydra.http.parameters import Kind
 from hydra.http.request_scope import request_nursery
 from hydra.http.teller import Delta
 from hydra.protocol.model_spec import ModelCard
@@ -48,14 +49,15 @@ def add_openai_routes(app: QuartTrio, api: Api) -> None:
         raise refuse("model_not_found", f"no model {model_id!r} is loaded", param="model")
 
 
-async def _generate(api: Api, kind: Literal["chat", "text"]) -> Response:
-    parsed = parse_request(kind, parse_json(await request.get_data()))
+async def _generate(api: Api, kind: Kind) -> Response:
+    body = await request.get_data()
+    parsed = await api.encoders.read(body, read_request, kind)
     first_byte_at_s = trio.current_time() + FIRST_BYTE_S
     if api.shutdown.begun.is_set():
         raise refuse("shutting_down", "the server is stopping", retry_after_s=5.0)
     card, words = await api.model(parsed.model)
     parsed = parsed.with_defaults(card.default_sampling)
-    answers = await api.aside(answers_of, parsed, words, card)
+    answers = await api.encoders.run(len(body), answers_of, parsed, words, card)
     writer = Writer(parsed, answers, words.vocabulary)
     headers: dict[str, str] = {}
     ignored = [*parsed.ignored, *(words.overlooked(parsed.chat) if kind == "chat" else ())]
@@ -101,5 +103,5 @@ def _model(card: ModelCard) -> dict[str, Any]:
         "owned_by": "hydra",
         "root": card.model_path,
         "parent": None,
-        "max_model_len": card.max_model_len,
+        "max_model_len": context_of(card),
     }
