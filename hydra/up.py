@@ -234,6 +234,8 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
         http_url=url,
         drain_timeout_s=settings.server.drain_timeout,
         max_body_bytes=settings.server.max_body_bytes,
+        allowed_hosts=settings.server.allowed_hosts,
+        allowed_origins=settings.server.allowed_origins,
         max_replays=settings.engine.max_replays,
         high_water_mark=settings.zmq.high_water_mark,
         chat_template=settings.model.chat_template and str(Path(settings.model.chat_template).expanduser().absolute()),

@@ -14,6 +14,7 @@ from werkzeug.exceptions import (
 from hydra.actors.client import Cluster
 from hydra.http.api import Api, json_response
 from hydra.http.cluster_routes import add_cluster_routes
+from hydra.http.door import Door, NotJson, add_door
 from hydra.http.encoders import Encoders
 from hydra.http.failures import body_of, error_body, status_of
 from hydra.http.load_trials import LoadTrials
@@ -38,6 +39,7 @@ def make_app(
     shelf: WordsShelf,
     trials: LoadTrials | None = None,
     encoders: Encoders | None = None,
+    door: Door | None = None,
 ) -> QuartTrio:
     """The ASGI app over a cluster."""
     app = QuartTrio("hydra")
@@ -47,6 +49,7 @@ def make_app(
     api = Api(cluster, shutdown, encoders or Encoders(), shelf, trials or LoadTrials(cluster, shelf))
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
+    add_door(app, door or Door())
     _refuse_encodings(app)
     _add_errors(app)
     return app
@@ -87,6 +90,8 @@ def _explained(why: HTTPException, body_max_bytes: int) -> tuple[str, dict[str, 
         case RequestEntityTooLarge():
             message = f"the request body is larger than {body_max_bytes} bytes, the limit ([server] max_body_bytes)"
             return message, {}
+        case NotJson():
+            return why.description or why.name, {"Accept-Post": "application/json"}
         case UnsupportedMediaType():
             return why.description or why.name, {"Accept-Encoding": "identity"}
         case _:

@@ -23,6 +23,7 @@ from quart_trio import QuartTrio
 from hydra.actors.client import Cluster
 from hydra.http.client_stream import ClientStream
 from hydra.http.connection import Connection
+from hydra.http.door import Door
 from hydra.http.load_trials import LoadTrials
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
@@ -46,6 +47,9 @@ class HttpSettings:
     fd: int
     drain_timeout_s: float = 30.0
     max_body_bytes: int = 4_194_304
+    listening_host: str = ""  # as the operator named it
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
     write_deadline_s: float = WRITE_DEADLINE_S
     connections_max: int = attrs.field(factory=connections_max)
 
@@ -125,7 +129,14 @@ async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio
     from hydra.http.app import make_app
 
     shutdown, trials = Shutdown(begun=stopping), LoadTrials(cluster, shelf)
-    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown, shelf=shelf, trials=trials)
+    app: Any = make_app(
+        cluster,
+        max_body_bytes=settings.max_body_bytes,
+        shutdown=shutdown,
+        shelf=shelf,
+        trials=trials,
+        door=Door.of(settings.listening_host, settings.allowed_hosts, settings.allowed_origins),
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shelf.read_ahead, cluster.models)
         nursery.start_soon(trials.run)
