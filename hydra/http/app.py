@@ -14,6 +14,7 @@ from werkzeug.exceptions import (
 from hydra.actors.client import Cluster
 from hydra.http.api import Api, json_response
 from hydra.http.cluster_routes import add_cluster_routes
+from hydra.http.disclosure import may_manage, without_paths
 from hydra.http.door import Door, NotJson, add_door
 from hydra.http.encoders import Encoders
 from hydra.http.failures import body_of, error_body, status_of
@@ -58,8 +59,9 @@ def make_app(
 def _add_errors(app: QuartTrio) -> None:
     @app.errorhandler(RefusalError)
     async def refused(why: RefusalError) -> Response:
-        status, headers = status_of(why.refusal)
-        return json_response(body_of(why.refusal), status, headers)
+        refusal = why.refusal if may_manage(request.path) else without_paths(why.refusal)
+        status, headers = status_of(refusal)
+        return json_response(body_of(refusal), status, headers)
 
     @app.errorhandler(HTTPException)
     async def http_error(why: HTTPException) -> Response:

@@ -9,6 +9,7 @@ from quart_trio import QuartTrio
 
 from hydra.http.answers import answers_of, context_of
 from hydra.http.api import Api, json_response
+from hydra.http.disclosure import origin_of, without_paths
 from hydra.http.failures import body_of
 from hydra.http.generate import Asked, Deltas, start_answers
 from hydra.http.openai_request import read_request
@@ -90,7 +91,7 @@ async def _events(deltas: Deltas, first: list[Delta] | None, writer: Writer) -> 
             if some is None:
                 yield PING
     except RefusalError as why:
-        yield sse(body_of(why.refusal))
+        yield sse(body_of(without_paths(why.refusal)))
         return
     yield writer.last_chunks()
 
@@ -101,7 +102,7 @@ def _model(card: ModelCard) -> dict[str, Any]:
         "object": "model",
         "created": card.created_s,
         "owned_by": "hydra",
-        "root": card.model_path,
+        "root": origin_of(card),
         "parent": None,
         "max_model_len": context_of(card),
     }
