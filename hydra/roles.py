@@ -303,6 +303,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
             listening_host=urlsplit(spec.http_url).hostname or "",
             allowed_hosts=spec.allowed_hosts,
             allowed_origins=spec.allowed_origins,
+            waits_for_loads=spec.while_loading == "wait",
         )
 
         async def prove(everything: trio.CancelScope) -> None:

@@ -42,6 +42,7 @@ class Server:
     max_body_bytes: int = 4_194_304
     allowed_hosts: tuple[str, ...] = ()  # names of this server, beside those that are its own anyway
     allowed_origins: tuple[str, ...] = ()  # of web pages that may operate it
+    while_loading: str = "wait"  # what a request to a model that is being loaded does; or it is refused, with a 503
 
 
 @attrs.frozen(kw_only=True)
@@ -142,7 +143,10 @@ RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("engine", "recovery_deadline"): (0.1, 86_400),
     ("engine", "max_replays"): (0, 1000),
 }
-CHOICES: dict[tuple[str, str], tuple[str, ...]] = {("model", "dtype"): ("auto", "float32", "bfloat16", "float16")}
+CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("model", "dtype"): ("auto", "float32", "bfloat16", "float16"),
+    ("server", "while_loading"): ("wait", "refuse"),
+}
 
 # What each entry of a list must look like, and in words.
 ENTRIES: dict[tuple[str, str], tuple[str, str]] = {

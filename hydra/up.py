@@ -236,6 +236,7 @@ def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -
         max_body_bytes=settings.server.max_body_bytes,
         allowed_hosts=settings.server.allowed_hosts,
         allowed_origins=settings.server.allowed_origins,
+        while_loading=settings.server.while_loading,
         max_replays=settings.engine.max_replays,
         high_water_mark=settings.zmq.high_water_mark,
         chat_template=settings.model.chat_template and str(Path(settings.model.chat_template).expanduser().absolute()),

@@ -16,6 +16,8 @@ from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import refuse
 
+LOADING_RETRY_S = 5.0
+
 
 @attrs.define(eq=False)
 class Api:
@@ -26,6 +28,7 @@ class Api:
     encoders: Encoders
     shelf: WordsShelf
     trials: LoadTrials
+    waits_for_loads: bool = True  # requests to a model that is being loaded; else they are refused
 
     @property
     def readiness(self) -> Readiness:
@@ -38,6 +41,9 @@ class Api:
         if card is None:
             known = ", ".join(card.model_id for card in cards) or "none"
             raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
+        if card.state == "loading" and not self.waits_for_loads:
+            message = f"the model {name!r} is being loaded; requests do not wait for it ([server] while_loading)"
+            raise refuse("loading", message, retry_after_s=LOADING_RETRY_S)
         return card, await self.shelf.words_of(card, cards)
 
 

@@ -41,13 +41,14 @@ def make_app(
     trials: LoadTrials | None = None,
     encoders: Encoders | None = None,
     door: Door | None = None,
+    waits_for_loads: bool = True,
 ) -> QuartTrio:
     """The ASGI app over a cluster."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     named = RequestId(NoWebsocket(RequestPath(RequestScope(app.asgi_app))))
     app.asgi_app = RequestBody(named, max_body_bytes)  # type: ignore[method-assign]
-    api = Api(cluster, shutdown, encoders or Encoders(), shelf, trials or LoadTrials(cluster, shelf))
+    api = Api(cluster, shutdown, encoders or Encoders(), shelf, trials or LoadTrials(cluster, shelf), waits_for_loads)
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
     add_door(app, door or Door())

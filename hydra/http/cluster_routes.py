@@ -23,6 +23,8 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
 
     @app.get("/ready")
     async def ready() -> Response:
+        if api.shutdown.begun.is_set():
+            raise refuse("shutting_down", "the server is stopping", retry_after_s=5.0)
         await api.readiness.check()
         return json_response({"ready": True})
 

@@ -50,6 +50,7 @@ class HttpSettings:
     listening_host: str = ""  # as the operator named it
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
+    waits_for_loads: bool = True
     write_deadline_s: float = WRITE_DEADLINE_S
     connections_max: int = attrs.field(factory=connections_max)
 
@@ -136,6 +137,7 @@ async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio
         shelf=shelf,
         trials=trials,
         door=Door.of(settings.listening_host, settings.allowed_hosts, settings.allowed_origins),
+        waits_for_loads=settings.waits_for_loads,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shelf.read_ahead, cluster.models)

@@ -43,6 +43,12 @@ def test_a_frontend_is_told_which_model_it_is_for():
     assert from_json(to_json(spec), FrontendSpec) == spec
 
 
+def test_requests_wait_for_loads_or_are_refused():
+    assert load_settings(None, {}, {"HYDRA_SERVER_WHILE_LOADING": "refuse"}).server.while_loading == "refuse"
+    with pytest.raises(Complaint, match="wait, refuse"):
+        load_settings(None, {}, {"HYDRA_SERVER_WHILE_LOADING": "no"})
+
+
 def test_hosts_and_origins_are_lists_of_what_can_be_compared(tmp_path):
     environ = {"HYDRA_SERVER_ALLOWED_HOSTS": "llm.example.com,.corp.example"}
     config = tmp_path / "config.toml"
