@@ -32,6 +32,16 @@ async def test_a_request_to_a_model_that_is_loaded_waits_or_is_refused(cluster, 
     assert "while_loading" in error["message"] and cluster.requests == []
 
 
+async def test_a_model_whose_files_are_not_read_yet_is_on_its_way_and_not_unknown(quick_app, cluster):
+    """A client that is told 404 gives up; one that is told 503 comes again."""
+    cluster.gone = True
+    answer = await ask(quick_app, "POST", "/v1/completions", TEXT)
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "loading") and answer.headers["retry-after"]
+    assert (await ask(quick_app, "POST", "/v1/completions", TEXT | {"model": "other"})).status == 404
+    await cluster.cancel_job("load-1-1")
+    assert (await ask(quick_app, "POST", "/v1/completions", TEXT)).status == 404
+
+
 async def test_a_stream_that_waits_for_a_load_is_kept_awake_by_pings(quick_app, cluster, autojump_clock):
     cluster.card, spoken = attrs.evolve(cluster.card, state="loading"), cluster.script
     cluster.script = lambda request, number: 60.0 if number == 0 else spoken(request, number - 1)
