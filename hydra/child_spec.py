@@ -73,6 +73,9 @@ class FrontendSpec:
     http_url: str
     drain_timeout_s: float = 30.0
     max_body_bytes: int = 4_194_304
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    while_loading: str = "wait"
     max_replays: int = 5
     high_water_mark: int = 1000
     model_path: str = ""  # of the model that this cluster was started for

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import attrs
 import structlog
@@ -369,6 +370,10 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
             fd=spec.http_fd,
             drain_timeout_s=spec.drain_timeout_s,
             max_body_bytes=spec.max_body_bytes,
+            listening_host=urlsplit(spec.http_url).hostname or "",
+            allowed_hosts=spec.allowed_hosts,
+            allowed_origins=spec.allowed_origins,
+            waits_for_loads=spec.while_loading == "wait",
         )
 
         async def prove(everything: trio.CancelScope) -> None:

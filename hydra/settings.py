@@ -51,6 +51,9 @@ class Server:
     frontends: int = 1
     drain_timeout: float = _duration("30s")
     max_body_bytes: int = 4_194_304
+    allowed_hosts: tuple[str, ...] = ()  # names of this server, beside those that are its own anyway
+    allowed_origins: tuple[str, ...] = ()  # of web pages that may operate it
+    while_loading: str = "wait"  # what a request to a model that is being loaded does; or it is refused, with a 503
 
 
 @attrs.frozen(kw_only=True)
@@ -161,6 +164,16 @@ RANGES: dict[tuple[str, str], tuple[float, float]] = {
 CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("model", "dtype"): ("auto", "float32", "bfloat16", "float16"),
     ("engine", "share_prefixes"): ("all", "key"),  # key: cached_tokens tells nobody what another key has sent
+    ("server", "while_loading"): ("wait", "refuse"),
+}
+
+# What each entry of a list must look like, and in words.
+ENTRIES: dict[tuple[str, str], tuple[str, str]] = {
+    ("server", "allowed_hosts"): (r"\*|\.?[A-Za-z0-9_.-]+", 'names without scheme and port, such as "llm.example.com"'),
+    ("server", "allowed_origins"): (
+        r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s,]+",
+        'a scheme and a host, such as "https://chat.example.com"',
+    ),
 }
 
 # Written in the design, honoured by a later version: (section, key, the only value this version can keep).
@@ -252,6 +265,10 @@ def _check_ranges(settings: Settings) -> None:
         value = getattr(getattr(settings, section), key)
         if value not in known:
             raise _out_of(section, key, value, f"choose from {', '.join(known)}")
+    for (section, key), (form, known_as) in ENTRIES.items():
+        value = getattr(getattr(settings, section), key)
+        if not all(re.fullmatch(form, entry) for entry in value):
+            raise _out_of(section, key, value, f"its entries are {known_as}")
 
 
 def _out_of(section: str, key: str, value: object, known: str) -> Complaint:

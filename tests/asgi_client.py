@@ -59,7 +59,7 @@ async def exchange(
     made = Exchange()
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     incoming: list[dict[str, Any]] = [{"type": "http.request", "body": content, "more_body": not body_ends}]
-    usual = {b"host": b"test", b"content-type": b"application/json", b"content-length": b"%d" % len(content)}
+    usual = {b"host": b"localhost", b"content-type": b"application/json", b"content-length": b"%d" % len(content)}
     named = {name for name, _ in headers}
     all_headers = [*((name, value) for name, value in usual.items() if name not in named), *headers]
     scope = {

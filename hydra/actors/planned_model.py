@@ -65,6 +65,7 @@ class PlannedModel:
             total_layers=spec.n_layers,
             default_sampling=spec.default_sampling,
             folder=self.described.folder,
+            load=self.job,
         )
 
     def answer(self, *, state: Literal["ready"] | None = None, refusal: Refusal | None = None) -> list[Effect]:

@@ -10,14 +10,18 @@ import attrs
 
 from hydra.actors.client import GenerateRequest
 from hydra.http.openai_request import ApiRequest
+from hydra.http.prompts import Prompt
 from hydra.http.tokenizer import Words
 from hydra.protocol.batch import Int32Column, int32
+from hydra.protocol.codec import CONTROL_BYTES_MAX
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.protocol.sampling import SamplingParams
 
 ANSWERS_MAX = 1024  # of one request: prompts times n. More would never find room in a queue of the usual size
+# Of one sequence: an answer that is replayed travels in one message of the command lane, its parameters beside it.
+SEQUENCE_TOKENS_MAX = (CONTROL_BYTES_MAX - (128 << 10)) // 4
 ANSWER_TOKENS_MAX = 16 << 20  # prompt tokens of all answers of one request: each of them is sent and kept apart
 
 
@@ -28,10 +32,15 @@ class Answer:
     index: int
     prompt: tuple[int, ...]
     choice: int
-    written: str | None = None  # the prompt as the client wrote it, if it did not send ids: what an echo shows
+    echo: str = ""  # the prompt in words, where the answer is to begin with it
     prompt_ids: Int32Column = attrs.field(
         default=attrs.Factory(lambda self: int32(self.prompt), takes_self=True), eq=False, repr=False
     )
+
+
+def context_of(card: ModelCard) -> int:
+    """Tokens that a prompt and its answer may have together."""
+    return min(card.max_model_len, SEQUENCE_TOKENS_MAX)
 
 
 def answers_of(request: ApiRequest, words: Words, card: ModelCard) -> tuple[Answer, ...]:
@@ -40,11 +49,11 @@ def answers_of(request: ApiRequest, words: Words, card: ModelCard) -> tuple[Answ
         message = f"{len(request.prompts)} prompts with n: {request.n} are more than {ANSWERS_MAX} answers at once"
         raise refuse("invalid_value", f"{message}; send several requests", param="n")
     if request.kind == "chat":
-        prompts = [tuple(words.encode_chat(request.chat))]
+        rendered = words.render(request.chat)
+        _check_length(request, words.least_tokens(rendered), card)
+        prompts = [tuple(words.encode_rendered(rendered))]
     else:
-        prompts = [
-            tuple(words.encode_prompt(prompt)) if isinstance(prompt, str) else prompt for prompt in request.prompts
-        ]
+        prompts = [_prompt_ids(request, prompt, words, card) for prompt in request.prompts]
     for prompt in prompts:
         _check_prompt(request, prompt, card)
     tokens = sum(map(len, prompts)) * request.n
@@ -54,12 +63,25 @@ def answers_of(request: ApiRequest, words: Words, card: ModelCard) -> tuple[Answ
         )
         raise refuse("invalid_value", message, param="n")
     answers: list[Answer] = []
-    written = [prompt if isinstance(prompt, str) else None for prompt in request.prompts or (None,)]
-    for prompt, text in zip(prompts, written, strict=True):
-        shared = Answer(index=0, prompt=prompt, choice=0, written=text)
+    for prompt, written in zip(prompts, request.prompts or (None,), strict=True):
+        shared = Answer(index=0, prompt=prompt, choice=0, echo=_text_of(request, written, words))
         for choice in range(request.n):
             answers.append(attrs.evolve(shared, index=len(answers), choice=choice))
     return tuple(answers)
+
+
+def _prompt_ids(request: ApiRequest, prompt: Prompt, words: Words, card: ModelCard) -> tuple[int, ...]:
+    if not isinstance(prompt, str):
+        return prompt
+    _check_length(request, words.least_tokens(prompt), card)
+    return tuple(words.encode_prompt(prompt))
+
+
+def _text_of(request: ApiRequest, prompt: Prompt | None, words: Words) -> str:
+    """What an echo shows."""
+    if not request.echo or prompt is None:
+        return ""
+    return prompt if isinstance(prompt, str) else words.decode(prompt, skip_special=request.skip_special_tokens)
 
 
 def _check_prompt(request: ApiRequest, prompt: tuple[int, ...], card: ModelCard) -> None:
@@ -68,9 +90,16 @@ def _check_prompt(request: ApiRequest, prompt: tuple[int, ...], card: ModelCard)
         raise refuse("invalid_value", f"{param} gives no token", param=param)
     if max(prompt) >= card.vocab:
         raise refuse("invalid_value", f"token id {max(prompt)} is beyond the vocabulary of {card.vocab}", param=param)
+    _check_length(request, len(prompt), card)
+
+
+def _check_length(request: ApiRequest, prompt_tokens: int, card: ModelCard) -> None:
+    """Raises RefusalError: so many do not fit, nor do more. Asked before a text is encoded, and after."""
     completion = 1 if request.max_tokens is None else request.max_tokens
-    if len(prompt) + completion > card.max_model_len:
-        raise RefusalError(context_overflow(card.max_model_len, len(prompt), completion, param))
+    limit = context_of(card)
+    if prompt_tokens + completion > limit:
+        param: Literal["messages", "prompt"] = "messages" if request.kind == "chat" else "prompt"
+        raise RefusalError(context_overflow(limit, prompt_tokens, completion, param))
 
 
 def generate_request(request: ApiRequest, answer: Answer, card: ModelCard, end_ids: tuple[int, ...]) -> GenerateRequest:
@@ -80,7 +109,7 @@ def generate_request(request: ApiRequest, answer: Answer, card: ModelCard, end_i
     return GenerateRequest(
         model_id=card.model_id,
         prompt_ids=answer.prompt_ids,
-        max_tokens=request.max_tokens or card.max_model_len - len(answer.prompt),
+        max_tokens=request.max_tokens or context_of(card) - len(answer.prompt),
         params=SamplingParams(
             temperature=request.temperature,
             top_k=request.top_k,

@@ -1,6 +1,6 @@
 """What all routes share: the cluster, the words of its models, and how an answer in JSON is made. Knows no route."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -8,6 +8,7 @@ import attrs
 from quart import Response
 
 from hydra.actors.client import Cluster
+from hydra.http.encoders import Encoders
 from hydra.http.load_trials import LoadTrials
 from hydra.http.openai_response import json_bytes
 from hydra.http.readiness import Readiness
@@ -15,9 +16,9 @@ from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
 from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.model_spec import ModelCard
-from hydra.protocol.refusal import refuse
+from hydra.protocol.refusal import RefusalError, refuse
 
-Aside = Callable[..., Awaitable[Any]]
+LOADING_RETRY_S = 5.0
 
 
 @attrs.define(eq=False)
@@ -26,9 +27,10 @@ class Api:
 
     cluster: Cluster
     shutdown: Shutdown
-    aside: Aside
+    encoders: Encoders
     shelf: WordsShelf
     trials: LoadTrials
+    waits_for_loads: bool = True  # requests to a model that is being loaded; else they are refused
     numbers: Iterator[int] = attrs.field(factory=lambda: count(1), init=False)  # of the requests of this frontend
 
     @property
@@ -40,9 +42,22 @@ class Api:
         cards = await self.cluster.models()
         card = next((card for card in cards if card.model_id == name), None)
         if card is None:
+            await self._check_not_begun(name)
             known = ", ".join(card.model_id for card in cards) or "none"
             raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
+        if card.state == "loading" and not self.waits_for_loads:
+            message = f"the model {name!r} is being loaded; requests do not wait for it ([server] while_loading)"
+            raise refuse("loading", message, retry_after_s=LOADING_RETRY_S)
         return card, await self.shelf.words_of(card, cards)
+
+    async def _check_not_begun(self, name: str) -> None:
+        """Raises RefusalError loading: the load has begun, and the model's files are not understood yet."""
+        try:
+            jobs = await self.cluster.jobs(None)
+        except RefusalError:
+            return  # nobody can say; what is known is that it is not loaded
+        if any(job.model_id == name and job.state == "loading" for job in jobs):
+            raise refuse("loading", f"the model {name!r} is being loaded", retry_after_s=LOADING_RETRY_S)
 
 
 def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:

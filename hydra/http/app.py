@@ -1,7 +1,6 @@
 """The ASGI app: all routes, and what stands around them. Errors are OpenAI's, with all four keys."""
 
 import structlog
-import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import (
@@ -13,8 +12,11 @@ from werkzeug.exceptions import (
 )
 
 from hydra.actors.client import Cluster
-from hydra.http.api import Api, Aside, json_response
+from hydra.http.api import Api, json_response
 from hydra.http.cluster_routes import add_cluster_routes
+from hydra.http.disclosure import may_manage, without_paths
+from hydra.http.door import Door, NotJson, add_door
+from hydra.http.encoders import Encoders
 from hydra.http.failures import body_of, error_body, status_of
 from hydra.http.load_trials import LoadTrials
 from hydra.http.no_websocket import NoWebsocket
@@ -37,16 +39,19 @@ def make_app(
     shutdown: Shutdown,
     shelf: WordsShelf,
     trials: LoadTrials | None = None,
-    aside: Aside = trio.to_thread.run_sync,
+    encoders: Encoders | None = None,
+    door: Door | None = None,
+    waits_for_loads: bool = True,
 ) -> QuartTrio:
-    """The ASGI app over a cluster. `aside` runs what blocks: rendering a template."""
+    """The ASGI app over a cluster."""
     app = QuartTrio("hydra")
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
-    named = RequestId(RequestPath(RequestScope(app.asgi_app)))
-    app.asgi_app = NoWebsocket(RequestBody(named, max_body_bytes))  # type: ignore[method-assign]
-    api = Api(cluster, shutdown, aside, shelf, trials or LoadTrials(cluster, shelf))
+    named = RequestId(NoWebsocket(RequestPath(RequestScope(app.asgi_app))))
+    app.asgi_app = RequestBody(named, max_body_bytes)  # type: ignore[method-assign]
+    api = Api(cluster, shutdown, encoders or Encoders(), shelf, trials or LoadTrials(cluster, shelf), waits_for_loads)
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
+    add_door(app, door or Door())
     _refuse_encodings(app)
     _add_errors(app)
     return app
@@ -55,8 +60,9 @@ def make_app(
 def _add_errors(app: QuartTrio) -> None:
     @app.errorhandler(RefusalError)
     async def refused(why: RefusalError) -> Response:
-        status, headers = status_of(why.refusal)
-        return json_response(body_of(why.refusal), status, headers)
+        refusal = why.refusal if may_manage(request.path) else without_paths(why.refusal)
+        status, headers = status_of(refusal)
+        return json_response(body_of(refusal), status, headers)
 
     @app.errorhandler(HTTPException)
     async def http_error(why: HTTPException) -> Response:
@@ -87,6 +93,8 @@ def _explained(why: HTTPException, body_max_bytes: int) -> tuple[str, dict[str, 
         case RequestEntityTooLarge():
             message = f"the request body is larger than {body_max_bytes} bytes, the limit ([server] max_body_bytes)"
             return message, {}
+        case NotJson():
+            return why.description or why.name, {"Accept-Post": "application/json"}
         case UnsupportedMediaType():
             return why.description or why.name, {"Accept-Encoding": "identity"}
         case _:

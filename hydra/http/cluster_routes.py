@@ -8,9 +8,13 @@ from quart_trio import QuartTrio
 
 from hydra.http.api import Api, json_response
 from hydra.http.failures import body_of
+from hydra.http.fields import Fields
 from hydra.http.openai_request import parse_json
+from hydra.protocol.limits import NAME_MAX, PATH_MAX
 from hydra.protocol.messages import JobStatus, ModelTold, Sample, StatusTold
 from hydra.protocol.refusal import RefusalError, refuse
+
+LAYERS_MAX = 1 << 20
 
 
 def add_cluster_routes(app: QuartTrio, api: Api) -> None:
@@ -20,6 +24,8 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
 
     @app.get("/ready")
     async def ready() -> Response:
+        if api.shutdown.begun.is_set():
+            raise refuse("shutting_down", "the server is stopping", retry_after_s=5.0)
         await api.readiness.check()
         return json_response({"ready": True})
 
@@ -38,7 +44,7 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
 
     @app.post("/api/models/load")
     async def load() -> Response:
-        body = parse_json(await request.get_data())
+        body = await api.encoders.read(await request.get_data(), parse_json)
         told = await api.cluster.load_model(**_load_wish(body))
         if told.refusal is None and told.model_id:
             if told.job:
@@ -53,42 +59,36 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
 
     @app.get("/api/models/jobs/<job_id>")
     async def job(job_id: str) -> Response:
-        return json_response(_job((await api.trials.verdicts(await api.cluster.jobs(job_id)))[0]))
+        return json_response(_job((await api.trials.verdicts(await api.cluster.jobs(_job_name(job_id))))[0]))
 
     @app.delete("/api/models/jobs/<job_id>")
     async def cancel(job_id: str) -> Response:
-        return json_response(_job((await api.trials.verdicts(await api.cluster.cancel_job(job_id)))[0]))
+        return json_response(_job((await api.trials.verdicts(await api.cluster.cancel_job(_job_name(job_id))))[0]))
 
     @app.post("/api/models/unload")
     async def unload() -> Response:
-        body = parse_json(await request.get_data())
-        told = await api.cluster.unload_model(_text(body, "model_id", required=True) or "")
+        body = await api.encoders.read(await request.get_data(), parse_json)
+        told = await api.cluster.unload_model(Fields(body).text("model_id", NAME_MAX))
         api.shelf.keep(await api.cluster.models())
         return _told(told)
 
 
-def _text(body: dict[str, Any], name: str, *, required: bool = False) -> str | None:
-    value = body.get(name)
-    if value is None and not required:
-        return None
-    if not isinstance(value, str) or not value:
-        raise refuse("invalid_value", f"{name} must be a non-empty string", param=name)
-    return value
-
-
 def _load_wish(body: dict[str, Any]) -> dict[str, Any]:
-    layers, wait = body.get("total_layers"), body.get("wait", True)
-    if layers is not None and type(layers) is not int:
-        raise refuse("invalid_value", "total_layers must be an integer", param="total_layers")
-    if type(wait) is not bool:
-        raise refuse("invalid_value", "wait must be true or false", param="wait")
+    """What it may say fits one message of the command lane."""
+    fields = Fields(body)
     return {
-        "model_path": _text(body, "model_path", required=True),
-        "model_id": _text(body, "model_id"),
-        "total_layers": layers,
-        "dtype": _text(body, "dtype"),
-        "wait": wait,
+        "model_path": fields.text("model_path", PATH_MAX),
+        "model_id": fields.text_or_none("model_id", NAME_MAX),
+        "total_layers": fields.integer("total_layers", 0, 1, LAYERS_MAX) or None,
+        "dtype": fields.text_or_none("dtype", NAME_MAX),
+        "wait": fields.flag("wait", default=True),
     }
+
+
+def _job_name(job: str) -> str:
+    if len(job) > NAME_MAX:
+        raise refuse("job_not_found", f"no load job has a name of more than {NAME_MAX} characters")
+    return job
 
 
 def _told(told: ModelTold) -> Response:

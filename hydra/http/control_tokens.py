@@ -16,6 +16,7 @@ import attrs
 from tokenizers import AddedToken, Tokenizer, models
 
 from hydra.http.marks import CLOSES, MARKS, OPENS
+from hydra.http.model_words import encode, encode_with_places
 from hydra.protocol.refusal import refuse
 
 EDGE_MIN = 2  # characters of a control token at the edge of a text that are worth a mark
@@ -118,7 +119,7 @@ class ControlTokens:
         """Where the tokenizer finds a control token in other characters than the token's own."""
         if not self._normalizes:
             return []
-        found = self._forged(self.tokenizer.encode(plain, add_special_tokens=False), plain)
+        found = self._forged(encode_with_places(self.tokenizer, plain), plain)
         return [span for span in found if not _between(spans, *span) and span[0] < span[1]]
 
     # ------------------------------------------------------------ after it
@@ -130,7 +131,7 @@ class ControlTokens:
             if stretch.literal:
                 ids += self._encode_literally(stretch)
             else:
-                ids += self.tokenizer.encode(stretch.text, add_special_tokens=False).ids
+                ids += encode(self.tokenizer, stretch.text)
         return ids
 
     def stretches(self, rendered: str) -> Iterator[Stretch]:
@@ -195,16 +196,19 @@ class ControlTokens:
 
     def _forged(self, encoding: Any, text: str) -> list[tuple[int, int]]:
         """Where text became a control token. What is merely unknown becomes one too, and may."""
+        ids: list[int] = encoding.ids
+        if self.ids.isdisjoint(ids):
+            return []  # the places of a million tokens would hold the interpreter for a second
         return [
             (start, end)
-            for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            for number, (start, end) in zip(ids, encoding.offsets, strict=True)
             if number in self.ids and (number not in self._unknown or self._unknown[number] in text[start:end])
         ]
 
     def _twin_encode(self, text: str, first: bool) -> Any:
         """By the twin. In the middle of a text it is read after a token that is taken away again."""
         twin = self._twin()
-        encoding = twin.encode(text if first else OPENS + text, add_special_tokens=False)
+        encoding = encode_with_places(twin, text if first else OPENS + text)
         return encoding if first else _Tail(encoding)
 
     def _twin(self) -> Tokenizer:

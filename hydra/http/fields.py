@@ -49,11 +49,15 @@ class Fields:
             raise refuse("invalid_value", f"{named} must be true or false", param=self.inside or name)
         return default if value is None else value
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, most: int) -> str:
         value = self.body.get(name)
-        if not isinstance(value, str) or not value:
-            raise refuse("invalid_value", f"{name} must be a non-empty string", param=name)
+        if not isinstance(value, str) or not 0 < len(value) <= most:
+            message = f"{name} must be a non-empty string of at most {most} characters"
+            raise refuse("invalid_value", message, param=name)
         return value
+
+    def text_or_none(self, name: str, most: int) -> str | None:
+        return None if self.body.get(name) is None else self.text(name, most)
 
     def list_of(self, name: str, most: int) -> list[Any]:
         """Empty when it is absent."""

@@ -100,10 +100,7 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
     try:
         if asked.request.echo:
             only = asked.request.max_tokens == 0  # the prompt is all there is to say
-            text = answer.written
-            if text is None:
-                text = asked.words.decode(answer.prompt, skip_special=asked.request.skip_special_tokens)
-            await send.send(Delta(index=answer.index, text=text, ids=(), finish="length" if only else None))
+            await send.send(Delta(index=answer.index, text=answer.echo, ids=(), finish="length" if only else None))
             if only:
                 return
         plain = generate_request(asked.request, answer, asked.card, asked.words.end_ids)

@@ -4,6 +4,7 @@ Promises what transformers finds in the same directory. Sizes are checked before
 sense is refused with the file's name. It knows no template's meaning and encodes nothing.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,9 @@ TOKENIZER_BYTES_MAX = 64 << 20
 CONFIG_BYTES_MAX = 16 << 20  # some list thousands of added tokens
 TEMPLATES_MAX = 16
 TOKENIZER, MAIN_TEMPLATE, MORE_TEMPLATES = "tokenizer.json", "chat_template.jinja", "additional_chat_templates"
+
+# Threads are for whoever has many texts to share out; the library's own would take every core for one.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 T = TypeVar("T")
 
@@ -68,6 +72,22 @@ def natively(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         if type(why) is not Exception and type(why).__name__ != "PanicException":
             raise
         raise refuse("bad_model", f"tokenizer.json makes no sense: {str(why)[:300]}") from why
+
+
+def encode(tokenizer: Tokenizer, text: str, *, framed: bool = False) -> list[int]:
+    """`framed`: with the tokens that the post-processor puts around a text. Other threads go on meanwhile.
+
+    `Tokenizer.encode` keeps the interpreter to itself from end to end, which is seconds for a large text.
+    """
+    (encoding,) = natively(tokenizer.encode_batch_fast, [text], add_special_tokens=framed)
+    ids: list[int] = encoding.ids
+    return ids
+
+
+def encode_with_places(tokenizer: Tokenizer, text: str) -> Any:
+    """The same, unframed: an Encoding with the place of each token in the text, which takes twice as long."""
+    (encoding,) = natively(tokenizer.encode_batch, [text], add_special_tokens=False)
+    return encoding
 
 
 def _read(path: Path | None, name: str, bytes_max: int) -> str:

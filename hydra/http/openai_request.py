@@ -15,6 +15,7 @@ import orjson
 from hydra.http.chat_request import parse_chat
 from hydra.http.fields import Fields, key_name
 from hydra.http.json_depth import JSON_DEPTH_MAX, json_depth
+from hydra.http.json_size import check_size
 from hydra.http.parameters import Kind, check_parameters
 from hydra.http.prompts import TOKEN_IDS_END, Prompt, prompts_of, token_ids
 from hydra.http.tokenizer import ChatInput
@@ -23,6 +24,7 @@ from hydra.protocol.sampling import TOP_P_MIN, DefaultSampling
 
 STOP_MAX, STOP_IDS_MAX, N_MAX, LOGPROBS_MAX, BIAS_MAX, OPTIONS_MAX = 16, 1024, 128, 20, 1024, 64
 MAX_TOKENS_MAX = 1 << 30
+MODEL_NAME_MAX = 1024  # characters
 TEXT_TOKENS = 16  # of a completion that does not say how many
 TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
@@ -69,8 +71,14 @@ class ApiRequest:
         return attrs.evolve(self, **{name: value for name, value in wished.items() if name not in self.given})
 
 
+def read_request(kind: Kind, body: bytes | str) -> ApiRequest:
+    """Raises RefusalError naming what is wrong. May take a second: a large body is for another thread."""
+    return parse_request(kind, parse_json(body))
+
+
 def parse_json(body: bytes | str) -> dict[str, Any]:
-    """Raises RefusalError invalid_json on anything but one JSON object."""
+    """Raises RefusalError invalid_json on anything but one JSON object of a size that can be walked through."""
+    check_size(body.encode() if isinstance(body, str) else body)
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as why:
@@ -98,7 +106,7 @@ def parse_request(kind: Kind, body: dict[str, Any]) -> ApiRequest:
     max_tokens = _max_tokens(kind, fields)
     return ApiRequest(
         kind=kind,
-        model=fields.text("model"),
+        model=fields.text("model", MODEL_NAME_MAX),
         chat=chat,
         prompts=prompts_of(body.get("prompt")) if kind == "text" else (),
         stream=fields.flag("stream"),

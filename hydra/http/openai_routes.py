@@ -1,19 +1,21 @@
 """The routes of OpenAI's API. Each is a few lines: read, check, ask the cluster, answer."""
 
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any
 
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from hydra.http.answers import answers_of
+from hydra.http.answers import answers_of, context_of
 from hydra.http.api import Api, json_response
+from hydra.http.disclosure import origin_of, without_paths
 from hydra.http.failures import body_of
 from hydra.http.generate import Asked, Deltas, start_answers
-from hydra.http.openai_request import parse_json, parse_request
+from hydra.http.openai_request import read_request
 from hydra.http.openai_response import PING, Writer, sse
 from hydra.http.owner import owner_of
+from hydra.http.parameters import Kind
 from hydra.http.request_scope import request_nursery
 from hydra.http.teller import Delta
 from hydra.protocol.model_spec import ModelCard
@@ -49,14 +51,15 @@ def add_openai_routes(app: QuartTrio, api: Api) -> None:
         raise refuse("model_not_found", f"no model {model_id!r} is loaded", param="model")
 
 
-async def _generate(api: Api, kind: Literal["chat", "text"]) -> Response:
-    parsed = parse_request(kind, parse_json(await request.get_data()))
+async def _generate(api: Api, kind: Kind) -> Response:
+    body = await request.get_data()
+    parsed = await api.encoders.read(body, read_request, kind)
     first_byte_at_s = trio.current_time() + FIRST_BYTE_S
     if api.shutdown.begun.is_set():
         raise refuse("shutting_down", "the server is stopping", retry_after_s=5.0)
     card, words = await api.model(parsed.model)
     parsed = parsed.with_defaults(card.default_sampling)
-    answers = await api.aside(answers_of, parsed, words, card)
+    answers = await api.encoders.run(len(body), answers_of, parsed, words, card)
     writer = Writer(parsed, answers, words.vocabulary)
     headers: dict[str, str] = {}
     ignored = [*parsed.ignored, *(words.overlooked(parsed.chat) if kind == "chat" else ())]
@@ -97,7 +100,7 @@ async def _events(deltas: Deltas, first: list[Delta] | None, writer: Writer) -> 
             if some is None:
                 yield PING
     except RefusalError as why:
-        yield sse(body_of(why.refusal))
+        yield sse(body_of(without_paths(why.refusal)))
         return
     yield writer.last_chunks()
 
@@ -108,7 +111,7 @@ def _model(card: ModelCard) -> dict[str, Any]:
         "object": "model",
         "created": card.created_s,
         "owned_by": "hydra",
-        "root": card.model_path,
+        "root": origin_of(card),
         "parent": None,
-        "max_model_len": card.max_model_len,
+        "max_model_len": context_of(card),
     }

@@ -1,5 +1,6 @@
 """hypercorn on an inherited socket, set for long streams: a drain that ends, and connections that end well."""
 
+import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,21 @@ import attrs
 import trio
 from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
     ASGIFramework,
     ASGIReceiveCallable,
     ASGISendCallable,
     ASGISendEvent,
-    ConnectionState,
     Scope,
 )
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from hydra.actors.client import Cluster
-from hydra.http.client_stream import CLIENT_STREAM, ClientStream
+from hydra.http.client_stream import ClientStream
+from hydra.http.connection import Connection
+from hydra.http.door import Door
 from hydra.http.load_trials import LoadTrials
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
@@ -33,6 +34,12 @@ WRITE_DEADLINE_S = 30.0
 CONNECTIONS_MAX = 4096
 
 
+def connections_max() -> int:
+    """As many as the process may have files open, twice over: the rest is for the cluster, and for reading models."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS_MAX if files == resource.RLIM_INFINITY else max(1, min(CONNECTIONS_MAX, files // 2))
+
+
 @attrs.frozen(kw_only=True)
 class HttpSettings:
     """What the HTTP room needs to know of the configuration."""
@@ -40,7 +47,12 @@ class HttpSettings:
     fd: int
     drain_timeout_s: float = 30.0
     max_body_bytes: int = 4_194_304
+    listening_host: str = ""  # as the operator named it
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    waits_for_loads: bool = True
     write_deadline_s: float = WRITE_DEADLINE_S
+    connections_max: int = attrs.field(factory=connections_max)
 
 
 def finishing(app: QuartTrio) -> ASGIFramework:
@@ -79,15 +91,17 @@ async def serve_app(app: QuartTrio, settings: HttpSettings, shutdown: Shutdown) 
     asgi = wrap_app(finishing(app), config.wsgi_max_body_size, None)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=socket.dup(settings.fd))))
     lifespan = Lifespan(asgi, config, {})
-    limit = trio.CapacityLimiter(CONNECTIONS_MAX)
+    limit = trio.CapacityLimiter(settings.connections_max)
+    idle: dict[Connection, None] = {}
     async with trio.open_nursery() as nursery:
         await nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
 
         async def handle(stream: trio.SocketStream) -> None:
+            if not limit.available_tokens and idle:
+                next(iter(idle)).evict()  # who only holds a connection must not keep others out
             async with limit:
-                client: Any = ClientStream(stream, settings.write_deadline_s)  # not TLS, which is what it asks for
-                await TCPServer(asgi, config, context, ConnectionState({CLIENT_STREAM: client}), client)
+                await Connection(asgi, config, context, ClientStream(stream, settings.write_deadline_s), idle).run()
 
         async with trio.open_nursery() as connections:
             accepting = trio.CancelScope()
@@ -116,7 +130,15 @@ async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio
     from hydra.http.app import make_app
 
     shutdown, trials = Shutdown(begun=stopping), LoadTrials(cluster, shelf)
-    app: Any = make_app(cluster, max_body_bytes=settings.max_body_bytes, shutdown=shutdown, shelf=shelf, trials=trials)
+    app: Any = make_app(
+        cluster,
+        max_body_bytes=settings.max_body_bytes,
+        shutdown=shutdown,
+        shelf=shelf,
+        trials=trials,
+        door=Door.of(settings.listening_host, settings.allowed_hosts, settings.allowed_origins),
+        waits_for_loads=settings.waits_for_loads,
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shelf.read_ahead, cluster.models)
         nursery.start_soon(trials.run)

@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 from hydra.http import detokenizer
 from hydra.http.control_tokens import ControlTokens
 from hydra.http.fields import key_name
-from hydra.http.marks import CUT
-from hydra.http.model_words import natively, read_words
+from hydra.http.least_tokens import LeastTokens
+from hydra.http.marks import CUT, MARKS
+from hydra.http.model_words import encode, natively, read_words
 from hydra.http.template import ChatTemplate
 from hydra.http.vocabulary import Vocabulary
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
@@ -50,6 +51,7 @@ class Words:
     control: ControlTokens
     templates: dict[str, ChatTemplate | Refusal]  # a refusal: why it cannot be used
     special: dict[str, str]
+    least: LeastTokens
 
     @classmethod
     def load(cls, directory: Path, template_file: Path | None = None) -> "Words":
@@ -59,7 +61,8 @@ class Words:
         literals = "\0".join(made.literals for made in templates.values() if isinstance(made, ChatTemplate))
         unknown = files.special.get("unk_token") or getattr(files.tokenizer.model, "unk_token", None) or ""
         control = ControlTokens.of(files.tokenizer, literals, unknown)
-        return cls(files.tokenizer, Vocabulary.of(files.tokenizer), control, templates, files.special)
+        vocabulary, least = Vocabulary.of(files.tokenizer), LeastTokens.of(files.tokenizer)
+        return cls(files.tokenizer, vocabulary, control, templates, files.special, least)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -71,7 +74,7 @@ class Words:
 
     def encode_prompt(self, text: str) -> list[int]:
         """A raw completion prompt: control tokens in it are control tokens. A BOS that it has is not added again."""
-        ids: list[int] = natively(self.tokenizer.encode, text).ids
+        ids = encode(self.tokenizer, text, framed=True)
         bos = self.special.get("bos_token")
         if bos and text.startswith(bos) and len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.token_to_id(bos):
             return ids[1:]
@@ -79,7 +82,15 @@ class Words:
 
     def encode_chat(self, chat: ChatInput) -> list[int]:
         """Raises RefusalError invalid_value when there is no template, or when it refuses (see ChatTemplate)."""
-        return natively(self.control.encode, self.render(chat))
+        return self.encode_rendered(self.render(chat))
+
+    def encode_rendered(self, rendered: str) -> list[int]:
+        """What `render` has written."""
+        return natively(self.control.encode, rendered)
+
+    def least_tokens(self, text: str) -> int:
+        """No encoding of this text, a prompt or a rendered chat, has fewer; often it has many more."""
+        return self.least.of_text(MARKS.sub("", text))
 
     def render(self, chat: ChatInput) -> str:
         """The chat as the template writes it, with the marks of `control` in it."""

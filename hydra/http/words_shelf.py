@@ -1,7 +1,8 @@
 """The words of the models that are loaded: read once each, by one reader, while others who need them wait.
 
-A model whose words are refused is refused until it is loaded anew: a trial is not repeated for every request. It knows
-models by their cards, and no route.
+A model whose words are refused is refused until it is loaded anew: a trial is not repeated for every request. While a
+model is loaded its words stay as they were read; a new load keeps them only if the files are still the same, or gone.
+It knows models by their cards, and no route.
 """
 
 import os
@@ -12,6 +13,7 @@ import attrs
 import structlog
 import trio
 
+from hydra.http.file_identity import Identity, identity_of
 from hydra.http.tokenizer import Words
 from hydra.protocol.model_name import hub_parts
 from hydra.protocol.model_spec import ModelCard
@@ -22,8 +24,7 @@ TOKENIZER_FIX = "put the tokenizer.json and tokenizer_config.json that belong to
 REPOSITORY_FIX = "choose a repository that has these files, or a directory with the weights and a tokenizer.json"
 TEMPLATE_FIX = "mend the template, or give another with `up MODEL --chat-template FILE`"
 
-Key = tuple[str, int]  # where a model's small files lie, and when it was loaded
-
+Load = tuple[str, int]
 
 log = structlog.get_logger()
 
@@ -56,13 +57,26 @@ class WordsFault:
 
 
 @attrs.define(eq=False)
+class _Held:
+    """What was read from one folder: from which files, and for which loads it is known to hold."""
+
+    words: Words | Refusal
+    files: Identity
+    loads: set[Load]
+
+    def holds_for(self, files: Identity) -> bool:
+        """For a load that is new. What was refused is tried again."""
+        return not isinstance(self.words, Refusal) and files in (self.files, ())
+
+
+@attrs.define(eq=False)
 class WordsShelf:
     """`load` reads a model's words without holding the event loop."""
 
     load: Callable[[Path, Path | None], Awaitable[Words]]
     chat_template: ChatTemplateFile | None = None
-    _words: dict[Key, Words | Refusal] = attrs.field(factory=dict, init=False)
-    _reading: dict[Key, trio.Lock] = attrs.field(factory=dict, init=False)
+    _held: dict[str, _Held] = attrs.field(factory=dict, init=False)  # by folder
+    _reading: dict[str, trio.Lock] = attrs.field(factory=dict, init=False)
 
     async def words_of(self, card: ModelCard, loaded: Sequence[ModelCard]) -> Words:
         """Forgets the words of models that are not `loaded`. Raises RefusalError bad_model."""
@@ -88,8 +102,11 @@ class WordsShelf:
 
     def keep(self, loaded: Sequence[ModelCard]) -> None:
         """Forgets the words of all other models: what is loaded anew is read anew."""
-        for gone in self._words.keys() - {_key(card) for card in loaded}:
-            del self._words[gone]
+        for gone in self._held.keys() - {card.folder for card in loaded}:
+            del self._held[gone]
+        loads = {_load_of(card) for card in loaded}
+        for held in self._held.values():
+            held.loads &= loads
 
     async def read_ahead(self, models: Callable[[], Awaitable[Sequence[ModelCard]]]) -> None:
         """Until cancelled: the words of every model that is known, so that neither a request nor a verdict on the
@@ -107,15 +124,27 @@ class WordsShelf:
             await trio.sleep(LOOK_EVERY_S)
 
     async def _find(self, card: ModelCard, loaded: Sequence[ModelCard]) -> Words | Refusal:
-        key = _key(card)
         self.keep(loaded)
-        found = self._words.get(key)
-        if found is None:
-            async with self._reading.setdefault(key, trio.Lock()):
-                found = self._words.get(key) or await self._read(card)
-                self._words[key] = found
-            self._reading.pop(key, None)
-        return found
+        if (words := self._known(card)) is None:
+            async with self._reading.setdefault(card.folder, trio.Lock()):
+                words = self._known(card) or await self._renew(card)
+            self._reading.pop(card.folder, None)
+        return words
+
+    def _known(self, card: ModelCard) -> Words | Refusal | None:
+        held = self._held.get(card.folder)
+        return held.words if held is not None and _load_of(card) in held.loads else None
+
+    async def _renew(self, card: ModelCard) -> Words | Refusal:
+        """For a load that is seen for the first time."""
+        files = identity_of(Path(card.folder), self._own_template(card))  # before they are read: a change shows later
+        held = self._held.get(card.folder)
+        if held is None or not held.holds_for(files):
+            held = self._held[card.folder] = _Held(await self._read(card), files, set())
+        held.loads.add(_load_of(card))
+        if not isinstance(held.words, Refusal):
+            _warn(card, held.words)
+        return held.words
 
     async def _read(self, card: ModelCard) -> Words | Refusal:
         """Once per model; so is what the log says of it."""
@@ -127,16 +156,6 @@ class WordsShelf:
         except Exception:
             log.exception("reading the words of a model failed", model=card.model_id)
             return Refusal(code="internal_error", message="the tokenizer could not be read: internal error")
-        for name, template in words.templates.items():
-            if isinstance(template, Refusal):
-                reason = template.message
-                log.warning("a chat template cannot be used", model=card.model_id, template=name, why=reason)
-        last_id = _last_id(words)
-        if last_id >= card.vocab:
-            log.warning(
-                "the tokenizer has ids that the model has not; a prompt with one of them is refused",
-                model=card.model_id, last_id=last_id, vocabulary=card.vocab,
-            )  # fmt: skip
         return words
 
     def _own_template(self, card: ModelCard) -> Path | None:
@@ -144,8 +163,22 @@ class WordsShelf:
         return own.file if own is not None and own.stands_for(card) else None
 
 
-def _key(card: ModelCard) -> Key:
-    return card.folder, card.created_s
+def _load_of(card: ModelCard) -> Load:
+    return card.load, card.created_s
+
+
+def _warn(card: ModelCard, words: Words) -> None:
+    """Once per load."""
+    for name, template in words.templates.items():
+        if isinstance(template, Refusal):
+            reason = template.message
+            log.warning("a chat template cannot be used", model=card.model_id, template=name, why=reason)
+    last_id = _last_id(words)
+    if last_id >= card.vocab:
+        log.warning(
+            "the tokenizer has ids that the model has not; a prompt with one of them is refused",
+            model=card.model_id, last_id=last_id, vocabulary=card.vocab,
+        )  # fmt: skip
 
 
 def _last_id(words: Words) -> int:

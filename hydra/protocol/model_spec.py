@@ -181,3 +181,4 @@ class ModelCard:
     total_layers: int
     default_sampling: DefaultSampling = DefaultSampling()
     folder: str = attrs.field(default=attrs.Factory(lambda self: self.model_path, takes_self=True))
+    load: str = ""  # the job that loaded it: a later one may have found other files in the same folder

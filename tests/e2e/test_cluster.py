@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.cluster import RunningCluster, running_cluster
 from tests.e2e.served import Served, all_at_once, complete, served, wait_whole
 
+JSON = {"content-type": "application/json"}
 SHORT = {(1, 4)}  # tied or not, workers: with stages in the middle; the cluster below is untied, of three
 SPLITS = [
     pytest.param(workers, tied, id=f"{kind}-{workers}", marks=[] if (tied, workers) in SHORT else [pytest.mark.long])
@@ -82,7 +83,7 @@ def test_broken_input_is_told_so_with_all_four_keys(cluster: RunningCluster) -> 
         ("/nowhere", {}, 404),
     ]
     for path, body, status in broken:
-        sent = {"content": body} if isinstance(body, bytes) else {"json": body}
+        sent = {"content": body, "headers": JSON} if isinstance(body, bytes) else {"json": body}
         answer = httpx2.post(cluster.url + path, timeout=30.0, **sent)
         assert answer.status_code == status, (path, body, answer.text)
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}

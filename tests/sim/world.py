@@ -33,6 +33,7 @@ from hydra.actors.post import Post
 from hydra.actors.wish import Policy, Wish
 from hydra.actors.worker import ComputeStuck, Worker, WorkerParts
 from hydra.http.app import make_app
+from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
 from hydra.http.words_shelf import WordsShelf
@@ -572,7 +573,7 @@ class World:
                 max_body_bytes=1 << 20,
                 shutdown=Shutdown(),
                 shelf=WordsShelf(partial(_at_once, Words.load)),
-                aside=_at_once,
+                encoders=Encoders(aside=_at_once),
             )
         await node.family.run()
 

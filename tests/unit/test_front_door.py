@@ -44,9 +44,28 @@ def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
 def test_a_frontend_is_told_which_model_it_is_for():
     spec = FrontendSpec(
         node_id="frontend", router_addr="a", broadcast_addr="b", http_fd=3, http_url="c",
-        model_path="/m", chat_template="/t.jinja",
+        model_path="/m", chat_template="/t.jinja", allowed_hosts=("a", ".b"), allowed_origins=("https://c",),
     )  # fmt: skip
     assert from_json(to_json(spec), FrontendSpec) == spec
+
+
+def test_requests_wait_for_loads_or_are_refused():
+    assert load_settings(None, {}, {"HYDRA_SERVER_WHILE_LOADING": "refuse"}).server.while_loading == "refuse"
+    with pytest.raises(Complaint, match="wait, refuse"):
+        load_settings(None, {}, {"HYDRA_SERVER_WHILE_LOADING": "no"})
+
+
+def test_hosts_and_origins_are_lists_of_what_can_be_compared(tmp_path):
+    environ = {"HYDRA_SERVER_ALLOWED_HOSTS": "llm.example.com,.corp.example"}
+    config = tmp_path / "config.toml"
+    config.write_text('[server]\nallowed_origins = ["https://chat.example.com", "app://chat", "null", "*"]\n')
+    server = load_settings(config, {}, environ).server
+    assert server.allowed_hosts == ("llm.example.com", ".corp.example") and len(server.allowed_origins) == 4
+    wrong = {"HOSTS": ("https://a.example", "a:8080", "a/b"), "ORIGINS": ("a.example", "https://a.example/", "http://")}
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(Complaint, match=f"allowed_{name.lower()}"):
+                load_settings(None, {}, {f"HYDRA_SERVER_ALLOWED_{name}": value})
 
 
 def test_a_chat_template_that_is_not_there_is_a_complaint(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from hydra.http.app import make_app
+from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
 from hydra.http.tokenizer import Words
 from hydra.http.words_shelf import WordsShelf
@@ -17,6 +18,14 @@ from tests.unit.http.fake_cluster import FakeCluster, spell
 def shelf_of(load=Words.load, chat_template=None) -> WordsShelf:
     """Words are read in a thread. A frontend tries them before (see test_words_trial)."""
     return WordsShelf(partial(trio.to_thread.run_sync, load), chat_template)
+
+
+async def at_once(work, *args):
+    return work(*args)
+
+
+def threadless(cluster, shutdown, shelf):
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf, encoders=Encoders(aside=at_once))
 
 
 @pytest.fixture(scope="session")
@@ -58,5 +67,5 @@ def app(cluster, shutdown):
 
 @pytest.fixture
 def quick_app(cluster, shutdown, words):
-    """Whose words are there already."""
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(lambda *_: words))
+    """Whose words are there already, and which has no threads: it may live in virtual time."""
+    return threadless(cluster, shutdown, shelf_of(lambda *_: words))

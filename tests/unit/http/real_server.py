@@ -36,7 +36,7 @@ class Server:
     async def post(self, body, path="/v1/completions"):
         stream = await self.connect()
         content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(content)}\r\n\r\n"
         await stream.send_all(head.encode() + content)
         return stream
@@ -67,7 +67,9 @@ class Client:
 
     async def send(self, method, path, body=b"", headers=(), *, length=None):
         """With `length`, that is what the head claims; None: the body's own."""
-        head = [f"{method} {path} HTTP/1.1", "Host: x", *headers]
+        head = [f"{method} {path} HTTP/1.1", "Host: localhost", *headers]
+        if not any(line.lower().startswith("content-type") for line in headers) and (body or length):
+            head.append("Content-Type: application/json")
         if not any(line.lower().startswith("transfer-encoding") for line in headers):
             head.append(f"Content-Length: {len(body) if length is None else length}")
         await self.stream.send_all("\r\n".join([*head, "", ""]).encode() + body)

@@ -208,12 +208,8 @@ async def test_an_encoded_body_is_a_415(client, coding):
     assert coding[:100] in error["message"] and len(error["message"]) < 300
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [["Content-Encoding: identity"], ["Content-Type: application/x-www-form-urlencoded"], ["Content-Type: text/plain"]],
-)
-async def test_what_curl_says_of_a_json_body_does_not_matter(client, headers):
-    await client.send("POST", "/v1/completions", asked(50), headers)
+async def test_no_encoding_at_all_is_one_too(client):
+    await client.send("POST", "/v1/completions", asked(50), ["Content-Encoding: identity"])
     assert (await client.answer())[0] == 200
 
 

@@ -55,7 +55,7 @@ async def test_a_client_that_never_reads_holds_nobody(app, huge, shutdown, nurse
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await raw.connect(("127.0.0.1", server.port))
         content = json.dumps(TEXT).encode()
-        await raw.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        await raw.send(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         await raw.send(b"Content-Length: %d\r\n\r\n" % len(content) + content)
         while not huge.open:
             await trio.lowlevel.checkpoint()

@@ -5,10 +5,10 @@ import trio
 import trio.testing
 
 from hydra.actors.client import Piece
-from hydra.http.app import make_app
 from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.refusal import Refusal
 from tests.asgi_client import ask, exchange
+from tests.unit.http.conftest import threadless
 from tests.unit.http.fake_cluster import spell
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -107,10 +107,10 @@ async def test_a_client_that_leaves_before_the_first_token(app, cluster):
     assert cluster.open == 0 and answer.status is None
 
 
-async def test_silence_is_filled_with_pings_and_no_stream_is_cut_after_a_minute(app, cluster, autojump_clock):
+async def test_silence_is_filled_with_pings_and_no_stream_is_cut_after_a_minute(quick_app, cluster, autojump_clock):
     spoken = spell("ab")
     cluster.script = lambda request, number: (spoken(request, 0), 200.0, spoken(request, 1), spoken(request, 2))[number]
-    answer = await ask(app, "POST", "/v1/completions", TEXT)
+    answer = await ask(quick_app, "POST", "/v1/completions", TEXT)
     assert text_of(answer.events()) == "ab" and answer.events()[-1] == "[DONE]"
     assert answer.body.count(b": ping\n\n") == 13, "one per 15 s of silence"
 
@@ -163,7 +163,7 @@ async def test_the_time_of_the_first_byte_begins_with_the_request(cluster, shutd
 
     spoken = spell("ab")
     cluster.script = lambda request, number: 5.0 if number == 0 else spoken(request, number - 1)
-    slow_app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=WordsShelf(load))
+    slow_app = threadless(cluster, shutdown, WordsShelf(load))
     began_s = trio.current_time()
     async with exchange(slow_app, "POST", "/v1/completions", TEXT) as answer:
         await answer.until(lambda seen: seen.body)
@@ -179,10 +179,10 @@ async def test_a_client_that_leaves_after_the_first_byte_ends_its_generation(qui
     assert cluster.open == 0
 
 
-async def test_an_answer_in_one_piece_may_take_longer_than_a_minute(app, cluster, autojump_clock):
+async def test_an_answer_in_one_piece_may_take_longer_than_a_minute(quick_app, cluster, autojump_clock):
     spoken = spell("ab")
     cluster.script = lambda request, number: 500.0 if number == 0 else spoken(request, number - 1)
-    answer = await ask(app, "POST", "/v1/completions", {**TEXT, "stream": False})
+    answer = await ask(quick_app, "POST", "/v1/completions", {**TEXT, "stream": False})
     assert answer.status == 200 and answer.json()["choices"][0]["text"] == "ab"
 
 
