@@ -455,7 +455,7 @@ class Planner:
         ends = " -> ".join(end or "coordinator" for end in dict.fromkeys((source, target)))
         rest = f"; in quarantine for {quarantine_s:.0f} s" if quarantine_s else ""
         noted = [NodeNoted(target or source, f"{ends}: {why}{rest}")]
-        return [*noted, *self._reach.after_break(now_s), *self._note_reach(now_s)]
+        return [*noted, *self._reach.after_break(source, target, now_s), *self._note_reach(now_s)]
 
     # ------------------------------------------------------------ epochs
 

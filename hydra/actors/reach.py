@@ -153,14 +153,16 @@ class Reach:
         breaks.count, breaks.last_s = max(breaks.count + 1, 2 if at_once else 1), now_s
         quarantine_s = QUARANTINE_S[min(breaks.count, len(QUARANTINE_S)) - 1]
         breaks.until_s = now_s + quarantine_s
-        for hop, finding in self._findings.items():
-            if (hop.source, hop.target) == (source, target) and not finding.fault:
-                finding.at_s = float("-inf")
+        for hop in self._hops_between(source, target):
+            self._findings[hop].at_s = float("-inf")
         return quarantine_s
 
-    def after_break(self, now_s: float) -> list[Effect]:
-        """Wakes the planner when the next quarantine is over."""
-        return self._look_again(now_s)
+    def after_break(self, source: NodeId, target: NodeId, now_s: float) -> list[Effect]:
+        """The link is dialled at once, so that a fault it has gets an address; and its quarantine will end."""
+        return [*self.dial(self._hops_between(source, target), now_s), *self._look_again(now_s)]
+
+    def _hops_between(self, source: NodeId, target: NodeId) -> list[Hop]:
+        return [hop for hop in self._findings if (hop.source, hop.target) == (source, target)]
 
     # ------------------------------------------------------------ what plans may count on
 
