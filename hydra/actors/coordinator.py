@@ -20,7 +20,7 @@ from hydra.actors.planner import Planner
 from hydra.actors.ports import Library
 from hydra.actors.post import Post
 from hydra.actors.reach import DialledOut, DialOut
-from hydra.actors.registry import Broadcast, Opened, Registry
+from hydra.actors.registry import Broadcast, NotLetIn, Opened, Registry
 from hydra.actors.store_server import StoreServer
 from hydra.actors.wish import (
     Begin,
@@ -205,6 +205,8 @@ class Coordinator:
             case DialOut(ask=ask, addrs=addrs):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._dial_out, ask, addrs)
+            case NotLetIn(node=node, host=host, refusal=refusal):
+                log.warning("not let in", node=node, host=host, code=refusal.code, why=refusal.message)
             case ModelNoted(model_id=model_id, reason=reason):
                 log.warning("a model stays as it is", model=model_id, why=reason)
             case NodeNoted(node=node, fault=fault):

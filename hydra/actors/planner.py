@@ -12,7 +12,7 @@ dialled before the plan begins (`reach`); what works goes on meanwhile. It knows
 byte ranges, and memory as numbers; it reads no file (the Library port does).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Literal
 
 import attrs
@@ -89,8 +89,9 @@ MEMBER = ActorName("member")
 TRY_AGAIN_S = 5.0
 RETRY_AFTER_S = 5.0
 LOAD_SILENT_S = 90.0  # workers speak every few seconds while bytes come
-FIRST_LOAD_SILENT_S = 360.0  # of what has never served: longer than any source is waited for
+FIRST_SILENT_S = 360.0  # of what has never served and nobody else could do: longer than any source is waited for
 ACTIVATE_SILENT_S = 300.0  # kernels may be compiled and graphs captured, of which nobody speaks
+_SILENT_S: dict[Phase, float] = {"loading": LOAD_SILENT_S, "activating": ACTIVATE_SILENT_S}
 
 
 @attrs.define(eq=False)
@@ -387,8 +388,19 @@ class Planner:
         for name in self._nodes:
             if name not in self._mustered and self._reach.tried(name) and not self._reach.fault_of(name, now_s):
                 self._mustered.add(name)
-                effects += self._muster.joined(now_s)
+                effects += [*self._muster.joined(now_s), *self._relieve(now_s)]
         return [*effects, *(self._settle_if_complete(now_s) if self._muster.waiting else self._plan_waiting(now_s))]
+
+    def _relieve(self, now_s: float) -> list[Effect]:
+        """Somebody has come: what is being made ready with nodes that failed at it before may be done without them."""
+        effects: list[Effect] = []
+        for model in self._models.values():
+            if model.phase not in _SILENT_S or model.route is None:
+                continue
+            shaky = self._reach.shaky(now_s).intersection(model.route.nodes())
+            if shaky and self._does_without(model, shaky, now_s):
+                effects += [*self._down(model, now_s, death=False), *self._plan(model, now_s)]
+        return effects
 
     def _note_reach(self, now_s: float) -> list[Effect]:
         """Says at both ends that a node cannot be used, or can be again."""
@@ -450,8 +462,10 @@ class Planner:
         effects = self._blame(ends[link], ends[link + 1], why, now_s)
         return [*effects, *self._down(model, now_s, death=False), *self._plan(model, now_s)]
 
-    def _blame(self, source: NodeId, target: NodeId, why: str, now_s: float, *, at_once: bool = False) -> list[Effect]:
-        quarantine_s = self._reach.broke(source, target, now_s, at_once=at_once)
+    def _blame(
+        self, source: NodeId, target: NodeId, why: str, now_s: float, *, at_least_s: float = 0.0
+    ) -> list[Effect]:
+        quarantine_s = self._reach.broke(source, target, now_s, at_least_s=at_least_s)
         ends = " -> ".join(end or "coordinator" for end in dict.fromkeys((source, target)))
         rest = f"; in quarantine for {quarantine_s:.0f} s" if quarantine_s else ""
         noted = [NodeNoted(target or source, f"{ends}: {why}{rest}")]
@@ -478,8 +492,7 @@ class Planner:
 
     def _draft(self, model: PlannedModel, described: Described, now_s: float) -> Draft:
         """Over those that can be counted on, or RefusalError. Better without the shaky, rather with them than not."""
-        able = {name: node for name, node in self._nodes.items() if name not in self._suspects}
-        nodes = {name: node for name, node in able.items() if not self._reach.fault_of(name, now_s)}
+        nodes = self._able(now_s)
         firm = {name: node for name, node in nodes.items() if name not in self._reach.shaky(now_s)}
         try:
             return self._draft_over(firm, model, described, now_s)
@@ -490,6 +503,11 @@ class Planner:
                 keeps_out = self._reach.sentence(now_s) or why.refusal.message
                 raise RefusalError(attrs.evolve(why.refusal, message=f"no worker can be used: {keeps_out}")) from why
             raise
+
+    def _able(self, now_s: float) -> dict[NodeId, NodeJoined]:
+        """Those that can be counted on, in join order."""
+        heard = {name: node for name, node in self._nodes.items() if name not in self._suspects}
+        return {name: node for name, node in heard.items() if not self._reach.fault_of(name, now_s)}
 
     def _draft_over(
         self, nodes: dict[NodeId, NodeJoined], model: PlannedModel, described: Described, now_s: float
@@ -522,7 +540,7 @@ class Planner:
         if not model.served:
             model.outage = None
             effects.append(CancelTimer(("recovery", model.model_id)))
-        effects.append(SetTimer(("silence", model.model_id), now_s + self._silent_s(model)))
+        effects.append(SetTimer(("silence", model.model_id), now_s + _SILENT_S[model.phase]))
         dropped = [name for name in (old.nodes() if old else ()) if name not in route.nodes() and name in self._nodes]
         effects += orders.drop(route.route, route.epoch, [self._nodes[name] for name in dropped])
         effects += [self._order(described, route, placed) for placed in route.stages]
@@ -572,7 +590,7 @@ class Planner:
             return self._wait(model, why.refusal, now_s)
         for stage in route.stages:
             stage.heard_s = now_s
-        silence = SetTimer(("silence", model.model_id), now_s + self._silent_s(model))
+        silence = SetTimer(("silence", model.model_id), now_s + _SILENT_S[model.phase])
         return [silence, *orders.activate(route, self.results_addr)]
 
     def _stage_ready(self, peer: PeerId, route_id: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
@@ -611,25 +629,34 @@ class Planner:
             return self._endure(model, refusal, now_s)
         return [*self._down(model, now_s, death=False), *self._plan(model, now_s)]
 
-    def _silent_s(self, model: PlannedModel) -> float:
-        if model.phase == "activating":
-            return ACTIVATE_SILENT_S
-        return LOAD_SILENT_S if model.served else FIRST_LOAD_SILENT_S
-
     def _silence(self, model_id: str, now_s: float) -> list[Effect]:
-        """Whoever has said nothing for too long while it was made ready is done without, if that is possible."""
+        """Whoever has said nothing for too long while it was made ready is done without, where that is possible. Where
+        it is not, and nobody has been served yet, a source is waited for as long as workers wait.
+        """
         model = self._models.get(model_id)
-        if model is None or model.route is None or model.phase not in ("loading", "activating"):
+        if model is None or model.route is None or model.phase not in _SILENT_S:
             return []
-        limit_s = self._silent_s(model)
+        limit_s = _SILENT_S[model.phase]
         behind = [s for s in model.route.stages if not (s.loaded if model.phase == "loading" else s.ready)]
-        silent = [stage.share.node for stage in behind if now_s - stage.heard_s >= limit_s]
+        silent = {stage.share.node: now_s - stage.heard_s for stage in behind if now_s - stage.heard_s >= limit_s}
         if not silent:
             return [SetTimer(("silence", model_id), min(stage.heard_s for stage in behind) + limit_s)]
-        why = f"it has said nothing for {limit_s:.0f} s while it was {model.phase}"
-        blamed = [effect for node in silent for effect in self._blame(node, node, why, now_s, at_once=True)]
+        if not model.served and max(silent.values()) < FIRST_SILENT_S and not self._does_without(model, silent, now_s):
+            return [SetTimer(("silence", model_id), now_s + TRY_AGAIN_S)]
+        why = f"it has said nothing for {max(silent.values()):.0f} s while it was {model.phase}"
+        blamed = [effect for node in silent for effect in self._blame(node, node, why, now_s, at_least_s=limit_s)]
         refusal = Refusal(code="timeout", message=f"{', '.join(silent)}: {why}")
         return [*blamed, *self._go_around(model, refusal, now_s)]
+
+    def _does_without(self, model: PlannedModel, nodes: Container[NodeId], now_s: float) -> bool:
+        """Whether there is a plan without these."""
+        assert model.described is not None
+        try:
+            others = {name: node for name, node in self._able(now_s).items() if name not in nodes}
+            self._draft_over(others, model, model.described, now_s)
+        except RefusalError:
+            return False
+        return True
 
     def _undelivered(self, undelivered: Undelivered, now_s: float) -> list[Effect]:
         """What was too large to be said: an order has failed, an answer becomes a refusal."""

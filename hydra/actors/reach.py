@@ -142,16 +142,16 @@ class Reach:
 
     # ------------------------------------------------------------ breaks
 
-    def broke(self, source: NodeId, target: NodeId, now_s: float, *, at_once: bool = False) -> float:
+    def broke(self, source: NodeId, target: NodeId, now_s: float, *, at_least_s: float = 0.0) -> float:
         """An epoch ended because of this link (HERE: the coordinator's end; a node with itself: because of the node).
 
-        Returns the seconds of its quarantine, which begins with the second time, or `at_once`.
+        Returns the seconds of its quarantine, which begins with the second time, or is `at_least_s`.
         """
         breaks = self._breaks.setdefault((source, target), _Breaks())
         if now_s - breaks.last_s > FORGIVEN_S:
             breaks.count = 0
-        breaks.count, breaks.last_s = max(breaks.count + 1, 2 if at_once else 1), now_s
-        quarantine_s = QUARANTINE_S[min(breaks.count, len(QUARANTINE_S)) - 1]
+        breaks.count, breaks.last_s = breaks.count + 1, now_s
+        quarantine_s = max(at_least_s, QUARANTINE_S[min(breaks.count, len(QUARANTINE_S)) - 1])
         breaks.until_s = now_s + quarantine_s
         for hop in self._hops_between(source, target):
             self._findings[hop].at_s = float("-inf")

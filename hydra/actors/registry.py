@@ -66,6 +66,15 @@ class Broadcast:
 
 
 @attrs.frozen
+class NotLetIn:
+    """Effect: somebody was refused at the door; for people to see."""
+
+    node: NodeId
+    host: str  # as it says
+    refusal: Refusal
+
+
+@attrs.frozen
 class Opened:
     """Event: the coordinator is up; starts the beacon and the sweep."""
 
@@ -155,7 +164,8 @@ class Registry:
     def _hello(self, peer: PeerId, hello: Hello, now_s: float) -> list[Effect]:
         refusal = self._refusal(peer, hello, now_s)
         if refusal is not None:
-            return [Send(Address(peer, MEMBER), HelloRefused(refusal=refusal))]
+            told = Send(Address(peer, MEMBER), HelloRefused(refusal=refusal))
+            return [told, NotLetIn(hello.node_id, hello.host, refusal)]
         effects = self._raise_term(peer, hello)
         former = self._members.get(hello.node_id)
         if former is not None:

@@ -168,9 +168,9 @@ async def test_a_parent_with_the_wrong_token_ends_in_a_complaint(nursery):
     """A whole parent with a child, before the door of a coordinator that is only a registry."""
     with closing(ZmqWires()) as wires:
         hub = wires.hub(f"tcp://{LOOPBACK}:0", f"tcp://{LOOPBACK}:0")
-        post = Post(hub.send_nowait, hub.receive, registry.PLANNER_NAME)
-        house = House(COORDINATOR, post.carry)
         door = registry.Registry(term=1, results_addr="tcp://x:1", join_token="sesame")
+        post = Post(hub.send_nowait, hub.receive, registry.PLANNER_NAME, door.speaker_of)
+        house = House(COORDINATOR, post.carry)
         house.add(ActorName("registry"), door, lambda effect: None)
         nursery.start_soon(house.keep_timers)
         nursery.start_soon(post.pump, house)

@@ -15,7 +15,7 @@ from hydra.actors.facts import (
     TermRaised,
 )
 from hydra.actors.machine import Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.registry import MEMBER, TERM_JUMP_MAX, Broadcast, Opened, Registry
+from hydra.actors.registry import MEMBER, TERM_JUMP_MAX, Broadcast, NotLetIn, Opened, Registry
 from hydra.protocol.ids import TERM_MAX, Address, Epoch
 from hydra.protocol.messages import (
     PROTOCOL_VERSION,
@@ -142,14 +142,15 @@ def test_generations_only_grow():
 )
 def test_who_is_turned_away(changes, code):
     room = Room(join_token="sesame")
-    (effect,) = room.hears("a-1", hello("a", **changes))
+    effect, noted = room.hears("a-1", hello("a", **changes))
     assert effect.message.refusal.code == code and effect.to == Address("a-1", "member")
+    assert noted == NotLetIn("a", hello("a").host, effect.message.refusal), "a line at this end too"
     assert "sesame" not in effect.message.refusal.message and room.states() == {}
 
 
 def test_a_worker_from_elsewhere_that_advertises_loopback_is_told_what_to_do():
     room = Room(host_of=lambda peer: "10.0.0.7" if peer == "far-1" else "")
-    (effect,) = room.hears("far-1", hello("far", pipeline_addr="tcp://127.0.0.1:6000"))
+    effect, _ = room.hears("far-1", hello("far", pipeline_addr="tcp://127.0.0.1:6000"))
     refusal = effect.message.refusal
     assert refusal.code == "unreachable" and room.states() == {}
     assert all(word in refusal.message for word in ("10.0.0.7", "tcp://127.0.0.1:6000", "--bind", "--advertise"))
