@@ -2,10 +2,13 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
+from hydra import log as hydra_log
 from tests.audit import hydra_audit
 
 FOLDER = str(Path(hydra_audit.__file__).parent)
@@ -39,3 +42,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if lines:
         terminalreporter.section("executed from a model directory, or on its behalf", red=True)
         terminalreporter.write_line("\n".join(lines))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loggers_are_not_kept() -> Iterator[None]:
+    """A logger that is kept from its first use on would log as the test did that used it first."""
+    configure = structlog.configure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", lambda **how: configure(**how | {"cache_logger_on_first_use": False}))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was(loggers_are_not_kept: None) -> Iterator[None]:
+    """What a test has set up for its process ends with the test."""
+    yield
+    if hydra_log._sink is not None:
+        hydra_log._sink.close(hydra_log.FLUSH_S)
+        hydra_log._sink = None
+        structlog.reset_defaults()
