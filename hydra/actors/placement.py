@@ -46,21 +46,6 @@ class Route:
         return tuple(placed.share.node for placed in self.stages)
 
 
-@attrs.frozen
-class Draft:
-    """A plan that has not begun. `moves`: somebody would have to read a layer that it does not hold."""
-
-    dtype: Dtype
-    shares: tuple[Share, ...]
-    moves: bool
-
-    @classmethod
-    def of(cls, dtype: Dtype, shares: tuple[Share, ...], seats: Iterable[Seat]) -> "Draft":
-        held = {seat.node: seat.held for seat in seats}
-        moves = any(not held[share.node].issuperset(range(share.first_layer, share.end_layer)) for share in shares)
-        return cls(dtype, shares, moves)
-
-
 def route_dtype(spec: ModelSpec, wanted: str, nodes: list[NodeJoined]) -> Dtype:
     """`auto`: the stored dtype if every device runs it natively, else float16, else float32. Raises RefusalError.
 

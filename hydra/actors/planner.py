@@ -18,6 +18,7 @@ from typing import Literal
 import attrs
 
 from hydra.actors import muster, orders
+from hydra.actors.draft import Draft, Drafter, Wanted
 from hydra.actors.facts import (
     FrontendJoined,
     FrontendLost,
@@ -38,10 +39,10 @@ from hydra.actors.lenders import Lenders
 from hydra.actors.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.muster import Muster
 from hydra.actors.outage import MOVING_S, Outage
-from hydra.actors.placement import Draft, Placed, Route, pool_size, route_dtype, seats_for
+from hydra.actors.placement import Placed, Route, pool_size
 from hydra.actors.planned_model import Phase, PlannedModel
 from hydra.actors.reach import HERE, REDIAL, DialledOut, Reach
-from hydra.actors.split import Terms, check_max_model_len, split_vram
+from hydra.actors.split import check_max_model_len
 from hydra.actors.wish import (
     Begin,
     CheckSource,
@@ -114,11 +115,13 @@ class Planner:
     _jobs: Jobs = attrs.field(factory=Jobs, init=False)
     _lenders: Lenders = attrs.field(init=False)
     _reach: Reach = attrs.field(init=False)
+    _drafter: Drafter = attrs.field(init=False)
     _mustered: set[NodeId] = attrs.field(factory=set, init=False)  # those that could be counted on, once
 
     def __attrs_post_init__(self) -> None:
         self._lenders = Lenders(self.store_addr)
         self._reach = Reach(self.results_addr, self.store_addr)
+        self._drafter = Drafter(self.policy, self._reach)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -347,7 +350,7 @@ class Planner:
                 effects += self._plan(model, now_s)
             elif model.phase == "ready" and model.described is not None:
                 try:
-                    draft = self._draft(model, model.described, now_s)
+                    draft = self._draft(model, now_s)
                 except RefusalError:
                     continue
                 check = CheckSource(model.model_id, model.described)
@@ -479,7 +482,7 @@ class Planner:
             return []
         model.dialling = False
         try:
-            draft = self._draft(model, model.described, now_s)
+            draft = self._draft(model, now_s)
         except RefusalError as why:
             if model.phase != "ready":
                 return self._wait(model, why.refusal, now_s)
@@ -490,39 +493,20 @@ class Planner:
             return self._reach.dial(untried, now_s)
         return self._begin_epoch(model, model.described, draft, now_s)
 
-    def _draft(self, model: PlannedModel, described: Described, now_s: float) -> Draft:
-        """Over those that can be counted on, or RefusalError. Better without the shaky, rather with them than not."""
-        nodes = self._able(now_s)
-        firm = {name: node for name, node in nodes.items() if name not in self._reach.shaky(now_s)}
-        try:
-            return self._draft_over(firm, model, described, now_s)
-        except RefusalError as why:
-            if firm != nodes:
-                return self._draft_over(nodes, model, described, now_s)
-            if why.refusal.code == "no_workers" and self._nodes:
-                keeps_out = self._reach.sentence(now_s) or why.refusal.message
-                raise RefusalError(attrs.evolve(why.refusal, message=f"no worker can be used: {keeps_out}")) from why
-            raise
-
-    def _able(self, now_s: float) -> dict[NodeId, NodeJoined]:
-        """Those that can be counted on, in join order."""
-        heard = {name: node for name, node in self._nodes.items() if name not in self._suspects}
-        return {name: node for name, node in heard.items() if not self._reach.fault_of(name, now_s)}
-
-    def _draft_over(
-        self, nodes: dict[NodeId, NodeJoined], model: PlannedModel, described: Described, now_s: float
-    ) -> Draft:
-        dtype = route_dtype(described.spec, model.wish.dtype or self.policy.dtype, list(nodes.values()))
-        terms = Terms(
-            dtype=dtype,
-            reserve_bytes=self.policy.reserve_bytes,
-            kv_fraction=self.policy.kv_fraction,
-            context_tokens=self.policy.max_model_len,
-            block_size=self.policy.block_size,
+    def _wanted(self, model: PlannedModel) -> Wanted:
+        """What a plan of this model has to keep to."""
+        assert model.described is not None
+        return Wanted(
+            spec=model.described.spec,
+            dtype=model.wish.dtype or self.policy.dtype,
+            held=model.route,
+            others=tuple(m.route for m in self._models.values() if m is not model and m.route is not None),
         )
-        others = [m.route for m in self._models.values() if m is not model and m.route is not None]
-        seats = seats_for(described.spec, dtype, nodes, held=model.route, others=others)
-        return Draft.of(dtype, split_vram(described.spec, seats, terms, self._reach.blocked(now_s)), seats)
+
+    def _draft(self, model: PlannedModel, now_s: float, without: Container[NodeId] = ()) -> Draft:
+        """Over the nodes that have not missed beats, or RefusalError."""
+        heard = {name: node for name, node in self._nodes.items() if name not in self._suspects}
+        return self._drafter.draft(self._wanted(model), heard, now_s, without)
 
     def _begin_epoch(self, model: PlannedModel, described: Described, draft: Draft, now_s: float) -> list[Effect]:
         effects = self._down(model, now_s, death=False)
@@ -622,7 +606,7 @@ class Planner:
         """Without the nodes that cannot be made ready, at once; with them again only after a while."""
         assert model.described is not None
         try:
-            nodes = {share.node for share in self._draft(model, model.described, now_s).shares}
+            nodes = {share.node for share in self._draft(model, now_s).shares}
         except RefusalError as why:
             return self._endure(model, why.refusal, now_s)
         if nodes & self._reach.shaky(now_s) or (model.route is not None and nodes == set(model.route.nodes())):
@@ -650,10 +634,8 @@ class Planner:
 
     def _does_without(self, model: PlannedModel, nodes: Container[NodeId], now_s: float) -> bool:
         """Whether there is a plan without these."""
-        assert model.described is not None
         try:
-            others = {name: node for name, node in self._able(now_s).items() if name not in nodes}
-            self._draft_over(others, model, model.described, now_s)
+            self._draft(model, now_s, without=nodes)
         except RefusalError:
             return False
         return True
