@@ -66,6 +66,7 @@ def test_a_machine_that_freezes_for_ten_seconds_is_fenced_and_keeps_its_worker(u
         assert complete(cluster, untied.prompts[3], stream=True) == untied.answers[3]
 
 
+@pytest.mark.long
 def test_a_worker_that_stays_stopped_is_replaced_by_its_parent(untied: Served, tmp_path: Path) -> None:
     with running_cluster(tmp_path, untied.directory, workers=2) as cluster:
         pid = cluster.pid_of_node("w1")

@@ -14,7 +14,7 @@ from tests.e2e.cluster import RunningCluster, running_cluster
 from tests.e2e.served import Served, all_at_once, complete, served, wait_whole
 
 JSON = {"content-type": "application/json"}
-SHORT = {(1, 4)}  # tied or not, workers: with stages in the middle; the cluster below is untied, of three
+SHORT = {(1, 2)}  # tied or not, workers; the cluster below is untied, of three
 SPLITS = [
     pytest.param(workers, tied, id=f"{kind}-{workers}", marks=[] if (tied, workers) in SHORT else [pytest.mark.long])
     for tied, kind in enumerate(["untied", "tied"])

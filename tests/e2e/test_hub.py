@@ -54,6 +54,7 @@ def holds(tensors: list[TensorRange], path: str, start: int, sent: int) -> bool:
     return sum(max(0, min(start + sent, end) - max(start, first)) for first, end in spans) == sent
 
 
+@pytest.mark.long
 def test_a_four_way_split_fetches_each_layer_once(hub: FakeHub, model: Served, tmp_path: Path) -> None:
     shards = len(list(model.directory.glob("*.safetensors")))
     with running_cluster(tmp_path, REPO, workers=4, **settings(hub, tmp_path)) as cluster:

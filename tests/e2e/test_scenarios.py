@@ -13,13 +13,13 @@ from scenarios.processes import ROOT
 from scenarios.story import Story, tell
 from scenarios.theatre import Cast, Theatre
 
-# The other tests of this room show the like of the long ones.
-SHORT = ("cut_then_heal",)
-LONG = ("kill_coordinator", "kill_worker", "pause_worker", "poison_request", "reader_walks_away")
+# The other tests of this room show the like of them.
+NAMES = ("cut_then_heal", "kill_coordinator", "kill_worker", "pause_worker", "poison_request", "reader_walks_away")
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", [*SHORT, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
 def test_a_story_ends_well_on_real_processes(name: str, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", f"scenarios.{name}", "--real"]
     env = {**os.environ, "TMPDIR": str(tmp_path)}

@@ -18,5 +18,5 @@ def quiet_log():
 
 
 def n_seeds() -> int:
-    """HYDRA_SEEDS: 100 in `make test`, 2,000 in `make test-all`."""
+    """HYDRA_SEEDS: 60 in `make test`, 2,000 in `make test-all`."""
     return int(os.environ.get("HYDRA_SEEDS", "100"))

@@ -21,6 +21,7 @@ PATIENCE_S = 30.0
 START_S = 60.0
 LEFT_BYTES_MAX = 16 << 20
 VARIANTS_MIN = 200
+PARTS = 3  # the first of them, all over the list, is tried in every run
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is counted in /proc")
 
@@ -102,9 +103,11 @@ def complaint(case, said: dict, base_bytes: int) -> str | None:
 
 
 @pytest.mark.timeout(500)  # on a busy machine; every single attempt has its own deadline
-def test_every_broken_directory_is_refused_in_time_and_leaves_nothing(bases, tmp_path):
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, PARTS))])
+def test_every_broken_directory_is_refused_in_time_and_leaves_nothing(part, bases, tmp_path):
     cases = all_cases()
     assert len({case.label for case in cases}) == len(cases) >= VARIANTS_MIN
+    cases = cases[part::PARTS]
     trier, wrong = Trier(bases / "single"), {}
     for number, case in enumerate(cases):
         path = tmp_path / str(number) / case.base
