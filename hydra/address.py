@@ -41,11 +41,6 @@ class Address:
         return cls(host, int(port))
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    return host.strip("[]") in ("localhost", "::1") or host.startswith("127.")
-
-
 def resolve(name: str, host: str) -> str:
     """The IPv4 address of `host`. Raises Complaint (exit 5) when there is none, or nobody says so in time."""
     found: list[str | OSError] = []

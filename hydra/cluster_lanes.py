@@ -11,9 +11,10 @@ from collections.abc import Mapping
 
 import attrs
 
-from hydra.address import EVERYWHERE, Address, is_loopback
+from hydra.address import EVERYWHERE, Address
 from hydra.complaint import Complaint
 from hydra.port_range import PortRange
+from hydra.protocol.loopback import is_loopback
 from hydra.settings import Zmq
 
 PLACES = {"router_addr": 0, "broadcast_addr": 2, "results_addr": 3, "store_addr": 4}  # after the first port

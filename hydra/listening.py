@@ -9,10 +9,11 @@ import os
 import socket
 from pathlib import Path
 
-from hydra.address import EVERYWHERE, Address, is_loopback
+from hydra.address import EVERYWHERE, Address
 from hydra.complaint import Complaint
 from hydra.held_port import HeldPort
 from hydra.port_holders import PortHolders
+from hydra.protocol.loopback import is_loopback
 
 BACKLOG = 1024
 SECOND = "or --ports 5655-5670 for all that a second cluster needs"

@@ -14,6 +14,7 @@ import attrs
 from hydra.actors.facts import NodeJoined
 from hydra.actors.machine import CancelTimer, Effect, Send, SetTimer
 from hydra.protocol.ids import ActorName, Address, AskId, NodeId
+from hydra.protocol.loopback import host_of, is_loopback
 from hydra.protocol.messages import Dial, Unanswered
 
 SCOUT = ActorName("scout")
@@ -253,7 +254,7 @@ def _sentence(hop: Hop, fault: str) -> str:
     if fault == NO_WORD:
         return fault
     if hop.source == HERE:
-        loopback = "127." in hop.addr or "localhost" in hop.addr
+        loopback = is_loopback(host_of(hop.addr))
         remedy = (
             " (from another machine: start it with --bind and --advertise an address of its own)" if loopback else ""
         )

@@ -31,6 +31,7 @@ from hydra.actors.facts import (
 )
 from hydra.actors.machine import Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.ids import TERM_MAX, ActorName, Address, Generation, NodeId, PeerId, StepId
+from hydra.protocol.loopback import host_of, is_loopback
 from hydra.protocol.messages import (
     PROTOCOL_VERSION,
     Beacon,
@@ -220,7 +221,7 @@ class Registry:
         if hello.role == "worker" and (hello.device is None or hello.pipeline_addr is None):
             return no("invalid_value", f"{hello.node_id} offers no device or no address", 30.0)
         elsewhere = self.host_of(peer)
-        if hello.role == "worker" and elsewhere and _is_loopback(hello.pipeline_addr or ""):
+        if hello.role == "worker" and elsewhere and is_loopback(host_of(hello.pipeline_addr or "")):
             message = (
                 f"{hello.node_id} comes from {elsewhere} and says it is reached at {hello.pipeline_addr}, which is "
                 "this machine; start it with --bind and --advertise an address of its own"
@@ -339,11 +340,6 @@ class Registry:
         if sent >= late.step:
             return "sent it on"
         return "stuck" if accepted >= late.step else "waits"
-
-
-def _is_loopback(addr: str) -> bool:
-    host = addr.partition("://")[2].rpartition(":")[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _is_child(member: Member, parent: Member) -> bool:

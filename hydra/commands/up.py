@@ -91,8 +91,8 @@ def up(
 
 def warn_of_open_http(addr: str) -> None:
     """Raises Complaint (exit 2) for what is no address."""
-    from hydra.address import is_loopback
     from hydra.listening import parse_http
+    from hydra.protocol.loopback import is_loopback
 
     if not is_loopback(parse_http(addr)[0]):
         log.warning(

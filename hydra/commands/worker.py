@@ -5,10 +5,11 @@ import sys
 import attrs
 import click
 
-from hydra.address import EVERYWHERE, Address, is_loopback, local_address_towards, resolve
+from hydra.address import EVERYWHERE, Address, local_address_towards, resolve
 from hydra.child_spec import WorkerSpec
 from hydra.complaint import Complaint
 from hydra.log import set_up_logging
+from hydra.protocol.loopback import is_loopback
 from hydra.settings import CHOICES, load_settings
 
 STEPS_PORT, STORE_PORT = 6000, 6001

@@ -13,8 +13,8 @@ import attrs
 import structlog
 import trio
 
-from hydra.http.file_identity import Identity, identity_of
 from hydra.http.tokenizer import Words
+from hydra.http.words_files import Identity, identity_of
 from hydra.protocol.model_name import hub_parts
 from hydra.protocol.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError

@@ -6,13 +6,14 @@ Promises that a file which is written, replaced or taken away makes another iden
 from pathlib import Path
 
 from hydra.http.model_words import MAIN_TEMPLATE, MORE_TEMPLATES, TOKENIZER
+from hydra.store.file_identity import FileIdentity
 
 NAMES = (
     TOKENIZER, "tokenizer_config.json", MAIN_TEMPLATE, "chat_template.json", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
 
-Identity = tuple[tuple[str, tuple[int, ...]], ...]  # empty: there is no file at all
+Identity = tuple[tuple[str, FileIdentity], ...]  # empty: there is no file at all
 
 
 def identity_of(directory: Path, template_file: Path | None) -> Identity:
@@ -21,14 +22,12 @@ def identity_of(directory: Path, template_file: Path | None) -> Identity:
     paths += sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
     if template_file is not None:
         paths.append(template_file)
-    found = ((str(path), _stamp(path)) for path in paths)
-    return tuple((path, stamp) for path, stamp in found if stamp)
+    found = ((str(path), _identity(path)) for path in paths)
+    return tuple((path, identity) for path, identity in found if identity is not None)
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """The time of the last change is among it: a writer can set back the other one, and keep the size."""
+def _identity(path: Path) -> FileIdentity | None:
     try:
-        stat = path.stat()
+        return FileIdentity.of(path.stat())
     except OSError:
-        return ()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        return None
