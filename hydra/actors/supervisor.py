@@ -20,7 +20,7 @@ from hydra.protocol.ids import REGISTRY, NodeId
 from hydra.protocol.messages import ChildExited, KillWorker, SpawnWorker
 
 DEATHS_MAX = 5  # of a child that has never come up
-PAUSE_MOST_S = {"coordinator": 2.0, "frontend": 2.0, "worker": 30.0}  # without one of the first two nobody is served
+PAUSE_MOST_S = {"coordinator": 2.0, "frontend": 2.0, "worker": 8.0}  # without one of the first two nobody is served
 SILENCE_MAX_S = 10.0
 HOPELESS = (2, 3, 4, 6, 7)  # exit codes of the front door that another try cannot mend
 ENVIRONMENT = 4  # the exit code when a child was given up that had no such word
