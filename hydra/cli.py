@@ -10,6 +10,7 @@ from hydra.commands import bench, children, models, running, up, worker
 from hydra.complaint import Complaint
 from hydra.log import say_at_end
 from hydra.settings import unknown_variables
+from hydra.standard_streams import print_line
 
 COMMANDS = (
     up.up,
@@ -61,7 +62,7 @@ def cli(context: click.Context) -> None:
     """One large language model over the unequal devices you own, behind the OpenAI API."""
     if context.invoked_subcommand is not None and not context.invoked_subcommand.startswith("_"):
         for line in unknown_variables(os.environ):
-            click.echo(f"warning: {line}", err=True)
+            print_line(f"warning: {line}", error=True)
 
 
 for command in COMMANDS:

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable, Mapping
 
 import attrs
-import click
 import trio
 
 from hydra.actors.parent import ChildCommand, Parent
@@ -19,6 +18,7 @@ from hydra.log import log_lines_lost
 from hydra.open_answers import count_open, words
 from hydra.protocol.ids import NodeId
 from hydra.protocol.refusal import Refusal
+from hydra.standard_streams import print_line
 from hydra.still_trying import tell_of_silence
 from hydra.turned_away import parents_doorstep
 
@@ -26,7 +26,7 @@ SILENT_S = 6.0  # a coordinator speaks twice a second; a restart of it takes les
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    print_line(line, error=True)
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -2,6 +2,8 @@
 what a Ctrl-C waits for.
 """
 
+import errno
+import io
 import itertools
 import json
 import random
@@ -13,7 +15,7 @@ import attrs
 import pytest
 import trio
 
-from hydra import still_trying
+from hydra import parent_run, still_trying
 from hydra.actors import registry
 from hydra.actors.cell import House
 from hydra.actors.parent import ChildCommand
@@ -207,3 +209,21 @@ async def test_only_the_first_ctrl_c_of_an_up_says_what_it_waits_for(monkeypatch
         await run.before_stop()
         await run.before_stop()
         assert said == ["stopping: 3 answers are open and have up to 30 s to end; Ctrl-C again stops now"] * lines
+
+
+class Full(io.TextIOBase):
+    """A disk that takes nothing."""
+
+    def __init__(self) -> None:
+        self.refused = 0
+
+    def write(self, text: str) -> int:
+        self.refused += 1
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+
+def test_what_a_parent_says_where_nothing_can_be_written_is_no_end(monkeypatch):
+    full = Full()
+    monkeypatch.setattr("sys.stderr", full)
+    parent_run._say("stopping: 3 answers are open")
+    assert full.refused

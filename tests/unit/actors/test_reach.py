@@ -380,3 +380,16 @@ def test_a_worker_that_all_loads_fail_on_is_tried_again_but_not_at_once():
         assert not orders(effects) and ("again", "m") in keys(effects), number
         hall.now_s += TRY_AGAIN_S
         assert orders(hall.tell(TimerFired(("again", "m"))))
+
+
+def test_what_is_made_ready_with_a_node_that_failed_at_it_is_done_without_it_as_soon_as_another_comes():
+    hall = Hall()
+    hall.running("a")
+    hall.tell(joined("b"))
+    effects = hall.tell(NodeLost(node="a", generation=1, why="exit"))
+    assert set(orders(effects)) == {"b-1"}
+    hall.now_s = LOAD_SILENT_S
+    hall.tell(TimerFired(("silence", "m")))
+    hall.now_s += TRY_AGAIN_S
+    assert set(orders(hall.tell(TimerFired(("again", "m"))))) == {"b-1"}, "rather with it than not at all"
+    assert set(orders(hall.tell(joined("c")))) == {"c-1"}
