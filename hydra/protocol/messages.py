@@ -207,7 +207,7 @@ class LoadSlice:
 
 @attrs.frozen(kw_only=True)
 class LoadProgress:
-    """Stage -> Planner while loading, at most a few hundred times per load.
+    """Stage -> Planner while loading: a few hundred times per load, and every few seconds while bytes come.
 
     Bytes of the slice: first those that are on this machine ("fetching"), then those read from it ("reading").
     """
