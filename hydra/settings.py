@@ -24,7 +24,7 @@ PLAIN_VARIABLES = (
     "HYDRA_FAMILY",
     "HYDRA_CHAOS_S",
     "HYDRA_CHAOS_SEED",
-)  # read elsewhere: hydra/log.py, the commands, the tests
+)  # read elsewhere: hydra/log/set_up.py, the commands, the tests
 TEST_VARIABLES = "HYDRA_TEST_"
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")

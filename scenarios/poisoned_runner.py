@@ -4,8 +4,8 @@ import os
 import signal
 from pathlib import Path
 
-from hydra.child_spec import WorkerSpec
-from hydra.kernels.runner import Runner
+from hydra.kernels.step.runner import Runner
+from hydra.processes.child_spec import WorkerSpec
 from hydra.protocol.batch import Run
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import click
 
-from hydra.actors.parent import python_child
-from hydra.child_spec import WorkerSpec, from_json
-from hydra.log import set_up_logging
-from hydra.roles import worker_main
+from hydra.actors.families.parent import python_child
+from hydra.log.set_up import set_up_logging
+from hydra.processes.child_spec import WorkerSpec, from_json
+from hydra.processes.roles import worker_main
+from hydra.processes.up import run_worker_parent
 from hydra.settings import load_settings
-from hydra.up import run_worker_parent
 
 MODULE = "scenarios.poisoned_worker"
 

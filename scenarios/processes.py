@@ -15,7 +15,7 @@ from types import MappingProxyType
 import attrs
 import psutil
 
-from hydra.held_port import HeldPort
+from hydra.processes.held_port import HeldPort
 
 ROOT = Path(__file__).parents[1]
 LOOPBACK = "127.0.0.1"

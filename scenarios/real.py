@@ -20,8 +20,8 @@ import httpx2
 import psutil
 import trio
 
-from hydra.held_port import HeldPort
-from hydra.store.demo_model import LAYERS, VOCAB, ensure_demo_model
+from hydra.processes.held_port import HeldPort
+from hydra.store.models.demo_model import LAYERS, VOCAB, ensure_demo_model
 from scenarios.playbill import Playbill
 from scenarios.processes import LOOPBACK, Processes, hold_port, processes
 from scenarios.real_reader import RealReader

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import attrs
 
+from hydra.simulation.pocket_model import MODEL_ID, POISON, VOCAB, pocket_reply
+from hydra.simulation.world import Chat, Shape, World, open_world
 from scenarios.playbill import Playbill
 from scenarios.theatre import BLIND, Cast, Reader, Sight
-from tests.sim.pocket import MODEL_ID, POISON, VOCAB, pocket_reply
-from tests.sim.world import Chat, Shape, World, open_world
 
 LAYERS = 9
 

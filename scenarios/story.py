@@ -50,9 +50,8 @@ def tell(story: Story, argv: Sequence[str] | None = None) -> int:
 
 
 def _play_simulated(story: Story, seed: int, bill: Playbill) -> None:
+    from hydra.simulation.determinism import quiet, run_sim
     from scenarios.simulated import open_simulated
-    from tests.sim.determinism import run_sim
-    from tests.sim.run import quiet
 
     async def play() -> None:
         async with open_simulated(story.cast, seed, bill) as theatre:

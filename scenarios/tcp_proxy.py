@@ -10,7 +10,7 @@ import math
 import attrs
 import trio
 
-from hydra.held_port import HeldPort
+from hydra.processes.held_port import HeldPort
 
 CHUNK_BYTES = 65_536
 DIAL_WITHIN_S = 5.0

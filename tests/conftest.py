@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from hydra import log as hydra_log
+from hydra.log import set_up as hydra_log
 from tests.audit import hydra_audit
 
 FOLDER = str(Path(hydra_audit.__file__).parent)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import attrs
 
-from hydra.protocol.model_spec import StoredFile, TensorRange
-from hydra.store import range_cache, range_fetch
-from hydra.store.cache_room import CacheRoom
-from hydra.store.hub_source import HubSource
-from hydra.store.library import LocalLibrary
-from hydra.store.model_ref import HubAccess, HubRef
-from hydra.store.range_cache import RangeCache
+from hydra.protocol.model.model_spec import StoredFile, TensorRange
+from hydra.store.cache import range_cache, range_fetch
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.hub.hub_source import HubSource
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_ref import HubAccess, HubRef
 from tests.fake_hub import tag_of
 
 REPO = "org/m"

@@ -14,9 +14,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # With those that hold a bound of time, which whoever runs at the lowest priority could not keep.
-REAL = ("tests/e2e", "tests/wire", "tests/clients", "tests/real", "tests/gpu", "tests/unit/test_corrupted_models.py",
-        "tests/unit/store/test_killed_download.py",
-        "tests/unit/test_audit.py", "tests/unit/test_front_door.py", "tests/unit/http/test_words_trial.py")  # fmt: skip
+REAL = (
+    "tests/e2e",
+    "tests/wire",
+    "tests/clients",
+    "tests/real",
+    "tests/gpu",
+    "tests/unit/test_corrupted_models.py",
+    "tests/unit/store/test_killed_download.py",
+    "tests/unit/test_audit.py",
+    "tests/unit/cli/test_front_door.py",
+    "tests/unit/http/test_tokenizer_trial.py",
+)
 NOTHING_COLLECTED = 5
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hydra.protocol.batch import Int32Column, int32
 from hydra.protocol.messages import JobStatus, ModelTold, ReadyTold, StatusTold
-from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.sampling import SamplingParams
 
 

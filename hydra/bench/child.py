@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from hydra.huge_pages import huge_pages_env
+from hydra.processes.huge_pages import huge_pages_env
 
 
 @attrs.frozen

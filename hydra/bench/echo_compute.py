@@ -5,12 +5,12 @@ from typing import Any
 
 import attrs
 
-from hydra.actors.ports import Progress
+from hydra.actors.core.ports import Progress
 from hydra.protocol.batch import Outcome, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
-from hydra.protocol.slice_facts import SliceFacts
+from hydra.protocol.model.load_report import SliceFacts
 
 MEMORY_BYTES = 64_000_000_000
 KV_BLOCKS = 4096

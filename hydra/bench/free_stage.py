@@ -11,13 +11,13 @@ from pathlib import Path
 
 from hydra.bench.child import say
 from hydra.bench.inner_cluster import PROMPT_TOKENS
-from hydra.kernels.runner import Runner
+from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Batch, OpenRow, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.sampling import GREEDY
-from hydra.store.library import LocalLibrary
+from hydra.store.models.library import LocalLibrary
 
 ROUTE, EPOCH = RouteId(1), Epoch(1, 1)
 BLOCK_SIZE = 16

@@ -11,9 +11,9 @@ from typing import Any
 
 import zmq
 
-from hydra.actors.ports import Ticket
-from hydra.actors.stage_line import Fence, FenceBoard, StageLine
-from hydra.actors.stage_thread import StageThread
+from hydra.actors.core.ports import Ticket
+from hydra.actors.stage.stage_line import Fence, FenceBoard, StageLine
+from hydra.actors.stage.stage_thread import StageThread
 from hydra.bench.budget import Measured, median_ratio, spread
 from hydra.bench.child import child
 from hydra.bench.echo_compute import EchoCompute
@@ -21,7 +21,7 @@ from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.sampling import GREEDY
-from hydra.protocol.zmq_wire import ZmqWires
+from hydra.protocol.wires.zmq_wire import ZmqWires
 
 HIDDEN_BYTES = 16 * 1024
 ROUTE, EPOCH = RouteId(1), Epoch(1, 1)

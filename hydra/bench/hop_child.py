@@ -5,11 +5,11 @@ import threading
 
 import zmq
 
-from hydra.actors.stage_thread import StageThread
+from hydra.actors.stage.stage_thread import StageThread
 from hydra.bench.child import say
 from hydra.bench.echo_compute import EchoCompute
 from hydra.bench.hop import HIDDEN_BYTES, open_line
-from hydra.protocol.zmq_wire import ZmqWires
+from hydra.protocol.wires.zmq_wire import ZmqWires
 
 
 def main() -> None:

@@ -12,18 +12,18 @@ from contextlib import ExitStack, asynccontextmanager
 import attrs
 import trio
 
-from hydra.actors.broker import Limits
 from hydra.actors.client import GenerateRequest
-from hydra.actors.coordinator import Coordinator, CoordinatorParts, SavedState
-from hydra.actors.frontend import Frontend, FrontendParts
-from hydra.actors.ports import Library
-from hydra.actors.wish import Policy, Wish
+from hydra.actors.core.ports import Library
+from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
+from hydra.actors.families.frontend import Frontend, FrontendParts
+from hydra.actors.planning.desired_model import Policy, Wish
+from hydra.actors.scheduling.broker import Limits
 from hydra.protocol.ids import NodeId, PeerId
-from hydra.protocol.model_spec import Described
+from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.sampling import GREEDY
-from hydra.protocol.wire import Hub
-from hydra.protocol.zmq_wire import ZmqWires
+from hydra.protocol.wires.wire import Hub
+from hydra.protocol.wires.zmq_wire import ZmqWires
 
 MODEL_ID = "bench"
 UP_WITHIN_S = 120.0

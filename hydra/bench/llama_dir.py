@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from hydra.store.demo_model import ensure_demo_model
+from hydra.store.models.demo_model import ensure_demo_model
 
 SHARD_LAYERS = 8
 

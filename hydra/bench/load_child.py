@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from hydra.bench.child import say
-from hydra.kernels.reader import THREADS
-from hydra.kernels.runner import Runner
+from hydra.kernels.step.runner import Runner
+from hydra.kernels.weights.reader import THREADS
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
-from hydra.protocol.model_spec import Described, Dtype
-from hydra.store.library import LocalLibrary
+from hydra.protocol.model.model_spec import Described, Dtype
+from hydra.store.models.library import LocalLibrary
 
 PIECE_BYTES = 8 << 20  # the plain side's best
 

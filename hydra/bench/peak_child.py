@@ -9,12 +9,12 @@ import torch
 from hydra.bench.child import say
 from hydra.bench.load_child import order_for
 from hydra.kernels.devices import peak_bytes
-from hydra.kernels.runner import Runner
-from hydra.kernels.warmup import lone_batch, lone_row
+from hydra.kernels.step.runner import Runner
+from hydra.kernels.step.warmup import lone_batch, lone_row
 from hydra.protocol.batch import Run
 from hydra.protocol.ids import Epoch, RouteId, StepId
-from hydra.protocol.model_spec import Described
-from hydra.store.library import LocalLibrary
+from hydra.protocol.model.model_spec import Described
+from hydra.store.models.library import LocalLibrary
 
 BLOCK_SIZE = 16
 ROUTE, EPOCH = RouteId(1), Epoch(1, 1)

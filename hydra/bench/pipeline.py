@@ -8,16 +8,16 @@ from pathlib import Path
 import attrs
 import trio
 
-from hydra.actors.engine import COHORT_ROWS_MAX
+from hydra.actors.scheduling.scheduler import COHORT_ROWS_MAX
 from hydra.bench.budget import Measured, median_ratio, spread
 from hydra.bench.child import child
 from hydra.bench.inner_cluster import inner_cluster
 from hydra.bench.llama_dir import LlamaShape, write_llama
-from hydra.protocol.decoder_spec import plain_decoder
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model_spec import Described, ModelSpec, TensorRange
-from hydra.protocol.wire import Hub
-from hydra.store.library import LocalLibrary
+from hydra.protocol.model.decoder_spec import plain_decoder
+from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
+from hydra.protocol.wires.wire import Hub
+from hydra.store.models.library import LocalLibrary
 
 STAGES = (2, 4, 8)
 STEP_S = 0.010

@@ -5,10 +5,10 @@ import sys
 
 import trio
 
-from hydra.actors.worker import Worker, WorkerParts, run_worker
+from hydra.actors.families.worker import Worker, WorkerParts, run_worker
 from hydra.bench.echo_compute import EchoCompute
 from hydra.protocol.ids import NodeId, PeerId
-from hydra.protocol.zmq_wire import ZmqWires
+from hydra.protocol.wires.zmq_wire import ZmqWires
 
 HIDDEN_BYTES = 256
 

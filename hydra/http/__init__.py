@@ -1,1 +1,5 @@
-"""The face: how Hydra speaks to people. Words stop here; behind it there are only token ids."""
+"""OpenAI's API and the cluster's own, over HTTP.
+
+May import: text, store, protocol, actors.client.
+Refuses to know: any actor but its client; stages, routes, sockets of the cluster.
+"""

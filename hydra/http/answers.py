@@ -11,13 +11,13 @@ import attrs
 from hydra.actors.client import GenerateRequest
 from hydra.http.openai_request import ApiRequest
 from hydra.http.prompts import Prompt
-from hydra.http.tokenizer import Words
 from hydra.protocol.batch import Int32Column, int32
 from hydra.protocol.codec import CONTROL_BYTES_MAX
 from hydra.protocol.context_length import context_overflow
-from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.protocol.sampling import SamplingParams
+from hydra.text.tokenizer import Words
 
 ANSWERS_MAX = 1024  # of one request: prompts times n. More would never find room in a queue of the usual size
 # Of one sequence: an answer that is replayed travels in one message of the command lane, its parameters beside it.

@@ -13,10 +13,10 @@ from hydra.http.load_trials import LoadTrials
 from hydra.http.openai_response import json_bytes
 from hydra.http.readiness import Readiness
 from hydra.http.shutdown import Shutdown
-from hydra.http.tokenizer import Words
-from hydra.http.words_shelf import WordsShelf
-from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
+from hydra.text.cache import WordsShelf
+from hydra.text.tokenizer import Words
 
 LOADING_RETRY_S = 5.0
 

@@ -26,8 +26,8 @@ from hydra.http.request_id import RequestId
 from hydra.http.request_path import RequestPath, shown_path
 from hydra.http.request_scope import RequestScope
 from hydra.http.shutdown import Shutdown
-from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.refusal import RefusalError
+from hydra.text.cache import WordsShelf
 
 log = structlog.get_logger()
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from hydra.http.chat_history import history_of
 from hydra.http.fields import Fields
-from hydra.http.tokenizer import ChatInput
 from hydra.protocol.refusal import refuse
+from hydra.text.tokenizer import ChatInput
 
 MESSAGES_MAX, TOOLS_MAX, DOCUMENTS_MAX, KWARGS_MAX = 2048, 128, 128, 64
 EFFORT_MAX = 32

@@ -8,8 +8,8 @@ import re
 
 import attrs
 
-from hydra.protocol.model_name import hub_parts
-from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.model.model_name import hub_parts
+from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal
 
 HIDDEN = "(a path)"

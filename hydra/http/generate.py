@@ -12,9 +12,9 @@ from hydra.actors.client import Cluster
 from hydra.http.answers import Answer, generate_request
 from hydra.http.openai_request import ApiRequest
 from hydra.http.teller import Delta, Teller
-from hydra.http.tokenizer import Words
-from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
+from hydra.text.tokenizer import Words
 
 PIECES_MAX = 64  # deltas that wait for a slow reader, over all answers of one request
 STOPPING = Refusal(code="shutting_down", message="the server is stopping and could not wait longer for this answer")

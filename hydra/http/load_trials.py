@@ -11,9 +11,9 @@ import structlog
 import trio
 
 from hydra.actors.client import Cluster
-from hydra.http.words_shelf import WordsFault, WordsShelf
 from hydra.protocol.messages import JobStatus
 from hydra.protocol.refusal import Refusal, RefusalError
+from hydra.text.cache import WordsFault, WordsShelf
 
 LOOK_EVERY_S = 1.0
 JOBS_MAX = 64  # that are remembered

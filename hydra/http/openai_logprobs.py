@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.http.teller import TokenShown
-from hydra.http.vocabulary import Vocabulary
+from hydra.text.vocabulary import Vocabulary
 
 LEAST = -9999.0  # OpenAI's "not among the likeliest"; JSON has no infinity
 

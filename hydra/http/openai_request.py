@@ -14,13 +14,13 @@ import orjson
 
 from hydra.http.chat_request import parse_chat
 from hydra.http.fields import Fields, key_name
-from hydra.http.json_depth import JSON_DEPTH_MAX, json_depth
 from hydra.http.json_size import check_size
 from hydra.http.parameters import Kind, check_parameters
 from hydra.http.prompts import TOKEN_IDS_END, Prompt, prompts_of, token_ids
-from hydra.http.tokenizer import ChatInput
 from hydra.protocol.refusal import refuse
 from hydra.protocol.sampling import TOP_P_MIN, DefaultSampling
+from hydra.text.json_depth import JSON_DEPTH_MAX, json_depth
+from hydra.text.tokenizer import ChatInput
 
 STOP_MAX, STOP_IDS_MAX, N_MAX, LOGPROBS_MAX, BIAS_MAX, OPTIONS_MAX = 16, 1024, 128, 20, 1024, 64
 MAX_TOKENS_MAX = 1 << 30

@@ -12,7 +12,7 @@ from hydra.http.answers import Answer
 from hydra.http.openai_logprobs import chat_logprobs, text_logprobs
 from hydra.http.openai_request import ApiRequest
 from hydra.http.teller import Delta, TokenShown
-from hydra.http.vocabulary import Vocabulary
+from hydra.text.vocabulary import Vocabulary
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"

@@ -11,6 +11,7 @@ from hydra.http.answers import answers_of, context_of
 from hydra.http.api import Api, json_response
 from hydra.http.disclosure import origin_of, without_paths
 from hydra.http.failures import body_of
+from hydra.http.fields import key_name
 from hydra.http.generate import Asked, Deltas, start_answers
 from hydra.http.openai_request import read_request
 from hydra.http.openai_response import PING, Writer, sse
@@ -18,7 +19,7 @@ from hydra.http.owner import owner_of
 from hydra.http.parameters import Kind
 from hydra.http.request_scope import request_nursery
 from hydra.http.teller import Delta
-from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
 
 FIRST_BYTE_S = 10.0  # so long may a stream's status wait for its first token; proxies give up after a minute or less
@@ -62,7 +63,8 @@ async def _generate(api: Api, kind: Kind) -> Response:
     answers = await api.encoders.run(len(body), answers_of, parsed, words, card)
     writer = Writer(parsed, answers, words.vocabulary)
     headers: dict[str, str] = {}
-    ignored = [*parsed.ignored, *(words.overlooked(parsed.chat) if kind == "chat" else ())]
+    unread = words.overlooked(parsed.chat) if kind == "chat" else ()
+    ignored = [*parsed.ignored, *(f"chat_template_kwargs.{key_name(name)}" for name in unread)]
     if ignored:
         headers["x-hydra-ignored"] = ",".join(ignored)[:1000]
     asked = Asked(

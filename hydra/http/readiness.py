@@ -8,8 +8,8 @@ import structlog
 import trio
 
 from hydra.actors.client import Cluster
-from hydra.http.words_shelf import WordsFault, WordsShelf, is_model_at
 from hydra.protocol.refusal import RefusalError, refuse
+from hydra.text.cache import WordsFault, WordsShelf, is_model_at
 
 LOOK_EVERY_S = 0.2
 TELL_FIRST_S, TELL_EVERY_S = 5.0, 30.0  # a reason that is new is told sooner than the same one again

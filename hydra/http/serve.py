@@ -26,9 +26,9 @@ from hydra.http.connection import Connection
 from hydra.http.door import Door
 from hydra.http.load_trials import LoadTrials
 from hydra.http.shutdown import Shutdown
-from hydra.http.tokenizer import Words
-from hydra.http.words_shelf import WordsShelf
-from hydra.http.words_trial import load_tried
+from hydra.text.cache import WordsShelf
+from hydra.text.tokenizer import Words
+from hydra.text.trial import load_tried
 
 WRITE_DEADLINE_S = 30.0
 CONNECTIONS_MAX = 4096

@@ -10,10 +10,10 @@ import attrs
 
 from hydra.actors.client import Piece, TokenLogprobs
 from hydra.http.answers import Answer
-from hydra.http.detokenizer import Detokenizer, StopWatch
 from hydra.http.openai_request import ApiRequest
-from hydra.http.tokenizer import Words
-from hydra.http.vocabulary import Vocabulary
+from hydra.text.detokenizer import Detokenizer, StopWatch
+from hydra.text.tokenizer import Words
+from hydra.text.vocabulary import Vocabulary
 
 
 @attrs.frozen(kw_only=True)

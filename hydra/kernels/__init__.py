@@ -1,1 +1,5 @@
-"""The hands: what is computed. Speaks tensors; knows no socket, no actor and no word."""
+"""What is computed. Speaks tensors.
+
+May import: protocol.
+Refuses to know: sockets, actors, words.
+"""

@@ -1,1 +1,5 @@
-"""The ground: what is said between the processes, and how it travels. Imports no other room."""
+"""What is said between processes, and how it travels. Speaks messages and bytes.
+
+May import: nothing of Hydra.
+Refuses to know: who decides, computes, or reads a file.
+"""

@@ -28,9 +28,9 @@ from hydra.protocol.messages import (
     Open,
     Tokens,
 )
-from hydra.protocol.model_spec import Place, StoredFile, TensorRange
+from hydra.protocol.model.model_spec import Place, StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
-from hydra.protocol.wire import Frames, MessageTooBig, TheyBrokeTheRules
+from hydra.protocol.wires.wire import Frames, MessageTooBig, TheyBrokeTheRules
 
 CONTROL_BYTES_MAX = 4 << 20
 STRING_BYTES_MAX = 1 << 20

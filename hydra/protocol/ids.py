@@ -70,9 +70,3 @@ class Address:
 
     peer: PeerId
     actor: ActorName
-
-
-REGISTRY = Address(COORDINATOR, ActorName("registry"))
-PLANNER = Address(COORDINATOR, ActorName("planner"))
-BROKER = Address(COORDINATOR, ActorName("broker"))
-DESK = Address(COORDINATOR, ActorName("desk"))

@@ -12,18 +12,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from hydra.protocol.ids import (
-    TERM_MAX,
-    AskId,
-    Attempt,
-    Epoch,
-    Generation,
-    NodeId,
-    RouteId,
-    RowId,
-    SessionId,
-    StepId,
-)
+from hydra.protocol.ids import TERM_MAX, AskId, Attempt, Epoch, Generation, NodeId, RouteId, RowId, SessionId, StepId
 from hydra.protocol.messages import (
     OWNER_LENGTH_MAX,
     Activate,
@@ -41,7 +30,7 @@ from hydra.protocol.messages import (
     UnloadModel,
     Welcome,
 )
-from hydra.protocol.model_spec import ModelSpec
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hydra.protocol.batch import Int32Column, Logprobs, int32
 from hydra.protocol.ids import AskId, Attempt, Epoch, Generation, NodeId, RouteId, SessionId, StepId
-from hydra.protocol.model_spec import Dtype, ModelCard, ModelSpec, StoredFile, TensorRange
+from hydra.protocol.model.model_spec import Dtype, ModelCard, ModelSpec, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 

@@ -9,7 +9,7 @@ import attrs
 
 from hydra.protocol.blob import Buffer
 from hydra.protocol.store_lane import CHUNK_BYTES_MAX, ChunkAsked, ChunkTold
-from hydra.protocol.wire import TheyBrokeTheRules
+from hydra.protocol.wires.wire import TheyBrokeTheRules
 
 CHUNK_BYTES = 1 << 20  # small enough that a chunk passes a line of 1 Mbit/s before the line is thought dead
 OPEN_MAX = 4

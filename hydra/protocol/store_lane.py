@@ -16,7 +16,7 @@ from attrs.validators import and_, ge, le, max_len
 from hydra.protocol.blob import Buffer
 from hydra.protocol.codec import converter, pack, unpack
 from hydra.protocol.refusal import Refusal
-from hydra.protocol.wire import Frames, TheyBrokeTheRules
+from hydra.protocol.wires.wire import Frames, TheyBrokeTheRules
 
 STORE_VERSION = 1
 CHUNK_BYTES_MAX = 4 << 20

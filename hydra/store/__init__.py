@@ -1,1 +1,5 @@
-"""The cellar: model directories and the bytes in them. Speaks files; never torch, trio or zmq."""
+"""Model directories, the Hub, the cache, and what a machine lends to others. Speaks files.
+
+May import: protocol.
+Refuses to know: torch, trio, zmq, and what a weight is for.
+"""

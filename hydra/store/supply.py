@@ -15,13 +15,13 @@ import structlog
 
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import refuse
-from hydra.store.file_identity import FileIdentity
-from hydra.store.hf_cache import HfCache
-from hydra.store.hub_source import HubSource
-from hydra.store.local_copy import why_unlike
-from hydra.store.model_ref import HUB_SCHEME, HubAccess, parse_source
-from hydra.store.range_cache import Progress, RangeCache
-from hydra.store.range_source import RangeSource
+from hydra.store.cache.range_cache import Progress, RangeCache
+from hydra.store.cache.range_source import RangeSource
+from hydra.store.files.file_identity import FileIdentity
+from hydra.store.hub.hf_cache import HfCache
+from hydra.store.hub.hub_source import HubSource
+from hydra.store.models.local_copy import why_unlike
+from hydra.store.models.model_ref import HUB_SCHEME, HubAccess, parse_source
 
 log = structlog.get_logger()
 

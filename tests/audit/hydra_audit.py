@@ -8,8 +8,8 @@ Forbidden are
 - code whose file lies in a model directory: executed, compiled, imported, or loaded as a library;
 - `exec` and `compile` called by Hydra's own code, and `marshal.loads` by anybody on its behalf but the import system;
 - a class or function looked up by a pickle on Hydra's behalf;
-- another program started by the rooms that read models (store, kernels, http), unless it is Hydra itself, and deaf
-  to the folder it stands in (python -P), or Triton's, whose compiler runs others over kernels of our own.
+- another program started by the rooms that read models (store, kernels, text, http), unless it is Hydra itself, and
+  deaf to the folder it stands in (python -P), or Triton's, whose compiler runs others over kernels of our own.
 """
 
 import os
@@ -21,7 +21,7 @@ from types import CodeType, FrameType
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STDLIB = os.path.dirname(os.__file__)
 HYDRA = os.path.join(ROOT, "hydra") + os.sep
-READERS = tuple(os.path.join(HYDRA, room) + os.sep for room in ("store", "kernels", "http"))
+READERS = tuple(os.path.join(HYDRA, room) + os.sep for room in ("store", "kernels", "text", "http"))
 TRUSTED = tuple({os.path.realpath(path) + os.sep for path in (ROOT, sys.prefix, sys.base_prefix, STDLIB)})
 TRITON = os.path.join(os.sep, "site-packages", "triton", "")
 MARKS = ("config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from hydra.store.demo_model import EOS_ID
+from hydra.store.models.demo_model import EOS_ID
 from tests.e2e.cluster import RunningCluster, running_cluster
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]

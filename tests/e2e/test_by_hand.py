@@ -9,7 +9,7 @@ import openai
 import psutil
 import pytest
 
-from hydra.actors.registry import LOST_AFTER_S
+from hydra.actors.membership.registry import LOST_AFTER_S
 from tests.e2e.cluster import RunningCluster, running_cluster
 from tests.e2e.served import Served, all_at_once, complete, wait_whole
 

@@ -12,8 +12,8 @@ import httpx2
 import pytest
 from huggingface_hub import snapshot_download
 
-from hydra.protocol.model_spec import TensorRange
-from hydra.store.library import LocalLibrary
+from hydra.protocol.model.model_spec import TensorRange
+from hydra.store.models.library import LocalLibrary
 from tests.e2e.cluster import RunningCluster, environment, running_cluster
 from tests.e2e.served import Served, all_at_once, served, wait_whole
 from tests.fake_hub import FakeHub, Fault, fake_hub

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from hydra.bench.llama_dir import LlamaShape, write_llama
-from hydra.store.library import LocalLibrary
+from hydra.store.models.library import LocalLibrary
 from tests.audit import hydra_audit
 from tests.e2e.cluster import RunningCluster, running_cluster
 

@@ -18,8 +18,8 @@ import httpx2
 import psutil
 import pytest
 
-from hydra.store.library import LocalLibrary
-from hydra.store.ranges import slice_ranges
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.slice_ranges import slice_ranges
 from tests.e2e.cluster import RunningCluster, environment, running_cluster
 from tests.e2e.served import Served, complete, save_model, served
 from tests.fake_hub import fake_hub

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hydra.store.demo_model import ensure_demo_model
+from hydra.store.models.demo_model import ensure_demo_model
 from scenarios.processes import processes
 from tests.e2e.cluster import running_cluster
 from tests.e2e.served import Served, complete

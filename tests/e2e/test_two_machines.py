@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hydra.held_port import HeldPort
+from hydra.processes.held_port import HeldPort
 from scenarios.processes import LOOPBACK, Ports, Processes, processes
 from tests.e2e.clients import Clients
 from tests.e2e.cluster import RunningCluster

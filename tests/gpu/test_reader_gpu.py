@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hydra.kernels import landing
-from hydra.kernels.reader import read_ranges
+from hydra.kernels.weights import staging as landing
+from hydra.kernels.weights.reader import read_ranges
 from tests.unit.kernels.bench import publish, quiet
 
 pytestmark = [

@@ -6,7 +6,7 @@ import time
 import traceback
 from functools import partial
 
-from tests.sim.determinism import run_sim
+from hydra.simulation.determinism import quiet, run_sim
 from tests.sim.swarm import LASTING, SURVIVED, means_plot, play, plot_of
 
 
@@ -45,15 +45,6 @@ def cause(why: BaseException) -> BaseException:
     while isinstance(why, BaseExceptionGroup):
         why = why.exceptions[0]
     return why
-
-
-def quiet() -> None:
-    """Logging costs more than the whole simulation."""
-    import logging
-
-    import structlog
-
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 if __name__ == "__main__":

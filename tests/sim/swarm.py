@@ -12,12 +12,12 @@ from collections.abc import Collection
 import attrs
 import trio
 
-from hydra.protocol.memory_wire import uniform
 from hydra.protocol.sampling import GREEDY, SamplingParams
-from tests.sim.determinism import run_sim
-from tests.sim.http_reader import words_directory
-from tests.sim.pocket import FRAIL, FRAIL_FOR, MAX_POSITIONS, POISON, VOCAB, pocket_reply
-from tests.sim.world import Chat, Shape, World, open_world
+from hydra.simulation.determinism import run_sim
+from hydra.simulation.http_reader import words_directory
+from hydra.simulation.memory_wire import uniform
+from hydra.simulation.pocket_model import FRAIL, FRAIL_FOR, MAX_POSITIONS, POISON, VOCAB, pocket_reply
+from hydra.simulation.world import Chat, Shape, World, open_world
 
 FAULT_KINDS = (
     "kill",

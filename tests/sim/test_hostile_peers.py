@@ -11,16 +11,16 @@ import attrs
 import pytest
 import trio
 
-from hydra.actors.authority import ANYBODY, SPEAKERS, THE_COORDINATOR
-from hydra.actors.cell import House
 from hydra.actors.client import GenerateRequest
-from hydra.actors.frontend import Frontend, FrontendParts
-from hydra.actors.member import Member, Start
-from hydra.actors.post import ACCEPTS, Post
-from hydra.actors.registry import TERM_JUMP_MAX
-from hydra.actors.sessions import Start as Begin
-from hydra.actors.stage import Activated, Publish, RunActivate, RunLoad, SliceIn, Stage, ThreadFenced
-from hydra.actors.supervisor import Began, ChildPlan, ChildStarted, Supervisor
+from hydra.actors.core.authority import ANYBODY, SPEAKERS, THE_COORDINATOR
+from hydra.actors.core.gateway import ACCEPTS, Post
+from hydra.actors.core.host import House
+from hydra.actors.core.membership import Member, Start
+from hydra.actors.families.frontend import Frontend, FrontendParts
+from hydra.actors.families.supervisor import Began, ChildPlan, ChildStarted, Supervisor
+from hydra.actors.membership.registry import TERM_JUMP_MAX
+from hydra.actors.sessions.sessions import Start as Begin
+from hydra.actors.stage.stage import Activated, Publish, RunActivate, RunLoad, SliceIn, Stage, ThreadFenced
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import StepResult
 from hydra.protocol.ids import COORDINATOR, Epoch, Generation, NodeId, RouteId, SessionId, StepId
@@ -42,13 +42,13 @@ from hydra.protocol.messages import (
     UnloadModel,
     Welcome,
 )
-from hydra.protocol.model_spec import ModelSpec
+from hydra.protocol.model.load_report import SliceFacts
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.sampling import GREEDY, SamplingParams
-from hydra.protocol.slice_facts import SliceFacts
-from hydra.protocol.wire import Delivery, TheyBrokeTheRules
+from hydra.protocol.wires.wire import Delivery, TheyBrokeTheRules
+from hydra.simulation.pocket_model import MODEL_ID, pocket_spec
+from hydra.simulation.world import Shape, World, open_world
 from tests.extremes import Extremes, or_many
-from tests.sim.pocket import MODEL_ID, pocket_spec
-from tests.sim.world import Shape, World, open_world
 
 DOORS = {kind: door for door, kinds in ACCEPTS.items() for kind in kinds}
 TO_COORDINATOR = [kind for kind, speakers in SPEAKERS.items() if speakers <= ANYBODY]

@@ -5,18 +5,18 @@ import random
 import attrs
 import pytest
 
-from hydra.actors.machine import Received
-from hydra.actors.stage import Activated, Publish, SliceIn, Stage, ThreadFenced
-from hydra.actors.stage_line import FenceBoard, StageLine
+from hydra.actors.core.machine import Received
+from hydra.actors.stage.stage import Activated, Publish, SliceIn, Stage, ThreadFenced
+from hydra.actors.stage.stage_line import FenceBoard, StageLine
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import COORDINATOR, Address, Epoch, RouteId
 from hydra.protocol.messages import Activate, LoadSlice
 from hydra.protocol.sampling import GREEDY
-from hydra.protocol.wire import TheyBrokeTheRules
+from hydra.protocol.wires.wire import TheyBrokeTheRules
+from hydra.simulation.pocket_model import VOCAB, PocketCompute, pocket_spec
 from tests.extremes import Extremes, or_many
-from tests.sim.pocket import VOCAB, PocketCompute, pocket_spec
 
 KV_BLOCKS, BLOCK_SIZE = 8, 4
 

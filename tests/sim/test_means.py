@@ -11,17 +11,17 @@ import attrs
 import pytest
 import trio
 
-from hydra.actors.facts import StepVanished
-from hydra.actors.machine import Effect, Event, Send
+from hydra.actors.core.facts import StepVanished
+from hydra.actors.core.machine import Effect, Event, Send
 from hydra.protocol.ids import ActorName, Address, Epoch, PeerId, RouteId
 from hydra.protocol.messages import LoadSlice
+from hydra.simulation.determinism import run_sim
+from hydra.simulation.plan_watch import PlanWatch
+from hydra.simulation.pocket_model import pocket_spec
+from hydra.simulation.world import Shape, World, open_world
 from tests.sim.conftest import n_seeds
-from tests.sim.determinism import run_sim
-from tests.sim.plan_watch import PlanWatch
-from tests.sim.pocket import pocket_spec
 from tests.sim.swarm import LASTING, MEANS, SURVIVED, means_plot, play_means
 from tests.sim.test_stories import PROMPTS, THREE, eight_in_the_middle, tell
-from tests.sim.world import Shape, World, open_world
 
 WITHIN_S = 40.0  # dialling, the step lease and a new plan; far below the recovery deadline
 RECOVERY_S = 120.0

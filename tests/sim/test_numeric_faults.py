@@ -6,11 +6,11 @@ import pytest
 import trio
 
 from hydra.protocol.sampling import GREEDY, SamplingParams
+from hydra.simulation.pocket_model import FRAIL, FRAIL_FOR
+from hydra.simulation.world import Shape
 from tests.sim.conftest import n_seeds
-from tests.sim.pocket import FRAIL, FRAIL_FOR
 from tests.sim.swarm import broken_row_plot, play_broken_row, play_short_memory
 from tests.sim.test_stories import PROMPTS, eight_in_the_middle, tell
-from tests.sim.world import Shape
 
 PARTS = 5
 
@@ -44,7 +44,7 @@ def test_a_broken_row_ends_alone_and_no_process_dies(http, tail):
 
     shape = Shape(workers=3, layers=9)
     if http:
-        from tests.sim.http_reader import words_directory
+        from hydra.simulation.http_reader import words_directory
 
         shape = Shape(workers=3, layers=9, http=True, model_path=words_directory())
     told = tell(story, shape)

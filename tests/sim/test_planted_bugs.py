@@ -5,17 +5,17 @@ from collections.abc import Callable
 import attrs
 import pytest
 
-from hydra.actors.broker import Broker
-from hydra.actors.engine import Engine
-from hydra.actors.kv_ledger import KvLedger
-from hydra.actors.machine import Send
-from hydra.actors.session import Emit, Session
-from hydra.actors.sessions import Sessions
-from hydra.actors.stage_line import StageLine
-from hydra.actors.step_bound import StepBound
+from hydra.actors.core.machine import Send
+from hydra.actors.scheduling.broker import Broker
+from hydra.actors.scheduling.kv_ledger import KvLedger
+from hydra.actors.scheduling.scheduler import Engine
+from hydra.actors.scheduling.step_bound import StepBound
+from hydra.actors.sessions.session import Emit, Session
+from hydra.actors.sessions.sessions import Sessions
+from hydra.actors.stage.stage_line import StageLine
 from hydra.protocol.batch import no_faults
 from hydra.protocol.messages import Close, Open
-from tests.sim.pocket import PocketCompute
+from hydra.simulation.pocket_model import PocketCompute
 from tests.sim.swarm import play_broken_row, play_seed, play_short_memory
 
 SEEDS_MAX = 150

@@ -11,14 +11,14 @@ import attrs
 import pytest
 import trio
 
-from hydra.actors.store_server import StoreServer
-from hydra.protocol.memory_wire import Link, MemoryNetwork, MemoryWires, uniform
+from hydra.actors.families.store_server import StoreServer
 from hydra.protocol.range_window import OPEN_MAX, RangeWindow
 from hydra.protocol.refusal import refuse
 from hydra.protocol.store_lane import ChunkRefused, decode_answer, encode_ask
-from hydra.protocol.wire import LineBroken
+from hydra.protocol.wires.wire import LineBroken
+from hydra.simulation.determinism import run_sim
+from hydra.simulation.memory_wire import Link, MemoryNetwork, MemoryWires, uniform
 from tests.sim.conftest import n_seeds
-from tests.sim.determinism import run_sim
 
 CHUNK = 64
 SILENCE_S = 5.0

@@ -6,10 +6,10 @@ import attrs
 import pytest
 import trio
 
+from hydra.simulation.determinism import run_sim
+from hydra.simulation.pocket_model import POISON
+from hydra.simulation.world import Chat, Shape, World, open_world
 from tests.sim.conftest import n_seeds
-from tests.sim.determinism import run_sim
-from tests.sim.pocket import POISON
-from tests.sim.world import Chat, Shape, World, open_world
 
 THREE = Shape(workers=3, layers=9)
 PROMPTS = [[(7 * n + i) % 250 for i in range(5 + 9 * n)] for n in range(8)]

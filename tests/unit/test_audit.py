@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hydra.store.demo_model import ensure_demo_model
+from hydra.store.models.demo_model import ensure_demo_model
 from tests.audit import hydra_audit
 
 ROOT = Path(hydra_audit.ROOT)
@@ -56,7 +56,7 @@ PLANTS = {
 }
 HARMLESS = {
     "an attrs class in hydra": "in_hydra('store/x.py', 'import attrs\\n@attrs.define\\nclass X:\\n    x: int\\nX(1)')",
-    "an import in hydra": "in_hydra('store/x.py', 'import hydra.store.library, tokenizers, jinja2')",
+    "an import in hydra": "in_hydra('store/x.py', 'import hydra.store.models.library, tokenizers, jinja2')",
     "a template in hydra": "in_hydra('http/x.py', 'import jinja2; jinja2.Template(\"{{ 1 }}\").render()')",
     "hydra by http": "in_hydra('http/x.py', 'import subprocess, sys;"
     'subprocess.run([sys.executable, "-P", "-m", "hydra", "--version"], check=True)\')',
@@ -137,12 +137,12 @@ import os, sys
 os.chdir(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from hydra.http.tokenizer import ChatInput
-from hydra.http.words_trial import load_tried
-from hydra.kernels.runner import Runner
+from hydra.text.tokenizer import ChatInput
+from hydra.text.trial import load_tried
+from hydra.kernels.step.runner import Runner
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
-from hydra.store.library import LocalLibrary
+from hydra.store.models.library import LocalLibrary
 library = LocalLibrary()
 found = library.describe(sys.argv[1])
 order = LoadSlice(

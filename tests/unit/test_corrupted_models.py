@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from hydra.store.demo_model import ensure_demo_model
+from hydra.store.models.demo_model import ensure_demo_model
 from tests.unit.corrupted import all_cases
 from tests.unit.store.conftest import saved  # noqa: F401 - the fixture
 

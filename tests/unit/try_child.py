@@ -14,14 +14,14 @@ import sys
 import time
 from pathlib import Path
 
-from hydra.http.tokenizer import ChatInput
-from hydra.http.words_trial import load_tried
-from hydra.kernels.runner import Runner
-from hydra.log import set_up_logging
+from hydra.kernels.step.runner import Runner
+from hydra.log.set_up import set_up_logging
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import RefusalError
-from hydra.store.library import LocalLibrary
+from hydra.store.models.library import LocalLibrary
+from hydra.text.tokenizer import ChatInput
+from hydra.text.trial import load_tried
 
 ROOM_BYTES = 3 << 30  # of address space: a bomb must not take the machine with it
 LIBC = ctypes.CDLL(None)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import trio
 
-from hydra.actors.store_server import StoreServer
-from hydra.protocol.zmq_wire import ZmqWires
-from hydra.store.shelf_keeper import ShelfKeeper, WholeFiles
+from hydra.actors.families.store_server import StoreServer
+from hydra.protocol.wires.zmq_wire import ZmqWires
+from hydra.store.lending.file_lender import ShelfKeeper, WholeFiles
 
 TOKEN, PRINT = "token", "print"
 

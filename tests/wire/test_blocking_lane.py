@@ -6,8 +6,8 @@ import time
 import pytest
 
 from hydra.protocol.blob import BLOB_BYTES_MAX
-from hydra.protocol.wire import AddressTaken
-from hydra.protocol.zmq_wire import ZmqWires
+from hydra.protocol.wires.wire import AddressTaken
+from hydra.protocol.wires.zmq_wire import ZmqWires
 
 WAIT_S = 20.0
 

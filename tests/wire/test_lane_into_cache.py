@@ -7,15 +7,15 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from hydra.protocol.model_spec import StoredFile, TensorRange
+from hydra.protocol.model.model_spec import StoredFile, TensorRange
 from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.store_lane import decode_answer, decode_ask
-from hydra.protocol.zmq_wire import ZmqWires
-from hydra.store.cache_room import CacheRoom
-from hydra.store.lane_source import LaneSource
-from hydra.store.patience import Patience
-from hydra.store.range_cache import RangeCache
+from hydra.protocol.wires.zmq_wire import ZmqWires
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.lending.lane_source import LaneSource
 from tests.wire.store_child import PRINT, TOKEN
 from tests.wire.test_store_processes import serving
 

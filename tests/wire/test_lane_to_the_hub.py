@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import trio
 
-from hydra.actors.store_server import StoreServer
+from hydra.actors.families.store_server import StoreServer
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
-from hydra.protocol.zmq_wire import ZmqWires
-from hydra.store.cache_room import CacheRoom
-from hydra.store.hub import Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.hub_place import lend_model
-from hydra.store.lane_source import lane_opener
-from hydra.store.model_ref import HubAccess
-from hydra.store.patience import Patience
-from hydra.store.range_cache import RangeCache
-from hydra.store.shelf_keeper import ShelfKeeper
+from hydra.protocol.wires.zmq_wire import ZmqWires
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub_lending import lend_model
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.lending.file_lender import ShelfKeeper
+from hydra.store.lending.lane_source import lane_opener
+from hydra.store.models.model_ref import HubAccess
 from hydra.store.supply import StoreSupply, hub_opener
 from tests.fake_hub import fake_hub
 from tests.unit.store.conftest import copy_of, saved  # noqa: F401

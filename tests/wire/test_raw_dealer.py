@@ -8,11 +8,11 @@ import pytest
 import trio
 import zmq
 
-from hydra.actors.broker import Broker, Limits, OpenLink, SendStep
-from hydra.actors.coordinator import Coordinator, CoordinatorParts, SavedState
-from hydra.actors.planner import Planner
-from hydra.actors.post import ACCEPTS
-from hydra.actors.wish import Policy
+from hydra.actors.core.gateway import ACCEPTS
+from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
+from hydra.actors.planning.desired_model import Policy
+from hydra.actors.planning.planner import Planner
+from hydra.actors.scheduling.broker import Broker, Limits, OpenLink, SendStep
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import Batch, Step, StepResult
 from hydra.protocol.ids import Epoch
@@ -36,8 +36,8 @@ from hydra.protocol.messages import (
     Welcome,
 )
 from hydra.protocol.sampling import GREEDY
-from hydra.protocol.zmq_wire import ZmqWires
-from tests.sim.pocket import PocketLibrary
+from hydra.protocol.wires.zmq_wire import ZmqWires
+from hydra.simulation.pocket_model import PocketLibrary
 
 HELLO = Hello(
     node_id="e", role="frontend", version=PROTOCOL_VERSION, capabilities=(), auth="the token", host="h", pid=1,

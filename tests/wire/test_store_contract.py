@@ -6,10 +6,10 @@ import random
 import pytest
 import trio
 
-from hydra.protocol.memory_wire import MemoryNetwork, MemoryWires
 from hydra.protocol.store_lane import CHUNK_BYTES_MAX
-from hydra.protocol.wire import AddressTaken, LineBroken, PeerGone, WireClosed, WireFull
-from hydra.protocol.zmq_wire import ZmqWires
+from hydra.protocol.wires.wire import AddressTaken, LineBroken, PeerGone, WireClosed, WireFull
+from hydra.protocol.wires.zmq_wire import ZmqWires
+from hydra.simulation.memory_wire import MemoryNetwork, MemoryWires
 
 ANY = "tcp://127.0.0.1:0"
 NOBODY = "tcp://127.0.0.1:1"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
-from hydra.protocol.zmq_sockets import as_reached
-from hydra.protocol.zmq_wire import ZmqWires
-from hydra.store.lane_source import LaneSource
-from hydra.store.range_source import SourceFault, SourceUnfit
+from hydra.protocol.wires.zmq_sockets import as_reached
+from hydra.protocol.wires.zmq_wire import ZmqWires
+from hydra.store.cache.range_source import SourceFault, SourceUnfit
+from hydra.store.lending.lane_source import LaneSource
 from tests.wire.store_child import PRINT, TOKEN
 
 ROOT = Path(__file__).parents[2]

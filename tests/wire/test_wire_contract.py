@@ -6,11 +6,11 @@ import pytest
 import trio
 import trio.testing
 
-from hydra.held_port import HeldPort
+from hydra.processes.held_port import HeldPort
 from hydra.protocol.ids import COORDINATOR
-from hydra.protocol.memory_wire import MemoryNetwork, MemoryWires
-from hydra.protocol.wire import AddressTaken, PeerGone, WireClosed, WireFull, Wires
-from hydra.protocol.zmq_wire import ZmqWires
+from hydra.protocol.wires.wire import AddressTaken, PeerGone, WireClosed, WireFull, Wires
+from hydra.protocol.wires.zmq_wire import ZmqWires
+from hydra.simulation.memory_wire import MemoryNetwork, MemoryWires
 
 BIG = bytes(range(256)) * 4096  # 1 MiB
 

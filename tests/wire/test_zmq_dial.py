@@ -5,9 +5,9 @@ import socket
 import pytest
 import trio
 
-from hydra.held_port import HeldPort
-from hydra.protocol.zmq_sockets import is_of_this_machine
-from hydra.protocol.zmq_wire import ZmqWires
+from hydra.processes.held_port import HeldPort
+from hydra.protocol.wires.zmq_sockets import is_of_this_machine
+from hydra.protocol.wires.zmq_wire import ZmqWires
 
 
 @pytest.fixture

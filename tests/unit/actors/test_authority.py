@@ -4,10 +4,10 @@ import typing
 
 import pytest
 
-from hydra.actors.authority import ANYBODY, MEMBERS, SPEAKERS, THE_COORDINATOR, may_say
-from hydra.actors.cell import House
-from hydra.actors.facts import LaneBroken
-from hydra.actors.post import ACCEPTS, Post
+from hydra.actors.core.authority import ANYBODY, MEMBERS, SPEAKERS, THE_COORDINATOR, may_say
+from hydra.actors.core.facts import LaneBroken
+from hydra.actors.core.gateway import ACCEPTS, Post
+from hydra.actors.core.host import House
 from hydra.protocol import codec
 from hydra.protocol.messages import (
     Goodbye,
@@ -20,7 +20,7 @@ from hydra.protocol.messages import (
     SliceLoaded,
     StatusAsked,
 )
-from hydra.protocol.wire import Delivery
+from hydra.protocol.wires.wire import Delivery
 
 HERE = {"registry", "planner", "broker", "desk"}  # who lives in the coordinator
 

@@ -4,7 +4,10 @@ import attrs
 import numpy as np
 import pytest
 
-from hydra.actors.broker import (
+from hydra.actors.core.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
+from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.core.names import PLANNER
+from hydra.actors.scheduling.broker import (
     UNMEASURED_LEASE_S,
     Broker,
     CloseLink,
@@ -14,15 +17,12 @@ from hydra.actors.broker import (
     SendStep,
     StepBack,
 )
-from hydra.actors.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
-from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.readiness import PROBE_DEADLINE_S, READY_FOR_S
-from hydra.actors.row import Row, RowKey
-from hydra.actors.row_faults import FAILURES_MAX, NO_MEMORY, RowFaults
+from hydra.actors.scheduling.probes import PROBE_DEADLINE_S, READY_FOR_S
+from hydra.actors.scheduling.row import Row, RowKey
+from hydra.actors.scheduling.row_faults import FAILURES_MAX, NO_MEMORY, RowFaults
 from hydra.protocol.batch import Logprobs, StepResult, int32
 from hydra.protocol.context_length import context_overflow
-from hydra.protocol.decoder_spec import LengthRule
-from hydra.protocol.ids import PLANNER, Address, Epoch
+from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages import (
     FINISH_LENGTH,
     FINISH_STOP,
@@ -35,6 +35,7 @@ from hydra.protocol.messages import (
     RouteBroken,
     Tokens,
 )
+from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import GREEDY, SamplingParams
 

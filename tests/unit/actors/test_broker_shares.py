@@ -2,7 +2,7 @@
 
 import pytest
 
-from hydra.actors.facts import FrontendLost
+from hydra.actors.core.facts import FrontendLost
 from hydra.protocol.batch import int32
 from hydra.protocol.messages import Close, OpenRefused, Tokens
 from tests.unit.actors.test_broker import Table, mail, opening

@@ -4,8 +4,8 @@ import attrs
 import pytest
 import trio
 
-from hydra.actors.cell import LATE_S, MAIL_FIRST_S, House
-from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.core.host import LATE_S, MAIL_FIRST_S, House
+from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.ids import Address
 from hydra.protocol.messages import RouteBroken
 

@@ -4,14 +4,14 @@ import random
 
 import pytest
 
-from hydra.actors.engine import COHORT_ROWS_MAX, Engine
-from hydra.actors.kv_ledger import KvLedger
-from hydra.actors.row import Row, RowKey
-from hydra.actors.session import SOLITARY_TOKENS
+from hydra.actors.core.suspicion import SOLITARY_TOKENS
+from hydra.actors.scheduling.kv_ledger import KvLedger
+from hydra.actors.scheduling.row import Row, RowKey
+from hydra.actors.scheduling.scheduler import COHORT_ROWS_MAX, Engine
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Batch, StepResult, int32
-from hydra.protocol.decoder_spec import LengthRule
 from hydra.protocol.ids import Epoch
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
+from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.sampling import GREEDY, SamplingParams
 
 EPOCH = Epoch(1, 1)

@@ -5,9 +5,9 @@ import random
 import attrs
 import pytest
 
-from hydra.actors.fair_queue import FairQueue, Waiting, few_of, reserve_of
-from hydra.actors.ranking import Ranking
-from hydra.actors.row import RowKey
+from hydra.actors.scheduling.fair_queue import FairQueue, Waiting, few_of, reserve_of
+from hydra.actors.scheduling.ranking import Ranking
+from hydra.actors.scheduling.row import RowKey
 from hydra.protocol.batch import int32
 from hydra.protocol.messages import Open
 from hydra.protocol.sampling import GREEDY

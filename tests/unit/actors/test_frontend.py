@@ -7,11 +7,11 @@ import pytest
 import trio
 
 from hydra.actors.client import GenerateRequest
-from hydra.actors.facts import Joined
-from hydra.actors.frontend import ASKS, LOOK_EVERY_S, SESSIONS, SILENCE_MAX_S, Frontend, FrontendParts
-from hydra.actors.machine import Received
+from hydra.actors.core.facts import Joined
+from hydra.actors.core.machine import Received
+from hydra.actors.core.names import ASKS, BROKER, SESSIONS
+from hydra.actors.families.frontend import LOOK_EVERY_S, SILENCE_MAX_S, Frontend, FrontendParts
 from hydra.protocol.batch import int32
-from hydra.protocol.ids import BROKER
 from hydra.protocol.messages import FINISH_NONE, FINISH_STOP, Tokens
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import GREEDY

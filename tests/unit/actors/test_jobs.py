@@ -3,10 +3,10 @@
 import attrs
 import pytest
 
-from hydra.actors.facts import ModelGone, NodeLost, RouteUp
-from hydra.actors.jobs import JOBS_MAX
-from hydra.actors.machine import TimerFired
-from hydra.actors.wish import Begin, Describe, Moved, NotDescribed, WasDescribed, Wish
+from hydra.actors.core.facts import ModelGone, NodeLost, RouteUp
+from hydra.actors.core.machine import TimerFired
+from hydra.actors.planning.desired_model import Begin, Describe, Moved, NotDescribed, WasDescribed, Wish
+from hydra.actors.planning.load_jobs import JOBS_MAX
 from hydra.protocol.ids import Address
 from hydra.protocol.messages import (
     CancelJob,
@@ -20,7 +20,7 @@ from hydra.protocol.messages import (
     SliceLoaded,
     UnloadModel,
 )
-from hydra.protocol.model_spec import StoredFile
+from hydra.protocol.model.model_spec import StoredFile
 from hydra.protocol.refusal import Refusal
 from tests.unit.actors.test_planner import ASKER, MODEL, Hall, answers, facts, joined, orders, sent
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hydra.actors.kv_ledger import KvLedger
+from hydra.actors.scheduling.kv_ledger import KvLedger
 
 PROMPT = tuple(range(100, 110))
 

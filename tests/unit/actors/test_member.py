@@ -2,11 +2,12 @@
 
 import pytest
 
-from hydra.actors.facts import Joined, LaneBroken, Left
-from hydra.actors.machine import Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.member import GREET_AGAIN_S, Leave, Member, Start, TurnedAway
-from hydra.actors.registry import Registry
-from hydra.protocol.ids import REGISTRY, Address
+from hydra.actors.core.facts import Joined, LaneBroken, Left
+from hydra.actors.core.machine import Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.core.membership import GREET_AGAIN_S, Leave, Member, Start, TurnedAway
+from hydra.actors.core.names import REGISTRY
+from hydra.actors.membership.registry import Registry
+from hydra.protocol.ids import Address
 from hydra.protocol.messages import (
     PROTOCOL_VERSION,
     Beacon,

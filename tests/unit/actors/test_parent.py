@@ -8,8 +8,8 @@ import pytest
 import structlog
 import trio
 
-from hydra.actors.parent import ChildCommand, Parent
-from hydra.actors.supervisor import DEATHS_MAX, ChildPlan, Supervisor
+from hydra.actors.families.parent import ChildCommand, Parent
+from hydra.actors.families.supervisor import DEATHS_MAX, ChildPlan, Supervisor
 from tests.unit.actors.silent_spoke import SilentSpoke
 
 # Writes down what it was told, says that it is ready, and dies. Later it stays until it is asked to end.
@@ -89,7 +89,7 @@ async def test_a_machine_that_can_start_nothing_is_no_end_at_once(missing, monke
     tries = []
     places = {"pipe": "os.pipe", "process": "Popen", "pidfd": "os.pidfd_open"}
     parent = parent_of(FRONTEND, EXIT, "0")
-    monkeypatch.setattr(f"hydra.actors.parent.{places[missing]}", refuse)
+    monkeypatch.setattr(f"hydra.actors.families.parent.{places[missing]}", refuse)
     with trio.fail_after(30), structlog.testing.capture_logs() as lines:
         await parent.run()
     assert len(tries) == DEATHS_MAX + 1 and len(set(tries)) == 1, "and no descriptor is left behind"

@@ -3,7 +3,7 @@
 import attrs
 import pytest
 
-from hydra.actors.facts import (
+from hydra.actors.core.facts import (
     FrontendJoined,
     FrontendLost,
     ModelGone,
@@ -19,11 +19,8 @@ from hydra.actors.facts import (
     TermRaised,
     Undelivered,
 )
-from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.muster import GATHER_S
-from hydra.actors.planner import Planner
-from hydra.actors.reach import DialledOut, DialOut
-from hydra.actors.wish import (
+from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.planning.desired_model import (
     Begin,
     CheckSource,
     Describe,
@@ -35,7 +32,9 @@ from hydra.actors.wish import (
     Wish,
     WishFailed,
 )
-from hydra.protocol.decoder_spec import LengthRule, RopeSpec, plain_decoder
+from hydra.actors.planning.planner import Planner
+from hydra.actors.planning.reach import DialledOut, DialOut
+from hydra.actors.planning.startup_quorum import GATHER_S
 from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages import (
     Activate,
@@ -57,7 +56,8 @@ from hydra.protocol.messages import (
     Unanswered,
     UnloadModel,
 )
-from hydra.protocol.model_spec import Described, ModelSpec
+from hydra.protocol.model.decoder_spec import LengthRule, RopeSpec, plain_decoder
+from hydra.protocol.model.model_spec import Described, ModelSpec
 from hydra.protocol.refusal import Refusal
 
 GB = 10**9

@@ -2,14 +2,14 @@
 
 import pytest
 
-from hydra.actors.cell import House
-from hydra.actors.facts import LaneBroken
-from hydra.actors.machine import Received, Send
-from hydra.actors.post import PEERS_MAX, Post
+from hydra.actors.core.facts import LaneBroken
+from hydra.actors.core.gateway import PEERS_MAX, Post
+from hydra.actors.core.host import House
+from hydra.actors.core.machine import Received, Send
 from hydra.protocol import codec
 from hydra.protocol.ids import Address
 from hydra.protocol.messages import Beacon, Close, Goodbye, HeartbeatSeen
-from hydra.protocol.wire import Delivery, PeerGone, WireFull
+from hydra.protocol.wires.wire import Delivery, PeerGone, WireFull
 
 SEEN = HeartbeatSeen(generation=1)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hydra.actors.engine import BATCH_TOKENS_AUTO
-from hydra.actors.prefill_turns import TURN_TOKENS
+from hydra.actors.scheduling.prefill_turns import TURN_TOKENS
+from hydra.actors.scheduling.scheduler import BATCH_TOKENS_AUTO
 from tests.unit.actors.test_engine import add, answer, engine, sent
 
 TURN_STEPS = TURN_TOKENS // BATCH_TOKENS_AUTO

@@ -2,13 +2,13 @@
 
 import pytest
 
-from hydra.actors.facts import ModelGone, ModelStalled, NodeLost, RouteDown, RouteServed
-from hydra.actors.machine import CancelTimer, Received, SetTimer, TimerFired
-from hydra.actors.outage import MOVING_S
-from hydra.actors.planner import ACTIVATE_SILENT_S, LOAD_SILENT_S, RETRY_AFTER_S, TRY_AGAIN_S
-from hydra.actors.reach import FORGIVEN_S, QUARANTINE_S, REDIAL, DialOut, Reach
-from hydra.actors.seats import PERMUTED_NODES_MAX, Seat, most_blocked, possible_orders
-from hydra.actors.wish import Begin, NodeNoted, WasDescribed, Wish
+from hydra.actors.core.facts import ModelGone, ModelStalled, NodeLost, RouteDown, RouteServed
+from hydra.actors.core.machine import CancelTimer, Received, SetTimer, TimerFired
+from hydra.actors.planning.candidates import PERMUTED_NODES_MAX, Seat, most_blocked, possible_orders
+from hydra.actors.planning.desired_model import Begin, NodeNoted, WasDescribed, Wish
+from hydra.actors.planning.outage import MOVING_S
+from hydra.actors.planning.planner import ACTIVATE_SILENT_S, LOAD_SILENT_S, RETRY_AFTER_S, TRY_AGAIN_S
+from hydra.actors.planning.reach import FORGIVEN_S, QUARANTINE_S, REDIAL, DialOut, Reach
 from hydra.protocol.ids import COORDINATOR, Address
 from hydra.protocol.messages import (
     Dial,

@@ -3,7 +3,7 @@
 import attrs
 import pytest
 
-from hydra.actors.facts import (
+from hydra.actors.core.facts import (
     FrontendJoined,
     FrontendLost,
     LaneBroken,
@@ -14,8 +14,9 @@ from hydra.actors.facts import (
     StepVanished,
     TermRaised,
 )
-from hydra.actors.machine import Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.registry import MEMBER, TERM_JUMP_MAX, Broadcast, NotLetIn, Opened, Registry
+from hydra.actors.core.machine import Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.core.names import MEMBER
+from hydra.actors.membership.registry import TERM_JUMP_MAX, Broadcast, NotLetIn, Opened, Registry
 from hydra.protocol.ids import TERM_MAX, Address, Epoch
 from hydra.protocol.messages import (
     PROTOCOL_VERSION,

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from hydra.actors.client import GenerateRequest
-from hydra.actors.facts import Undelivered
-from hydra.actors.machine import CancelTimer, Send, SetTimer, TimerFired
-from hydra.actors.session import (
+from hydra.actors.core.facts import Undelivered
+from hydra.actors.core.machine import CancelTimer, Send, SetTimer, TimerFired
+from hydra.actors.core.names import BROKER
+from hydra.actors.core.suspicion import SOLITARY_TOKENS
+from hydra.actors.sessions.session import (
     ORPHANED_AT_ONCE,
     ORPHANED_MAX,
-    SOLITARY_TOKENS,
     UNANSWERED_S,
     Begin,
     Drawn,
@@ -22,8 +23,8 @@ from hydra.actors.session import (
     Session,
     Stop,
 )
-from hydra.actors.sessions import Sessions, Show, Start
-from hydra.protocol.ids import BROKER, SessionId
+from hydra.actors.sessions.sessions import Sessions, Show, Start
+from hydra.protocol.ids import SessionId
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Close, Open, OpenRefused, Reopen
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import GREEDY

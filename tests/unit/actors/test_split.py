@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hydra.actors.seats import Seat
-from hydra.actors.split import Terms, context_needed, proportional, reserve_of, split_vram
-from hydra.protocol.decoder_spec import MoeSpec, plain_decoder
-from hydra.protocol.model_spec import ModelSpec
+from hydra.actors.planning.candidates import Seat
+from hydra.actors.planning.split import Terms, context_needed, proportional, reserve_of, split_vram
+from hydra.protocol.model.decoder_spec import MoeSpec, plain_decoder
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError
 
 GB = 10**9

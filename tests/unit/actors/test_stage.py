@@ -2,10 +2,11 @@
 
 import pytest
 
-from hydra.actors.facts import Joined, Left
-from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, TimerFired
-from hydra.actors.ports import SliceFacts
-from hydra.actors.stage import (
+from hydra.actors.core.facts import Joined, Left
+from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, TimerFired
+from hydra.actors.core.names import PLANNER
+from hydra.actors.core.ports import SliceFacts
+from hydra.actors.stage.stage import (
     FENCE_LEASE_S,
     Activated,
     LoadMoved,
@@ -20,9 +21,9 @@ from hydra.actors.stage import (
     ThreadStuck,
     ThreadTrouble,
 )
-from hydra.actors.stage_line import Fence
-from hydra.actors.step_limits import StepLimits
-from hydra.protocol.ids import PLANNER, Epoch
+from hydra.actors.stage.stage_line import Fence
+from hydra.actors.stage.step_limits import StepLimits
+from hydra.protocol.ids import Epoch
 from hydra.protocol.messages import (
     Activate,
     DropSlice,
@@ -36,7 +37,7 @@ from hydra.protocol.messages import (
     Welcome,
 )
 from hydra.protocol.refusal import Refusal
-from tests.sim.pocket import VOCAB, pocket_spec
+from hydra.simulation.pocket_model import VOCAB, pocket_spec
 
 E1, E2, E3 = Epoch(1, 1), Epoch(1, 2), Epoch(1, 3)
 FACTS = SliceFacts(weight_bytes=10, read_bytes=8, kv_blocks_max=50, load_s=0.5)

@@ -3,8 +3,8 @@
 import attrs
 import pytest
 
-from hydra.actors.stage_line import Drop, Fence, FenceBoard, StageLine
-from hydra.actors.step_limits import StepLimits
+from hydra.actors.stage.stage_line import Drop, Fence, FenceBoard, StageLine
+from hydra.actors.stage.step_limits import StepLimits
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import Epoch

@@ -6,9 +6,9 @@ from collections import deque
 import attrs
 import pytest
 
-from hydra.actors.stage import ThreadFenced
-from hydra.actors.stage_line import Fence, FenceBoard, StageLine
-from hydra.actors.stage_thread import LAUNCHED_MAX, StageThread
+from hydra.actors.stage.stage import ThreadFenced
+from hydra.actors.stage.stage_line import Fence, FenceBoard, StageLine
+from hydra.actors.stage.stage_thread import LAUNCHED_MAX, StageThread
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, Outcome, RowOpening, Step, int32
 from hydra.protocol.blob import Blob

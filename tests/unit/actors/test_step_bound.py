@@ -1,6 +1,6 @@
 """How large a step may be after steps that found no memory."""
 
-from hydra.actors.step_bound import GROW_AFTER_MAX_S, GROW_AFTER_S, StepBound
+from hydra.actors.scheduling.step_bound import GROW_AFTER_MAX_S, GROW_AFTER_S, StepBound
 
 
 def test_nothing_is_bounded_until_a_step_fails_and_each_failure_halves():

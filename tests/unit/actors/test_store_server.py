@@ -9,11 +9,11 @@ import pytest
 import trio
 import trio.testing
 
-from hydra.actors.store_server import READ_LEASE_S, READERS, StoreServer
-from hydra.protocol.memory_wire import MemoryNetwork, MemoryWires
+from hydra.actors.families.store_server import READ_LEASE_S, READERS, StoreServer
 from hydra.protocol.refusal import refuse
 from hydra.protocol.store_lane import ChunkAsked, ChunkRefused, ChunkTold, decode_answer, encode_ask
-from hydra.protocol.wire import STORE_BOUND, LineBroken
+from hydra.protocol.wires.wire import STORE_BOUND, LineBroken
+from hydra.simulation.memory_wire import MemoryNetwork, MemoryWires
 
 FILE = bytes(range(256)) * 64
 ASK = ChunkAsked(number=5, auth="token", fingerprint="print", file="model", offset=100, length=50)

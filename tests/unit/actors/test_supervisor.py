@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from hydra.actors.death_book import LIVED_WELL_S, PAUSE_FIRST_S
-from hydra.actors.machine import CancelTimer, Received, Send, SetTimer, TimerFired
-from hydra.actors.supervisor import (
+from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, TimerFired
+from hydra.actors.families.death_book import LIVED_WELL_S, PAUSE_FIRST_S
+from hydra.actors.families.supervisor import (
     ASLEEP_S,
     DEATHS_MAX,
     PAUSE_MOST_S,

@@ -7,17 +7,18 @@ import pytest
 import trio
 import trio.testing
 
-from hydra.actors.machine import Received
-from hydra.actors.ports import SliceFacts
-from hydra.actors.stage import ThreadFenced
-from hydra.actors.store_server import StoreServer
-from hydra.actors.worker import STAGE, Worker, WorkerParts
+from hydra.actors.core.machine import Received
+from hydra.actors.core.names import PLANNER, STAGE
+from hydra.actors.core.ports import SliceFacts
+from hydra.actors.families.store_server import StoreServer
+from hydra.actors.families.worker import Worker, WorkerParts
+from hydra.actors.stage.stage import ThreadFenced
 from hydra.protocol import codec
-from hydra.protocol.ids import PLANNER, Epoch, RouteId
+from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import Activate, LoadFailed, LoadSlice, Ready, SliceLoaded
-from hydra.protocol.model_spec import TensorRange
+from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import refuse
-from tests.sim.pocket import pocket_spec
+from hydra.simulation.pocket_model import pocket_spec
 from tests.unit.actors.silent_spoke import SilentSpoke
 
 TENSORS = tuple(

@@ -8,10 +8,10 @@ import trio
 from hydra.http.app import make_app
 from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
-from hydra.http.tokenizer import Words
-from hydra.http.words_shelf import WordsShelf
-from hydra.protocol.model_spec import ModelCard
-from hydra.store.demo_model import ensure_demo_model
+from hydra.protocol.model.model_spec import ModelCard
+from hydra.store.models.demo_model import ensure_demo_model
+from hydra.text.cache import WordsShelf
+from hydra.text.tokenizer import Words
 from tests.unit.http.fake_cluster import FakeCluster, spell
 
 

@@ -9,7 +9,7 @@ import trio
 
 from hydra.actors.client import GenerateRequest, Piece, TokenLogprobs
 from hydra.protocol.messages import JobStatus, ModelTold, NodeLoad, ReadyTold, StatusTold
-from hydra.protocol.model_spec import ModelCard
+from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 
 Script = Callable[[GenerateRequest, int], Any]  # (request, n-th piece) -> Piece | RefusalError | seconds to wait

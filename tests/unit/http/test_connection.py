@@ -11,7 +11,7 @@ import trio.testing
 from hydra.http.client_stream import LINGER_S, ClientStream
 from hydra.http.request_body import WAIT_S
 from hydra.protocol.refusal import Refusal
-from tests.asgi_client import exchange
+from hydra.simulation.asgi_client import exchange
 from tests.unit.http.real_server import Client, Server, chunked
 
 LIMIT = 100_000  # of the app, in bytes

@@ -7,9 +7,9 @@ import openai
 import pytest
 
 from hydra.http.app import make_app
-from hydra.http.tokenizer import Words
 from hydra.protocol.context_length import context_overflow
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
+from hydra.text.tokenizer import Words
 from tests.unit.http.conftest import shelf_of
 
 POST = httpx2.Request("POST", "http://test/v1/completions")

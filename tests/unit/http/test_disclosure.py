@@ -6,7 +6,7 @@ import pytest
 from hydra.http.app import make_app
 from hydra.http.disclosure import HIDDEN, without_paths
 from hydra.protocol.refusal import Refusal, refuse
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
 from tests.unit.http.conftest import shelf_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}

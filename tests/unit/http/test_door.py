@@ -7,7 +7,7 @@ from werkzeug.datastructures import Headers
 
 from hydra.http.app import make_app
 from hydra.http.door import Door, NotJson, _check_type
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
 from tests.unit.http.conftest import shelf_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}

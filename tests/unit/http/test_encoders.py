@@ -13,10 +13,10 @@ from hydra.http import openai_request
 from hydra.http.app import make_app
 from hydra.http.encoders import SMALL_BYTES, Encoders, Lane
 from hydra.http.json_size import GROUPS_MAX, NAMES_MAX, QUOTES_MAX
-from hydra.http.model_words import encode, encode_with_places
 from hydra.http.openai_request import parse_json
 from hydra.protocol.refusal import RefusalError
-from tests.asgi_client import ask, exchange
+from hydra.simulation.asgi_client import ask, exchange
+from hydra.text.tokenizer_files import encode, encode_with_places
 from tests.unit.http.conftest import shelf_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}
@@ -54,9 +54,9 @@ async def test_the_loop_turns_while_a_text_is_encoded(words, nursery, work):
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_a_text_that_cannot_fit_is_never_encoded(quick_app, cluster, monkeypatch, path):
-    monkeypatch.setattr("hydra.http.tokenizer.encode", never)
-    monkeypatch.setattr("hydra.http.control_tokens.encode", never)
-    monkeypatch.setattr("hydra.http.control_tokens.encode_with_places", never)
+    monkeypatch.setattr("hydra.text.tokenizer.encode", never)
+    monkeypatch.setattr("hydra.text.control_tokens.encode", never)
+    monkeypatch.setattr("hydra.text.control_tokens.encode_with_places", never)
     body = {"model": "m", "prompt": "x" * 50_000, "messages": [{"role": "user", "content": "x" * 50_000}]}
     del body["messages" if path == "/v1/completions" else "prompt"]
     answer = await ask(quick_app, "POST", path, body)

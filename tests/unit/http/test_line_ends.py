@@ -6,8 +6,8 @@ import pytest
 
 from hydra.http.app import make_app
 from hydra.http.openai_response import json_bytes, sse
-from hydra.http.tokenizer import Words
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
+from hydra.text.tokenizer import Words
 from tests.unit.http.conftest import shelf_of
 from tests.unit.http.fake_cluster import spell
 

@@ -6,9 +6,9 @@ import trio
 
 from hydra.http.app import make_app
 from hydra.http.load_trials import JOBS_MAX, LoadTrials
-from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.refusal import Refusal, refuse
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
+from hydra.text.cache import WordsShelf
 
 JOB = "/api/models/jobs/load-1-1"
 LOAD = {"model_path": "/x"}

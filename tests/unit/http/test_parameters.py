@@ -6,9 +6,9 @@ import pytest
 
 from hydra.http.app import make_app
 from hydra.http.openai_request import parse_request
-from hydra.http.tokenizer import Words
 from hydra.protocol.refusal import RefusalError
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
+from hydra.text.tokenizer import Words
 from tests.unit.http.conftest import shelf_of
 
 USER = {"role": "user", "content": "hi"}

@@ -10,14 +10,14 @@ import trio
 
 from hydra.http.app import make_app
 from hydra.http.readiness import RETRY_AFTER_S, Readiness
-from hydra.http.tokenizer import Words
-from hydra.http.words_shelf import ChatTemplateFile, WordsShelf, is_model_at
-from hydra.http.words_trial import load_tried
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.store.hub import Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.model_ref import HubAccess
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
+from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.models.model_ref import HubAccess
+from hydra.text.cache import ChatTemplateFile, WordsShelf, is_model_at
+from hydra.text.tokenizer import Words
+from hydra.text.trial import load_tried
 from tests.fake_hub import fake_hub
 from tests.unit.http.conftest import shelf_of
 

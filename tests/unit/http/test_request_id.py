@@ -8,7 +8,7 @@ from structlog.contextvars import get_contextvars, merge_contextvars
 
 from hydra.http.request_id import RequestId
 from hydra.protocol.refusal import Refusal
-from tests.asgi_client import ask, exchange
+from hydra.simulation.asgi_client import ask, exchange
 from tests.unit.http.fake_cluster import spell
 from tests.unit.http.real_server import Server
 

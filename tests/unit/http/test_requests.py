@@ -6,7 +6,7 @@ import pytest
 
 from hydra.http.openai_request import parse_json, parse_request
 from hydra.protocol.refusal import RefusalError
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "m", "prompt": "hi"}

@@ -3,7 +3,7 @@
 import pytest
 
 from hydra.http.request_path import plain_path
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
 from tests.unit.http.real_server import Client, Server
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}

@@ -6,7 +6,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from hydra.actors.client import Piece, TokenLogprobs
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
 from tests.unit.http.fake_cluster import spell
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -5,14 +5,15 @@ import json
 import attrs
 import pytest
 
+from hydra.actors.core.names import BROKER
 from hydra.http.answers import SEQUENCE_TOKENS_MAX, answers_of, generate_request
 from hydra.http.cluster_routes import LAYERS_MAX, NAME_MAX, PATH_MAX
 from hydra.http.openai_request import BIAS_MAX, STOP_IDS_MAX, parse_json, parse_request
 from hydra.protocol.codec import decode, encode
-from hydra.protocol.ids import BROKER, ActorName, Attempt, SessionId
+from hydra.protocol.ids import ActorName, Attempt, SessionId
 from hydra.protocol.messages import LoadModel, Open
 from hydra.protocol.refusal import RefusalError
-from tests.asgi_client import ask
+from hydra.simulation.asgi_client import ask
 
 TEXT = {"model": "m", "prompt": "hi"}
 IDS = list(range((1 << 31) - STOP_IDS_MAX, 1 << 31))

@@ -5,9 +5,9 @@ import trio
 import trio.testing
 
 from hydra.actors.client import Piece
-from hydra.http.words_shelf import WordsShelf
 from hydra.protocol.refusal import Refusal
-from tests.asgi_client import ask, exchange
+from hydra.simulation.asgi_client import ask, exchange
+from hydra.text.cache import WordsShelf
 from tests.unit.http.conftest import threadless
 from tests.unit.http.fake_cluster import spell
 

@@ -7,8 +7,8 @@ from hydra.http.answers import Answer
 from hydra.http.openai_logprobs import chat_logprobs, text_logprobs
 from hydra.http.openai_request import ApiRequest
 from hydra.http.teller import Teller
-from hydra.http.tokenizer import Words
-from tests.unit.http.tokenizer_zoo import byte_fallback, byte_level, save
+from hydra.text.tokenizer import Words
+from tests.unit.text.tokenizer_zoo import byte_fallback, byte_level, save
 
 EOT = "<|im_end|>"
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from hydra.http.detokenizer import BROKEN, Detokenizer, StopWatch
-from hydra.http.tokenizer import ChatInput
+from hydra.text.detokenizer import BROKEN, Detokenizer, StopWatch
+from hydra.text.tokenizer import ChatInput
 
 SAMPLES = [
     "plain",

@@ -4,7 +4,7 @@ import attrs
 import pytest
 
 from hydra.http.app import make_app
-from tests.asgi_client import ask, exchange
+from hydra.simulation.asgi_client import ask, exchange
 from tests.unit.http.conftest import shelf_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}

@@ -8,10 +8,10 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from hydra.kernels.runner import Runner
+from hydra.kernels.step.runner import Runner
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
-from hydra.store.library import LocalLibrary
+from hydra.store.models.library import LocalLibrary
 
 
 def system_bytes() -> int:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hydra.kernels.runner import Runner
+from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Batch, OpenRow, Run, int32
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.sampling import GREEDY, SamplingParams
-from hydra.store.library import LocalLibrary
+from hydra.store.models.library import LocalLibrary
 
 ROUTE, EPOCH = RouteId(1), Epoch(1, 1)
 BLOCK = 4

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hydra.kernels.attention import PagedRows, View, plan_step
-from hydra.kernels.decode_step import DecodeColumns, decode_columns, is_decode, on_device
-from hydra.kernels.kv_pool import KvPool
-from hydra.kernels.rotary import make_rotary
-from hydra.kernels.slice import Slice, decode
+from hydra.kernels.attention.kv_pool import KvPool
+from hydra.kernels.attention.paged_attention import PagedRows, View, plan_step
+from hydra.kernels.model.decode_step import DecodeColumns, decode_columns, is_decode, on_device
+from hydra.kernels.model.rotary import make_rotary
+from hydra.kernels.model.slice import Slice, decode
 from hydra.protocol.batch import Batch, OpenRow, int32
-from hydra.protocol.decoder_spec import RopeSpec
+from hydra.protocol.model.decoder_spec import RopeSpec
 from tests.unit.kernels.bench import Pipeline
 from tests.unit.kernels.family_models import SHAPES, publish_family
 from tests.unit.kernels.test_families import ragged_greedy, reference_greedy
@@ -77,11 +77,13 @@ class Called:
 @pytest.fixture
 def called(monkeypatch) -> Called:
     made = Called()
-    monkeypatch.setattr("hydra.kernels.slice.runs_triton", lambda device: True)
+    monkeypatch.setattr("hydra.kernels.model.slice.runs_triton", lambda device: True)
     monkeypatch.setattr(
-        "hydra.kernels.decoder.make_decode", lambda scale, softcap, device: SpelledOut(scale, softcap, made.paged)
+        "hydra.kernels.model.decoder.make_decode", lambda scale, softcap, device: SpelledOut(scale, softcap, made.paged)
     )
-    monkeypatch.setattr("hydra.kernels.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, made.captured))
+    monkeypatch.setattr(
+        "hydra.kernels.step.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, made.captured)
+    )
     return made
 
 

@@ -6,9 +6,9 @@ import attrs
 import pytest
 import torch
 
-from hydra.kernels import mix
-from hydra.kernels.runner import Runner
-from hydra.kernels.slice import forward
+from hydra.kernels.attention import sdpa as mix
+from hydra.kernels.model.slice import forward
+from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Batch, OpenRow, int32
 from tests.unit.kernels.bench import ROUTE, Pipeline, Published, Row, greedy, order, prompt, quiet
 from tests.unit.kernels.family_models import SHAPES, Shape, publish_family, publish_gentle
@@ -189,7 +189,7 @@ def test_bfloat16_logits(gentle: Published) -> None:
 
 
 def test_every_family_has_two_shapes_in_the_short_run() -> None:
-    from hydra.store.families import FAMILIES
+    from hydra.store.models.families import FAMILIES
 
     short = [shape for shape in SHAPES if not shape.long]
     for family in FAMILIES:

@@ -8,9 +8,9 @@ from transformers import MixtralConfig, Qwen3MoeConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from hydra.kernels.feed_forward import make_feed_forward
-from hydra.kernels.weights import PartWeights, packed
-from hydra.protocol.decoder_spec import MoeSpec, plain_decoder
+from hydra.kernels.model.feed_forward import make_feed_forward
+from hydra.kernels.weights.part_weights import PartWeights, packed
+from hydra.protocol.model.decoder_spec import MoeSpec, plain_decoder
 
 HIDDEN, INNER, EXPERTS = 32, 24, 6
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from hydra.kernels import landing
-from hydra.kernels.runner import Runner
+from hydra.kernels.step.runner import Runner
 from hydra.kernels.tensors import blob_of, put, tensor_of
+from hydra.kernels.weights import staging as landing
 from hydra.protocol.blob import Blob
-from hydra.protocol.decoder_spec import RopeSpec
 from hydra.protocol.ids import RouteId
-from hydra.protocol.model_spec import Place
+from hydra.protocol.model.decoder_spec import RopeSpec
+from hydra.protocol.model.model_spec import Place
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import ROUTE, Pipeline, Row, greedy, order, prompt, publish, quiet
 

@@ -5,11 +5,11 @@ import copy
 import attrs
 import pytest
 
-from hydra.actors.engine import Engine
-from hydra.actors.kv_ledger import KvLedger
-from hydra.actors.row import Row, RowKey
-from hydra.actors.stage_line import Fence, FenceBoard, StageLine
-from hydra.kernels.runner import Runner
+from hydra.actors.scheduling.kv_ledger import KvLedger
+from hydra.actors.scheduling.row import Row, RowKey
+from hydra.actors.scheduling.scheduler import Engine
+from hydra.actors.stage.stage_line import Fence, FenceBoard, StageLine
+from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Run, Step, StepResult, int32
 from hydra.protocol.ids import EPOCH_ZERO
 from hydra.protocol.messages import Open

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.attention.bias import CausalBias
 
-from hydra.kernels import mix
-from hydra.kernels.attention import View, plan_step
+from hydra.kernels.attention import sdpa as mix
+from hydra.kernels.attention.paged_attention import View, plan_step
 from hydra.protocol.batch import Batch, OpenRow, int32
 
 LENGTH, REACH = 5, 12
@@ -53,9 +53,9 @@ def test_one_token(cuda_mix):
 
 def test_a_chunk_on_a_cuda_device_needs_no_memory_for_its_mask(monkeypatch):
     """Only where the mask is the plain causal one; columns stay on the host here."""
-    monkeypatch.setattr("hydra.kernels.attention.put", lambda column, device: torch.from_numpy(column))
+    monkeypatch.setattr("hydra.kernels.attention.paged_attention.put", lambda column, device: torch.from_numpy(column))
     spelled = []
-    monkeypatch.setattr("hydra.kernels.attention._mask", lambda *asked: spelled.append(asked))
+    monkeypatch.setattr("hydra.kernels.attention.paged_attention._mask", lambda *asked: spelled.append(asked))
     batch = Batch(
         row=int32([0]),
         attempt=int32([0]),

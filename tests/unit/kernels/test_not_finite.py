@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hydra.kernels.feed_forward import Mixture
+from hydra.kernels.model.feed_forward import Mixture
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Outcome
 from hydra.protocol.sampling import SamplingParams
 from tests.unit.kernels.bench import LIBRARY, ROUTE, Pipeline, Published, Row, prompt, publish
@@ -39,11 +39,11 @@ def model(request, tmp_path_factory) -> Published:
 @pytest.fixture(params=["plain", "paged"])
 def path(request, monkeypatch) -> str:
     if request.param == "paged":
-        monkeypatch.setattr("hydra.kernels.slice.runs_triton", lambda device: True)
+        monkeypatch.setattr("hydra.kernels.model.slice.runs_triton", lambda device: True)
         monkeypatch.setattr(
-            "hydra.kernels.decoder.make_decode", lambda scale, softcap, device: SpelledOut(scale, softcap, [])
+            "hydra.kernels.model.decoder.make_decode", lambda scale, softcap, device: SpelledOut(scale, softcap, [])
         )
-        monkeypatch.setattr("hydra.kernels.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, []))
+        monkeypatch.setattr("hydra.kernels.step.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, []))
     return request.param
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hydra.kernels.products import linear, pack, packs
+from hydra.kernels.weights.linear import linear, pack, packs
 
 CPU = torch.device("cpu")
 SHAPES = [(1003, 64), (64, 176), (5632, 256), (1, 16)]

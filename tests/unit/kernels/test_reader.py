@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from hydra.kernels import landing
-from hydra.kernels.fresh import HUGE_BYTES, fresh
-from hydra.kernels.reader import read_ranges
-from hydra.kernels.runner import Runner
-from hydra.protocol.model_spec import TensorRange
+from hydra.kernels.step.runner import Runner
+from hydra.kernels.weights import staging as landing
+from hydra.kernels.weights.reader import read_ranges
+from hydra.kernels.weights.weight_memory import HUGE_BYTES, fresh
+from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import order, quiet
 

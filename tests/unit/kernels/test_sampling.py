@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hydra.kernels.noise import gumbel, hashed, stream_key
-from hydra.kernels.sampling import TEMPERATURE_MIN, Pick, _edited, _narrowed, _tempered, sample, settle
+from hydra.kernels.sampling.noise import gumbel, hashed, stream_key
+from hydra.kernels.sampling.sampler import TEMPERATURE_MIN, Pick, _edited, _narrowed, _tempered, sample, settle
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE
 from hydra.protocol.sampling import SamplingParams
 from tests.unit.kernels.bench import Pipeline, Row, prompt

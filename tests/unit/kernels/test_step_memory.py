@@ -6,8 +6,8 @@ import weakref
 import pytest
 import torch
 
-from hydra.kernels.runner import Runner
-from hydra.kernels.step_memory import is_out_of_memory, within_memory
+from hydra.kernels.step.runner import Runner
+from hydra.kernels.step.step_memory import is_out_of_memory, within_memory
 from hydra.protocol.batch import Outcome
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import ROUTE, Pipeline, Row, greedy, order, prompt, quiet
@@ -73,7 +73,7 @@ def test_a_pool_that_finds_no_memory_is_refused_and_a_smaller_one_serves(untied,
     held = runner.held()
     with monkeypatch.context() as patched, pytest.raises(RefusalError) as caught:
         if where == "the warm-up":
-            patched.setattr("hydra.kernels.runner.warm_up", lambda *_: ask_for_too_much())
+            patched.setattr("hydra.kernels.step.runner.warm_up", lambda *_: ask_for_too_much())
         runner.activate(ROUTE, 16 if where == "the warm-up" else TOO_MUCH >> 9)
     assert caught.value.refusal.code == "does_not_fit" and "KV pool" in caught.value.refusal.message
     assert runner._routes[ROUTE].pool is None and runner.held() == held, "the weights stay"
@@ -86,7 +86,7 @@ def test_a_load_that_finds_no_memory_is_refused_wherever_it_is(untied, monkeypat
     """The CPU's allocator has no error class of its own: only its words tell."""
     runner = Runner("cpu")
     with monkeypatch.context() as patched, pytest.raises(RefusalError) as caught:
-        patched.setattr(f"hydra.kernels.runner.{where}", lambda *_: ask_for_too_much())
+        patched.setattr(f"hydra.kernels.step.runner.{where}", lambda *_: ask_for_too_much())
         runner.load(order(untied, 0, 2), quiet)
     assert caught.value.refusal.code == "does_not_fit" and runner.held() == ()
     assert runner.load(order(untied, 0, 2), quiet).read_bytes

@@ -22,7 +22,7 @@ from hydra.protocol.messages import (
     Tokens,
     Welcome,
 )
-from hydra.protocol.wire import MessageTooBig, TheyBrokeTheRules
+from hydra.protocol.wires.wire import MessageTooBig, TheyBrokeTheRules
 from tests.extremes import Extremes, bent, leaves
 
 KINDS = typing.get_args(Message)

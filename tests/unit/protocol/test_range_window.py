@@ -6,7 +6,7 @@ import pytest
 
 from hydra.protocol.range_window import RangeWindow
 from hydra.protocol.store_lane import ChunkTold
-from hydra.protocol.wire import TheyBrokeTheRules
+from hydra.protocol.wires.wire import TheyBrokeTheRules
 
 FILE = bytes(range(251)) * 40
 

@@ -22,7 +22,7 @@ from hydra.protocol.store_lane import (
     encode_answer,
     encode_ask,
 )
-from hydra.protocol.wire import TheyBrokeTheRules
+from hydra.protocol.wires.wire import TheyBrokeTheRules
 
 ASK = ChunkAsked(number=7, auth="secret", fingerprint="ab" * 32, file="model.safetensors", offset=1 << 40, length=100)
 FIELDS = {"number": 7, "auth": "", "fingerprint": "ab", "file": "x", "offset": 0, "length": 1}

@@ -6,12 +6,12 @@ import math
 import attrs
 import pytest
 
-from hydra.protocol.decoder_spec import LengthRule, MoeSpec, NormSpec, RopeSpec
-from hydra.protocol.layout import part_shapes, slice_parts
+from hydra.protocol.model.decoder_spec import LengthRule, MoeSpec, NormSpec, RopeSpec
+from hydra.protocol.model.layout import part_shapes, slice_parts
 from hydra.protocol.refusal import RefusalError
-from hydra.store.config import read_config
-from hydra.store.families import FAMILIES
-from hydra.store.names import expected_tensors
+from hydra.store.models.config import read_config
+from hydra.store.models.families import FAMILIES
+from hydra.store.models.names import expected_tensors
 
 SIZES = {
     "hidden_size": 64,

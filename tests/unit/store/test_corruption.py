@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from hydra.protocol.refusal import RefusalError
-from hydra.store.model_dir import describe
+from hydra.store.models.model_dir import describe
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hydra.store.demo_model import BOS_ID, DEMO_NAME, EOS_ID, VOCAB, ensure_demo_model
-from hydra.store.model_dir import describe
+from hydra.store.models.demo_model import BOS_ID, DEMO_NAME, EOS_ID, VOCAB, ensure_demo_model
+from hydra.store.models.model_dir import describe
 
 TEXTS = ["hello", "Grüße, 世界! 🐍", " two  spaces\n\ttab\r\n", "don't", "\0\x7f\u200b\ufeff", ""]
 

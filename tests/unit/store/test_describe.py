@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from hydra.protocol.refusal import RefusalError
-from hydra.store.library import LocalLibrary
+from hydra.store.models.library import LocalLibrary
 
 LIBRARY = LocalLibrary()
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"

@@ -12,12 +12,12 @@ import zipfile
 import pytest
 
 from hydra.protocol.refusal import RefusalError
-from hydra.store.foreign_file import recognise, recognise_weights
-from hydra.store.hub import Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.library import LocalLibrary
-from hydra.store.model_ref import HubAccess
-from hydra.store.patience import Patience
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.files.foreign_file import recognise, recognise_weights
+from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_ref import HubAccess
 from tests.fake_hub import fake_hub
 
 WEIGHTS = "model.safetensors"

@@ -12,17 +12,17 @@ import pytest
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import RefusalError
-from hydra.store import range_cache, range_fetch
-from hydra.store.cache_room import LOCK, CacheRoom
-from hydra.store.hub import Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.library import LocalLibrary
-from hydra.store.local_copy import why_unlike
-from hydra.store.model_ref import HubAccess
-from hydra.store.patience import Patience
-from hydra.store.range_cache import RangeCache
-from hydra.store.shelf_keeper import ShelfKeeper
-from hydra.store.whole_file import write_whole
+from hydra.store.cache import range_cache, range_fetch
+from hydra.store.cache.cache_room import LOCK, CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.files.whole_file import write_whole
+from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.lending.file_lender import ShelfKeeper
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.local_copy import why_unlike
+from hydra.store.models.model_ref import HubAccess
 from tests.fake_hub import fake_hub
 
 PWRITE, WRITE, FSYNC, OPEN = os.pwrite, os.write, os.fsync, os.open
@@ -206,7 +206,7 @@ def test_a_full_disk_under_the_small_files_is_no_fault_of_the_hub(saved, tmp_pat
         hub.add("org/m", saved / "single")
         library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", Patience(sleep=lambda delay_s: None)))
         with monkeypatch.context() as patched, pytest.raises(RefusalError) as caught:
-            patched.setattr("hydra.store.hub.hf_hub_download", download)
+            patched.setattr("hydra.store.hub.hub.hf_hub_download", download)
             library.describe("org/m")
         assert caught.value.refusal.code == "does_not_fit" and len(tries) == 1
         assert str(tmp_path / "cache") in caught.value.refusal.message

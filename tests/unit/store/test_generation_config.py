@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import DefaultSampling
-from hydra.store.model_dir import describe
+from hydra.store.models.model_dir import describe
 
 QWEN = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
 

@@ -12,19 +12,19 @@ import pytest
 import structlog
 from huggingface_hub.utils import _shared_blobs
 
+from hydra.cli.pull import pull
 from hydra.protocol.refusal import RefusalError
-from hydra.pull import pull
 from hydra.settings import Model, Settings
-from hydra.store.cache_room import CacheRoom
-from hydra.store.hf_cache import HfCache
-from hydra.store.hub import Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.hub_place import lend_model
-from hydra.store.library import LocalLibrary
-from hydra.store.model_ref import HubAccess
-from hydra.store.patience import Patience
-from hydra.store.range_cache import RangeCache
-from hydra.store.shelf_keeper import ShelfKeeper
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.hub.hf_cache import HfCache
+from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub_lending import lend_model
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.lending.file_lender import ShelfKeeper
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_ref import HubAccess
 from hydra.store.supply import StoreSupply, hub_opener
 from tests.fake_hub import Fault, fake_hub
 from tests.unit.store.test_supply import order_of

@@ -8,11 +8,11 @@ import attrs
 import pytest
 
 from hydra.protocol.refusal import RefusalError
-from hydra.store.hub import HEADER_GUESS_BYTES, Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.library import LocalLibrary
-from hydra.store.model_ref import HubAccess
-from hydra.store.patience import Patience
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.hub.hub import HEADER_GUESS_BYTES, Hub
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_ref import HubAccess
 from tests.fake_hub import Fault, fake_hub, tag_of
 
 
@@ -133,7 +133,7 @@ def test_where_range_is_ignored_the_rest_of_the_file_is_declined(hub, library, s
 
 
 def test_a_header_longer_than_the_guess(hub, library, saved, monkeypatch):
-    monkeypatch.setattr("hydra.store.hub.HEADER_GUESS_BYTES", 100)
+    monkeypatch.setattr("hydra.store.hub.hub.HEADER_GUESS_BYTES", 100)
     hub.add("org/m", saved / "single")
     assert library().describe("org/m").tensors == LocalLibrary().describe(str(saved / "single")).tensors
     assert sum(sent for _, _, sent in hub.sent) == header_bytes(saved / "single" / "model.safetensors")
@@ -220,7 +220,7 @@ def test_a_lying_header_is_refused_by_name(hub, library, saved):
 
 
 def test_a_small_file_that_is_not_small_is_not_fetched(hub, library, saved, monkeypatch):
-    monkeypatch.setattr("hydra.store.hub.SMALL_MAX_BYTES", 1000)
+    monkeypatch.setattr("hydra.store.hub.hub.SMALL_MAX_BYTES", 1000)
     hub.add("org/m", saved / "single")
     hub.repos["org/m"]["tokenizer.json"] = json.dumps({"x": "y" * 2000}).encode()
     assert "tokenizer.json has" in refused(library(), "org/m").message

@@ -3,8 +3,8 @@
 import huggingface_hub
 import pytest
 
-from hydra.store.hub_login import with_login
-from hydra.store.model_ref import HubAccess
+from hydra.store.hub.hub_login import with_login
+from hydra.store.models.model_ref import HubAccess
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,12 @@ import attrs
 import pytest
 
 from hydra.protocol.refusal import RefusalError
-from hydra.store.cache_room import CacheRoom
-from hydra.store.hub_place import AHEAD_BYTES, BUSY_S, HubPlace, lend_model
-from hydra.store.library import LocalLibrary
-from hydra.store.model_ref import HubAccess
-from hydra.store.range_source import SourceFault
-from hydra.store.shelf_keeper import ShelfKeeper
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_source import SourceFault
+from hydra.store.hub.hub_lending import AHEAD_BYTES, BUSY_S, HubPlace, lend_model
+from hydra.store.lending.file_lender import ShelfKeeper
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_ref import HubAccess
 
 
 class Hub:
@@ -117,7 +117,7 @@ def test_a_hub_that_cannot_be_reached_is_a_refusal_and_the_next_try_may_do_bette
 
 
 def test_whoever_finds_it_busy_is_told_so(lent, monkeypatch):
-    monkeypatch.setattr("hydra.store.hub_place.BUSY_S", BUSY_S / 100)
+    monkeypatch.setattr("hydra.store.hub.hub_lending.BUSY_S", BUSY_S / 100)
     first, second = lent.described.tensors[:2]
     lent.hub.go_on.clear()
     fetching = threading.Thread(target=lent.place.read, args=(first.file, first.offset, first.length))

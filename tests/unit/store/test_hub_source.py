@@ -9,14 +9,14 @@ import attrs
 import httpx2
 import pytest
 
-from hydra.protocol.model_spec import StoredFile, TensorRange
+from hydra.protocol.model.model_spec import StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError
-from hydra.store.cache_room import CacheRoom
-from hydra.store.hub_source import HubSource, retry_after_s
-from hydra.store.model_ref import HubAccess, HubRef
-from hydra.store.patience import Patience
-from hydra.store.range_cache import RangeCache
-from hydra.store.range_source import RangeIgnored, SourceFault, SourceUnfit
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.range_source import RangeIgnored, SourceFault, SourceUnfit
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.hub.hub_source import HubSource, retry_after_s
+from hydra.store.models.model_ref import HubAccess, HubRef
 from tests.fake_hub import PORTAL, Asked, Fault, fake_hub, tag_of
 
 FILE = "model.safetensors"

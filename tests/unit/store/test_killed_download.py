@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hydra.kernels.weights import fetch_parts
-from hydra.protocol.layout import Part, slice_parts
-from hydra.protocol.model_spec import Role, TensorRange
-from hydra.store import range_cache, range_fetch
-from hydra.store.library import LocalLibrary
+from hydra.kernels.weights.part_weights import fetch_parts
+from hydra.protocol.model.layout import Part, slice_parts
+from hydra.protocol.model.model_spec import Role, TensorRange
+from hydra.store.cache import range_cache, range_fetch
+from hydra.store.models.library import LocalLibrary
 from tests import range_download as plan
 from tests.fake_hub import fake_hub
 

@@ -8,9 +8,9 @@ import pytest
 from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.store_lane import ChunkRefused, ChunkTold, decode_ask, encode_answer
-from hydra.protocol.wire import LineBroken, WireFull
-from hydra.store.lane_source import SHUNNED_S, LaneSource
-from hydra.store.range_source import SourceFault, SourceUnfit
+from hydra.protocol.wires.wire import LineBroken, WireFull
+from hydra.store.cache.range_source import SourceFault, SourceUnfit
+from hydra.store.lending.lane_source import SHUNNED_S, LaneSource
 
 FILE = bytes(range(251)) * (5 * CHUNK_BYTES // 251)
 LENGTH = len(FILE)

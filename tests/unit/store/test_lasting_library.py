@@ -9,14 +9,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from hydra.protocol.refusal import RefusalError
-from hydra.store import description_cache
-from hydra.store.description_cache import DescriptionCache
-from hydra.store.hub import Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.lasting_library import LastingLibrary, files_are_there
-from hydra.store.library import LocalLibrary
-from hydra.store.model_ref import HubAccess
-from hydra.store.patience import Patience
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.models import description_cache
+from hydra.store.models.description_cache import DescriptionCache
+from hydra.store.models.lasting_library import LastingLibrary, files_are_there
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_ref import HubAccess
 from tests.fake_hub import fake_hub
 from tests.unit.store.conftest import SHAPES
 

@@ -8,9 +8,9 @@ from types import ModuleType
 import huggingface_hub
 import pytest
 
-from hydra.protocol.model_name import default_model_id, hub_parts
+from hydra.protocol.model.model_name import default_model_id, hub_parts
 from hydra.protocol.refusal import RefusalError
-from hydra.store.model_ref import ENDPOINT, HubAccess, HubRef, parse_ref, parse_source, source_of
+from hydra.store.models.model_ref import ENDPOINT, HubAccess, HubRef, parse_ref, parse_source, source_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 
 from hydra.protocol.refusal import RefusalError
-from hydra.store.library import LocalLibrary
+from hydra.store.models.library import LocalLibrary
 
 LIBRARY = LocalLibrary()
 INDEX = "model.safetensors.index.json"

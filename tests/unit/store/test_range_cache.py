@@ -9,13 +9,13 @@ from contextlib import closing
 import attrs
 import pytest
 
-from hydra.protocol.model_spec import StoredFile, TensorRange
+from hydra.protocol.model.model_spec import StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.store import range_cache, range_fetch
-from hydra.store.cache_room import LOCK, CacheRoom
-from hydra.store.patience import Patience
-from hydra.store.range_cache import RangeCache
-from hydra.store.range_source import RangeIgnored, SourceFault, SourceUnfit
+from hydra.store.cache import range_cache, range_fetch
+from hydra.store.cache.cache_room import LOCK, CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.range_source import RangeIgnored, SourceFault, SourceUnfit
+from hydra.store.cache.retry_policy import Patience
 
 SIZE = 40_000
 BLOCK = 4096  # what the journal of an entry takes on the disk

@@ -11,14 +11,14 @@ import pytest
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import RefusalError
-from hydra.store import range_fetch
-from hydra.store.cache_room import CacheRoom
-from hydra.store.library import LocalLibrary
-from hydra.store.patience import Patience
-from hydra.store.range_cache import RangeCache
-from hydra.store.range_source import SourceUnfit
-from hydra.store.ranges import slice_ranges
-from hydra.store.shelf_keeper import MODELS_MAX, ShelfKeeper, WholeFiles
+from hydra.store.cache import range_fetch
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.range_source import SourceUnfit
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.lending.file_lender import MODELS_MAX, ShelfKeeper, WholeFiles
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.slice_ranges import slice_ranges
 
 
 @pytest.fixture

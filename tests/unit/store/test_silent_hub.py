@@ -9,18 +9,18 @@ import attrs
 import httpx2
 import pytest
 
+from hydra.cli.pull import pull
 from hydra.protocol.refusal import RefusalError
-from hydra.pull import pull
 from hydra.settings import Settings
-from hydra.store import patience as patience_module
-from hydra.store.cache_room import CacheRoom
-from hydra.store.hub import Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.hub_source import FIRST_TIMEOUT, HubSource
-from hydra.store.library import LocalLibrary
-from hydra.store.model_ref import HubAccess, HubRef
-from hydra.store.patience import BRIEF_SILENCE_S, Patience
-from hydra.store.range_cache import RangeCache
+from hydra.store.cache import retry_policy as patience_module
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.retry_policy import BRIEF_SILENCE_S, Patience
+from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.hub.hub_source import FIRST_TIMEOUT, HubSource
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_ref import HubAccess, HubRef
 from tests.fake_hub import Fault, fake_hub
 
 SILENCE_S = 0.3
@@ -107,7 +107,7 @@ def fetched(root, described, source, patience=QUICK):
 
 @pytest.mark.parametrize("network", [black_hole, refusing, nameless])
 def test_weights_of_a_silent_hub_are_given_up_soon(network, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("hydra.store.hub_source.FIRST_TIMEOUT", httpx2.Timeout(SILENCE_S))
+    monkeypatch.setattr("hydra.store.hub.hub_source.FIRST_TIMEOUT", httpx2.Timeout(SILENCE_S))
     described = LocalLibrary().describe(str(saved / "single"))
     with network() as endpoint:
         source = HubSource(HubRef("org/m", "0" * 40), HubAccess(endpoint=endpoint), described.files)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from hydra.protocol.model_spec import StoredFile, TensorRange
-from hydra.store.cache_room import CacheRoom
-from hydra.store.patience import Patience
-from hydra.store.range_cache import RangeCache
-from hydra.store.range_source import SourceFault, SourceUnfit
+from hydra.protocol.model.model_spec import StoredFile, TensorRange
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.range_source import SourceFault, SourceUnfit
+from hydra.store.cache.retry_policy import Patience
 
 FILE = bytes(range(256)) * 64
 STORED = [StoredFile(file="f", size_bytes=len(FILE), tag="t")]

@@ -8,14 +8,14 @@ from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
 from hydra.protocol.refusal import RefusalError
-from hydra.store import weight_files
-from hydra.store.cache_room import CacheRoom
-from hydra.store.hub import HEADER_GUESS_BYTES, Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.library import LocalLibrary
-from hydra.store.model_dir import describe
-from hydra.store.model_ref import HubAccess
-from hydra.store.range_cache import RangeCache
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.hub.hub import HEADER_GUESS_BYTES, Hub
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.models import weight_files
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_dir import describe
+from hydra.store.models.model_ref import HubAccess
 from hydra.store.supply import StoreSupply
 from tests.fake_hub import fake_hub
 from tests.unit.store.test_supply import order_of

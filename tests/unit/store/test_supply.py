@@ -11,13 +11,13 @@ import pytest
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import RefusalError
-from hydra.store.cache_room import CacheRoom
-from hydra.store.hub import Hub
-from hydra.store.hub_library import HubLibrary
-from hydra.store.library import LocalLibrary
-from hydra.store.model_ref import HubAccess
-from hydra.store.patience import Patience
-from hydra.store.range_cache import RangeCache
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.cache.retry_policy import Patience
+from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_ref import HubAccess
 from hydra.store.supply import StoreSupply, hub_opener
 from tests.fake_hub import fake_hub
 

@@ -1,0 +1,91 @@
+"""Who may say what: for every message the speakers it is taken from. What it says of others is checked by its reader.
+
+A speaker is what the connection's peer is to this process: its coordinator, a member that greeted in one of the roles,
+or a stranger, who has no generation from this life of the coordinator. Knows no actor and no socket. A message between
+actors of one process does not come by here.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+from hydra.actors.core.names import PROBE_PEER
+from hydra.protocol.ids import COORDINATOR, PeerId
+from hydra.protocol.messages import (
+    Activate,
+    Beacon,
+    CancelJob,
+    ChildExited,
+    Close,
+    Dial,
+    Dialled,
+    DropSlice,
+    Expelled,
+    Fenced,
+    Goodbye,
+    Heartbeat,
+    HeartbeatSeen,
+    Hello,
+    HelloRefused,
+    JobsAsked,
+    JobsTold,
+    KillWorker,
+    LoadFailed,
+    LoadModel,
+    LoadProgress,
+    LoadSlice,
+    ModelsChanged,
+    ModelTold,
+    Open,
+    OpenRefused,
+    ReachTold,
+    Ready,
+    ReadyAsked,
+    ReadyTold,
+    Rebalance,
+    Reopen,
+    Role,
+    RouteBroken,
+    SayHello,
+    SliceLoaded,
+    SpawnWorker,
+    StatusAsked,
+    StatusTold,
+    Tokens,
+    UnloadModel,
+    Welcome,
+)
+
+Speaker: TypeAlias = Role | Literal["coordinator", "stranger", "impostor"]
+
+MEMBERS: frozenset[Speaker] = frozenset({"worker", "frontend", "parent"})
+ANYBODY: frozenset[Speaker] = MEMBERS | {"stranger"}  # a stranger's beat is answered with SayHello, nothing else
+WORKER: frozenset[Speaker] = frozenset({"worker"})
+FRONTEND: frozenset[Speaker] = frozenset({"frontend"})
+PARENT: frozenset[Speaker] = frozenset({"parent"})
+THE_COORDINATOR: frozenset[Speaker] = frozenset({"coordinator"})
+
+SPEAKERS: Mapping[type, frozenset[Speaker]] = {
+    **dict.fromkeys((Hello, Heartbeat, Goodbye), ANYBODY),
+    **dict.fromkeys((LoadProgress, SliceLoaded, LoadFailed, Ready, Fenced, RouteBroken, Dialled), WORKER),
+    **dict.fromkeys((LoadModel, UnloadModel, Rebalance, JobsAsked, CancelJob, StatusAsked, ReadyAsked), FRONTEND),
+    **dict.fromkeys((Open, Close), FRONTEND),
+    **dict.fromkeys((ChildExited,), PARENT),
+    **dict.fromkeys((Welcome, HelloRefused, SayHello, Expelled, HeartbeatSeen, Beacon, ReachTold), THE_COORDINATOR),
+    **dict.fromkeys((KillWorker, SpawnWorker, LoadSlice, Activate, DropSlice, Dial), THE_COORDINATOR),
+    **dict.fromkeys((ModelTold, JobsTold, ModelsChanged, StatusTold, ReadyTold), THE_COORDINATOR),
+    **dict.fromkeys((OpenRefused, Reopen, Tokens), THE_COORDINATOR),
+}
+
+
+def speaker_of(peer: PeerId, role: Role | None) -> Speaker:
+    """What a peer of the coordinator is; `role` is the one it was let in with, None: it has no generation.
+
+    Whoever connects under a name that only this process itself uses is not heard at all: an answer would stay in here.
+    """
+    if peer in (COORDINATOR, PROBE_PEER):
+        return "impostor"
+    return role or "stranger"
+
+
+def may_say(speaker: Speaker, kind: type) -> bool:
+    return speaker in SPEAKERS.get(kind, ())

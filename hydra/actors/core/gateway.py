@@ -1,0 +1,200 @@
+"""Between a house and its wire: messages out as frames, frames in as messages for the right actor.
+
+Who may be told what from outside is a table here, and who may say it is one in `authority`, so that nonsense and
+orders of strangers are dropped and counted at the door and never reach a machine. A message that makes an actor raise
+all the same is a bug of ours, but it ends its sender's membership, not this process.
+
+A connection that breaks may swallow messages, and nobody would wait for what was never said. So each process numbers
+what it says to another; a number left out ends the membership (LaneBroken), and everything is said afresh in the next.
+Heartbeats and their answers are numbered too, so that the last word before a silence is missed within a beat or two.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import attrs
+import structlog
+import trio
+
+from hydra.actors.core.authority import Speaker, may_say
+from hydra.actors.core.facts import LaneBroken, Undelivered
+from hydra.actors.core.host import House
+from hydra.protocol import codec
+from hydra.protocol.ids import ActorName, Address, PeerId
+from hydra.protocol.messages import (
+    Activate,
+    Beacon,
+    CancelJob,
+    ChildExited,
+    Close,
+    Dial,
+    Dialled,
+    DropSlice,
+    Expelled,
+    Fenced,
+    Goodbye,
+    Heartbeat,
+    HeartbeatSeen,
+    Hello,
+    HelloRefused,
+    JobsAsked,
+    JobsTold,
+    KillWorker,
+    LoadFailed,
+    LoadModel,
+    LoadProgress,
+    LoadSlice,
+    Message,
+    ModelsChanged,
+    ModelTold,
+    Open,
+    OpenRefused,
+    ReachTold,
+    Ready,
+    ReadyAsked,
+    ReadyTold,
+    Rebalance,
+    Reopen,
+    RouteBroken,
+    Sample,
+    SayHello,
+    SliceLoaded,
+    SpawnWorker,
+    StatusAsked,
+    StatusTold,
+    Tokens,
+    UnloadModel,
+    Welcome,
+)
+from hydra.protocol.refusal import Refusal
+from hydra.protocol.wires.wire import Delivery, Frames, MessageTooBig, PeerGone, TheyBrokeTheRules, WireFull
+
+ACCEPTS: Mapping[str, frozenset[type]] = {
+    "registry": frozenset({Hello, Heartbeat, Goodbye, ChildExited}),
+    "planner": frozenset(
+        {SliceLoaded, Ready, LoadFailed, RouteBroken, LoadProgress, Fenced, Dialled}
+        | {LoadModel, UnloadModel, Rebalance, JobsAsked, CancelJob}
+    ),
+    "broker": frozenset({Open, Close, ReadyAsked}),
+    "desk": frozenset({StatusAsked}),
+    "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon, HeartbeatSeen, ReachTold}),
+    "stage": frozenset({LoadSlice, Activate, DropSlice}),
+    "scout": frozenset({Dial}),
+    "sessions": frozenset({Tokens, OpenRefused, Reopen}),
+    "asks": frozenset({ModelTold, JobsTold, ModelsChanged, StatusTold, ReadyTold}),
+    "parent": frozenset({KillWorker, SpawnWorker}),
+}
+
+PEERS_MAX = 4096  # whose numbers are remembered; the one heard of first is forgotten first
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Post:
+    """One process's post office. `dispatch(peer, frames)` puts frames on the wire and may raise WireFull, PeerGone.
+
+    `watcher` is the actor that is told LaneBroken; `speaker_of` says what a peer is to this process.
+    """
+
+    dispatch: Callable[[PeerId, Frames], None]
+    receive: Callable[[], Awaitable[list[Delivery]]]
+    watcher: ActorName
+    speaker_of: Callable[[PeerId], Speaker] = lambda peer: "coordinator"  # whoever has a spoke hears nobody else
+    undelivered: int = 0  # the wire would not take it: its peer is gone or far behind
+    nonsense: int = 0
+    forbidden: int = 0  # well-formed, and not theirs to say
+    contained: int = 0  # an actor raised
+    last_heard_s: float = 0.0  # on the loop's clock
+    _said: dict[PeerId, int] = attrs.field(factory=dict, init=False)
+    _heard: dict[PeerId, int] = attrs.field(factory=dict, init=False)
+
+    def carry(self, to: Address, sender: ActorName, message: Message) -> Undelivered | None:
+        """What is too large to be said takes no number, so nobody misses it: its sender is told instead."""
+        number = self._said.get(to.peer, 0) + 1
+        try:
+            frames = codec.encode(to.actor, sender, message, number)
+        except MessageTooBig as why:
+            self.undelivered += 1
+            log.error("too large to be sent", to=to.peer, says=type(message).__name__, why=str(why))
+            return Undelivered(to, message, Refusal(code="invalid_value", message=str(why)))
+        _remember(self._said, to.peer, number)
+        try:
+            self.dispatch(to.peer, frames)
+        except (PeerGone, WireFull) as why:
+            self.undelivered += 1
+            log.debug("undelivered", to=to.peer, says=type(message).__name__, why=str(why))
+        return None
+
+    async def pump(self, house: House) -> None:
+        """Brings mail in for as long as the house stands."""
+        while True:
+            for delivery in await self.receive():
+                self.last_heard_s = trio.current_time()
+                self._deliver(house, delivery)
+
+    def _deliver(self, house: House, delivery: Delivery) -> None:
+        try:
+            envelope = codec.decode(delivery.frames)
+        except TheyBrokeTheRules as why:
+            self.nonsense += 1
+            log.warning("nonsense on the command lane", peer=delivery.peer, why=str(why))
+            return
+        if type(envelope.message) not in ACCEPTS.get(envelope.to, ()) or not house.has(envelope.to):
+            self.nonsense += 1
+            log.warning("mail for the wrong door", peer=delivery.peer, says=type(envelope.message).__name__)
+            return
+        speaker = self.speaker_of(delivery.peer)
+        if not may_say(speaker, type(envelope.message)):
+            self.forbidden += 1
+            log.debug("not theirs to say", peer=delivery.peer, is_a=speaker, says=type(envelope.message).__name__)
+            return
+        if speaker != "stranger" and self._missed(delivery.peer, envelope.number):
+            log.info("messages of a peer were lost", peer=delivery.peer, before=type(envelope.message).__name__)
+            house.post(self.watcher, LaneBroken(delivery.peer))
+        self._hand_over(house, delivery.peer, envelope)
+        if speaker == "stranger" and envelope.number and self.speaker_of(delivery.peer) != "stranger":
+            _remember(self._heard, delivery.peer, envelope.number)  # it was a greeting: its count begins here
+
+    def _hand_over(self, house: House, peer: PeerId, envelope: codec.Envelope) -> None:
+        """An actor that raises has let its sender's message half done: whatever it is a member of ends, and begins anew
+        in good order. A second fault on the way out is not contained.
+        """
+        try:
+            house.receive(envelope.to, Address(peer, envelope.sender), envelope.message)
+        except Exception:
+            self.contained += 1
+            says = type(envelope.message).__name__
+            log.exception("an actor raised; its message's sender is out", peer=peer, says=says, actor=envelope.to)
+            house.post(self.watcher, LaneBroken(peer, f"its {says} made the {envelope.to} raise; see the log"))
+
+    def samples(self) -> tuple[Sample, ...]:
+        """What is counted at the door, for the metrics."""
+        forbidden = Sample(
+            name="hydra_forbidden_messages_total",
+            kind="counter",
+            help="Messages refused because it was not their sender's to say them.",
+            value=self.forbidden,
+        )
+        contained = Sample(
+            name="hydra_contained_faults_total",
+            kind="counter",
+            help="Messages that made an actor raise; their senders were expelled.",
+            value=self.contained,
+        )
+        return forbidden, contained
+
+    def _missed(self, peer: PeerId, number: int) -> bool:
+        """Whether something is missing before this one. A number that is lower opens another life's count; 0 is outside
+        any.
+        """
+        if not number:
+            return False
+        last = self._heard.get(peer, 0)
+        _remember(self._heard, peer, number)
+        return 0 < last < number - 1
+
+
+def _remember(numbers: dict[PeerId, int], peer: PeerId, number: int) -> None:
+    if peer not in numbers and len(numbers) >= PEERS_MAX:
+        del numbers[next(iter(numbers))]
+    numbers[peer] = number

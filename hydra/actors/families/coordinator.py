@@ -1,0 +1,297 @@
+"""The coordinator's family: registry, planner, broker and desk in one house, with the sockets between them.
+
+Everything from outside is handed in: wires, the library that reads model directories, where state is kept. The same
+function runs in a process of its own and inside the simulator.
+"""
+
+import math
+from collections.abc import Awaitable, Callable
+
+import attrs
+import structlog
+import trio
+
+from hydra.actors.core.gateway import Post
+from hydra.actors.core.host import House
+from hydra.actors.core.machine import Effect
+from hydra.actors.core.names import BROKER, DESK, MEMBER, PLANNER, REGISTRY
+from hydra.actors.core.ports import Library
+from hydra.actors.families.status import Desk
+from hydra.actors.families.store_server import StoreServer
+from hydra.actors.membership.dialling import dial_all
+from hydra.actors.membership.registry import Broadcast, NotLetIn, Opened, Registry
+from hydra.actors.planning.desired_model import (
+    Begin,
+    CheckSource,
+    Describe,
+    ModelNoted,
+    Moved,
+    NodeNoted,
+    NotDescribed,
+    Policy,
+    SaveState,
+    SourceChecked,
+    WasDescribed,
+    Wish,
+    WishFailed,
+)
+from hydra.actors.planning.planner import Planner
+from hydra.actors.planning.reach import DialledOut, DialOut
+from hydra.actors.scheduling.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, SendStep, StepBack
+from hydra.protocol import codec, codec_data
+from hydra.protocol.ids import COORDINATOR, AskId, Epoch, NodeId, RouteId
+from hydra.protocol.messages import NodeLoad, RouteBroken, Sample
+from hydra.protocol.model.model_spec import Described
+from hydra.protocol.refusal import Refusal, RefusalError
+from hydra.protocol.wires.wire import (
+    DataLane,
+    Dialler,
+    Frames,
+    Hub,
+    StepLink,
+    StepSource,
+    TheyBrokeTheRules,
+    WireError,
+    WireFull,
+)
+
+log = structlog.get_logger()
+SHOW_EVERY_S = 3.0
+
+
+@attrs.frozen(kw_only=True)
+class SavedState:
+    """What outlives a coordinator: the term, the models that should be there, and who computed them last.
+
+    `anew`: a new `up` has started since, with workers of its own; the first word that is saved ends that.
+    """
+
+    term: int = 0
+    wishes: tuple[Wish, ...] = ()
+    nodes: tuple[NodeId, ...] = ()
+    anew: bool = False
+
+    @property
+    def first_life(self) -> bool:
+        """Of this `up`: its workers are only starting."""
+        return self.anew or not self.nodes
+
+
+@attrs.frozen(kw_only=True)
+class CoordinatorParts:
+    """The world, as the coordinator needs it."""
+
+    hub: Hub
+    lane: DataLane
+    results: StepSource
+    library: Library
+    describe: Callable[[str], Awaitable[Described]]  # the library's, off the loop; raises RefusalError
+    check_source: Callable[[Described], Awaitable[str]]  # the same; why its files cannot be read now, or empty
+    dial: Dialler
+    saved: SavedState
+    save: Callable[[SavedState], None]  # never raises; see KeptState
+    policy: Policy
+    limits: Limits
+    on_wish_failed: Callable[[Refusal], None]  # a model wished for at start; the process may give up
+    expected_workers: int
+    patience_s: float
+    local_nodes: tuple[NodeId, ...] = ()  # workers that start with this coordinator: none other stands in for them
+    nodes_s: float = math.inf  # for the nodes of a former life; see Begin
+    heartbeat_s: float = 0.5
+    beats_missed_max: int = 3
+    join_token: str = ""
+    pid: int = 0
+    wall_s: int = 0
+    store: StoreServer | None = None  # lends the files of described models
+    samples: Callable[[], tuple[Sample, ...]] = tuple  # what its process counts beside its actors
+
+
+@attrs.define(eq=False)
+class Coordinator:
+    """Builds the house and performs the effects that only a coordinator knows."""
+
+    parts: CoordinatorParts
+    house: House = attrs.field(init=False)
+    registry: Registry = attrs.field(init=False)
+    planner: Planner = attrs.field(init=False)
+    broker: Broker = attrs.field(init=False)
+    _post: Post = attrs.field(init=False)
+    _links: dict[RouteId, tuple[Epoch, StepLink]] = attrs.field(factory=dict, init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _shown: dict[tuple[str, str, str], float] = attrs.field(factory=dict, init=False)  # progress lines: the last one
+
+    def __attrs_post_init__(self) -> None:
+        parts = self.parts
+        term = parts.saved.term + 1
+        self.registry = Registry(
+            term=term,
+            results_addr=parts.results.addr,
+            heartbeat_s=parts.heartbeat_s,
+            beats_missed_max=parts.beats_missed_max,
+            join_token=parts.join_token,
+            host_of=parts.hub.host_of,
+        )
+        self.planner = Planner(
+            term=term,
+            policy=parts.policy,
+            ranges=parts.library.slice_ranges,
+            results_addr=parts.results.addr,
+            wall_s=parts.wall_s,
+            store_addr=parts.store.hub.addr if parts.store is not None else "",
+        )
+        self.broker = Broker(limits=parts.limits)
+        self._post = Post(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor, self.registry.speaker_of)
+        desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense, self._samples)
+        self.house = House(COORDINATOR, self._post.carry)
+        self.house.add(REGISTRY.actor, self.registry, self._perform)
+        self.house.add(PLANNER.actor, self.planner, self._perform)
+        self.house.add(BROKER.actor, self.broker, self._perform)
+        self.house.add(DESK.actor, desk, self._perform)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        saved = self.parts.saved
+        try:
+            async with trio.open_nursery() as self._nursery:
+                first = saved.first_life
+                begin = Begin(
+                    saved.wishes,
+                    self.parts.expected_workers if first else 0,
+                    saved.nodes,
+                    self.parts.patience_s,
+                    self.parts.nodes_s,
+                    local=self.parts.local_nodes if first else (),
+                )
+                self.house.post(PLANNER.actor, begin)
+                self.house.post(REGISTRY.actor, Opened())
+                self._nursery.start_soon(self.house.keep_timers)
+                self._nursery.start_soon(self._post.pump, self.house)
+                self._nursery.start_soon(self._take_results)
+                if self.parts.store is not None:
+                    self._nursery.start_soon(self.parts.store.run)
+                task_status.started()
+        finally:
+            for _, link in self._links.values():
+                link.close()
+
+    def _samples(self) -> tuple[Sample, ...]:
+        """What is counted beside the actors."""
+        store = self.parts.store.samples() if self.parts.store is not None else ()
+        return (*self._post.samples(), *store, *self.parts.samples())
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Broadcast(beacon=beacon):
+                self.parts.hub.broadcast_nowait(codec.encode(MEMBER, REGISTRY.actor, beacon))
+            case SendStep():
+                self._send_step(effect)
+            case OpenLink():
+                self._open_link(effect)
+            case CloseLink(route=route):
+                self._close_link(route)
+            case SaveState(term=term, wishes=wishes, nodes=nodes):
+                self.parts.save(SavedState(term=term, wishes=wishes, nodes=nodes))
+            case WishFailed(refusal=refusal):
+                log.error("the model cannot be served", code=refusal.code, why=refusal.message)
+                self.parts.on_wish_failed(refusal)
+            case Moved(model_id=model_id, load=load):
+                self._show(model_id, load)
+            case Describe(model_path=path):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._describe, path)
+            case CheckSource(model_id=model_id, described=described):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._check_source, model_id, described)
+            case DialOut(ask=ask, addrs=addrs):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._dial_out, ask, addrs)
+            case NotLetIn(node=node, host=host, refusal=refusal):
+                log.warning("not let in", node=node, host=host, code=refusal.code, why=refusal.message)
+            case ModelNoted(model_id=model_id, reason=reason):
+                log.warning("a model stays as it is", model=model_id, why=reason)
+            case NodeNoted(node=node, fault=fault):
+                if fault:
+                    log.warning("a node is in trouble", node=node, why=fault)
+                else:
+                    log.info("a node can be used", node=node)
+            case _:
+                raise AssertionError(f"a coordinator cannot do {effect!r}")
+
+    def _show(self, model_id: str, load: NodeLoad) -> None:
+        """A line per node every few seconds, and one when a phase is over."""
+        key, now_s = (model_id, load.node_id, load.state), trio.current_time()
+        over = load.bytes_done >= load.bytes_total
+        if not over and now_s - self._shown.get(key, -SHOW_EVERY_S) < SHOW_EVERY_S:
+            return
+        self._shown[key] = now_s
+        if over:
+            del self._shown[key]
+        done, total = (f"{size / 1e6:.1f} MB" for size in (load.bytes_done, load.bytes_total))
+        log.info(load.state, model=model_id, node=load.node_id, done=done, total=total)
+
+    def _open_link(self, effect: OpenLink) -> None:
+        self._close_link(effect.route)
+        try:
+            link = self.parts.lane.step_link(effect.addr, effect.credits)
+        except WireError as why:
+            log.warning("the first stage cannot be reached", addr=effect.addr, why=str(why))
+            self.house.post(BROKER.actor, LinkFull(effect.route, effect.epoch))
+        else:
+            self._links[effect.route] = (effect.epoch, link)
+
+    def _send_step(self, effect: SendStep) -> None:
+        step = effect.step
+        if step.route not in self._links:
+            return  # there was no way to open one, and the epoch ends for it
+        epoch, link = self._links[step.route]
+        assert epoch == step.epoch, "a step of an epoch whose link is not open"
+        try:
+            link.send_nowait(codec_data.encode_step(step))
+        except WireFull:
+            self.house.post(BROKER.actor, LinkFull(step.route, step.epoch))
+
+    def _close_link(self, route: RouteId) -> None:
+        _, link = self._links.pop(route, (None, None))
+        if link is not None:
+            link.close()
+
+    async def _describe(self, path: str) -> None:
+        try:
+            described = await self.parts.describe(path)
+        except RefusalError as why:
+            self.house.post(PLANNER.actor, NotDescribed(path, why.refusal))
+        else:
+            self.house.post(PLANNER.actor, WasDescribed(path, described))
+
+    async def _check_source(self, model_id: str, described: Described) -> None:
+        self.house.post(PLANNER.actor, SourceChecked(model_id, await self.parts.check_source(described)))
+
+    async def _dial_out(self, ask: AskId, addrs: tuple[str, ...]) -> None:
+        self.house.post(PLANNER.actor, DialledOut(ask, await dial_all(self.parts.dial, addrs, ())))
+
+    async def _take_results(self) -> None:
+        while True:
+            for frames in await self.parts.results.receive():
+                self._take_result(frames)
+
+    def _take_result(self, frames: Frames) -> None:
+        """One that makes an actor raise ends its epoch, not this process: the sessions open again and lose nothing."""
+        try:
+            result = codec_data.decode_result(frames)
+        except TheyBrokeTheRules as why:
+            self._post.nonsense += 1
+            log.warning("nonsense on the results lane", why=str(why))
+            return
+        try:
+            self.house.post(BROKER.actor, StepBack(result))
+        except Exception:
+            self._post.contained += 1
+            log.exception("an actor raised at a result", route=result.route, step=result.step)
+            reason = "a result made an actor raise; see the log"
+            broken = RouteBroken(route=result.route, epoch=result.epoch, why=reason, side="in")
+            self.house.receive(PLANNER.actor, BROKER, broken)
+
+
+async def run_coordinator(parts: CoordinatorParts) -> None:
+    """The whole life of a coordinator process, until cancelled."""
+    await Coordinator(parts).run()

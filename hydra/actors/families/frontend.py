@@ -1,0 +1,340 @@
+"""A frontend's family: its membership, its sessions, and the client that the HTTP room talks to.
+
+`Frontend` satisfies `client.Cluster`. Tokens that arrive while a reader is busy are handed over together; a reader
+that leaves closes its session. Every wait has a deadline.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, TypeVar
+
+import attrs
+import structlog
+import trio
+
+from hydra.actors.client import GenerateRequest, Generation, Piece, TokenLogprobs
+from hydra.actors.core.facts import Joined, Left
+from hydra.actors.core.gateway import Post
+from hydra.actors.core.host import House
+from hydra.actors.core.machine import Effect, Event, Received
+from hydra.actors.core.membership import Leave, Member, Reached, TurnedAway
+from hydra.actors.core.membership import Start as Greet
+from hydra.actors.core.names import ASKS, BROKER, DESK, MEMBER, PLANNER, SESSIONS
+from hydra.actors.sessions.session import Emit, Fail
+from hydra.actors.sessions.sessions import End, Sessions, Show, Start
+from hydra.protocol.ids import Address, AskId, NodeId, SessionId
+from hydra.protocol.ids import Generation as GenerationId
+from hydra.protocol.messages import (
+    PROTOCOL_VERSION,
+    CancelJob,
+    Heartbeat,
+    Hello,
+    JobsAsked,
+    JobStatus,
+    JobsTold,
+    LoadModel,
+    Message,
+    ModelsChanged,
+    ModelTold,
+    ReadyAsked,
+    ReadyTold,
+    Rebalance,
+    StatusAsked,
+    StatusTold,
+    UnloadModel,
+)
+from hydra.protocol.model.model_spec import ModelCard
+from hydra.protocol.refusal import Refusal, RefusalError, refuse
+from hydra.protocol.wires.wire import Spoke
+
+log = structlog.get_logger()
+
+ANSWER_S = 15.0
+LOAD_ANSWER_S = 3600.0
+SILENCE_MAX_S = 600.0  # a generation that hears nothing for so long is over, whatever the reason
+LOOK_EVERY_S = 10.0
+
+A = TypeVar("A", ModelTold, StatusTold, ReadyTold)
+
+
+@attrs.frozen(kw_only=True)
+class FrontendParts:
+    """The world, as a frontend needs it."""
+
+    node_id: NodeId
+    spoke: Spoke
+    host: str
+    pid: int
+    auth: str = ""
+    family: str = ""  # see Hello
+    max_replays: int = 5
+    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
+
+
+@attrs.define(eq=False)
+class _Slot:
+    """What one generation has to show and its reader has not taken yet: bounded by the request's max_tokens."""
+
+    shown: list[Emit | Fail] = attrs.field(factory=list)
+    news: trio.Event = attrs.field(factory=trio.Event)
+    quiet_looks: int = 0  # of `look`, since something was put
+
+    def put(self, shown: Emit | Fail) -> None:
+        self.shown.append(shown)
+        self.quiet_looks = 0
+        self.news.set()
+
+    def look(self) -> None:
+        """Once every LOOK_EVERY_S: a deadline for every token would cost more than the token."""
+        self.quiet_looks += 1
+        if self.quiet_looks * LOOK_EVERY_S > SILENCE_MAX_S:
+            self.put(Fail(Refusal(code="timeout", message=f"the cluster said nothing for {SILENCE_MAX_S:.0f} s")))
+
+    async def take(self) -> list[Emit | Fail]:
+        """Everything there is, at least one. After a silence it is a failure."""
+        await self.news.wait()
+        self.news = trio.Event()
+        shown, self.shown = self.shown, []
+        return shown
+
+
+@attrs.define(eq=False)
+class _Reading:
+    """One generation, as its reader iterates over it."""
+
+    slot: _Slot
+    with_logprobs: bool
+
+    ended: bool = False
+    failure: Refusal | None = None  # told behind the tokens that came with it
+
+    def __aiter__(self) -> "_Reading":
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self.ended:
+            raise StopAsyncIteration
+        if self.failure is None:
+            shown = await self.slot.take()
+            self.failure = next((said.refusal for said in shown if isinstance(said, Fail)), None)
+            emits = [said for said in shown if isinstance(said, Emit)]
+            if emits:
+                piece = self._piece(emits)
+                self.ended = piece.finish is not None
+                return piece
+        self.ended = True
+        assert self.failure is not None
+        raise RefusalError(self.failure)
+
+    def _piece(self, emits: list[Emit]) -> Piece:
+        logprobs: tuple[TokenLogprobs, ...] | None = None
+        if self.with_logprobs:
+            logprobs = tuple(
+                TokenLogprobs(chosen=emit.logprob if emit.logprob is not None else float("-inf"), top=emit.top)
+                for emit in emits
+            )
+        finish: Literal["stop", "length"] | None = emits[-1].finish
+        return Piece(
+            token_ids=tuple(emit.token for emit in emits),
+            finish=finish,
+            logprobs=logprobs,
+            cached_tokens=emits[0].cached,
+        )
+
+
+@attrs.define(eq=False)
+class _Asks:
+    """Questions under way, and the models as last told. A machine without decisions: answers meet their askers."""
+
+    models: tuple[ModelCard, ...] = ()
+    joined: trio.Event = attrs.field(factory=trio.Event)
+    informed: trio.Event = attrs.field(factory=trio.Event)  # of the models, once
+    _answers: dict[AskId, tuple[trio.Event, list[Any]]] = attrs.field(factory=dict, init=False)
+    _next: int = attrs.field(default=1, init=False)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        match event:
+            case Received(message=ModelsChanged(models=models)):
+                self.models = models
+                self.informed.set()
+            case Received(message=(ModelTold() | JobsTold() | StatusTold() | ReadyTold()) as told):
+                waiting = self._answers.pop(told.ask, None)
+                if waiting is not None:
+                    waiting[1].append(told)
+                    waiting[0].set()
+            case Joined():
+                self.joined.set()
+            case Left():
+                self.joined = trio.Event()
+            case _:
+                raise AssertionError(f"nobody asked for {event!r}")
+        return []
+
+    async def ask(self, put: Callable[[AskId], None], deadline_s: float, what: str) -> Any:
+        number = AskId(self._next)
+        self._next += 1
+        answer: list[Any] = []
+        with trio.move_on_after(deadline_s):
+            await self.joined.wait()
+            news = trio.Event()
+            self._answers[number] = (news, answer)
+            try:
+                put(number)
+                await news.wait()
+            finally:
+                self._answers.pop(number, None)
+        if not answer:
+            raise refuse("no_workers", f"the coordinator did not answer ({what}) in time", retry_after_s=2.0)
+        return answer[0]
+
+
+@attrs.define(eq=False)
+class Frontend:
+    """Builds the house of a frontend, and is the cluster for the HTTP room."""
+
+    parts: FrontendParts
+    house: House = attrs.field(init=False)
+    sessions: Sessions = attrs.field(init=False)
+    member: Member = attrs.field(init=False)
+    _asks: _Asks = attrs.field(factory=_Asks, init=False)
+    _slots: dict[SessionId, _Slot] = attrs.field(factory=dict, init=False)
+    _next_session: int = attrs.field(default=1, init=False)
+    _post: Post = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        spoke = self.parts.spoke
+        self._post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
+        self.sessions = Sessions(self.parts.max_replays)
+        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(ASKS, SESSIONS))
+        self.house = House(spoke.peer, self._post.carry)
+        self.house.add(MEMBER, self.member, self._perform)
+        self.house.add(SESSIONS, self.sessions, self._perform)
+        self.house.add(ASKS, self._asks, self._perform)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.house.keep_timers)
+            nursery.start_soon(self._watch_silences)
+            nursery.start_soon(self._post.pump, self.house)
+            self.house.post(MEMBER, Greet())
+            task_status.started()
+
+    def leave(self, why: str) -> None:
+        """Says goodbye, so that nobody has to wait for a lease."""
+        self.house.post(MEMBER, Leave(why))
+
+    # ------------------------------------------------------------ client.Cluster
+
+    async def models(self) -> tuple[ModelCard, ...]:
+        with trio.move_on_after(ANSWER_S):
+            await self._asks.informed.wait()
+            return self._asks.models
+        raise refuse("loading", "the coordinator has not told yet which models there are", retry_after_s=2.0)
+
+    @asynccontextmanager
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Generation]:
+        session = SessionId(self._next_session)
+        self._next_session += 1
+        slot = self._slots[session] = _Slot()
+        try:
+            self.house.post(SESSIONS, Start(session, request))
+            yield _Reading(slot, request.params.logprobs is not None)
+        finally:
+            self.house.post(SESSIONS, End(session))
+            del self._slots[session]
+
+    async def status(self) -> StatusTold:
+        told = await self._asks.ask(
+            lambda ask: self._say(DESK, StatusAsked(ask=ask)), ANSWER_S, "the state of the cluster"
+        )
+        assert isinstance(told, StatusTold)
+        return told
+
+    async def ready(self, models: Sequence[str] = ()) -> ReadyTold:
+        told = await self._asks.ask(
+            lambda ask: self._say(BROKER, ReadyAsked(ask=ask, models=tuple(models))), ANSWER_S, "readiness"
+        )
+        assert isinstance(told, ReadyTold)
+        return told
+
+    async def load_model(
+        self, *, model_path: str, model_id: str | None, total_layers: int | None, dtype: str | None, wait: bool
+    ) -> ModelTold:
+        def put(ask: AskId) -> None:
+            wish = LoadModel(
+                ask=ask, model_path=model_path, model_id=model_id, total_layers=total_layers, dtype=dtype, wait=wait
+            )
+            self._say(PLANNER, wish)
+
+        return await self._ask_planner(put, LOAD_ANSWER_S if wait else ANSWER_S, "loading")
+
+    async def unload_model(self, model_id: str) -> ModelTold:
+        return await self._ask_planner(
+            lambda ask: self._say(PLANNER, UnloadModel(ask=ask, model_id=model_id)), ANSWER_S, "unloading"
+        )
+
+    async def rebalance(self) -> ModelTold:
+        return await self._ask_planner(lambda ask: self._say(PLANNER, Rebalance(ask=ask)), ANSWER_S, "rebalancing")
+
+    async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
+        return await self._ask_jobs(lambda ask: self._say(PLANNER, JobsAsked(ask=ask, job=job)), "a load job")
+
+    async def cancel_job(self, job: str) -> tuple[JobStatus, ...]:
+        return await self._ask_jobs(lambda ask: self._say(PLANNER, CancelJob(ask=ask, job=job)), "calling a job off")
+
+    # ------------------------------------------------------------ inside
+
+    async def _watch_silences(self) -> None:
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            for slot in self._slots.values():
+                slot.look()
+
+    async def _ask_jobs(self, put: Callable[[AskId], None], what: str) -> tuple[JobStatus, ...]:
+        told = await self._asks.ask(put, ANSWER_S, what)
+        assert isinstance(told, JobsTold)
+        if told.refusal is not None:
+            raise RefusalError(told.refusal)
+        return told.jobs
+
+    async def _ask_planner(self, put: Callable[[AskId], None], deadline_s: float, what: str) -> ModelTold:
+        told = await self._asks.ask(put, deadline_s, what)
+        assert isinstance(told, ModelTold)
+        return told
+
+    def _say(self, to: Address, message: Message) -> None:
+        """Raises RefusalError when the message is beyond what the command lane carries."""
+        undelivered = self._post.carry(to, ASKS, message)
+        if undelivered is not None:
+            raise RefusalError(undelivered.refusal)
+
+    def _hello(self, term: int) -> Hello:
+        return Hello(
+            node_id=self.parts.node_id,
+            role="frontend",
+            version=PROTOCOL_VERSION,
+            capabilities=(),
+            auth=self.parts.auth,
+            family=self.parts.family,
+            host=self.parts.host,
+            pid=self.parts.pid,
+            term_seen=term,
+        )
+
+    def _heartbeat(self, generation: GenerationId) -> Heartbeat:
+        lost = self.parts.log_lines_lost()
+        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Show(session=session, shown=shown):
+                slot = self._slots.get(session)
+                if slot is not None:
+                    slot.put(shown)
+            case Reached():
+                pass  # of workers: nobody plans with a frontend
+            case TurnedAway(refusal=refusal):
+                log.warning("turned away", code=refusal.code, why=refusal.message)
+            case _:
+                raise AssertionError(f"a frontend cannot do {effect!r}")

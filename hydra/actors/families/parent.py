@@ -1,0 +1,264 @@
+"""The shell around the supervisor: it starts processes, hears their pipes, and has a line to the coordinator.
+
+The parent computes nothing and opens no port but the HTTP one, which it hands down, so that a frontend can be
+restarted without losing a connection that waits in the backlog. It never imports torch.
+"""
+
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from subprocess import Popen
+
+import attrs
+import structlog
+import trio
+
+from hydra.actors.core.gateway import Post
+from hydra.actors.core.host import House
+from hydra.actors.core.machine import Effect
+from hydra.actors.core.membership import Member, Reached, Start, TurnedAway
+from hydra.actors.core.names import MEMBER, PARENT
+from hydra.actors.families.lifeline import FAMILY_ENV, READY, UP
+from hydra.actors.families.supervisor import (
+    Began,
+    ChildBeat,
+    ChildGone,
+    ChildNotStarted,
+    ChildReady,
+    ChildStarted,
+    ChildUp,
+    Finish,
+    SayReady,
+    SignalChild,
+    StartChild,
+    StopAsked,
+    Supervisor,
+    TellDeath,
+    TellGivenUp,
+)
+from hydra.protocol.ids import Generation, NodeId
+from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello
+from hydra.protocol.refusal import Refusal
+from hydra.protocol.wires.wire import Spoke
+
+log = structlog.get_logger()
+
+
+@attrs.frozen(kw_only=True)
+class ChildCommand:
+    """How a child is started. `{read_fd}` and `{write_fd}` in argv become its lifeline's descriptors, `{been_ready}`
+    whether all of it has been ready before: "yes" or "no".
+    """
+
+    argv: tuple[str, ...]
+    pass_fds: tuple[int, ...] = ()
+    env: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.define(eq=False)
+class _Running:
+    """A child's process, and the descriptors by which it is heard."""
+
+    process: "Popen[bytes]"
+    pidfd: int
+    pipe_to_child: int
+    pipe_from_child: int
+
+    def close(self) -> None:
+        for fd in (self.pidfd, self.pipe_to_child, self.pipe_from_child):
+            os.close(fd)
+
+
+def _say_turned_away(refusal: Refusal) -> None:
+    log.warning("turned away", code=refusal.code, why=refusal.message)
+
+
+async def _at_once() -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@attrs.define(eq=False)
+class Parent:
+    """Runs the children of one `up` or `worker`. `exit_code` is set when `run` returns.
+
+    `before_stop` is awaited at each signal to stop, before anybody is told; it must not take long.
+    """
+
+    supervisor: Supervisor
+    commands: Mapping[NodeId, ChildCommand]
+    spoke: Spoke
+    node_id: NodeId
+    host: str
+    auth: str
+    say_ready: Callable[[], None]
+    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
+    turned_away: Callable[[Refusal], None] = _say_turned_away
+    before_stop: Callable[[], Awaitable[None]] = _at_once
+    family: str = attrs.field(factory=lambda: secrets.token_hex(16), repr=False)  # see Hello
+    exit_code: int = 0
+    been_ready: bool = False
+    house: House = attrs.field(init=False)
+    member: Member = attrs.field(init=False)
+    _running: dict[NodeId, _Running] = attrs.field(factory=dict, init=False)
+    _nursery: trio.Nursery = attrs.field(init=False)
+    _post: Post = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._post = Post(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
+        self.house = House(self.spoke.peer, self._post.carry)
+        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(PARENT,))
+        self.house.add(MEMBER, self.member, self._perform)
+        self.house.add(PARENT, self.supervisor, self._perform)
+
+    async def run(self) -> None:
+        """Until the last child is gone. Nothing is left behind, whatever happens in here."""
+        self._post.last_heard_s = trio.current_time()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self.house.keep_timers)
+                self._nursery.start_soon(self._post.pump, self.house)
+                self._nursery.start_soon(self._hear_signals)
+                self.house.post(PARENT, Began())
+                self.house.post(MEMBER, Start())
+        finally:
+            for running in self._running.values():
+                running.process.kill()
+                running.process.wait()
+
+    def silence_s(self) -> float:
+        """How long the coordinator has said nothing; counted from the start before it has said anything."""
+        return trio.current_time() - self._post.last_heard_s
+
+    async def _hear_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                await self.before_stop()
+                log.info("stopping", signal=number)
+                self.house.post(PARENT, StopAsked())
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case StartChild(name=name):
+                self._start(name)
+            case SignalChild(name=name, pid=pid, number=number):
+                running = self._running.get(name)
+                if running is not None and running.process.pid == pid:
+                    running.process.send_signal(number)
+            case SayReady():
+                self.been_ready = True
+                self.say_ready()
+            case TellDeath(name=name, how=how, often=often, next_start_s=next_start_s):
+                log.warning("a child died", child=name, last=how, died=often, next_start_s=round(next_start_s, 1))
+            case TellGivenUp(name=name, how=how, often=often, fix=fix):
+                log.error("a child is given up", child=name, last=how, died=often, fix=fix)
+            case Finish(exit_code=exit_code, why=why, asked=asked):
+                if not asked:
+                    log.error("ending by itself", why=why, exit_code=exit_code)
+                log.info("all children are gone", why=why)
+                self.exit_code = exit_code
+                self._nursery.cancel_scope.cancel()
+            case Reached():
+                pass  # of workers: nobody plans with a parent
+            case TurnedAway(refusal=refusal):
+                self.turned_away(refusal)
+            case _:
+                raise AssertionError(f"a parent cannot do {effect!r}")
+
+    def _start(self, name: NodeId) -> None:
+        """A machine that has no process or descriptor to spare now may have one later: that is no end of the house."""
+        try:
+            running = _begin(self.commands[name], self.family, been_ready=self.been_ready)
+        except OSError as why:
+            self.house.post(PARENT, ChildNotStarted(name, str(why)))
+            return
+        self._running[name] = running
+        log.info("child started", child=name, pid=running.process.pid)
+        self._nursery.start_soon(self._watch, name, running)
+        self.house.post(PARENT, ChildStarted(name, running.process.pid))
+
+    async def _watch(self, name: NodeId, running: _Running) -> None:
+        """Hears a child's beats until its pipe closes, then collects its exit."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hear, name, running)
+            await trio.lowlevel.wait_readable(running.pidfd)
+            returncode = running.process.wait()
+            nursery.cancel_scope.cancel()
+        running.close()
+        if self._running.get(name) is running:
+            del self._running[name]
+        log.info("child gone", child=name, pid=running.process.pid, returncode=returncode)
+        self.house.post(PARENT, ChildGone(name, running.process.pid, returncode))
+
+    async def _hear(self, name: NodeId, running: _Running) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(running.pipe_from_child)
+            words = os.read(running.pipe_from_child, 4096)
+            if not words:
+                return
+            self.house.post(PARENT, ChildBeat(name))
+            if UP in words:
+                self.house.post(PARENT, ChildUp(name))
+            if READY in words:
+                self.house.post(PARENT, ChildReady(name))
+
+    def _hello(self, term: int) -> Hello:
+        return Hello(
+            node_id=self.node_id,
+            role="parent",
+            version=PROTOCOL_VERSION,
+            capabilities=(),
+            auth=self.auth,
+            family=self.family,
+            host=self.host,
+            pid=os.getpid(),
+            term_seen=term,
+        )
+
+    def _heartbeat(self, generation: Generation) -> Heartbeat:
+        lost = self.log_lines_lost()
+        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
+
+
+def _begin(command: ChildCommand, family: str, *, been_ready: bool) -> _Running:
+    """Starts a child. Raises OSError, and then nothing of it is left."""
+    with ExitStack() as ours, ExitStack() as the_childs:
+        child_reads, parent_writes = os.pipe()
+        the_childs.callback(os.close, child_reads)
+        ours.callback(os.close, parent_writes)
+        parent_reads, child_writes = os.pipe()
+        the_childs.callback(os.close, child_writes)
+        ours.callback(os.close, parent_reads)
+        ready = "yes" if been_ready else "no"
+        process = Popen(
+            [part.format(read_fd=child_reads, write_fd=child_writes, been_ready=ready) for part in command.argv],
+            pass_fds=(child_reads, child_writes, *command.pass_fds),
+            env={**os.environ, "PYTHONPATH": _python_path(), **command.env, FAMILY_ENV: family},
+            process_group=0,  # a Ctrl-C at the terminal reaches the parent alone, which knows the order
+        )
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
+        os.set_blocking(parent_reads, False)
+        ours.pop_all()
+        return _Running(process, pidfd, parent_writes, parent_reads)
+
+
+def python_child(role: str, spec_json: str, *more: str, module: str = "hydra") -> Sequence[str]:
+    """The command line of one of our own children: a command of `module` that takes a lifeline and a spec.
+
+    It imports nothing from where it happens to stand, which may be the directory of a model.
+    """
+    escaped = spec_json.replace("{", "{{").replace("}", "}}")
+    return (sys.executable, "-P", "-m", module, role, "--lifeline", "{read_fd},{write_fd}", "--spec", escaped, *more)
+
+
+def _python_path() -> str:
+    """Where a child finds us, who may have been started from a directory that it does not look into."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))

@@ -1,0 +1,172 @@
+"""The desk answers questions about the whole cluster: what /api/cluster/status and /metrics show.
+
+It reads the three machines of the coordinator, and decides nothing.
+"""
+
+from collections.abc import Callable
+
+import attrs
+
+from hydra.actors.core.facts import Undelivered
+from hydra.actors.core.machine import Effect, Event, Received, Send
+from hydra.actors.membership.registry import Member, Registry
+from hydra.actors.planning.placement import Placed, Route
+from hydra.actors.planning.planner import Planner
+from hydra.actors.scheduling.broker import Broker
+from hydra.protocol.ids import AskId
+from hydra.protocol.messages import (
+    ModelStatus,
+    NodeState,
+    NodeStatus,
+    ProcessStatus,
+    Sample,
+    StageStatus,
+    StatusAsked,
+    StatusTold,
+)
+
+
+@attrs.define(eq=False)
+class Desk:
+    registry: Registry
+    planner: Planner
+    broker: Broker
+    pid: int
+    nonsense: Callable[[], int]  # messages dropped at the door
+    more: Callable[[], tuple[Sample, ...]] = lambda: ()  # what the coordinator counts beside its actors
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        match event:
+            case Received(sender=sender, message=StatusAsked(ask=ask)):
+                return [Send(sender, self.status(ask, now_s))]
+            case Undelivered():
+                return []  # a cluster beyond what one answer holds: who asked has a deadline
+            case _:
+                raise AssertionError(f"a desk cannot be told {event!r}")
+
+    def status(self, ask: AskId, now_s: float) -> StatusTold:
+        members = self.registry.members()
+        processes = [ProcessStatus(role="coordinator", pid=self.pid)]
+        processes += [ProcessStatus(role=m.hello.role, pid=m.hello.pid) for m in members if m.hello.role != "worker"]
+        return StatusTold(
+            ask=ask,
+            epoch=self.registry.changes + self.planner.number,
+            ready=any(phase == "ready" for _, phase, _ in self.planner.models()),
+            nodes=tuple(self._node(member, now_s) for member in members if member.hello.role == "worker"),
+            processes=tuple(processes),
+            models=self._models(),
+            samples=self._samples(),
+        )
+
+    def _node(self, member: Member, now_s: float) -> NodeStatus:
+        hello = member.hello
+        assert hello.device is not None and hello.pipeline_addr is not None
+        fault = self.planner.fault_of(hello.node_id, now_s)
+        stages: list[StageStatus] = []
+        dtype = ""
+        for model_id, _, route in self.planner.models():
+            for placed in route.stages if route is not None else ():
+                if route is not None and placed.node.generation == member.generation:
+                    dtype = route.dtype
+                    stages.append(_stage(model_id, route, placed))
+        return NodeStatus(
+            node_id=hello.node_id,
+            generation=member.generation,
+            host=hello.host,
+            pid=hello.pid,
+            state=self._state(member, fault),
+            device=hello.device.device,
+            kernels=hello.device.kernels,
+            dtype=dtype,
+            memory_total_bytes=hello.device.memory_total_bytes,
+            memory_free_bytes=member.memory_free_bytes,
+            last_seen_s=max(0.0, now_s - member.last_seen_s),
+            pipeline_addr=hello.pipeline_addr,
+            stages=tuple(stages),
+            why=fault,
+        )
+
+    def _state(self, member: Member, fault: str) -> NodeState:
+        if member.state != "ready" or not fault:
+            return member.state
+        return "unreachable" if self.planner.is_tried(member.hello.node_id) else "joining"
+
+    def _models(self) -> tuple[ModelStatus, ...]:
+        told: list[ModelStatus] = []
+        phases = {model_id: (phase, route) for model_id, phase, route in self.planner.models()}
+        for card in self.planner.cards():
+            phase, route = phases[card.model_id]
+            blocks, free, running, waiting = self.broker.statistics(card.model_id)
+            told.append(
+                ModelStatus(
+                    model_id=card.model_id,
+                    model_path=card.model_path,
+                    architecture=card.architecture,
+                    total_layers=card.total_layers,
+                    state=phase,
+                    epoch=str(route.epoch) if route is not None else "",
+                    max_model_len=card.max_model_len,
+                    kv_blocks_total=blocks,
+                    kv_blocks_free=free,
+                    running=running,
+                    waiting=waiting,
+                )
+            )
+        return tuple(told)
+
+    def _samples(self) -> tuple[Sample, ...]:
+        stale = "Steps and results of another epoch that were refused."
+        return (
+            Sample(
+                name="hydra_stale_dropped_total",
+                kind="counter",
+                help=stale,
+                value=self.registry.total_stale_dropped(),
+                labels=(("reason", "stage"),),
+            ),
+            Sample(
+                name="hydra_stale_dropped_total",
+                kind="counter",
+                help=stale,
+                value=self.broker.stale_dropped,
+                labels=(("reason", "result"),),
+            ),
+            Sample(
+                name="hydra_generated_tokens_total",
+                kind="counter",
+                help="Tokens handed to frontends.",
+                value=self.broker.tokens_told,
+            ),
+            Sample(
+                name="hydra_replans_total",
+                kind="counter",
+                help="Epochs begun since this coordinator started.",
+                value=self.planner.number,
+            ),
+            Sample(
+                name="hydra_nonsense_total",
+                kind="counter",
+                help="Messages refused at the coordinator's door.",
+                value=self.nonsense(),
+            ),
+            Sample(
+                name="hydra_nodes",
+                kind="gauge",
+                help="Workers that hold a generation.",
+                value=sum(1 for member in self.registry.members() if member.hello.role == "worker"),
+            ),
+            *(log_lines_lost_sample(role, lines) for role, lines in self.registry.log_lines_lost().items()),
+            *self.more(),
+        )
+
+
+def log_lines_lost_sample(role: str, lines: int) -> Sample:
+    """Of all processes of one role; the coordinator's own is its process's to tell."""
+    text = "Log lines that could not be written."
+    return Sample(name="hydra_log_lines_lost_total", kind="counter", help=text, value=lines, labels=(("role", role),))
+
+
+def _stage(model_id: str, route: Route, placed: Placed) -> StageStatus:
+    state = "ready" if placed.ready else "loaded" if placed.loaded is not None else "loading"
+    share = placed.share
+    return StageStatus(model_id=model_id, first_layer=share.first_layer, end_layer=share.end_layer, state=state)

@@ -1,0 +1,293 @@
+"""A worker's family: its membership, its stage, the loader, and the thread that computes.
+
+The event loop supervises; the hot path never touches it. Loads, activations and drops run one after another on a
+loader thread of their own, while other routes keep stepping on the compute thread.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import attrs
+import structlog
+import trio
+
+from hydra.actors.core.gateway import Post
+from hydra.actors.core.host import House
+from hydra.actors.core.machine import Effect
+from hydra.actors.core.membership import Leave, Member, Reached, Start, TurnedAway
+from hydra.actors.core.names import MEMBER, SCOUT, STAGE
+from hydra.actors.core.ports import Aside, AtHand, Compute, Progress, Supply
+from hydra.actors.families.store_server import StoreServer
+from hydra.actors.membership.dialling import dial_all
+from hydra.actors.membership.scout import RunDial, Scout, ScoutBack
+from hydra.actors.stage.stage import (
+    Activated,
+    LoadMoved,
+    Publish,
+    RunActivate,
+    RunDrop,
+    RunLoad,
+    SliceIn,
+    SliceRefused,
+    Stage,
+    ThreadStuck,
+)
+from hydra.actors.stage.stage_line import FenceBoard, StageLine
+from hydra.actors.stage.stage_thread import StageThread
+from hydra.protocol.ids import Generation, NodeId
+from hydra.protocol.messages import PROTOCOL_VERSION, Dial, Heartbeat, Hello, LoadPhase, LoadSlice, StageProgress
+from hydra.protocol.refusal import Refusal, RefusalError
+from hydra.protocol.wires.wire import BlockingSource, DataLane, Dialler, Spoke
+
+log = structlog.get_logger()
+
+CHORES_MAX = 64  # loads and drops that wait for the loader; a planner orders far fewer
+PROGRESS_EVERY_BYTES = 1 << 20  # at least; of a large slice a 200th
+PROGRESS_STEPS = 200
+PROGRESS_EVERY_S = 5.0  # while anything moves: a coordinator takes a long silence for a load that hangs
+
+T = TypeVar("T")
+
+
+class ComputeStuck(Exception):
+    """The compute thread does not come back: this process is of no use any more, and its parent starts another."""
+
+
+def _say_turned_away(refusal: Refusal) -> None:
+    log.warning("turned away", code=refusal.code, why=refusal.message)
+
+
+@attrs.frozen(kw_only=True)
+class WorkerParts:
+    """The world, as a worker needs it."""
+
+    node_id: NodeId
+    spoke: Spoke
+    pipeline_addr: str  # as others reach it
+    compute: Compute
+    aside: Aside
+    host: str
+    pid: int
+    auth: str = ""
+    dial: Dialler
+    family: str = ""  # see Hello
+    supply: Supply = AtHand()
+    store: StoreServer | None = None  # lends to others what was loaded here
+    store_addr: str | None = None  # as others reach it
+    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
+    turned_away: Callable[[Refusal], None] = _say_turned_away
+
+
+@attrs.define(eq=False)
+class Worker:
+    """Builds the house and performs the effects that only a worker knows.
+
+    `wake` is called after each new fence; whoever computes sets it, and posts its words with `hear`.
+    """
+
+    parts: WorkerParts
+    line: StageLine = attrs.field(factory=lambda: StageLine(FenceBoard()), init=False)
+    house: House = attrs.field(init=False)
+    stage: Stage = attrs.field(factory=Stage, init=False)
+    member: Member = attrs.field(init=False)
+    wake: Callable[[], None] = attrs.field(default=lambda: None, init=False)
+    progress: Callable[[], tuple[StageProgress, ...]] = attrs.field(default=lambda: (), init=False)
+    _chores: trio.MemorySendChannel[Effect] = attrs.field(init=False)
+    _orders: trio.MemoryReceiveChannel[Effect] = attrs.field(init=False)
+    _post: Post = attrs.field(init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        spoke = self.parts.spoke
+        self._chores, self._orders = trio.open_memory_channel(CHORES_MAX)
+        self._post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
+        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(STAGE,))
+        self.house = House(spoke.peer, self._post.carry)
+        self.house.add(MEMBER, self.member, self._perform)
+        self.house.add(STAGE, self.stage, self._perform)
+        self.house.add(SCOUT, Scout(), self._perform)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Membership, stage and loader, until cancelled. The computing is somebody else's task."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self.house.keep_timers)
+            nursery.start_soon(self._post.pump, self.house)
+            nursery.start_soon(self._do_chores)
+            if self.parts.store is not None:
+                nursery.start_soon(self.parts.store.run)
+            self.house.post(MEMBER, Start())
+            task_status.started()
+
+    def silence_s(self) -> float:
+        """How long nothing has come from the coordinator."""
+        return trio.current_time() - self._post.last_heard_s
+
+    def leave(self, why: str) -> None:
+        """Says goodbye, so that nobody has to wait for a lease."""
+        self.house.post(MEMBER, Leave(why))
+
+    def hear(self, event: object) -> None:
+        """A word from the compute thread, brought into the loop."""
+        self.house.post(STAGE, event)
+
+    def _hello(self, term: int) -> Hello:
+        return Hello(
+            node_id=self.parts.node_id,
+            role="worker",
+            version=PROTOCOL_VERSION,
+            capabilities=(),
+            auth=self.parts.auth,
+            family=self.parts.family,
+            host=self.parts.host,
+            pid=self.parts.pid,
+            term_seen=term,
+            device=self.parts.compute.offer(),
+            pipeline_addr=self.parts.pipeline_addr,
+            store_addr=self.parts.store_addr,
+            held=self.parts.compute.held(),
+        )
+
+    def _heartbeat(self, generation: Generation) -> Heartbeat:
+        return Heartbeat(
+            generation=generation,
+            memory_free_bytes=self.parts.compute.offer().memory_free_bytes,
+            stale_dropped=self.line.stale_dropped,
+            progress=self.progress(),
+            log_lines_lost=self.parts.log_lines_lost(),
+        )
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Publish(fence=fence):
+                self.line.board.publish(fence)
+                self.wake()
+            case RunLoad() | RunActivate() | RunDrop():
+                self._chores.send_nowait(effect)
+            case ThreadStuck(route=route, why=why):
+                raise ComputeStuck(f"route {route}: {why}")
+            case RunDial(order=order):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._dial, order)
+            case Reached(fault=fault):
+                if fault:
+                    log.warning("this worker cannot be used", why=fault)
+                else:
+                    log.info("this worker can be used")
+            case TurnedAway(refusal=refusal):
+                self.parts.turned_away(refusal)
+            case _:
+                raise AssertionError(f"a worker cannot do {effect!r}")
+
+    async def _dial(self, order: Dial) -> None:
+        unanswered = await dial_all(self.parts.dial, order.step_addrs, order.store_addrs)
+        self.house.post(SCOUT, ScoutBack(order.ask, unanswered))
+
+    async def _do_chores(self) -> None:
+        async for chore in self._orders:
+            match chore:
+                case RunLoad(order=order):
+                    await self._load(order)
+                case RunActivate() as plan:
+                    await self._activate(plan)
+                case RunDrop(route=route, weights=True):
+                    await self.parts.aside(self.parts.compute.drop, route)
+                case RunDrop(route=route):
+                    await self.parts.aside(self.parts.compute.free_pool, route)
+
+    async def _load(self, order: LoadSlice) -> None:
+        if not self.stage.wants(order.route, order.epoch):
+            return
+
+        def let_go() -> bool:
+            """Asked from the loader thread: another order or a drop has taken this one's place."""
+            return not self.stage.wants(order.route, order.epoch)
+
+        aside, compute, supply = self.parts.aside, self.parts.compute, self.parts.supply
+        try:
+            wanted = await aside(compute.still_to_read, order)
+            if wanted is None:  # all of it is in memory: no file is looked at, nothing new can be lent
+                facts = await aside(compute.load, order, self._teller(order, "reading"))
+            else:
+                at_hand = await aside(supply.ensure, wanted, self._teller(order, "fetching"), let_go)
+                facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
+                await aside(self._confirm, at_hand)
+                await self._lend(at_hand)
+        except RefusalError as why:
+            self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
+        else:
+            self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
+
+    def _confirm(self, at_hand: LoadSlice) -> None:
+        """Weights that may be of two versions are held no longer. Raises RefusalError."""
+        try:
+            self.parts.supply.confirm(at_hand)
+        except RefusalError:
+            self.parts.compute.drop(at_hand.route)
+            raise
+
+    async def _activate(self, plan: RunActivate) -> None:
+        if not self.stage.wants(plan.route, plan.epoch):
+            return
+        try:
+            await self.parts.aside(self.parts.compute.activate, plan.route, plan.kv_blocks)
+        except RefusalError as why:
+            self.house.post(STAGE, SliceRefused(plan.route, plan.epoch, why.refusal))
+        else:
+            self.house.post(STAGE, Activated(plan.route, plan.epoch))
+
+    async def _lend(self, at_hand: LoadSlice) -> None:
+        """From now on others may fetch this slice here. That nobody can is no reason not to serve it."""
+        if self.parts.store is None:
+            return
+        try:
+            await self.parts.aside(self.parts.store.lender.lend_slice, at_hand)
+        except (OSError, RefusalError) as why:
+            log.warning("the loaded slice cannot be lent to others", folder=at_hand.sources[0], why=str(why))
+
+    def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:
+        """A progress that other threads may call; it speaks at the first word, the last, and not too often between."""
+        token = trio.lowlevel.current_trio_token()
+        told_bytes, told_s = -1, -math.inf
+
+        def tell(bytes_done: int, bytes_total: int) -> None:
+            nonlocal told_bytes, told_s
+            step_bytes = max(PROGRESS_EVERY_BYTES, bytes_total // PROGRESS_STEPS)
+            far = told_bytes < 0 or bytes_done >= min(bytes_total, told_bytes + step_bytes)
+            if bytes_done == told_bytes or not (far or time.monotonic() - told_s > PROGRESS_EVERY_S):
+                return
+            told_bytes, told_s = bytes_done, time.monotonic()
+            moved = LoadMoved(order.route, order.epoch, bytes_done, bytes_total, phase)
+            token.run_sync_soon(self.house.post, STAGE, moved)
+
+        return tell
+
+
+async def run_worker(worker: Worker, source: BlockingSource, lane: DataLane, *, overlapped: bool = False) -> None:
+    """The whole life of a worker process, until cancelled: the family above, and the compute thread beside it."""
+    token = trio.lowlevel.current_trio_token()
+    thread = StageThread(
+        source=source,
+        lane=lane,
+        line=worker.line,
+        compute=worker.parts.compute,
+        report=lambda event: token.run_sync_soon(worker.hear, event),
+        overlapped=overlapped,
+    )
+    worker.wake, worker.progress = thread.wake, thread.progress
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_compute, thread)
+        try:
+            await worker.run()
+        finally:
+            thread.stop()
+
+
+async def _compute(thread: StageThread) -> None:
+    """Supervises the compute thread: whatever it raises ends the process. A stuck one is abandoned, not waited for."""
+    try:
+        await trio.to_thread.run_sync(thread.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+    finally:
+        thread.stop()

@@ -1,0 +1,131 @@
+"""What is wanted: models that should be there, on which terms, and what the Planner and its house say of them.
+
+Values only, made by the front door, the state directory and the coordinator's shell; whether and where a wish comes
+true is the Planner's.
+"""
+
+import math
+
+import attrs
+
+from hydra.protocol.ids import NodeId
+from hydra.protocol.messages import NodeLoad
+from hydra.protocol.model.model_spec import Described
+from hydra.protocol.refusal import Refusal
+
+
+@attrs.frozen
+class Describe:
+    """Effect: read this model directory in a thread; answer WasDescribed or NotDescribed."""
+
+    model_path: str
+
+
+@attrs.frozen
+class WishFailed:
+    """Effect: a model that was wished for at start cannot be served. It is tried again; a first start may give up."""
+
+    refusal: Refusal
+
+
+@attrs.frozen
+class Moved:
+    """Effect: something of a model has been fetched or read by a node; for people to see."""
+
+    model_id: str
+    load: NodeLoad
+
+
+@attrs.frozen
+class NodeNoted:
+    """Effect: a node cannot be counted on, or can be again (`fault` empty); for people to see."""
+
+    node: NodeId
+    fault: str
+
+
+@attrs.frozen
+class ModelNoted:
+    """Effect: something that was asked for does not happen; for people to see."""
+
+    model_id: str
+    reason: str
+
+
+@attrs.frozen
+class CheckSource:
+    """Effect: are the files of this model where they were? Answer SourceChecked."""
+
+    model_id: str
+    described: Described
+
+
+@attrs.frozen
+class SourceChecked:
+    """Event: `fault` says why they cannot be read; empty: they can."""
+
+    model_id: str
+    fault: str
+
+
+@attrs.frozen
+class WasDescribed:
+    model_path: str  # as asked for
+    described: Described
+
+
+@attrs.frozen
+class NotDescribed:
+    model_path: str
+    refusal: Refusal
+
+
+@attrs.frozen
+class Wish:
+    """A model that should be there: what the state directory remembers."""
+
+    model_path: str
+    model_id: str | None = None
+    dtype: str | None = None
+    pinned: str | None = None  # the commit that a Hub id meant when it was first described
+
+    @property
+    def place(self) -> str:
+        """What is to be described: always the same weights, also after the branch has moved on."""
+        return self.pinned or self.model_path
+
+
+@attrs.frozen
+class SaveState:
+    """Effect: write term, wishes and the last placement's nodes to the state directory before anything is sent."""
+
+    term: int
+    wishes: tuple[Wish, ...]
+    nodes: tuple[NodeId, ...]
+
+
+@attrs.frozen
+class Begin:
+    """Event: the coordinator is up. Waited for are `expected` workers, all of `local` among them, at most `patience_s`,
+    and those `nodes` that computed in a former life, at most `nodes_s` (and `patience_s`).
+    """
+
+    wishes: tuple[Wish, ...]
+    expected: int
+    nodes: tuple[NodeId, ...]
+    patience_s: float
+    nodes_s: float = math.inf
+    local: tuple[NodeId, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Policy:
+    """The configuration, as far as plans depend on it."""
+
+    reserve_bytes: int
+    kv_fraction: float = 0.9
+    max_model_len: int = 0
+    block_size: int = 16
+    running_max: int = 256
+    recovery_deadline_s: float = 120.0
+    dtype: str = "auto"

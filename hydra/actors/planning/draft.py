@@ -1,0 +1,78 @@
+"""A plan that has not begun: who could hold which layers of a model now. Counts on nodes and ways that were tried, and
+rather on those that did not fail before. Decides nothing about when, and changes nothing.
+"""
+
+from collections.abc import Container, Iterable, Mapping
+
+import attrs
+
+from hydra.actors.core.facts import NodeJoined
+from hydra.actors.planning.candidates import Seat
+from hydra.actors.planning.desired_model import Policy
+from hydra.actors.planning.placement import Route, route_dtype, seats_for
+from hydra.actors.planning.reach import Reach
+from hydra.actors.planning.split import Share, Terms, split_vram
+from hydra.protocol.ids import NodeId
+from hydra.protocol.model.model_spec import Dtype, ModelSpec
+from hydra.protocol.refusal import RefusalError
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """A model, the dtype it was asked for in, the route that holds it now, and the routes of other models."""
+
+    spec: ModelSpec
+    dtype: str
+    held: Route | None
+    others: tuple[Route, ...]
+
+
+@attrs.frozen
+class Draft:
+    """`moves`: somebody would have to read a layer that it does not hold."""
+
+    dtype: Dtype
+    shares: tuple[Share, ...]
+    moves: bool
+
+    @classmethod
+    def of(cls, dtype: Dtype, shares: tuple[Share, ...], seats: Iterable[Seat]) -> "Draft":
+        held = {seat.node: seat.held for seat in seats}
+        moves = any(not held[share.node].issuperset(range(share.first_layer, share.end_layer)) for share in shares)
+        return cls(dtype, shares, moves)
+
+
+@attrs.define(eq=False)
+class Drafter:
+    policy: Policy
+    reach: Reach
+
+    def draft(
+        self, wanted: Wanted, nodes: Mapping[NodeId, NodeJoined], now_s: float, without: Container[NodeId] = ()
+    ) -> Draft:
+        """Over `nodes` (in join order) but for `without`, or RefusalError. Better without the shaky, rather with them
+        than not at all.
+        """
+        able = {n: node for n, node in nodes.items() if n not in without and not self.reach.fault_of(n, now_s)}
+        firm = {name: node for name, node in able.items() if name not in self.reach.shaky(now_s)}
+        try:
+            return self._over(wanted, firm, now_s)
+        except RefusalError as why:
+            if firm != able:
+                return self._over(wanted, able, now_s)
+            if why.refusal.code == "no_workers" and nodes:
+                keeps_out = self.reach.sentence(now_s) or why.refusal.message
+                raise RefusalError(attrs.evolve(why.refusal, message=f"no worker can be used: {keeps_out}")) from why
+            raise
+
+    def _over(self, wanted: Wanted, nodes: Mapping[NodeId, NodeJoined], now_s: float) -> Draft:
+        dtype = route_dtype(wanted.spec, wanted.dtype, list(nodes.values()))
+        terms = Terms(
+            dtype=dtype,
+            reserve_bytes=self.policy.reserve_bytes,
+            kv_fraction=self.policy.kv_fraction,
+            context_tokens=self.policy.max_model_len,
+            block_size=self.policy.block_size,
+        )
+        seats = seats_for(wanted.spec, dtype, nodes, held=wanted.held, others=wanted.others)
+        return Draft.of(dtype, split_vram(wanted.spec, seats, terms, self.reach.blocked(now_s)), seats)

@@ -1,0 +1,65 @@
+"""Loads as whoever asked for them may follow them: one job each, remembered for a while after its end.
+
+Promises: a job's name is never given twice within a term, and a finished job keeps its last word. Refuses to know how
+a load goes on; the Planner says so.
+"""
+
+from typing import Literal
+
+import attrs
+
+from hydra.actors.planning.placement import Placed, Route
+from hydra.protocol.messages import JobStatus, NodeLoad
+from hydra.protocol.refusal import Refusal, refuse
+
+JOBS_MAX = 64  # remembered; the oldest finished one is forgotten first
+
+
+@attrs.define(eq=False)
+class Jobs:
+    """The jobs of one life of a coordinator, oldest first."""
+
+    _jobs: dict[str, JobStatus] = attrs.field(factory=dict, init=False)
+    _begun: int = attrs.field(default=0, init=False)
+
+    def begin(self, term: int, model_id: str, model_path: str) -> str:
+        """The name of a new job."""
+        self._begun += 1
+        job = f"load-{term}-{self._begun}"
+        self._jobs[job] = JobStatus(job=job, model_id=model_id, model_path=model_path, state="loading", nodes=())
+        finished = [name for name, told in self._jobs.items() if told.state != "loading"]
+        for name in finished[: max(0, len(self._jobs) - JOBS_MAX)]:
+            del self._jobs[name]
+        return job
+
+    def end(self, job: str, refusal: Refusal | None, route: Route | None) -> None:
+        """It is ready, or was refused. Only the first end counts."""
+        told = self._jobs.get(job)
+        if told is None or told.state != "loading":
+            return
+        state: Literal["ready", "failed", "cancelled"] = "ready"
+        if refusal is not None:
+            state = "cancelled" if refusal.code == "cancelled" else "failed"
+        self._jobs[job] = attrs.evolve(told, state=state, nodes=node_loads(route), refusal=refusal)
+
+    def told(self, job: str | None) -> tuple[JobStatus, ...]:
+        """One job, or all of them. Raises RefusalError job_not_found."""
+        if job is None:
+            return tuple(self._jobs.values())
+        if job not in self._jobs:
+            raise refuse("job_not_found", f"There is no load job {job[:80]!r}; finished ones are forgotten in time.")
+        return (self._jobs[job],)
+
+
+def node_loads(route: Route | None) -> tuple[NodeLoad, ...]:
+    """How far every node of a route has come."""
+    return tuple(_node_load(placed) for placed in route.stages) if route is not None else ()
+
+
+def _node_load(placed: Placed) -> NodeLoad:
+    return NodeLoad(
+        node_id=placed.share.node,
+        state="loaded" if placed.loaded is not None else placed.phase,
+        bytes_done=placed.bytes_done,
+        bytes_total=placed.bytes_total,
+    )

@@ -1,0 +1,461 @@
+"""Who is computed when. The Broker takes generations in, keeps every route busy, and hands tokens back.
+
+It holds one Engine per route that is up, and a bounded queue of generations that wait for room or for a route. It
+decides eos, stop ids and max_tokens; stop strings and leaving clients are the Session's. When a route goes down it
+tells every session that had a row there to open again, and says which of them were in flight when a stage died.
+It does not know which nodes exist, what a layer is, or where a token is shown.
+"""
+
+import math
+
+import attrs
+import numpy as np
+
+from hydra.actors.core.facts import (
+    FrontendLost,
+    ModelGone,
+    ModelKnown,
+    ModelStalled,
+    RouteDown,
+    RouteServed,
+    RouteUp,
+    StepOverdue,
+    Undelivered,
+)
+from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.core.names import PLANNER, PROBE_PEER, REGISTRY_NAME, SESSIONS
+from hydra.actors.scheduling.fair_queue import FairQueue, Waiting
+from hydra.actors.scheduling.kv_ledger import KvLedger
+from hydra.actors.scheduling.probes import READY_FOR_S, Probes, ready_told
+from hydra.actors.scheduling.row import Row, RowKey
+from hydra.actors.scheduling.row_faults import RowFaults
+from hydra.actors.scheduling.scheduler import Drawn, Engine, SharePrefixes
+from hydra.actors.scheduling.vocabulary_check import beyond_vocabulary, of_the_vocabulary
+from hydra.protocol.batch import Logprobs, Step, StepResult, int32
+from hydra.protocol.context_length import context_overflow
+from hydra.protocol.ids import Address, Epoch, PeerId, RouteId, RowId, SessionId
+from hydra.protocol.messages import (
+    Close,
+    Open,
+    OpenRefused,
+    ReadyAsked,
+    Reopen,
+    RouteBroken,
+    Tokens,
+)
+from hydra.protocol.refusal import Refusal
+
+STEP_LEASE_S = 2.0
+UNMEASURED_LEASE_S = 30.0  # before the first step of an epoch came back: nobody knows how fast this model is
+OVERDUE_AGAIN_S = 0.5
+
+
+@attrs.frozen
+class OpenLink:
+    """Effect: a fresh data link to the first stage of this epoch; the route's former one is closed."""
+
+    route: RouteId
+    epoch: Epoch
+    addr: str
+    credits: int
+
+
+@attrs.frozen
+class CloseLink:
+    """Effect: drop the route's link with everything queued in it."""
+
+    route: RouteId
+
+
+@attrs.frozen
+class SendStep:
+    """Effect: onto the route's link. The link's bound is the route's credits, so it never fills."""
+
+    step: Step
+
+
+@attrs.frozen
+class StepBack:
+    """Event: the last stage of a route answered."""
+
+    result: StepResult
+
+
+@attrs.frozen
+class LinkFull:
+    """Event: the first stage takes nothing."""
+
+    route: RouteId
+    epoch: Epoch
+
+
+@attrs.define(eq=False)
+class _Model:
+    """One model's queue and, while it is up, its engine."""
+
+    model_id: str
+    max_model_len: int
+    waiting: FairQueue
+    engine: Engine | None = None
+    up: RouteUp | None = None
+    serves: bool = False  # a token has come through in this epoch, or nobody waited for one
+    stalled: Refusal | None = None  # why new work is not taken now
+
+
+@attrs.define
+class Limits:
+    """The engine section of the configuration, as far as the Broker needs it."""
+
+    batch_tokens: int = 0
+    running_max: int = 256
+    waiting_max: int = 1024
+    prefix_cache: bool = True
+    share_prefixes: SharePrefixes = "all"
+
+
+@attrs.define(eq=False)
+class Broker:
+    """Serves generations on the routes that are up."""
+
+    limits: Limits = attrs.field(factory=Limits)
+    stale_dropped: int = attrs.field(default=0, init=False)
+    tokens_told: int = attrs.field(default=0, init=False)
+    _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
+    _known: dict[RowKey, tuple[str, Open]] = attrs.field(factory=dict, init=False)
+    _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
+    _faults: RowFaults = attrs.field(factory=RowFaults, init=False)
+    _next_arrival: int = attrs.field(default=0, init=False)
+    _next_row: int = attrs.field(default=1, init=False)
+    _probes: Probes = attrs.field(factory=Probes, init=False)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        match event:
+            case StepBack(result=result):
+                return self._step_back(result, now_s)
+            case Received(sender=sender, message=Open() as opening):
+                return self._open(RowKey(sender.peer, opening.session), opening, now_s)
+            case Received(sender=sender, message=Close(session=session, attempt=attempt)):
+                return self._close(RowKey(sender.peer, session), attempt, now_s)
+            case Received(sender=sender, message=ReadyAsked() as asked):
+                return self._ready(sender, asked, now_s)
+            case RouteUp() as up:
+                return self._route_up(up, now_s)
+            case RouteDown() as down:
+                return self._route_down(down)
+            case ModelKnown(model_id=model_id, max_model_len=length):
+                known = self._model(model_id, length)
+                known.max_model_len = length or known.max_model_len
+                return []
+            case ModelStalled(model_id=model_id, refusal=refusal):
+                self._models[model_id].stalled = refusal
+                return []
+            case ModelGone() as gone:
+                return self._model_gone(gone)
+            case FrontendLost(peer=peer):
+                return self._frontend_lost(peer, now_s)
+            case Undelivered():
+                return []  # tokens of the most rows that there can be, and any refusal, are far from that large
+            case LinkFull(route=route, epoch=epoch):
+                why = "the first stage takes nothing"
+                return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why=why, side="out"))]
+            case TimerFired(key=("overdue", int(route))):
+                return self._overdue(RouteId(route), now_s)
+            case TimerFired(key=("probe", int(session))):
+                return self._probe_ended(SessionId(session), "no token came through in time")
+            case _:
+                raise AssertionError(f"a broker cannot be told {event!r}")
+
+    def statistics(self, model_id: str) -> tuple[int, int, int, int]:
+        """(blocks total, blocks free, running, waiting) of a model."""
+        model = self._models.get(model_id)
+        if model is None:
+            return (0, 0, 0, 0)
+        if model.engine is None:
+            return (0, 0, 0, len(model.waiting))
+        ledger = model.engine.ledger
+        return (ledger.blocks_total, ledger.blocks_free, len(model.engine.rows), len(model.waiting))
+
+    # ------------------------------------------------------------ opening and closing
+
+    def _open(self, key: RowKey, opening: Open, now_s: float) -> list[Effect]:
+        known = self._known.get(key)
+        if known is not None and opening.attempt <= known[1].attempt:
+            return []  # said twice
+        self._next_arrival += 1
+        waiting = Waiting(key, opening, self._arrivals.get(key, self._next_arrival))
+        refused = self._refusal(opening) or self._crowded(waiting)
+        if refused is not None:
+            return self._end(key, opening, refused)
+        if known is not None:
+            self._forget_row(key)
+        model = self._models[opening.model_id]
+        self._arrivals[key] = waiting.arrival
+        self._known[key] = (opening.model_id, opening)
+        model.waiting.put(waiting)
+        return self._pump(model, now_s)
+
+    def _model(self, model_id: str, max_model_len: int) -> _Model:
+        """The model of this name, made if it is not there yet."""
+        if model_id not in self._models:
+            queue = FairQueue(self.limits.running_max, self.limits.waiting_max)
+            self._models[model_id] = _Model(model_id, max_model_len, queue)
+        return self._models[model_id]
+
+    def _refusal(self, opening: Open) -> Refusal | None:
+        model = self._models.get(opening.model_id)
+        if model is None:
+            return Refusal(code="model_not_found", message=f"no model {opening.model_id!r} is loaded", param="model")
+        if len(opening.history) == 0 or opening.prompt_tokens > len(opening.history):
+            return Refusal(code="invalid_value", message="a generation needs at least one prompt token")
+        if opening.prompt_tokens == 0 or len(opening.history) > opening.prompt_tokens + opening.max_tokens:
+            return Refusal(code="invalid_value", message="a history is a prompt and at most max_tokens behind it")
+        if model.up is not None and (beyond := beyond_vocabulary(opening, model.up.vocab)) is not None:
+            return beyond
+        if model.max_model_len and opening.prompt_tokens + opening.max_tokens > model.max_model_len:
+            return context_overflow(model.max_model_len, opening.prompt_tokens, opening.max_tokens, "max_tokens")
+        return None
+
+    def _crowded(self, waiting: Waiting) -> Refusal | None:
+        """Asked once, at the door: whoever waits already keeps its place."""
+        if waiting.open.attempt > 0:
+            return None
+        model = self._models[waiting.open.model_id]
+        return model.stalled or model.waiting.refusal(waiting)
+
+    def _end(self, key: RowKey, opening: Open, refusal: Refusal) -> list[Effect]:
+        self._forget(key)
+        if key.peer == PROBE_PEER:
+            return self._probe_ended(key.session, refusal.message)
+        message = OpenRefused(session=opening.session, attempt=opening.attempt, refusal=refusal)
+        return [Send(Address(key.peer, SESSIONS), message)]
+
+    def _close(self, key: RowKey, attempt: int, now_s: float) -> list[Effect]:
+        known = self._known.get(key)
+        if known is None or attempt < known[1].attempt:
+            return []
+        self._forget(key)
+        return self._pump(self._models[known[0]], now_s)
+
+    def _forget(self, key: RowKey) -> None:
+        """Everything about this generation: row, place in the queue, seniority."""
+        self._forget_row(key)
+        self._known.pop(key, None)
+        self._arrivals.pop(key, None)
+        self._faults.forget(key)
+
+    def _forget_row(self, key: RowKey) -> None:
+        model = self._models.get(self._known[key][0]) if key in self._known else None
+        if model is None:
+            return
+        model.waiting.discard(key)
+        if model.engine is not None:
+            for row in [row for row in model.engine.rows.values() if row.key == key]:
+                model.engine.remove(row)
+
+    def _frontend_lost(self, peer: PeerId, now_s: float) -> list[Effect]:
+        for key in [key for key in self._known if key.peer == peer]:
+            self._forget(key)
+        return [effect for model in self._models.values() for effect in self._pump(model, now_s)]
+
+    # ------------------------------------------------------------ routes
+
+    def _route_up(self, up: RouteUp, now_s: float) -> list[Effect]:
+        model = self._model(up.model_id, up.max_model_len)
+        assert model.engine is None, "a route came up twice without going down"
+        model.max_model_len, model.up, model.serves = up.max_model_len, up, False
+        model.engine = Engine(
+            route=up.route,
+            epoch=up.epoch,
+            n_stages=len(up.nodes),
+            credits=up.credits,
+            ledger=KvLedger(up.kv_blocks, up.block_size, self.limits.prefix_cache),
+            batch_tokens=self.limits.batch_tokens,
+            length_rule=up.length_rule,
+            share_prefixes=self.limits.share_prefixes,
+        )
+        too_long: list[Effect] = []
+        for waiting in list(model.waiting):
+            refused = self._refusal(waiting.open)
+            if refused is not None:
+                too_long += self._end(waiting.key, waiting.open, refused)
+        pumped = self._pump(model, now_s)
+        idle = [] if model.engine.rows else self._serves(model)  # nobody waits for a token
+        return [OpenLink(up.route, up.epoch, up.first_addr, up.credits), *too_long, *pumped, *idle]
+
+    def _route_down(self, down: RouteDown) -> list[Effect]:
+        model = self._models.get(down.model_id)
+        if model is None or model.engine is None or model.engine.route != down.route:
+            return []
+        engine, model.engine, model.up = model.engine, None, None
+        model.waiting.end_all()
+        in_flight = engine.rows_in_flight() if down.death else set()
+        effects: list[Effect] = [CloseLink(down.route), CancelTimer(("overdue", down.route))]
+        for row in sorted(engine.rows.values(), key=lambda row: row.arrival):
+            effects += self._reopen(row, "epoch", death=row.key in in_flight)
+        return effects
+
+    def _reopen(self, row: Row, why: str, *, death: bool = False) -> list[Effect]:
+        if row.key.peer == PROBE_PEER:
+            rebuilt = "the route is being rebuilt"
+            return self._probe_ended(row.key.session, rebuilt if why == "epoch" else "the route is short of memory")
+        message = Reopen(
+            session=row.key.session,
+            attempt=row.open.attempt,
+            why="preempted" if why == "preempted" else "epoch",
+            death=death,
+        )
+        return [Send(Address(row.key.peer, SESSIONS), message)]
+
+    def _model_gone(self, gone: ModelGone) -> list[Effect]:
+        model = self._models.get(gone.model_id)
+        if model is None:
+            return []
+        effects: list[Effect] = []
+        if model.engine is not None and gone.forget:  # no Reopen: whoever opens again would hear another cause
+            effects += [CloseLink(model.engine.route), CancelTimer(("overdue", model.engine.route))]
+            model.engine = model.up = None
+        for key, (model_id, opening) in list(self._known.items()):
+            if model_id == gone.model_id:
+                effects += self._end(key, opening, gone.refusal)
+        if gone.forget:
+            del self._models[gone.model_id]
+        return effects
+
+    # ------------------------------------------------------------ steps
+
+    def _pump(self, model: _Model, now_s: float) -> list[Effect]:
+        """Admits whoever fits and sends as many micro-batches as the route may have in flight."""
+        engine = model.engine
+        if engine is None:
+            return []
+        self._admit(model, engine)
+        effects: list[Effect] = []
+        while (composed := engine.compose(now_s)) is not None:
+            step, batch = composed
+            effects.append(SendStep(Step(route=engine.route, epoch=engine.epoch, step=step, batch=batch)))
+        for row in engine.preempted:
+            effects += self._reopen(row, "preempted")
+        engine.preempted.clear()
+        at_s = engine.overdue_s(STEP_LEASE_S, UNMEASURED_LEASE_S)
+        key = ("overdue", engine.route)
+        effects.append(CancelTimer(key) if at_s is None else SetTimer(key, at_s))
+        return effects
+
+    def _admit(self, model: _Model, engine: Engine) -> None:
+        for row in engine.ended:
+            model.waiting.end(row.key)
+        engine.ended.clear()
+        while (waiting := _who_fits(model.waiting, engine)) is not None:
+            model.waiting.begin(waiting)
+            engine.add(
+                Row(
+                    row=RowId(self._next_row),
+                    key=waiting.key,
+                    open=waiting.open,
+                    arrival=waiting.arrival,
+                    history=waiting.open.history.tolist(),
+                    generated=len(waiting.open.history) - waiting.open.prompt_tokens,
+                    shares=self._faults.may_share(waiting.key),
+                )
+            )
+            self._next_row += 1
+
+    def _step_back(self, result: StepResult, now_s: float) -> list[Effect]:
+        model = next((m for m in self._models.values() if m.engine and m.engine.route == result.route), None)
+        if model is None or model.engine is None or model.engine.epoch != result.epoch:
+            self.stale_dropped += 1
+            return []
+        engine = model.engine
+        beyond = model.up is not None and not of_the_vocabulary(result, model.up.vocab)
+        drawn = None if beyond else engine.take(result, now_s)
+        if drawn is None:
+            why = f"result of step {result.step} out of turn, or not of its rows"
+            return [Send(PLANNER, RouteBroken(route=result.route, epoch=result.epoch, why=why, side="in"))]
+        effects: list[Effect] = []
+        for peer in dict.fromkeys(token.row.key.peer for token in drawn):
+            effects += self._tell(peer, [token for token in drawn if token.row.key.peer == peer], result.logprobs)
+        effects += self._settle_failed(engine)
+        effects += self._serves(model) if drawn else []
+        self.tokens_told += len(drawn)
+        for token in drawn:
+            if token.finish:
+                self._forget(token.row.key)
+        pumped = self._pump(model, now_s)
+        steps = [effect for effect in pumped if isinstance(effect, SendStep)]  # first: the stages wait for them
+        return [*steps, *effects, *pumped[len(steps) :]]
+
+    def _serves(self, model: _Model) -> list[Effect]:
+        """Said once in an epoch."""
+        if model.up is None or model.serves:
+            return []
+        model.serves = True
+        return [Tell(PLANNER.actor, RouteServed(model_id=model.model_id, epoch=model.up.epoch))]
+
+    def _settle_failed(self, engine: Engine) -> list[Effect]:
+        """Rows that the step went wrong for are opened again, or end."""
+        effects: list[Effect] = []
+        for row, fault in engine.failed:
+            refusal = self._faults.judge(row, fault)
+            effects += self._end(row.key, row.open, refusal) if refusal else self._reopen(row, "preempted")
+        engine.failed.clear()
+        return effects
+
+    def _tell(self, peer: PeerId, drawn: list[Drawn], logprobs: Logprobs | None) -> list[Effect]:
+        if peer == PROBE_PEER:
+            return [effect for token in drawn for effect in self._probe_ended(token.row.key.session)]
+        if logprobs is not None:
+            index = np.array([token.index for token in drawn])
+            logprobs = Logprobs(chosen=logprobs.chosen[index], top_ids=logprobs.top_ids[index], top=logprobs.top[index])
+        tokens = Tokens(
+            session=int32([token.row.key.session for token in drawn]),
+            attempt=int32([token.row.open.attempt for token in drawn]),
+            position=int32([token.position for token in drawn]),
+            token=int32([token.token for token in drawn]),
+            finish=int32([token.finish for token in drawn]),
+            cached=int32([min(token.row.cached, token.row.open.prompt_tokens) for token in drawn]),
+            logprobs=logprobs,
+        )
+        return [Send(Address(peer, SESSIONS), tokens)]
+
+    def _overdue(self, route: RouteId, now_s: float) -> list[Effect]:
+        model = next((m for m in self._models.values() if m.engine and m.engine.route == route), None)
+        if model is None or model.engine is None or model.up is None or not model.engine.flights:
+            return []
+        late = StepOverdue(
+            route=route, epoch=model.engine.epoch, step=model.engine.flights[0].step, nodes=model.up.nodes
+        )
+        return [Tell(REGISTRY_NAME, late), SetTimer(("overdue", route), now_s + OVERDUE_AGAIN_S)]
+
+    # ------------------------------------------------------------ readiness
+
+    def _ready(self, sender: Address, asked: ReadyAsked, now_s: float) -> list[Effect]:
+        """Ready means proven: a token came through lately, or a probe token does now."""
+        last_tokens_s = {
+            model.model_id: -math.inf if model.engine.last_token_s is None else model.engine.last_token_s
+            for model in self._models.values()
+            if model.engine is not None and (not asked.models or model.model_id in asked.models)
+        }
+        if not last_tokens_s:
+            return [ready_told(sender, asked.ask, "no route is up" if self._models else "no model is loaded")]
+        model_id = max(last_tokens_s, key=lambda name: last_tokens_s[name])  # the one that has worked most lately
+        if now_s - last_tokens_s[model_id] <= READY_FOR_S:
+            return [ready_told(sender, asked.ask)]
+        if self._probes.join(sender, asked.ask, model_id):
+            return []
+        key, probe = self._probes.start(sender, asked.ask, model_id)
+        return [self._probes.deadline(key, now_s), *self._open(key, probe, now_s)]
+
+    def _probe_ended(self, session: SessionId, reason: str = "") -> list[Effect]:
+        self._forget(RowKey(PROBE_PEER, session))
+        return self._probes.end(session, reason)
+
+
+def _who_fits(queue: FairQueue, engine: Engine) -> Waiting | None:
+    """Whose turn it is, if there is room for it: nobody overtakes a long prompt that waits for blocks, but for those
+    who may have the kept ones.
+    """
+    waiting = queue.next(memory_is_scarce=False)
+    if waiting is None or not engine.rows or engine.has_room(len(waiting.open.history), to_spare=True):
+        return waiting
+    waiting = queue.next(memory_is_scarce=True)
+    return waiting if waiting is not None and engine.has_room(len(waiting.open.history)) else None

@@ -1,0 +1,57 @@
+"""One session while it is open on a route, as the Broker's Engine keeps it between steps.
+
+It remembers what was composed and what came back. It knows no blocks (the ledger does) and no other row.
+"""
+
+from collections.abc import Sequence
+
+import attrs
+
+from hydra.actors.core.suspicion import DEATHS_MAX, SOLITARY_TOKENS
+from hydra.protocol.ids import PeerId, RowId, SessionId
+from hydra.protocol.messages import Open
+
+
+@attrs.frozen
+class RowKey:
+    """Whose row it is: the frontend and its session."""
+
+    peer: PeerId
+    session: SessionId
+
+
+RequestKey = tuple[PeerId, int, str]
+
+
+def request_of(key: RowKey, opening: Open) -> RequestKey:
+    """The request a generation belongs to. One without a number stands for itself; sessions are numbered from 1."""
+    return (key.peer, opening.request or -key.session, opening.owner)
+
+
+@attrs.define(eq=False)
+class Row:
+    """A session while it is open on this route."""
+
+    row: RowId
+    key: RowKey
+    open: Open
+    arrival: int  # order of first opening: the older keeps its blocks when they run out
+    history: Sequence[int]
+    position: int = 0  # tokens composed into steps so far
+    last_id: int = -1
+    generated: int = 0  # over all attempts
+    generated_here: int = 0  # in this attempt
+    shares: bool = True  # may begin with blocks that another row has filled
+    cached: int = 0  # tokens in such blocks
+    waits_for_token: bool = False
+    announced: bool = False
+    in_flight: int = 0
+    pledged: int = 0  # blocks that its history will come to take
+    request: RequestKey = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.request = request_of(self.key, self.open)
+
+    @property
+    def solitary(self) -> bool:
+        return self.open.deaths >= DEATHS_MAX and self.generated_here < SOLITARY_TOKENS

@@ -1,0 +1,175 @@
+"""`hydra plan`: what a split would be, from a model's headers and nodes that need not exist. Nothing is loaded.
+
+The arithmetic is the planner's own (actors.split); this file only asks it and says what it answered, in bytes for
+programs and in GB (10^9 bytes) for people.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import attrs
+
+from hydra.actors.planning.candidates import Seat
+from hydra.actors.planning.split import Share, Terms, check_max_model_len, reserve_of, split_vram
+from hydra.complaint import Complaint, exit_code_of
+from hydra.protocol.ids import NodeId
+from hydra.protocol.model.model_spec import DTYPE_BYTES, Described, Dtype, ModelSpec
+from hydra.protocol.refusal import RefusalError
+from hydra.settings import Settings
+from hydra.store.hub.hub_login import with_login
+from hydra.store.models.library import LocalLibrary
+from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref
+
+GIGABYTE = 10**9
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """What the person wants to know. `max_model_len` 0: as much as fits."""
+
+    described: Described
+    seats: tuple[Seat, ...]
+    terms: Terms
+
+
+def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, settings: Settings) -> Asked:
+    """Describes the model and reads the words. Raises Complaint: 2 for the words, 4, 6 or 7 for the model."""
+    seats = _seats(nodes)
+    try:
+        described = _describe(model, settings)
+    except RefusalError as why:
+        fix = "give a directory with config.json and safetensors files, or a Hub id"
+        raise Complaint(
+            why.refusal.message, "the model cannot be planned for", fix, exit_code_of(why.refusal.code)
+        ) from why
+    context_tokens = settings.model.max_model_len if max_model_len is None else max_model_len
+    try:
+        check_max_model_len(described.spec, context_tokens)
+    except RefusalError as why:
+        fix = "see above; it is --max-model-len here, and [model] max_model_len in the configuration"
+        code = exit_code_of(why.refusal.code, why.refusal.param)
+        raise Complaint(why.refusal.message, "the model cannot be planned for", fix, code) from why
+    terms = Terms(
+        dtype=_dtype(dtype or settings.model.dtype, described.spec),
+        reserve_bytes=int(settings.cluster.reserved_vram_gb * GIGABYTE),
+        kv_fraction=settings.engine.kv_memory_fraction,
+        context_tokens=context_tokens,
+        block_size=settings.engine.block_size,
+    )
+    return Asked(described=described, seats=seats, terms=terms)
+
+
+def _describe(model: str, settings: Settings) -> Described:
+    """Of a Hub model only the small files and the headers of its weights are fetched, into the cache."""
+    if not isinstance(parse_ref(model), HubRef):
+        return LocalLibrary().describe(model)
+    from hydra.store.hub.hub import Hub
+    from hydra.store.hub.hub_library import HubLibrary
+
+    token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
+    access = with_login(HubAccess.of({**os.environ, **token}))
+    return HubLibrary(Hub(access, settings.model.cache_path())).describe(model)
+
+
+def _seats(nodes: str) -> tuple[Seat, ...]:
+    seats: list[Seat] = []
+    for number, text in enumerate(nodes.split(",")):
+        try:
+            memory_bytes = int(float(text) * GIGABYTE)
+        except (ValueError, OverflowError):
+            memory_bytes = 0
+        if memory_bytes <= 0:
+            fix = "give each node's memory in GB, for example --nodes 11,32,32"
+            raise Complaint(f"--nodes {nodes!r} makes no sense", f"{text!r} is no amount of memory", fix, 2)
+        seats.append(Seat(node=NodeId(f"n{number}"), memory_bytes=memory_bytes))
+    return tuple(seats)
+
+
+def _dtype(wanted: str, spec: ModelSpec) -> Dtype:
+    """`auto` is the stored dtype here: which dtypes the nodes are at home in, only they could say."""
+    known: dict[str, Dtype] = {"auto": spec.stored_dtype, **{dtype: dtype for dtype in get_args(Dtype)}}
+    if wanted not in known:
+        raise Complaint(f"there is no dtype {wanted!r}", "nobody computes in it", f"choose from {', '.join(known)}", 2)
+    return known[wanted]
+
+
+def answer(asked: Asked) -> dict[str, Any]:
+    """The split as one JSON object; `fits` false comes with the `reason` and without a split."""
+    spec, terms = asked.described.spec, asked.terms
+    item_bytes = DTYPE_BYTES[terms.dtype]
+    said: dict[str, Any] = {
+        "model_path": asked.described.model_path,
+        "architecture": spec.architecture,
+        "total_layers": spec.n_layers,
+        "stored_dtype": spec.stored_dtype,
+        "dtype": terms.dtype,
+        "weight_bytes": spec.slice_bytes(0, spec.n_layers, terms.dtype),
+        "layer_bytes": [params * item_bytes for params in spec.layer_params],
+        "embedding_bytes": spec.embedding_params * item_bytes,
+        "head_bytes": (spec.head_params + spec.embedding_params * spec.tied) * item_bytes,
+        "tied": spec.tied,
+        "kv_bytes_per_token": spec.kv_token_bytes(spec.n_layers, terms.dtype),
+    }
+    try:
+        shares = split_vram(spec, asked.seats, terms)
+    except RefusalError as why:
+        return {**said, "fits": False, "reason": why.refusal.message, "nodes": []}
+    kv_tokens = _kv_tokens(spec, shares, terms)
+    limit = terms.context_tokens or spec.max_positions
+    nodes = [_node(seat, {share.node: share for share in shares}.get(seat.node), terms) for seat in asked.seats]
+    return {**said, "fits": True, "kv_tokens": kv_tokens, "max_model_len": min(limit, kv_tokens), "nodes": nodes}
+
+
+def _kv_tokens(spec: ModelSpec, shares: Sequence[Share], terms: Terms) -> int:
+    """Tokens of all sequences together: the least that any node has whole blocks for."""
+    blocks = (
+        share.kv_memory_bytes
+        // (terms.block_size * spec.kv_token_bytes(share.end_layer - share.first_layer, terms.dtype))
+        for share in shares
+    )
+    return min(blocks) * terms.block_size
+
+
+def _node(seat: Seat, share: Share | None, terms: Terms) -> dict[str, Any]:
+    """`free_bytes` is what weights, KV and reserve leave: room for activations and for whatever was not foreseen."""
+    reserve_bytes = reserve_of(seat.memory_bytes, terms.reserve_bytes)
+    used = (share.weight_bytes, share.kv_memory_bytes) if share else (0, 0)
+    return {
+        "node_id": seat.node,
+        "memory_bytes": seat.memory_bytes,
+        "first_layer": share.first_layer if share else None,
+        "end_layer": share.end_layer if share else None,
+        "weight_bytes": used[0],
+        "kv_bytes": used[1],
+        "reserve_bytes": reserve_bytes,
+        "free_bytes": seat.memory_bytes - reserve_bytes - sum(used),
+    }
+
+
+def as_text(said: dict[str, Any]) -> str:
+    """The answer for people. Raises Complaint (exit 3) with the figures when the model does not fit."""
+    layers = sorted({layer / GIGABYTE for layer in said["layer_bytes"]})
+    span = f"{layers[0]:.3f}" if len(layers) == 1 else f"{layers[0]:.3f} to {layers[-1]:.3f}"
+    head = f"{said['head_bytes'] / GIGABYTE:.3f} GB"
+    lines = [
+        f"{said['architecture']}, {said['total_layers']} layers, stored as {said['stored_dtype']}, computed in "
+        f"{said['dtype']}: {said['weight_bytes'] / GIGABYTE:.3f} GB of weights",
+        f"each layer {span} GB, embedding {said['embedding_bytes'] / GIGABYTE:.3f} GB, "
+        f"{'tied ' if said['tied'] else ''}head {head}, KV {said['kv_bytes_per_token']} bytes per token",
+    ]
+    if not said["fits"]:
+        what, *figures = said["reason"].split("; ")
+        fix = "add memory or nodes, or lower --max-model-len or the dtype's size"
+        raise Complaint(f"does not fit: {what}", "; ".join(figures), fix, 3)
+    lines.append(f"{'NODE':<8}{'MEMORY':>10}  {'LAYERS':<9}{'WEIGHTS':>10}{'KV':>10}{'RESERVE':>10}{'FREE':>10}  (GB)")
+    lines += [_line(node) for node in said["nodes"]]
+    lines.append(f"fits: sequences of up to {said['max_model_len']} tokens, {said['kv_tokens']} tokens at once")
+    return "\n".join(lines)
+
+
+def _line(node: dict[str, Any]) -> str:
+    layers = "(spare)" if node["end_layer"] is None else f"{node['first_layer']}-{node['end_layer'] - 1}"
+    parts = [node[key] / GIGABYTE for key in ("weight_bytes", "kv_bytes", "reserve_bytes", "free_bytes")]
+    figures = "".join(f"{part:>10.3f}" for part in parts)
+    return f"{node['node_id']:<8}{node['memory_bytes'] / GIGABYTE:>10.3f}  {layers:<9}{figures}"

@@ -1,0 +1,86 @@
+"""`pull`: a Hub model onto this machine, all of it, so that any of its workers finds its layers there.
+
+It may be interrupted and run again; nothing that has come is fetched twice, and nothing at all where the Hugging Face
+cache holds the model whole.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import attrs
+import trio  # noqa: F401 - the HTTP client needs it, and its import asks ldconfig once: not on behalf of a model
+
+from hydra.complaint import Complaint, exit_code_of
+from hydra.protocol.model.model_spec import Described
+from hydra.protocol.refusal import RefusalError
+from hydra.settings import Settings
+from hydra.store.cache.cache_room import CacheRoom
+from hydra.store.cache.range_cache import RangeCache
+from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.hub.hub_login import with_login
+from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref, parse_source
+
+SHOW_EVERY_S = 3.0
+
+
+def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[str, Any]:
+    """What is there afterwards, as `--json` prints it. `show` hears a line of progress every few seconds."""
+    token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
+    access = with_login(HubAccess.of({**os.environ, **token}))
+    try:
+        ref = parse_ref(model)
+        if not isinstance(ref, HubRef):
+            fix = "load it by its path; to fetch a model of that name, run this in another directory"
+            raise Complaint(f"{model!r} is a directory of this machine", "only Hub models are pulled", fix, 2)
+        hub = Hub(access, settings.model.cache_path())
+        described = HubLibrary(hub).describe(model)
+        told = _Told(show, model)
+        at, folder = _bring(described, hub, settings, told)
+    except RefusalError as why:
+        fix = "see above; what has come so far is kept"
+        raise Complaint(f"cannot pull {model}", str(why), fix, exit_code_of(why.refusal.code)) from why
+    return {
+        "model": str(at),
+        "folder": described.folder,
+        "weights": folder,
+        "bytes_total": told.total,
+        "bytes_fetched": told.total - (told.first or 0),
+    }
+
+
+def _bring(described: Described, hub: Hub, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
+    """The commit, and the directory that holds its weights in the end. Raises RefusalError."""
+    at = next(ref for ref in map(parse_source, described.sources) if ref is not None)
+    first = described.sources[0]
+    if parse_source(first) is None:
+        n_bytes = sum(tensor.length for tensor in described.tensors)
+        told.show(f"{told.model}: whole in the Hugging Face cache, {first}; nothing is fetched")
+        told.first = told.total = n_bytes
+        return at, first
+    room = CacheRoom(root=settings.model.cache_path() / "ranges", max_bytes=settings.model.max_cache_bytes())
+    with closing(RangeCache(room)) as cache, closing(hub.source_of(at, described.files)) as source:
+        key = described.spec.fingerprint
+        return at, str(cache.ensure(key, described.files, described.tensors, (source,), told, lambda: False))
+
+
+@attrs.define
+class _Told:
+    """Progress for people, and the figures for the end."""
+
+    show: Callable[[str], None]
+    model: str
+    first: int | None = None  # bytes that were here before
+    total: int = 0
+    _shown_s: float = float("-inf")
+
+    def __call__(self, bytes_done: int, bytes_total: int) -> None:
+        if self.first is None:
+            self.first, self.total = bytes_done, bytes_total
+        now_s = time.monotonic()
+        if now_s - self._shown_s >= SHOW_EVERY_S or bytes_done == bytes_total:
+            self._shown_s = now_s
+            self.show(f"{self.model}: {bytes_done / 1e6:.1f} of {bytes_total / 1e6:.1f} MB")

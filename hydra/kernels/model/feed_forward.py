@@ -1,0 +1,105 @@
+"""Feed-forward layers, each bound to its weights once, at load: gated or plain, dense or a mixture of experts.
+
+A feed-forward is a function of [n, hidden] that returns a fresh [n, hidden]. Knows no norm, no residual and no model.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hydra.kernels.weights.linear import linear
+from hydra.kernels.weights.part_weights import PartWeights
+from hydra.protocol.model.decoder_spec import Activation, DecoderSpec, MoeSpec
+
+FeedForward: TypeAlias = Callable[[Tensor], Tensor]
+Activate: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def make_feed_forward(decoder: DecoderSpec, weights: PartWeights, *, sparse: bool) -> FeedForward:
+    if sparse:
+        assert decoder.moe is not None
+        experts = weights.experts["expert_gate_up"], weights.experts["expert_down"]
+        return Mixture(decoder.moe, weights["router"], *experts, _gate(decoder.activation))
+    inner = _gate(decoder.activation) if decoder.gated else _ACTIVATIONS[decoder.activation]
+    return Dense(weights["gate_up"], weights.get("gate_up_bias"), weights["down"], weights.get("down_bias"), inner)
+
+
+@attrs.frozen(eq=False)
+class Dense:
+    """Two products with the activation between; `gate_up` is gate and up in one matrix, or up alone."""
+
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+    inner: Activate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(self.inner(linear(x, self.gate_up, self.gate_up_bias)), self.down, self.down_bias)
+
+
+@attrs.frozen(eq=False)
+class Mixture:
+    """Each token through its `top_k` experts, weighted by the router (Shazeer et al., arXiv:1701.06538).
+
+    Tokens are sorted by expert, each expert multiplies its own in one product, and the answers are summed per token in
+    the order of the router's preference: the sum is the same in every run, on every device. On CUDA the host waits
+    for the router, because the sizes of the products depend on its choice.
+    """
+
+    spec: MoeSpec
+    router: Tensor  # [n_experts, hidden]
+    gate_up: Sequence[Tensor]  # per expert [2 * intermediate, hidden]
+    down: Sequence[Tensor]  # per expert [hidden, intermediate]
+    inner: Activate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        odds = linear(x, self.router).softmax(-1, dtype=torch.float32)
+        share, chosen = odds.topk(self.spec.top_k, -1)
+        if self.spec.normalised:
+            share = share / share.sum(-1, keepdim=True)
+        order = chosen.flatten().argsort(stable=True)
+        counts = torch.bincount(chosen.flatten(), minlength=self.spec.n_experts).tolist()
+        sorted_x = x.index_select(0, order.div(self.spec.top_k, rounding_mode="floor"))
+        made = [
+            linear(self.inner(linear(part, self.gate_up[expert])), self.down[expert])
+            for expert, part in enumerate(torch.split(sorted_x, counts))
+            if counts[expert]
+        ]
+        answers = torch.empty_like(sorted_x).index_copy_(0, order, torch.cat(made))
+        shared = answers.view(*chosen.shape, -1) * share.to(x.dtype).unsqueeze(-1)
+        return shared.sum(1)
+
+
+def _gate(activation: Activation) -> Activate:
+    """activation(gate) * up, where both lie side by side in one row. May overwrite its argument."""
+    if activation == "silu":
+        return _swiglu
+    act = _ACTIVATIONS[activation]
+
+    def gated(gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, -1)
+        return act(gate).mul_(up)
+
+    return gated
+
+
+def _swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return functional.silu(gate, inplace=True).mul_(up)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    """Hendrycks and Gimpel, arXiv:1606.08415, with the tanh approximation (configs call it gelu_new too)."""
+    return functional.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: dict[Activation, Activate] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": _gelu_tanh,
+}

@@ -1,0 +1,241 @@
+"""One worker's share of a model, ready to run: some layers, with the embedding or the norm and head at the ends.
+
+`forward` takes a step through it and only enqueues on the slice's device. Holds references to parts that other slices
+may share; knows nothing of reading, freeing or waiting.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hydra.kernels.attention.kv_pool import KvPool
+from hydra.kernels.attention.paged_attention import StepPlan, View, plan_step
+from hydra.kernels.devices import runs_triton
+from hydra.kernels.model.decode_step import DecodeColumns, DecodeInputs, decode_columns, is_decode, on_device
+from hydra.kernels.model.decoder import Block, layer_view, make_block
+from hydra.kernels.model.norms import Norm, make_norm
+from hydra.kernels.model.rotary import Rotary, lengths, make_rotary
+from hydra.kernels.sampling.sampler import Drawn, Pick, sample
+from hydra.kernels.tensors import put
+from hydra.kernels.weights.linear import linear
+from hydra.kernels.weights.part_weights import PartWeights
+from hydra.protocol.batch import Batch, OpenRow
+from hydra.protocol.model.layout import Part
+from hydra.protocol.model.model_spec import ModelSpec
+
+
+@attrs.frozen(eq=False)
+class Head:
+    """The end of the last slice: norm, product, and the bend of the logits where there is one."""
+
+    norm: Norm
+    weight: Tensor  # [vocab, hidden]
+    bias: Tensor | None
+    softcap: float | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[n, hidden] to logits [n, vocab] in float32."""
+        logits = linear(self.norm(x), self.weight, self.bias).to(torch.float32)
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Slice:
+    """Exactly the first slice has an embedding it reads tokens with, exactly the last a head.
+
+    `views` and `rotaries` are what its layers need between them, each once; a block knows its own by index.
+    """
+
+    spec: ModelSpec
+    dtype: torch.dtype
+    device: torch.device
+    blocks: tuple[Block, ...]
+    views: tuple[View, ...]
+    rotaries: tuple[Rotary, ...]
+    embedding: Tensor | None
+    embedding_scale: Tensor | None  # None: 1
+    head: Head | None
+    paged: bool  # in a step of one token per row, attention is one call per layer
+    steady: bool  # and all such steps of as many rows are the same to the device: no expert is chosen on the host
+
+    @property
+    def is_first(self) -> bool:
+        return self.embedding is not None
+
+    @property
+    def is_last(self) -> bool:
+        return self.head is not None
+
+    def pool(self, n_blocks: int, block_size: int) -> KvPool:
+        """A pool that fits this slice's layers."""
+        return KvPool(
+            n_layers=len(self.blocks),
+            n_blocks=n_blocks,
+            block_size=block_size,
+            n_kv_heads=self.spec.n_kv_heads,
+            head_dim=self.spec.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+
+def build_slice(
+    spec: ModelSpec,
+    first_layer: int,
+    end_layer: int,
+    parts: Mapping[Part, PartWeights],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Slice:
+    """A slice over parts already in memory; a part that is missing or of the wrong kind is our own mistake."""
+
+    decoder, layers = spec.decoder, range(first_layer, end_layer)
+    views = tuple(dict.fromkeys(layer_view(spec, layer) for layer in layers))
+    ropes = tuple(dict.fromkeys(decoder.layer_ropes[layer] for layer in layers))
+    blocks = [
+        make_block(spec, i, parts[i], views.index(layer_view(spec, i)), ropes.index(decoder.layer_ropes[i]))
+        for i in layers
+    ]
+    paged = runs_triton(device)
+    scaled = first_layer == 0 and decoder.embedding_scale != 1.0
+    return Slice(
+        spec=spec,
+        dtype=dtype,
+        device=device,
+        blocks=tuple(blocks),
+        views=views,
+        rotaries=tuple(make_rotary(decoder.ropes[rope], device) for rope in ropes),
+        embedding=parts["embedding"]["embedding"] if first_layer == 0 else None,
+        embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
+        head=_head(spec, parts) if end_layer == spec.n_layers else None,
+        paged=paged,
+        steady=paged and not any(decoder.sparse[layer] for layer in layers),
+    )
+
+
+def _head(spec: ModelSpec, parts: Mapping[Part, PartWeights]) -> Head:
+    norm = make_norm(spec.decoder.norm, parts["norm"]["final_norm"], parts["norm"].get("final_norm_bias"))
+    weight = parts["embedding"]["embedding"] if spec.tied else parts["head"]["head"]
+    bias = parts["head"]["head_bias"] if spec.decoder.head_bias else None
+    return Head(norm, weight, bias, spec.decoder.logit_softcap)
+
+
+class Captured(Protocol):
+    """Decode steps of one slice and pool that need no launching kernel by kernel (see decode_graphs.py)."""
+
+    def takes(self, columns: DecodeColumns) -> bool: ...
+
+    def replay(self, columns: DecodeColumns, hidden: Tensor | None) -> Tensor:
+        """What `decode` would return."""
+        ...
+
+
+def forward(
+    part: Slice,
+    pool: KvPool,
+    batch: Batch,
+    rows: Sequence[OpenRow],
+    hidden: Tensor | None,
+    captured: Captured | None = None,
+) -> Tensor | Drawn:
+    """Hidden states for the next stage, or from the last one the drawn tokens of the rows that are sampled."""
+    if part.embedding is None:
+        _check_hidden(part, batch, hidden)
+    if part.paged and is_decode(batch):
+        columns = decode_columns(batch, rows, pool.block_size, part.views, part.rotaries)
+        if captured is not None and captured.takes(columns):
+            made = captured.replay(columns, hidden)
+        else:
+            made = decode(part, pool, on_device(columns, pool.block_size, part.device), hidden)
+        return _draw(part, made, batch, rows) if part.is_last else made
+    x = _through(part, pool, batch, rows, hidden)
+    return _exit(part, x, batch, rows) if part.is_last else x
+
+
+def decode(part: Slice, pool: KvPool, inputs: DecodeInputs, hidden: Tensor | None) -> Tensor:
+    """One token per row: their hidden states, or from the last slice their logits. Only enqueues, the same for the same
+    shapes, if the slice is steady.
+    """
+    plan = inputs.plan(len(part.views))
+    x = _layers(part, pool, plan, inputs.lengths(len(part.views)), _entry(part, inputs.tokens, hidden))
+    return x if part.head is None else part.head(x)
+
+
+def _through(part: Slice, pool: KvPool, batch: Batch, rows: Sequence[OpenRow], hidden: Tensor | None) -> Tensor:
+    x = _entry(part, put(batch.tokens, part.device) if part.is_first else None, hidden)
+    if not batch.n_tokens:
+        return x
+    plan = plan_step(batch, rows, pool.block_size, part.views, part.dtype, part.device)
+    grown = [
+        put(lengths(rotary.spec, batch, rows), part.device) for rotary in part.rotaries if rotary.spec.depends_on_length
+    ]
+    return _layers(part, pool, plan, grown, x)
+
+
+def _layers(part: Slice, pool: KvPool, plan: StepPlan, grown: Sequence[Tensor], x: Tensor) -> Tensor:
+    """`grown`: the tokens' lengths for each rotary that depends on them."""
+    rest = iter(grown)
+    tables = [
+        rotary.tables(plan.positions, next(rest) if rotary.spec.depends_on_length else None, part.dtype)
+        for rotary in part.rotaries
+    ]
+    for block, cache in zip(part.blocks, pool.layers, strict=True):
+        x = block(x, cache, plan, tables)
+    return x
+
+
+def _check_hidden(part: Slice, batch: Batch, hidden: Tensor | None) -> None:
+    if hidden is None or hidden.shape != (batch.n_tokens, part.spec.hidden) or hidden.dtype != part.dtype:
+        what = "nothing" if hidden is None else f"{hidden.dtype}{tuple(hidden.shape)}"
+        raise ValueError(f"a stage of {part.dtype}[{batch.n_tokens}, {part.spec.hidden}] was given {what}")
+
+
+def _entry(part: Slice, tokens: Tensor | None, hidden: Tensor | None) -> Tensor:
+    if part.embedding is None:
+        assert hidden is not None
+        return hidden
+    assert tokens is not None
+    x = functional.embedding(tokens, part.embedding)
+    return x if part.embedding_scale is None else x * part.embedding_scale
+
+
+def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Drawn:
+    """Only the last token of each sampled row goes through the norm and the head."""
+    sampled = np.flatnonzero(batch.sample)
+    if part.head is None or not len(sampled):
+        return _nothing(part)
+    if len(sampled) < batch.n_tokens:
+        x = x.index_select(0, put(np.cumsum(batch.length, dtype=np.int64)[sampled] - 1, part.device))
+    return sample(part.head(x), _picks(batch, rows))
+
+
+def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Drawn:
+    """From the logits of all rows of a decode step."""
+    sampled = np.flatnonzero(batch.sample)
+    if not len(sampled):
+        return _nothing(part)
+    if len(sampled) < len(rows):
+        logits = logits.index_select(0, put(sampled, part.device))
+    return sample(logits, _picks(batch, rows))
+
+
+def _nothing(part: Slice) -> Drawn:
+    nothing = torch.empty(0, dtype=torch.int64, device=part.device)
+    return Drawn(token=nothing, best=nothing)
+
+
+def _picks(batch: Batch, rows: Sequence[OpenRow]) -> list[Pick]:
+    sampled = np.flatnonzero(batch.sample)
+    ends = (batch.position + batch.length)[sampled].tolist()
+    return [_pick(rows[row], end) for row, end in zip(sampled.tolist(), ends, strict=True)]
+
+
+def _pick(row: OpenRow, position: int) -> Pick:
+    if row.params is None:
+        raise ValueError(f"row {row.row} is to be sampled and has no parameters")
+    return Pick(params=row.params, position=position, prompt_tokens=row.prompt_tokens, history=row.history)

@@ -1,0 +1,276 @@
+"""One device at work: slices of models loaded, activated, stepped and dropped, as the stage orders it.
+
+`Runner` is what the stage calls Compute. Loading runs on a thread of its own beside the steps of other routes; what is
+no longer needed is freed before the difference is read, and a refused load leaves nothing of its route. Knows no epoch,
+no fence and no order of steps: the stage hands it only what may run.
+"""
+
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import attrs
+import torch
+
+from hydra.kernels.attention.kv_pool import KvPool
+from hydra.kernels.devices import device_name, finish, give_back, memory_bytes, native_dtypes, runs_triton
+from hydra.kernels.model.slice import Slice, build_slice, forward
+from hydra.kernels.step.decode_graphs import SPARE_BLOCKS, DecodeGraphs
+from hydra.kernels.step.lanes import HostLane, Lane
+from hydra.kernels.step.step_memory import refused_without_memory, within_memory
+from hydra.kernels.step.warmup import warm_up
+from hydra.kernels.tensors import TORCH_DTYPES
+from hydra.kernels.weights.part_weights import fetch_parts, packed
+from hydra.kernels.weights.reader import Progress
+from hydra.kernels.weights.resident_weights import Copy, Shelf
+from hydra.protocol.batch import Outcome, Run
+from hydra.protocol.ids import RouteId
+from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
+from hydra.protocol.model.layout import Part, part_of, slice_parts
+from hydra.protocol.model.load_report import SliceFacts
+from hydra.protocol.model.model_spec import Dtype, ModelSpec, TensorRange
+from hydra.protocol.refusal import RefusalError, refuse
+
+
+@attrs.define(eq=False)
+class _Route:
+    """A loaded slice, its pool once activated, and whether only its weights are being kept."""
+
+    copy: Copy
+    parts: frozenset[Part]
+    slice: Slice
+    block_size: int
+    pool: KvPool | None = None
+    graphs: DecodeGraphs | None = None  # over that pool
+    idle: bool = False
+
+    def let_go(self) -> None:
+        """Of the pool, and of what holds its addresses."""
+        self.pool = self.graphs = None
+
+
+class Runner:
+    """A device by name: "cpu", "cuda:0", "mps". `memory_bytes` caps what it offers and holds (0 or None: no cap).
+
+    `dtypes` replaces the dtypes it offers by itself; an order in any other is refused.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        threads: int | None = None,
+        dtypes: tuple[Dtype, ...] | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        self._device = torch.device(device)
+        if threads:
+            torch.set_num_threads(threads)
+        self._dtypes = native_dtypes(self._device) if dtypes is None else dtypes
+        self._cap = memory_bytes or None
+        self._shelf = Shelf()
+        self._routes: dict[RouteId, _Route] = {}
+        self._loading = threading.Lock()
+        self._lane = _lane(self._device)
+
+    def offer(self) -> DeviceOffer:
+        total, free = memory_bytes(self._device)
+        if self._cap is not None:
+            total = min(total, self._cap)
+            free = max(0, min(free, total - self._used_bytes()))
+        return DeviceOffer(
+            device=str(self._device),
+            name=device_name(self._device),
+            dtypes=self._dtypes,
+            memory_total_bytes=total,
+            memory_free_bytes=free,
+            kernels="triton" if runs_triton(self._device) else "torch",
+        )
+
+    def held(self) -> tuple[Held, ...]:
+        return self._shelf.held()
+
+    def still_to_read(self, order: LoadSlice) -> LoadSlice | None:
+        """As Compute.still_to_read."""
+        needed = slice_parts(order.spec, order.first_layer, order.end_layer)
+        missing = needed - self._shelf.parts((order.spec.fingerprint, order.dtype)).keys()
+        if not missing:
+            return None
+        return attrs.evolve(order, tensors=tuple(source for source in order.tensors if _goes_to(source, missing)))
+
+    def load(self, order: LoadSlice, progress: Progress) -> SliceFacts:
+        started = time.monotonic()
+        with self._loading, torch.inference_mode():
+            self._routes.pop(order.route, None)
+            try:
+                with refused_without_memory(self._device, "loading"):
+                    loaded, read_bytes, pack_s = self._load(order, progress)
+            except BaseException:
+                self._tidy()
+                raise
+            self._routes[order.route] = loaded
+            held = self._shelf.parts(loaded.copy)
+        per_token = order.spec.kv_token_bytes(order.end_layer - order.first_layer, order.dtype)
+        return SliceFacts(
+            weight_bytes=sum(held[part].n_bytes for part in loaded.parts),
+            read_bytes=read_bytes,
+            kv_blocks_max=order.kv_memory_bytes // (order.block_size * per_token),
+            load_s=time.monotonic() - started,
+            pack_s=pack_s,
+        )
+
+    def _load(self, order: LoadSlice, progress: Progress) -> tuple[_Route, int, float]:
+        """The route, the bytes read for it, and the seconds that packing took."""
+        _check(order, self._dtypes)
+        copy: Copy = (order.spec.fingerprint, order.dtype)
+        parts = slice_parts(order.spec, order.first_layer, order.end_layer)
+        self._make_room(order, copy, parts)
+        read_bytes, pack_s = self._fetch(order, copy, parts, progress)
+        held, dtype = self._shelf.parts(copy), TORCH_DTYPES[order.dtype]
+        piece = build_slice(order.spec, order.first_layer, order.end_layer, held, dtype, self._device)
+        finish(self._device)
+        return _Route(copy, parts, piece, order.block_size), read_bytes, pack_s
+
+    def activate(self, route: RouteId, kv_blocks: int) -> None:
+        loaded = self._routes[route]
+        loaded.let_go()
+        give_back(self._device)
+        what = f"making a KV pool of {kv_blocks} blocks and warming up"
+        try:
+            with refused_without_memory(self._device, what), torch.inference_mode():
+                self._make_pool(loaded, kv_blocks)
+        except RefusalError:
+            loaded.let_go()
+            give_back(self._device)
+            raise
+        loaded.idle = False
+
+    def _make_pool(self, loaded: _Route, kv_blocks: int) -> None:
+        warm_up(loaded.slice, self._lane, loaded.block_size)
+        if loaded.slice.steady:
+            loaded.pool = loaded.slice.pool(kv_blocks + SPARE_BLOCKS, loaded.block_size)
+            loaded.graphs = DecodeGraphs(loaded.slice, loaded.pool)
+        else:
+            loaded.pool = loaded.slice.pool(kv_blocks, loaded.block_size)
+
+    def drop(self, route: RouteId) -> None:
+        with self._loading:
+            if self._routes.pop(route, None) is not None:
+                self._tidy()
+
+    def free_pool(self, route: RouteId) -> None:
+        if (loaded := self._routes.get(route)) is not None:
+            loaded.let_go()
+            loaded.idle = True
+            give_back(self._device)
+
+    def launch(self, run: Run) -> object:
+        loaded = self._routes[run.route]
+        pool = loaded.pool
+        if pool is None:
+            raise RuntimeError(f"route {run.route} was stepped before it was activated")
+        work = partial(forward, loaded.slice, pool, run.batch, run.rows, captured=loaded.graphs)
+        with torch.inference_mode():
+            return within_memory(self._device, lambda: self._lane.launch(run.hidden, work))
+
+    def collect(self, ticket: object) -> Outcome:
+        if isinstance(ticket, Outcome) and ticket.out_of_memory:
+            return ticket
+        with torch.inference_mode():
+            return within_memory(self._device, lambda: self._lane.collect(ticket))
+
+    def _make_room(self, order: LoadSlice, copy: Copy, parts: frozenset[Part]) -> None:
+        """Frees what neither this order nor another route needs. Idle routes of the same weights are superseded."""
+        self._forget([route for route, other in self._routes.items() if other.idle and other.copy == copy])
+        self._tidy(copy, parts)
+        if self._cap is None:
+            return
+        if self._missing_bytes(order, copy, parts) + self._used_bytes() > self._cap:
+            self._forget([route for route, other in self._routes.items() if other.idle])
+            self._tidy(copy, parts)
+        if (missing := self._missing_bytes(order, copy, parts)) + self._used_bytes() > self._cap:
+            raise refuse(
+                "does_not_fit",
+                f"layers {order.first_layer} to {order.end_layer - 1} need {missing} bytes more on {self._device}; "
+                f"{self._used_bytes()} of {self._cap} are taken: give the worker more memory or use more workers",
+            )
+
+    def _forget(self, routes: list[RouteId]) -> None:
+        for route in routes:
+            del self._routes[route]
+
+    def _missing_bytes(self, order: LoadSlice, copy: Copy, parts: frozenset[Part]) -> int:
+        held = sum(weights.n_bytes for part, weights in self._shelf.parts(copy).items() if part in parts)
+        return order.spec.slice_bytes(order.first_layer, order.end_layer, order.dtype) - held
+
+    def _fetch(self, order: LoadSlice, copy: Copy, parts: frozenset[Part], progress: Progress) -> tuple[int, float]:
+        missing = parts - self._shelf.parts(copy).keys()
+        made, read_bytes = fetch_parts(
+            order.spec,
+            missing,
+            order.tensors,
+            Path(order.sources[0]),
+            TORCH_DTYPES[order.dtype],
+            self._device,
+            progress,
+        )
+        read_at_s = time.monotonic()
+        for part in made:
+            made[part] = packed(made[part])  # one after the other: at most one part is held twice
+        self._shelf.put(copy, made)
+        return read_bytes, time.monotonic() - read_at_s
+
+    def _tidy(self, copy: Copy | None = None, parts: frozenset[Part] = frozenset()) -> None:
+        """Keeps what the routes claim, and beside it these parts."""
+        claims: dict[Copy, frozenset[Part]] = {} if copy is None else {copy: parts}
+        for route in self._routes.values():
+            claims[route.copy] = claims.get(route.copy, frozenset()) | route.parts
+        self._shelf.keep_only(claims)
+        give_back(self._device)
+
+    def _used_bytes(self) -> int:
+        return self._shelf.n_bytes + sum(r.pool.n_bytes for r in list(self._routes.values()) if r.pool is not None)
+
+
+def _lane(device: torch.device) -> Lane:
+    if device.type != "cuda":
+        return HostLane(device)
+    from hydra.kernels.step.cuda_lane import CudaLane  # only where there is a device for it
+
+    return CudaLane(device)
+
+
+def _goes_to(source: TensorRange, parts: frozenset[Part]) -> bool:
+    """A tensor that goes nowhere is kept: `load` refuses it by name."""
+    try:
+        return part_of(source) in parts
+    except KeyError:
+        return True
+
+
+def _check(order: LoadSlice, dtypes: tuple[Dtype, ...]) -> None:
+    spec = order.spec
+    if order.dtype not in dtypes:
+        raise refuse("unsupported", f"this worker runs {', '.join(dtypes)}, not {order.dtype}")
+    if not order.sources:
+        raise refuse("bad_model", "the order names no source to read the weights from")
+    _check_shape(spec)
+    if not 0 <= order.first_layer < order.end_layer <= spec.n_layers:
+        raise refuse(
+            "bad_model", f"the model has {spec.n_layers} layers, not {order.first_layer} to {order.end_layer - 1}"
+        )
+
+
+def _check_shape(spec: ModelSpec) -> None:
+    """What a spec may get wrong that no tensor's shape would show."""
+    decoder = spec.decoder
+    if spec.n_heads % spec.n_kv_heads:
+        raise refuse("bad_model", f"{spec.n_heads} heads cannot share {spec.n_kv_heads} key heads")
+    if any(rope.dim % 2 or not 0 < rope.dim <= spec.head_dim for rope in decoder.ropes):
+        raise refuse("bad_model", f"heads of {spec.head_dim} channels cannot be rotated as the model's spec says")
+    per_layer = {len(decoder.windows), len(decoder.layer_ropes), len(decoder.sparse)}
+    if per_layer != {spec.n_layers} or not all(rope < len(decoder.ropes) for rope in decoder.layer_ropes):
+        raise refuse("bad_model", f"the model's spec does not describe each of its {spec.n_layers} layers")
+    if any(decoder.sparse) and (decoder.moe is None or decoder.moe.top_k > decoder.moe.n_experts):
+        raise refuse("bad_model", "the model's spec has sparse layers without as many experts as a token asks for")

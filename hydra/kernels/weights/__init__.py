@@ -1,0 +1,5 @@
+"""Weights: read from files, kept in memory, multiplied with.
+
+May import: devices, tensors, protocol.
+Refuses to know: what a layer is for.
+"""

@@ -1,0 +1,232 @@
+"""`up` and `worker`: from settings to a parent with its children. Opens what must be open before anybody starts."""
+
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import attrs
+
+from hydra.actors.families.parent import ChildCommand, python_child
+from hydra.actors.families.supervisor import ChildPlan, Supervisor
+from hydra.processes.address import Address
+from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
+from hydra.processes.cluster_lanes import near, plan_lanes
+from hydra.processes.held_port import HeldPort
+from hydra.processes.huge_pages import huge_pages_env
+from hydra.processes.listening import SECOND, lock_state, open_http, require_token, settle
+from hydra.processes.local_workers import WorkerWish
+from hydra.processes.parent_run import ParentRun
+from hydra.processes.port_holders import PortHolders
+from hydra.processes.port_range import PortRange
+from hydra.processes.state_dir import begin_anew
+from hydra.protocol.ids import NodeId
+from hydra.settings import Settings
+
+GIGABYTE = 1_000_000_000
+BEEN_READY = ("--been-ready", "{been_ready}")  # which the parent fills in for every life of a child
+
+
+@attrs.frozen(kw_only=True)
+class UpWish:
+    """What `up` was asked for, beside the settings."""
+
+    model_path: str
+    workers: tuple[WorkerWish, ...]
+    state_dir: Path
+    lan: bool
+    ports: PortRange | None = None
+    any_http: bool = False  # where the usual port of the API is taken, the next free one will do
+
+
+def coordinator_spec(settings: Settings, wish: UpWish, addrs: Mapping[str, str]) -> CoordinatorSpec:
+    cluster, engine = settings.cluster, settings.engine
+    return CoordinatorSpec(
+        router_addr=addrs["router_addr"],
+        broadcast_addr=addrs["broadcast_addr"],
+        results_addr=addrs["results_addr"],
+        store_addr=addrs["store_addr"],
+        state_dir=str(wish.state_dir),
+        cache_dir=str(settings.model.cache_path()),
+        max_cache_bytes=settings.model.max_cache_bytes(),
+        model_path=wish.model_path,
+        model_id=settings.model.id,
+        dtype=settings.model.dtype,
+        local_nodes=tuple(worker.node_id for worker in wish.workers),
+        expected_workers=max(len(wish.workers), cluster.min_nodes),
+        patience_s=60.0 if wish.workers or cluster.min_nodes else 2.0,
+        heartbeat_s=cluster.heartbeat_interval,
+        beats_missed_max=cluster.unhealthy_threshold,
+        reserve_bytes=int(cluster.reserved_vram_gb * GIGABYTE),
+        kv_fraction=engine.kv_memory_fraction,
+        max_model_len=settings.model.max_model_len,
+        block_size=engine.block_size,
+        batch_tokens=engine.max_batch_tokens,
+        running_max=engine.max_running,
+        waiting_max=engine.max_waiting,
+        prefix_cache=engine.prefix_cache,
+        share_prefixes="key" if engine.share_prefixes == "key" else "all",
+        recovery_deadline_s=engine.recovery_deadline,
+        high_water_mark=settings.zmq.high_water_mark,
+    )
+
+
+def secrets_env(settings: Settings) -> dict[str, str]:
+    """What children must know and no command line or log may show."""
+    found = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token, "HF_TOKEN": settings.model.hf_token}
+    return {name: secret for name, secret in found.items() if secret}
+
+
+@attrs.define(eq=False)
+class Held:
+    """Where the cluster listens, as long as this object lives."""
+
+    lanes: Mapping[str, Address]
+    workers: tuple[tuple[Address, Address], ...]  # where each takes steps and lends files
+    ports: list[HeldPort] = attrs.field(factory=list)
+
+    @classmethod
+    def take(cls, settings: Settings, wish: UpWish, holders: PortHolders) -> "Held":
+        """Raises Complaint."""
+        planned = plan_lanes(settings.zmq, len(wish.workers), lan=wish.lan, ports=wish.ports)
+        made = cls(lanes={}, workers=())
+
+        def hold(name: str, address: Address, setting: str) -> Address:
+            require_token(name, address, settings.cluster.join_token)
+            settled, port = settle(name, address, setting, holders)
+            made.ports.append(port)
+            return settled
+
+        made.lanes = {
+            key: hold(f"[zmq] {key}", address, "--ports" if wish.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
+            for key, address in planned.lanes.items()
+        }
+        made.workers = tuple(
+            (  # port 0: each life of the worker takes its own
+                hold(f"steps to {worker.node_id}", steps, "--ports") if steps.port else steps,
+                hold(f"the store of {worker.node_id}", store, "--ports") if store.port else store,
+            )
+            for worker, (steps, store) in zip(wish.workers, planned.workers, strict=True)
+        )
+        return made
+
+    @property
+    def addrs(self) -> dict[str, str]:
+        return {key: str(address) for key, address in self.lanes.items()}
+
+    @property
+    def near(self) -> dict[str, str]:
+        """As processes of this machine reach them."""
+        return {key: str(near(address)) for key, address in self.lanes.items()}
+
+
+def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -> int:
+    """The whole life of `up`. Returns the exit code."""
+    holders = PortHolders.of(settings.model.cache_path())
+    with ExitStack() as stack:
+        listener = open_http(settings.server.http_addr, holders, or_next=wish.any_http)
+        stack.callback(listener.close)
+        held = Held.take(settings, wish, holders)
+        lock_state(wish.state_dir, holders)
+        begin_anew(wish.state_dir)
+        url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
+        ports = [listener.getsockname()[1], *(port.port for port in held.ports)]
+        stack.enter_context(holders.card(f"the cluster at {url}", ports, wish.state_dir))
+        plans, specs = _children(settings, wish, held, listener.fileno(), url)
+        env = secrets_env(settings)
+        more = {"_worker": huge_pages_env(os.environ)}
+        commands = {
+            NodeId(name): ChildCommand(
+                argv=tuple(python_child(role, spec, *(BEEN_READY if role == "_frontend" else ()))),
+                pass_fds=fds,
+                env=env | more.get(role, {}),
+            )
+            for name, (role, spec, fds) in specs.items()
+        }
+        others = wish.lan or settings.cluster.min_nodes > len(wish.workers) or not wish.workers  # that are awaited
+        run = ParentRun(
+            supervisor=Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout, remote_workers=others),
+            commands=commands,
+            router_addr=held.near["router_addr"],
+            broadcast_addr=held.near["broadcast_addr"],
+            name="up",
+            join_token=settings.cluster.join_token,
+            say_ready=lambda: say_ready(url),
+            url=url,
+            drain_timeout_s=settings.server.drain_timeout,
+        )
+        return run.until_over()
+
+
+ChildWords = tuple[str, str, tuple[int, ...]]  # its command, its spec, the descriptors that it inherits
+
+
+def _children(
+    settings: Settings, wish: UpWish, held: Held, http_fd: int, url: str
+) -> tuple[list[ChildPlan], dict[str, ChildWords]]:
+    """In the order in which they are started."""
+    router_addr, broadcast_addr = held.near["router_addr"], held.near["broadcast_addr"]
+    plans = [ChildPlan(name=NodeId("coordinator"), role="coordinator", vital=True)]
+    specs: dict[str, ChildWords] = {
+        "coordinator": ("_coordinator", to_json(coordinator_spec(settings, wish, held.addrs)), ()),
+    }
+    for worker, (steps, store) in zip(wish.workers, held.workers, strict=True):
+        plans.append(ChildPlan(name=NodeId(worker.node_id), role="worker", vital=False))
+        spec = WorkerSpec(
+            node_id=worker.node_id,
+            router_addr=router_addr,
+            broadcast_addr=broadcast_addr,
+            cache_dir=str(settings.model.cache_path()),
+            max_cache_bytes=settings.model.max_cache_bytes(),
+            pipeline_bind=str(steps),
+            store_bind=str(store),
+            device=worker.device,
+            dtype=settings.model.dtype,
+            threads=worker.threads,
+            memory_bytes=worker.memory_bytes,
+            high_water_mark=settings.zmq.high_water_mark,
+        )
+        specs[worker.node_id] = ("_worker", to_json(spec), ())
+    plans.append(ChildPlan(name=NodeId("frontend"), role="frontend", vital=True))
+    frontend = FrontendSpec(
+        node_id="frontend",
+        router_addr=router_addr,
+        broadcast_addr=broadcast_addr,
+        http_fd=http_fd,
+        http_url=url,
+        drain_timeout_s=settings.server.drain_timeout,
+        max_body_bytes=settings.server.max_body_bytes,
+        allowed_hosts=settings.server.allowed_hosts,
+        allowed_origins=settings.server.allowed_origins,
+        while_loading=settings.server.while_loading,
+        max_replays=settings.engine.max_replays,
+        high_water_mark=settings.zmq.high_water_mark,
+        chat_template=settings.model.chat_template and str(Path(settings.model.chat_template).expanduser().absolute()),
+        model_path=wish.model_path,
+    )
+    specs["frontend"] = ("_frontend", to_json(frontend), (http_fd,))
+    return plans, specs
+
+
+def worker_child(spec_json: str) -> Sequence[str]:
+    return python_child("_worker", spec_json)
+
+
+def run_worker_parent(
+    spec: WorkerSpec, settings: Settings, child: Callable[[str], Sequence[str]] = worker_child
+) -> int:
+    """The whole life of `worker`: the same program with one child, whose command line `child` makes of its spec.
+
+    Returns the exit code.
+    """
+    env = secrets_env(settings) | huge_pages_env(os.environ)
+    run = ParentRun(
+        supervisor=Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random()),
+        commands={NodeId(spec.node_id): ChildCommand(argv=tuple(child(to_json(spec))), env=env)},
+        router_addr=spec.router_addr,
+        broadcast_addr=spec.broadcast_addr,
+        name=f"parent-{spec.node_id}",
+        join_token=settings.cluster.join_token,
+    )
+    return run.until_over()

@@ -1,0 +1,134 @@
+"""The canonical matrices of a model: which there are, in what shape, and which rows of a fused one belong to whom.
+
+The store maps published tensors onto these places, the kernels allocate them: both ask here, so they cannot disagree.
+Linear weights are [rows out, columns in]; projections that read the same input lie in one matrix.
+"""
+
+from typing import Literal, TypeAlias
+
+import attrs
+
+from hydra.protocol.model.model_spec import ModelShape, Place, Role, TensorRange
+
+EndPart: TypeAlias = Literal["embedding", "norm", "head"]
+Part: TypeAlias = int | EndPart  # a layer by its index, or one of the ends: the unit that is read, held and freed
+Shape: TypeAlias = tuple[int, ...]
+Section: TypeAlias = Literal["all", "q", "k", "v", "gate", "up"]
+
+_END_PARTS: dict[Role, EndPart] = {
+    "embedding": "embedding",
+    "final_norm": "norm",
+    "final_norm_bias": "norm",
+    "head": "head",
+    "head_bias": "head",
+}
+
+
+@attrs.frozen
+class Rows:
+    """Rows [first, first + count) of a canonical matrix, or of one expert's."""
+
+    first: int
+    count: int
+
+
+def part_of(source: TensorRange) -> Part:
+    """The part that a tensor goes to. Raises KeyError when it has no place, or names a layer's role and no layer."""
+    place = place_of(source)
+    return _END_PARTS[place.role] if place.layer is None else place.layer
+
+
+def place_of(source: TensorRange) -> Place:
+    """Where a tensor goes. Raises KeyError for bytes that go nowhere."""
+    if source.place is None:
+        raise KeyError(source.name)
+    return source.place
+
+
+def is_norm(role: Role) -> bool:
+    return "_norm" in role
+
+
+def slice_parts(shape: ModelShape, first_layer: int, end_layer: int) -> frozenset[Part]:
+    """The parts of layers [first_layer, end_layer); a tied head is the embedding, held once."""
+    parts: set[Part] = set(range(first_layer, end_layer))
+    if first_layer == 0:
+        parts.add("embedding")
+    if end_layer == shape.n_layers:
+        parts |= {"norm", "embedding" if shape.tied else "head"}
+        if shape.decoder.head_bias:
+            parts.add("head")
+    return frozenset(parts)
+
+
+def part_shapes(shape: ModelShape, part: Part) -> dict[Role, Shape]:
+    """Every canonical tensor of a part."""
+    decoder = shape.decoder
+    layered = decoder.norm.kind == "layer"
+    match part:
+        case "embedding":
+            return {"embedding": (shape.vocab, shape.hidden)}
+        case "norm":
+            return {"final_norm": (shape.hidden,), **({"final_norm_bias": (shape.hidden,)} if layered else {})}
+        case "head":
+            head: dict[Role, Shape] = {} if shape.tied else {"head": (shape.vocab, shape.hidden)}
+            return {**head, **({"head_bias": (shape.vocab,)} if decoder.head_bias else {})}
+        case _:
+            return _attention_shapes(shape) | _feed_forward_shapes(shape, part) | _norm_shapes(shape)
+
+
+def _attention_shapes(shape: ModelShape) -> dict[Role, Shape]:
+    decoder = shape.decoder
+    queries = shape.n_heads * shape.head_dim
+    rows = queries + 2 * shape.n_kv_heads * shape.head_dim
+    shapes: dict[Role, Shape] = {"qkv": (rows, shape.hidden), "out": (shape.hidden, queries)}
+    if decoder.qkv_bias:
+        shapes["qkv_bias"] = (rows,)
+    if decoder.out_bias:
+        shapes["out_bias"] = (shape.hidden,)
+    if decoder.qk_norm is not None:
+        shapes |= {"query_norm": (shape.head_dim,), "key_norm": (shape.head_dim,)}
+        if decoder.qk_norm.kind == "layer":
+            shapes |= {"query_norm_bias": (shape.head_dim,), "key_norm_bias": (shape.head_dim,)}
+    return shapes
+
+
+def _feed_forward_shapes(shape: ModelShape, layer: int) -> dict[Role, Shape]:
+    decoder, hidden = shape.decoder, shape.hidden
+    if decoder.sparse[layer]:
+        assert decoder.moe is not None
+        experts, inner = decoder.moe.n_experts, decoder.moe.intermediate
+        return {
+            "router": (experts, hidden),
+            "expert_gate_up": (experts, 2 * inner, hidden),
+            "expert_down": (experts, hidden, inner),
+        }
+    rows = shape.intermediate * (2 if decoder.gated else 1)
+    shapes: dict[Role, Shape] = {"gate_up": (rows, hidden), "down": (hidden, shape.intermediate)}
+    if decoder.mlp_bias:
+        shapes |= {"gate_up_bias": (rows,), "down_bias": (hidden,)}
+    return shapes
+
+
+def _norm_shapes(shape: ModelShape) -> dict[Role, Shape]:
+    """A parallel block has one norm for both of its halves, a sandwich a second one behind each."""
+    names: tuple[Role, ...] = ("attention_norm",)
+    biases: tuple[Role, ...] = ("attention_norm_bias",)
+    if shape.decoder.block != "parallel":
+        names, biases = (*names, "mlp_norm"), (*biases, "mlp_norm_bias")
+    if shape.decoder.block == "sandwich":
+        names = (*names, "after_attention_norm", "after_mlp_norm")
+        biases = (*biases, "after_attention_norm_bias", "after_mlp_norm_bias")
+    if shape.decoder.norm.kind == "layer":
+        names += biases
+    return dict.fromkeys(names, (shape.hidden,))
+
+
+def section_rows(shape: ModelShape, role: Role, section: Section, height: int) -> Rows:
+    """The rows that one published projection takes in a canonical matrix of `height` rows."""
+    if section == "all":
+        return Rows(0, height)
+    if role in ("qkv", "qkv_bias"):
+        queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        return {"q": Rows(0, queries), "k": Rows(queries, keys), "v": Rows(queries + keys, keys)}[section]
+    return {"gate": Rows(0, height // 2), "up": Rows(height // 2, height // 2)}[section]

@@ -1,0 +1,184 @@
+"""What a model is, in numbers: everything the planner and the kernels must agree on, and nothing else.
+
+The coordinator reads a spec once from a model directory's config and safetensors headers; it travels to the workers
+inside LoadSlice. This file knows no file format and no tensor; sizes are bytes as stored unless a dtype is asked for.
+"""
+
+from typing import Literal
+
+import attrs
+
+from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.sampling import DefaultSampling
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Role = Literal[
+    "attention_norm",
+    "attention_norm_bias",
+    "qkv",
+    "qkv_bias",
+    "query_norm",
+    "query_norm_bias",
+    "key_norm",
+    "key_norm_bias",
+    "out",
+    "out_bias",
+    "after_attention_norm",
+    "after_attention_norm_bias",
+    "mlp_norm",
+    "mlp_norm_bias",
+    "gate_up",
+    "gate_up_bias",
+    "down",
+    "down_bias",
+    "router",
+    "expert_gate_up",
+    "expert_down",
+    "after_mlp_norm",
+    "after_mlp_norm_bias",
+    "embedding",
+    "final_norm",
+    "final_norm_bias",
+    "head",
+    "head_bias",
+]
+
+
+@attrs.frozen(kw_only=True)
+class ModelShape:
+    """A decoder-only transformer as its config describes it: widths, counts and arithmetic."""
+
+    architecture: str  # as in config.json, e.g. "LlamaForCausalLM"
+    n_layers: int
+    hidden: int
+    intermediate: int  # of a dense layer
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int  # of the longest sequence that it can do, the scaling of its ropes counted
+    tied: bool
+    decoder: DecoderSpec
+
+    @property
+    def layer_width(self) -> int:
+        """Numbers that one token's intermediates take in the widest layer: a few of its hidden states, and gate, up and
+        their product, once or for each expert it goes to.
+        """
+        dense = 3 * self.intermediate if not all(self.decoder.sparse) else 0
+        moe = self.decoder.moe
+        sparse = 0 if moe is None else moe.n_experts + moe.top_k * (2 * self.hidden + 3 * moe.intermediate)
+        return 6 * self.hidden + max(dense, sparse)
+
+
+@attrs.frozen(kw_only=True)
+class ModelSpec(ModelShape):
+    """The shape, and what the files hold: how many parameters each part has.
+
+    `layer_params[i]` counts the parameters of layer i; `embedding_params`, `head_params` and `norm_params` those of
+    the ends. With `tied` the head reuses the embedding matrix and `head_params` counts at most a bias, yet a worker
+    that holds only the head still needs `embedding_params` of memory.
+    """
+
+    fingerprint: str  # hex; equal fingerprints mean equal weights and config
+    stored_dtype: Dtype
+    layer_params: tuple[int, ...]
+    embedding_params: int
+    head_params: int
+    norm_params: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    default_sampling: DefaultSampling = DefaultSampling()
+
+    def kv_token_bytes(self, n_layers: int, dtype: Dtype) -> int:
+        """Bytes of keys and values that one token leaves in `n_layers` layers."""
+        return 2 * n_layers * self.n_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+
+    def slice_params(self, first_layer: int, end_layer: int) -> int:
+        """Parameters of layers [first_layer, end_layer) with the embedding and the head where they belong."""
+        params = sum(self.layer_params[first_layer:end_layer])
+        if first_layer == 0:
+            params += self.embedding_params
+        if end_layer == self.n_layers:
+            params += self.norm_params + self.head_params
+            if self.tied and first_layer != 0:
+                params += self.embedding_params
+        return params
+
+    def slice_bytes(self, first_layer: int, end_layer: int, dtype: Dtype) -> int:
+        """Memory of that slice's weights once converted to `dtype`."""
+        return self.slice_params(first_layer, end_layer) * DTYPE_BYTES[dtype]
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where a published tensor belongs in the canonical matrices (see `layout`).
+
+    From row `first_row` on, of the matrix `role` in layer `layer` (None: at the ends), there of expert `expert`
+    (None: the matrix has none, or the tensor holds all of them).
+    """
+
+    role: Role
+    layer: int | None = None
+    first_row: int = 0
+    expert: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class TensorRange:
+    """One tensor's bytes in a described model: where they lie, what they must turn out to be, and where they go."""
+
+    name: str  # as published; only for people
+    file: str  # relative to the model directory, one path component
+    offset: int  # of the first byte, from the start of the file
+    length: int  # bytes
+    dtype: Dtype
+    shape: tuple[int, ...]
+    place: Place | None = None  # None: bytes that go into no matrix of a model
+
+
+@attrs.frozen(kw_only=True)
+class StoredFile:
+    """One weights file of a described model, wherever it lies."""
+
+    file: str  # relative to the model directory, one path component
+    size_bytes: int
+    tag: str  # another whenever the bytes differ: the Hub's ETag, or a digest over header and probes
+
+
+@attrs.frozen(kw_only=True)
+class Described:
+    """A model as the coordinator sees it: read from headers, nothing loaded.
+
+    `sources` are where a worker may read the tensors, best first, as in LoadSlice; `folder` is where config, tokenizer
+    and chat template lie on the coordinator's machine. Left empty, both are `model_path`.
+    """
+
+    model_path: str  # an absolute directory, or org/name@commit
+    default_id: str
+    spec: ModelSpec
+    tensors: tuple[TensorRange, ...]  # of the whole model
+    files: tuple[StoredFile, ...] = ()  # all weights files
+    sources: tuple[str, ...] = attrs.field(default=attrs.Factory(lambda self: (self.model_path,), takes_self=True))
+    folder: str = attrs.field(default=attrs.Factory(lambda self: self.model_path, takes_self=True))
+
+
+@attrs.frozen(kw_only=True)
+class ModelCard:
+    """What a frontend must know of a loaded model to speak for it; `folder` holds its tokenizer and chat template."""
+
+    model_id: str
+    model_path: str
+    architecture: str
+    state: Literal["loading", "ready", "degraded", "failed"]
+    created_s: int  # seconds since 1970, for the OpenAI model object
+    max_model_len: int
+    vocab: int
+    eos_ids: tuple[int, ...]
+    dtype: Dtype
+    total_layers: int
+    default_sampling: DefaultSampling = DefaultSampling()
+    folder: str = attrs.field(default=attrs.Factory(lambda self: self.model_path, takes_self=True))
+    load: str = ""  # the job that loaded it: a later one may have found other files in the same folder

@@ -1,0 +1,5 @@
+"""A model, described: its config, family, names, and the place of every tensor.
+
+May import: files, formats, protocol.
+Refuses to know: how bytes travel, and what is computed.
+"""

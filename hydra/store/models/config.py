@@ -1,0 +1,69 @@
+"""config.json of a model, as checked numbers.
+
+Promises: whatever it returns is within range and means what the named architecture means by it; what would change the
+arithmetic in a way nobody here computes (other architectures, rope types, activations, quantisation) is refused by
+name. Refuses to know weights and their files.
+"""
+
+from pathlib import Path
+
+import attrs
+
+from hydra.protocol.model.model_spec import ModelShape
+from hydra.protocol.refusal import refuse
+from hydra.store.files.directory import read_json_file
+from hydra.store.models.config_values import Values
+from hydra.store.models.families import FAMILIES
+from hydra.store.models.family import Family, refuse_the_unread
+from hydra.store.models.generation_config import Speech, read_generation
+from hydra.store.models.names import Names
+
+CONFIG = "config.json"
+
+
+@attrs.frozen(kw_only=True)
+class ModelConfig:
+    """What the directory's small files say; `raw` is config.json itself, for the fingerprint."""
+
+    raw: bytes
+    shape: ModelShape
+    names: Names
+    speech: Speech
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Reads config.json and generation_config.json. Raises RefusalError: bad_model, unsupported."""
+    found = read_json_file(directory, CONFIG)
+    if found is None:
+        raise refuse("bad_model", f"{directory} has no {CONFIG}. Give a directory in the Hugging Face layout.")
+    config, raw = Values(found[0], CONFIG), found[1]
+    family = _family(config)
+    _refuse_quantised(config)
+    shape = family.read(config, family.architecture)
+    refuse_the_unread(config)
+    speech = read_generation(directory, config, shape.vocab)
+    return ModelConfig(raw=raw, shape=shape, names=family.names, speech=speech)
+
+
+def _family(config: Values) -> Family:
+    said = config.get("architectures")
+    name = said[0] if isinstance(said, list) and len(said) == 1 else None
+    family = FAMILIES.get(name) or FAMILIES.get(_with_head(name)) if isinstance(name, str) else None
+    if family is None:
+        raise config.unsupported("architectures", said, "one of " + ", ".join(FAMILIES))
+    if config.has("model_type") and config.get("model_type") != family.model_type:
+        raise config.unsupported("model_type", config.get("model_type"), f"{family.model_type!r} for {name}")
+    return family
+
+
+def _with_head(base: str) -> str:
+    """What a base model is called together with its head: its weights are saved under the base model's name."""
+    return f"{base.removesuffix('Model').removesuffix('Text')}ForCausalLM" if base.endswith("Model") else ""
+
+
+def _refuse_quantised(config: Values) -> None:
+    for key in ("quantization_config", "compression_config", "quantization"):
+        said = config.get(key)
+        if said is not None:
+            method = said.get("quant_method", said) if isinstance(said, dict) else said
+            raise config.unsupported(key, method, "a model with unquantised weights")

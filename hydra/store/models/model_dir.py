@@ -1,0 +1,217 @@
+"""A model, described: the spec and the place of every tensor, from config and headers alone.
+
+Promises: a described model is complete (every tensor its config asks for, in the shape it must have) and all of
+it lies within its own files. Refuses to know how weights are read, sent or computed with, and where the files lie.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Container, Iterable
+from pathlib import Path
+
+import attrs
+import structlog
+
+from hydra.protocol.model.layout import Part, part_of
+from hydra.protocol.model.model_spec import Described, Dtype, ModelSpec, StoredFile, TensorRange
+from hydra.protocol.refusal import RefusalError, refuse
+from hydra.store.files.directory import is_plain_name, open_directory, read_json_file, shown
+from hydra.store.files.foreign_file import unfinished
+from hydra.store.formats.safetensors_header import WEIGHT_DTYPES, Header
+from hydra.store.models.config import ModelConfig, read_config
+from hydra.store.models.name_prefix import as_stored, why_lacking
+from hydra.store.models.names import ROTARY_CONSTANT, Expected, expected_tensors
+from hydra.store.models.tied_head import own_head
+from hydra.store.models.weight_files import LocalFiles, WeightFiles, feed
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+log = structlog.get_logger()
+
+
+def describe(model_path: str, *, tied: bool | None = None) -> Described:
+    """Reads config and headers, and a head that is stored beside a tied embedding, unless it is known whether the two
+    are `tied`. Raises RefusalError: model_not_found, bad_model, unsupported.
+    """
+    directory = open_directory(model_path)
+    return describe_files(LocalFiles(directory), str(directory), directory.name, tied=tied)
+
+
+def describe_files(files: WeightFiles, model_path: str, default_id: str, *, tied: bool | None = None) -> Described:
+    """The same for files that may lie elsewhere; where to read the weights is then for the caller to say."""
+    config = read_config(files.folder)
+    opened, placed = _stored_names(files)
+    config = attrs.evolve(config, names=as_stored(config.names, placed))
+    head = f"{config.names.head}.weight"
+    expected = _by_name(config)
+    shards = opened or _open_shards(files, placed, {*expected, head})
+    untied = own_head(files, config.names, shards, tied=tied) if config.shape.tied else None
+    if untied is not None:
+        config = attrs.evolve(config, shape=attrs.evolve(config.shape, tied=False))
+        expected, placed = _by_name(config), {**placed, head: untied}
+    used = {placed.get(name) for name in expected}
+    shards = {file: header for file, header in shards.items() if file in used}
+    _check_stored_once(expected, shards, placed)
+    _check_nothing_unaccounted(config, expected, placed.keys() | {name for h in shards.values() for name in h.tensors})
+    tensors = tuple(_tensor(tensor, placed, shards) for tensor in expected.values())
+    stored = _stored_files(files, shards, expected)
+    return Described(
+        model_path=model_path,
+        default_id=default_id,
+        spec=_spec(config, tensors, _fingerprint(config.raw, shards, stored, untied=untied is not None)),
+        tensors=tensors,
+        files=stored,
+        folder=str(files.folder),
+    )
+
+
+def _by_name(config: ModelConfig) -> dict[str, Expected]:
+    return {tensor.name: tensor for tensor in expected_tensors(config.shape, config.names)}
+
+
+def _stored_names(files: WeightFiles) -> tuple[dict[str, Header], dict[str, str]]:
+    """For each stored tensor the file it is in; and the header of that file where it is the only one."""
+    if (header := files.header(SINGLE)) is not None:
+        return {SINGLE: header}, dict.fromkeys(header.tensors, SINGLE)
+    index = read_json_file(files.folder, INDEX)
+    if index is None:
+        raise _no_weights(files)
+    placed = index[0].get("weight_map")
+    if not isinstance(placed, dict):
+        raise refuse("bad_model", f"{INDEX} has no weight_map.")
+    for name, file in placed.items():
+        if not isinstance(file, str) or not is_plain_name(file):
+            raise refuse("bad_model", f"{INDEX} puts {shown(name)} into {shown(file)}, which is not a plain file name.")
+    return {}, placed
+
+
+def _open_shards(files: WeightFiles, placed: dict[str, str], wanted: set[str]) -> dict[str, Header]:
+    """The headers of the files that hold wanted tensors."""
+    shards: dict[str, Header] = {}
+    for name, file in placed.items():
+        if name not in wanted or file in shards:
+            continue
+        header = files.header(file)
+        if header is None:
+            raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which is missing. Complete the download.")
+        shards[file] = header
+    return shards
+
+
+def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: Container[str]) -> tuple[StoredFile, ...]:
+    return tuple(
+        StoredFile(
+            file=file,
+            size_bytes=header.file_bytes,
+            tag=files.tag(file, header, [tensor for name, tensor in header.tensors.items() if name in expected]),
+        )
+        for file, header in sorted(shards.items())
+    )
+
+
+def _no_weights(files: WeightFiles) -> RefusalError:
+    names = list(files.names())
+    if (refusal := unfinished(files.folder, names)) is not None:
+        return refusal
+    pickled = [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth")]
+    if not pickled:
+        return refuse("bad_model", f"{files.folder} has neither {SINGLE} nor {INDEX}.")
+    return refuse(
+        "unsupported",
+        f"{files.folder} holds pickled weights ({shown(pickled[0])}), which can run code when read. "
+        "Convert them to safetensors: load the model with transformers where you trust it, then save_pretrained().",
+    )
+
+
+def _check_stored_once(expected: Container[str], shards: dict[str, Header], placed: dict[str, str]) -> None:
+    for file, header in shards.items():
+        for name in header.tensors:
+            if name in expected and placed.get(name, file) != file:
+                raise refuse("bad_model", f"{INDEX} puts {name!r} into {placed[name]}, but {file} holds it.")
+
+
+def _check_nothing_unaccounted(config: ModelConfig, expected: Container[str], stored: Iterable[str]) -> None:
+    """A weight of a layer (or an end) that the config does not ask for: the config is not this model's.
+
+    What lies outside the decoder is passed over as transformers does, and said aloud.
+    """
+    within = (config.names.layers, *(f"{module}." for module in config.names.ends()))
+    tied_head = f"{config.names.head}.weight" if config.shape.tied else None  # it was compared
+    outside: list[str] = []
+    for name in sorted(name for name in stored if name not in expected):
+        if name == tied_head or name.endswith(f".{ROTARY_CONSTANT}"):
+            continue
+        if name.startswith(within):
+            beyond = (config.names.layer_of(name) or 0) >= config.shape.n_layers
+            count = f": it says {config.shape.n_layers} layers" if beyond else ""
+            raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for{count}.")
+        outside.append(name)
+    if outside:
+        log.warning(
+            "weights that the architecture does not have are passed over", n=len(outside), first=outside[0][:120]
+        )
+
+
+def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header]) -> TensorRange:
+    name, shape = expected.name, expected.shape
+    if name not in placed:
+        raise why_lacking(name, expected.place.role == "head", placed)
+    file = placed[name]
+    stored = shards[file].tensors.get(name)
+    if stored is None:
+        raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which does not hold it.")
+    if stored.shape != shape:
+        raise refuse("bad_model", f"{name!r} in {file} has shape {stored.shape}; config.json asks for {shape}.")
+    if stored.dtype not in WEIGHT_DTYPES:
+        known = ", ".join(WEIGHT_DTYPES)
+        raise refuse("unsupported", f"{name!r} in {file} is stored as {stored.dtype}; supported are {known}.")
+    return TensorRange(
+        name=name,
+        file=file,
+        offset=stored.offset,
+        length=stored.length,
+        dtype=WEIGHT_DTYPES[stored.dtype],
+        shape=stored.shape,
+        place=expected.place,
+    )
+
+
+def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[StoredFile, ...], *, untied: bool) -> str:
+    """Config, headers, sizes and tags of the files. Where they came from does not enter.
+
+    `untied`: whether a head is used against the config's word. Files with the same tags may differ in that: here they
+    could be compared, there they could not.
+    """
+    digest = hashlib.sha256()
+    feed(digest, config_raw)
+    if untied:
+        feed(digest, b"a head of its own")
+    for item in stored:
+        feed(digest, item.file.encode())
+        feed(digest, shards[item.file].raw)
+        feed(digest, str(item.size_bytes).encode())
+        feed(digest, item.tag.encode())
+    return digest.hexdigest()
+
+
+def _spec(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:
+    per_part: Counter[Part] = Counter()
+    per_dtype: Counter[Dtype] = Counter()
+    for tensor in tensors:
+        params = math.prod(tensor.shape)
+        per_dtype[tensor.dtype] += params
+        per_part[part_of(tensor)] += params
+    return ModelSpec(
+        **attrs.asdict(config.shape, recurse=False),
+        fingerprint=fingerprint,
+        stored_dtype=per_dtype.most_common(1)[0][0],
+        layer_params=tuple(per_part[layer] for layer in range(config.shape.n_layers)),
+        embedding_params=per_part["embedding"],
+        head_params=per_part["head"],
+        norm_params=per_part["norm"],
+        bos_id=config.speech.bos_id,
+        eos_ids=config.speech.eos_ids,
+        default_sampling=config.speech.default_sampling,
+    )

@@ -1,0 +1,114 @@
+"""What MODEL means: a directory of this machine, or `org/name[@revision]` at a Hub; and how that Hub is reached.
+
+Promises: an existing directory always wins, and access to the Hub is a value that is handed on, never a global. The
+environment means what it means to huggingface_hub; a variable that is set to nothing counts as not set. Refuses to know
+what is in a model. The token is shown nowhere: not in a representation, so not in a log.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import attrs
+
+from hydra.protocol.model.model_name import hub_parts
+from hydra.protocol.refusal import refuse
+
+ENDPOINT = "https://huggingface.co"
+HUB_SCHEME = "hub:"
+REVISION = "main"
+_YES = {"1", "on", "yes", "true"}  # as huggingface_hub reads its own switches
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
+
+
+@attrs.frozen
+class HubRef:
+    """One repository at one revision: a branch, a tag or a commit."""
+
+    repo: str  # org/name
+    revision: str = REVISION
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}"
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether it names one content for ever."""
+        return is_commit(self.revision)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether `revision` is the full id of a commit, not a branch or a tag."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+@attrs.frozen(kw_only=True)
+class HubAccess:
+    """Where the Hub is, who asks, whether it may be asked at all, and where other tools keep what they fetched."""
+
+    endpoint: str = ENDPOINT
+    token: str = attrs.field(default="", repr=False)  # empty: none
+    offline: bool = False
+    hf_cache: Path | None = (
+        None  # the Hugging Face cache of this machine, which is only read; None: it is not looked at
+    )
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> "HubAccess":
+        """From the variables that every tool for the Hub understands."""
+
+        def first(*names: str) -> str:
+            return next((environ[name] for name in names if environ.get(name)), "")
+
+        token = first("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # the second name is the older one
+        return cls(
+            endpoint=first("HF_ENDPOINT").rstrip("/") or ENDPOINT,
+            token=token.replace("\r", "").replace("\n", "").strip(),
+            offline=first("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE").strip().lower() in _YES,
+            hf_cache=_hf_cache(first),
+        )
+
+
+def _hf_cache(first: Callable[..., str]) -> Path:
+    """The directory in which huggingface_hub keeps what it fetches; `first` reads the first variable that is set."""
+    if told := first("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        return _expanded(told)
+    if home := first("HF_HOME"):
+        return _expanded(home) / "hub"
+    return _expanded(first("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path))).absolute()  # noqa: PTH111 - ~somebody unknown stays
+
+
+def parse_ref(model: str) -> Path | HubRef:
+    """Raises RefusalError model_not_found when `model` is neither a directory nor has the form of a Hub id."""
+    try:
+        path = Path(model).expanduser()
+        if model and path.is_dir():
+            return path
+    except (OSError, ValueError, RuntimeError):  # no permission, a NUL in the path, ~somebody unknown
+        pass
+    parts = hub_parts(model)
+    if parts is not None:
+        return HubRef(parts[0], parts[1] or REVISION)
+    raise refuse(
+        "model_not_found",
+        f"There is no model directory at {model!r}, and it is no Hub id of the form org/name[@revision]. "
+        "Check the path.",
+    )
+
+
+def source_of(ref: HubRef) -> str:
+    """The Hub as a source in LoadSlice."""
+    return f"{HUB_SCHEME}{ref}"
+
+
+def parse_source(source: str) -> HubRef | None:
+    """The Hub source that `source` names; None when it names another kind."""
+    if not source.startswith(HUB_SCHEME):
+        return None
+    parts = hub_parts(source.removeprefix(HUB_SCHEME))
+    return None if parts is None or not parts[1] else HubRef(*parts)

@@ -1,0 +1,73 @@
+"""The table of budgets: which are asked for, and what is printed of them. Nothing is measured here."""
+
+import json
+
+import pytest
+
+from hydra.bench import command
+from hydra.bench.budget import BUDGETS, Measured
+from hydra.bench.llama_dir import LlamaShape, write_llama
+from hydra.bench.load_speed import measure_load
+from hydra.complaint import Complaint
+from hydra.store.models.model_dir import describe
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ((), command.NAMES),
+        (("load",), ("L",)),
+        (("l",), ("L",)),
+        (("R", "p1"), ("P1", "R")),
+        (("L", "load"), ("L",)),
+    ],
+)
+def test_names_and_words_for_budgets(asked, names):
+    assert command.wanted_names(asked) == names
+
+
+def test_an_unknown_budget_is_a_usage_error():
+    with pytest.raises(Complaint) as no:
+        command.wanted_names(("P3",))
+    assert no.value.exit_code == 2
+
+
+def test_devices_that_only_one_side_runs_on_are_refused():
+    for device in ("cpu", "cuda:0", "cuda:0,cuda:1"):
+        command.check_device(device)
+    for device in ("mps", "cuda:0,cpu", ""):
+        with pytest.raises(Complaint) as no:
+            command.check_device(device)
+        assert no.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.95, "ok"), (0.7, "ok"), (0.69, "NOT MET")])
+def test_more_is_better_for_loading_and_notes_follow_their_line(ratio, verdict):
+    found = {"L": Measured(ratio=ratio, detail={"bytes": 7}, notes=("a note",))}
+    _, line, note = command.as_table(found).splitlines()
+    assert verdict in line and note.strip() == "a note"
+    assert command.all_hold(found) == (verdict == "ok")
+    said = json.loads(json.dumps(command.as_json(found)))["L"]
+    assert said == {"ratio": ratio, "must": 0.7, "aim": 0.9, "ok": verdict == "ok", "detail": {"bytes": 7}}
+
+
+def test_every_budget_is_in_the_table_once():
+    assert len({budget.name for budget in BUDGETS}) == len(BUDGETS)
+
+
+@pytest.mark.parametrize(("bfloat16", "dtype"), [(False, "float32"), (True, "bfloat16")])
+def test_the_served_directory_is_a_model_in_the_asked_dtype(tmp_path, bfloat16, dtype):
+    shape = LlamaShape(layers=2, hidden=32, intermediate=48, heads=2, kv_heads=1, vocab=300)
+    spec = describe(str(write_llama(tmp_path / "model", shape, bfloat16=bfloat16))).spec
+    assert spec.stored_dtype == dtype
+    assert spec.slice_bytes(0, 2, "float32") == 2 * shape.layer_bytes + 2 * shape.head_bytes + 4 * shape.hidden
+
+
+def test_both_sides_of_loading_read_the_same_bytes(tmp_path, monkeypatch):
+    """One short round over a small model: the figures are not looked at, only that there are any, of all bytes."""
+    shape = LlamaShape(layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, vocab=300)
+    monkeypatch.setattr("hydra.bench.load_speed.SHAPE", shape)
+    found = measure_load(tmp_path, rounds=1)
+    whole = 2 * shape.layer_bytes + 2 * shape.head_bytes + 4 * shape.hidden
+    assert found.detail["float32"]["bytes"] == 2 * found.detail["bfloat16_to_float32"]["bytes"] == whole
+    assert found.ratio > 0 and ["bfloat16" in note or "packing" in note for note in found.notes] == [True, True]
