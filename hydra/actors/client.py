@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from hydra.protocol.batch import Int32Column, int32
-from hydra.protocol.messages import JobStatus, ModelTold, ReadyTold, StatusTold
+from hydra.protocol.messages import JobStatus, ModelReply, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.sampling import SamplingParams
 
@@ -65,14 +65,14 @@ class Cluster(Protocol):
 
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[Generation]: ...
 
-    async def status(self) -> StatusTold: ...
+    async def status(self) -> StatusReply: ...
 
-    async def ready(self, models: Sequence[str] = ()) -> ReadyTold:
+    async def ready(self, models: Sequence[str] = ()) -> ReadyReply:
         """Whether the route of one of these models is proven to work; of any, when none is named."""
 
     async def load_model(
         self, *, model_path: str, model_id: str | None, total_layers: int | None, dtype: str | None, wait: bool
-    ) -> ModelTold: ...
+    ) -> ModelReply: ...
 
     async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
         """One load job, or all that are remembered. Raises RefusalError job_not_found."""
@@ -80,6 +80,6 @@ class Cluster(Protocol):
     async def cancel_job(self, job: str) -> tuple[JobStatus, ...]:
         """The job as it is afterwards: cancelled, unless it had ended already. Raises RefusalError job_not_found."""
 
-    async def unload_model(self, model_id: str) -> ModelTold: ...
+    async def unload_model(self, model_id: str) -> ModelReply: ...
 
-    async def rebalance(self) -> ModelTold: ...
+    async def rebalance(self) -> ModelReply: ...

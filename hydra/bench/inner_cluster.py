@@ -16,7 +16,7 @@ from hydra.actors.client import GenerateRequest
 from hydra.actors.core.ports import Library
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
-from hydra.actors.planning.desired_model import Policy, Wish
+from hydra.actors.planning.desired_model import DesiredModel, Policy
 from hydra.actors.scheduling.broker import Limits
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model.model_spec import Described
@@ -89,7 +89,7 @@ async def inner_cluster(
         describe=describe,
         check_source=there,
         dial=wires.dial,
-        saved=SavedState(wishes=(Wish(model_path, MODEL_ID),)),
+        saved=SavedState(wishes=(DesiredModel(model_path, MODEL_ID),)),
         save=lambda state: None,
         policy=Policy(reserve_bytes=0, max_model_len=1024),
         limits=Limits(running_max=1024),

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import attrs
 
-from hydra.actors.planning.candidates import Seat
-from hydra.actors.planning.split import Share, Terms, check_max_model_len, reserve_of, split_vram
+from hydra.actors.planning.candidates import Candidate
+from hydra.actors.planning.split import LayerShare, SplitLimits, check_max_model_len, reserve_of, split_vram
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.model_spec import DTYPE_BYTES, Described, Dtype, ModelSpec
@@ -29,8 +29,8 @@ class Asked:
     """What the person wants to know. `max_model_len` 0: as much as fits."""
 
     described: Described
-    seats: tuple[Seat, ...]
-    terms: Terms
+    seats: tuple[Candidate, ...]
+    terms: SplitLimits
 
 
 def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, settings: Settings) -> Asked:
@@ -50,7 +50,7 @@ def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, se
         fix = "see above; it is --max-model-len here, and [model] max_model_len in the configuration"
         code = exit_code_of(why.refusal.code, why.refusal.param)
         raise Complaint(why.refusal.message, "the model cannot be planned for", fix, code) from why
-    terms = Terms(
+    terms = SplitLimits(
         dtype=_dtype(dtype or settings.model.dtype, described.spec),
         reserve_bytes=int(settings.cluster.reserved_vram_gb * GIGABYTE),
         kv_fraction=settings.engine.kv_memory_fraction,
@@ -72,8 +72,8 @@ def _describe(model: str, settings: Settings) -> Described:
     return HubLibrary(Hub(access, settings.model.cache_path())).describe(model)
 
 
-def _seats(nodes: str) -> tuple[Seat, ...]:
-    seats: list[Seat] = []
+def _seats(nodes: str) -> tuple[Candidate, ...]:
+    seats: list[Candidate] = []
     for number, text in enumerate(nodes.split(",")):
         try:
             memory_bytes = int(float(text) * GIGABYTE)
@@ -82,7 +82,7 @@ def _seats(nodes: str) -> tuple[Seat, ...]:
         if memory_bytes <= 0:
             fix = "give each node's memory in GB, for example --nodes 11,32,32"
             raise Complaint(f"--nodes {nodes!r} makes no sense", f"{text!r} is no amount of memory", fix, 2)
-        seats.append(Seat(node=NodeId(f"n{number}"), memory_bytes=memory_bytes))
+        seats.append(Candidate(node=NodeId(f"n{number}"), memory_bytes=memory_bytes))
     return tuple(seats)
 
 
@@ -121,7 +121,7 @@ def answer(asked: Asked) -> dict[str, Any]:
     return {**said, "fits": True, "kv_tokens": kv_tokens, "max_model_len": min(limit, kv_tokens), "nodes": nodes}
 
 
-def _kv_tokens(spec: ModelSpec, shares: Sequence[Share], terms: Terms) -> int:
+def _kv_tokens(spec: ModelSpec, shares: Sequence[LayerShare], terms: SplitLimits) -> int:
     """Tokens of all sequences together: the least that any node has whole blocks for."""
     blocks = (
         share.kv_memory_bytes
@@ -131,7 +131,7 @@ def _kv_tokens(spec: ModelSpec, shares: Sequence[Share], terms: Terms) -> int:
     return min(blocks) * terms.block_size
 
 
-def _node(seat: Seat, share: Share | None, terms: Terms) -> dict[str, Any]:
+def _node(seat: Candidate, share: LayerShare | None, terms: SplitLimits) -> dict[str, Any]:
     """`free_bytes` is what weights, KV and reserve leave: room for activations and for whatever was not foreseen."""
     reserve_bytes = reserve_of(seat.memory_bytes, terms.reserve_bytes)
     used = (share.weight_bytes, share.kv_memory_bytes) if share else (0, 0)

@@ -73,14 +73,14 @@ def up(
     state = state_dir or state_dir_of(settings, ports)
     check_writable(settings.model.cache_path(), "[model] cache_dir")
     check_writable(state, "--state-dir")
-    from hydra.processes.up import UpWish, run_up
+    from hydra.processes.up import UpOptions, run_up
     from hydra.store.models.demo_model import (
         ensure_demo_model,  # numpy, zmq and trio are for those who have come so far
     )
 
     model_path = absolute_model(settings.model.path or str(ensure_demo_model(settings.model.cache_path())))
     check_model(model_path, settings.model.max_model_len)
-    wish = UpWish(
+    wish = UpOptions(
         model_path=model_path,
         workers=chosen_workers,
         state_dir=state,

@@ -17,7 +17,7 @@ from hydra.protocol.context_length import context_overflow
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.protocol.sampling import SamplingParams
-from hydra.text.tokenizer import Words
+from hydra.text.tokenizer import ModelTokenizer
 
 ANSWERS_MAX = 1024  # of one request: prompts times n. More would never find room in a queue of the usual size
 # Of one sequence: an answer that is replayed travels in one message of the command lane, its parameters beside it.
@@ -43,7 +43,7 @@ def context_of(card: ModelCard) -> int:
     return min(card.max_model_len, SEQUENCE_TOKENS_MAX)
 
 
-def answers_of(request: ApiRequest, words: Words, card: ModelCard) -> tuple[Answer, ...]:
+def answers_of(request: ApiRequest, words: ModelTokenizer, card: ModelCard) -> tuple[Answer, ...]:
     """Raises RefusalError: context_length_exceeded, too many answers at once, or what the template says."""
     if len(request.prompts) * request.n > ANSWERS_MAX:
         message = f"{len(request.prompts)} prompts with n: {request.n} are more than {ANSWERS_MAX} answers at once"
@@ -70,14 +70,14 @@ def answers_of(request: ApiRequest, words: Words, card: ModelCard) -> tuple[Answ
     return tuple(answers)
 
 
-def _prompt_ids(request: ApiRequest, prompt: Prompt, words: Words, card: ModelCard) -> tuple[int, ...]:
+def _prompt_ids(request: ApiRequest, prompt: Prompt, words: ModelTokenizer, card: ModelCard) -> tuple[int, ...]:
     if not isinstance(prompt, str):
         return prompt
     _check_length(request, words.least_tokens(prompt), card)
     return tuple(words.encode_prompt(prompt))
 
 
-def _text_of(request: ApiRequest, prompt: Prompt | None, words: Words) -> str:
+def _text_of(request: ApiRequest, prompt: Prompt | None, words: ModelTokenizer) -> str:
     """What an echo shows."""
     if not request.echo or prompt is None:
         return ""

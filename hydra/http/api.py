@@ -15,8 +15,8 @@ from hydra.http.readiness import Readiness
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.text.cache import WordsShelf
-from hydra.text.tokenizer import Words
+from hydra.text.cache import TokenizerCache
+from hydra.text.tokenizer import ModelTokenizer
 
 LOADING_RETRY_S = 5.0
 
@@ -28,7 +28,7 @@ class Api:
     cluster: Cluster
     shutdown: Shutdown
     encoders: Encoders
-    shelf: WordsShelf
+    shelf: TokenizerCache
     trials: LoadTrials
     waits_for_loads: bool = True  # requests to a model that is being loaded; else they are refused
     numbers: Iterator[int] = attrs.field(factory=lambda: count(1), init=False)  # of the requests of this frontend
@@ -37,7 +37,7 @@ class Api:
     def readiness(self) -> Readiness:
         return Readiness(self.cluster, self.shelf)
 
-    async def model(self, name: str) -> tuple[ModelCard, Words]:
+    async def model(self, name: str) -> tuple[ModelCard, ModelTokenizer]:
         """Raises RefusalError model_not_found, bad_model."""
         cards = await self.cluster.models()
         card = next((card for card in cards if card.model_id == name), None)

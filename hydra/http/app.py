@@ -27,7 +27,7 @@ from hydra.http.request_path import RequestPath, shown_path
 from hydra.http.request_scope import RequestScope
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.refusal import RefusalError
-from hydra.text.cache import WordsShelf
+from hydra.text.cache import TokenizerCache
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ def make_app(
     *,
     max_body_bytes: int,
     shutdown: Shutdown,
-    shelf: WordsShelf,
+    shelf: TokenizerCache,
     trials: LoadTrials | None = None,
     encoders: Encoders | None = None,
     door: Door | None = None,

@@ -11,7 +11,7 @@ from hydra.http.failures import body_of
 from hydra.http.fields import Fields
 from hydra.http.openai_request import parse_json
 from hydra.protocol.limits import NAME_MAX, PATH_MAX
-from hydra.protocol.messages import JobStatus, ModelTold, Sample, StatusTold
+from hydra.protocol.messages import JobStatus, ModelReply, Sample, StatusReply
 from hydra.protocol.refusal import RefusalError, refuse
 
 LAYERS_MAX = 1 << 20
@@ -91,7 +91,7 @@ def _job_name(job: str) -> str:
     return job
 
 
-def _told(told: ModelTold) -> Response:
+def _told(told: ModelReply) -> Response:
     if told.refusal is not None:
         raise RefusalError(told.refusal)
     content = {"model_id": told.model_id, "state": told.state}
@@ -114,7 +114,7 @@ def _job(job: JobStatus) -> dict[str, Any]:
     }
 
 
-def _status(told: StatusTold) -> dict[str, Any]:
+def _status(told: StatusReply) -> dict[str, Any]:
     content = attrs.asdict(told, filter=lambda field, _: field.name not in ("ask", "samples"))
     return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 

@@ -14,7 +14,7 @@ from hydra.http.openai_request import ApiRequest
 from hydra.http.teller import Delta, Teller
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
-from hydra.text.tokenizer import Words
+from hydra.text.tokenizer import ModelTokenizer
 
 PIECES_MAX = 64  # deltas that wait for a slow reader, over all answers of one request
 STOPPING = Refusal(code="shutting_down", message="the server is stopping and could not wait longer for this answer")
@@ -65,7 +65,7 @@ class Asked:
     cluster: Cluster
     request: ApiRequest
     answers: tuple[Answer, ...]
-    words: Words
+    words: ModelTokenizer
     card: ModelCard
     number: int  # of this request in this frontend
     owner: str  # see owner.py

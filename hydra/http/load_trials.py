@@ -13,7 +13,7 @@ import trio
 from hydra.actors.client import Cluster
 from hydra.protocol.messages import JobStatus
 from hydra.protocol.refusal import Refusal, RefusalError
-from hydra.text.cache import WordsFault, WordsShelf
+from hydra.text.cache import TokenizerCache, TokenizerFault
 
 LOOK_EVERY_S = 1.0
 JOBS_MAX = 64  # that are remembered
@@ -26,7 +26,7 @@ class LoadTrials:
     """Of the loads that were asked for here."""
 
     cluster: Cluster
-    shelf: WordsShelf
+    shelf: TokenizerCache
     _open: dict[str, str] = attrs.field(factory=dict, init=False)  # job -> model id
     _refused: dict[str, Refusal] = attrs.field(factory=dict, init=False)  # job -> what its words were refused for
 
@@ -88,7 +88,7 @@ class LoadTrials:
         self.shelf.keep(await self.cluster.models())
 
 
-def _with_fix(fault: WordsFault) -> Refusal:
+def _with_fix(fault: TokenizerFault) -> Refusal:
     return attrs.evolve(fault.refusal, message=f"{fault.refusal.message}; {fault.fix}")
 
 

@@ -9,7 +9,7 @@ import trio
 
 from hydra.actors.client import Cluster
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.text.cache import WordsFault, WordsShelf, is_model_at
+from hydra.text.cache import TokenizerCache, TokenizerFault, is_model_at
 
 LOOK_EVERY_S = 0.2
 TELL_FIRST_S, TELL_EVERY_S = 5.0, 30.0  # a reason that is new is told sooner than the same one again
@@ -23,7 +23,7 @@ class Readiness:
     """Of the models of one cluster."""
 
     cluster: Cluster
-    shelf: WordsShelf
+    shelf: TokenizerCache
 
     async def check(self) -> None:
         """Raises RefusalError, which says why not yet."""
@@ -37,7 +37,7 @@ class Readiness:
         if not reply.ready:
             raise refuse("no_workers", reply.why or "not ready", retry_after_s=reply.retry_after_s)
 
-    async def wait(self, needed: str | None) -> WordsFault | None:
+    async def wait(self, needed: str | None) -> TokenizerFault | None:
         """Until some model can answer; or until it is known that the model at the path `needed` cannot, and why.
 
         However long that takes: a coordinator that says nothing is being started again, and a route may be loading.
@@ -59,7 +59,7 @@ class Readiness:
                 return None
             await trio.sleep(LOOK_EVERY_S)
 
-    async def _fault_at(self, model_path: str) -> WordsFault | None:
+    async def _fault_at(self, model_path: str) -> TokenizerFault | None:
         cards = await self.cluster.models()
         for card in cards:
             if is_model_at(card, model_path):

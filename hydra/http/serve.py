@@ -26,8 +26,8 @@ from hydra.http.connection import Connection
 from hydra.http.door import Door
 from hydra.http.load_trials import LoadTrials
 from hydra.http.shutdown import Shutdown
-from hydra.text.cache import WordsShelf
-from hydra.text.tokenizer import Words
+from hydra.text.cache import TokenizerCache
+from hydra.text.tokenizer import ModelTokenizer
 from hydra.text.trial import load_tried
 
 WRITE_DEADLINE_S = 30.0
@@ -120,12 +120,12 @@ async def serve_app(app: QuartTrio, settings: HttpSettings, shutdown: Shutdown) 
         nursery.cancel_scope.cancel()
 
 
-async def load_words(folder: Path, template: Path | None) -> Words:
-    """As a WordsShelf wants it: in a thread."""
+async def load_words(folder: Path, template: Path | None) -> ModelTokenizer:
+    """As a TokenizerCache wants it: in a thread."""
     return await trio.to_thread.run_sync(load_tried, folder, template)
 
 
-async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio.Event, shelf: WordsShelf) -> None:
+async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio.Event, shelf: TokenizerCache) -> None:
     """The OpenAI API over `cluster`, until `stopping`."""
     from hydra.http.app import make_app
 

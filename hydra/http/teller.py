@@ -12,7 +12,7 @@ from hydra.actors.client import Piece, TokenLogprobs
 from hydra.http.answers import Answer
 from hydra.http.openai_request import ApiRequest
 from hydra.text.detokenizer import Detokenizer, StopWatch
-from hydra.text.tokenizer import Words
+from hydra.text.tokenizer import ModelTokenizer
 from hydra.text.vocabulary import Vocabulary
 
 
@@ -52,7 +52,7 @@ class Teller:
     _characters: int = attrs.field(default=0, init=False)  # of the text that is shown, or would be without a stop
 
     @classmethod
-    def of(cls, request: ApiRequest, answer: Answer, words: Words) -> "Teller":
+    def of(cls, request: ApiRequest, answer: Answer, words: ModelTokenizer) -> "Teller":
         goes_on = request.kind == "text" or request.chat.continue_final_message
         return cls(
             answer.index,

@@ -51,7 +51,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def put(column: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+def to_device(column: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     """A column of the host on a device. The host never waits for the copy; a received (read-only) one is cloned."""
     tensor = torch.from_numpy(np.require(column, requirements=("C", "W")))
     if device.type == "cpu":

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 
 @attrs.frozen(kw_only=True)
-class WorkerWish:
+class WorkerOptions:
     """One local worker: its device, its share of the memory, its threads."""
 
     node_id: str
@@ -26,7 +26,7 @@ class WorkerWish:
     threads: int
 
 
-def local_workers(count: int | None, device: str, facts: MachineFacts) -> tuple[WorkerWish, ...]:
+def local_workers(count: int | None, device: str, facts: MachineFacts) -> tuple[WorkerOptions, ...]:
     """The default is one per GPU, else two on the CPU. Devices that repeat share their memory.
 
     Raises Complaint: exit 2 for words that mean nothing, exit 4 for a device that cannot be used here.
@@ -38,7 +38,7 @@ def local_workers(count: int | None, device: str, facts: MachineFacts) -> tuple[
         raise Complaint(f"--device {device} names {len(devices)} devices", cause, "name fewer, or more workers", 2)
     chosen = [devices[i % len(devices)] for i in range(n_workers)]
     cores = os.cpu_count() or 1
-    wishes: list[WorkerWish] = []
+    wishes: list[WorkerOptions] = []
     for index, name in enumerate(chosen):
         sharers = chosen.count(name)
         memory_bytes, threads = 0, 0
@@ -47,7 +47,7 @@ def local_workers(count: int | None, device: str, facts: MachineFacts) -> tuple[
             threads = max(1, cores // sharers)
         elif sharers > 1:
             memory_bytes = _gpu_memory(name) // sharers
-        wishes.append(WorkerWish(node_id=f"w{index}", device=name, memory_bytes=memory_bytes, threads=threads))
+        wishes.append(WorkerOptions(node_id=f"w{index}", device=name, memory_bytes=memory_bytes, threads=threads))
     return tuple(wishes)
 
 

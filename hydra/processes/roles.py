@@ -92,13 +92,13 @@ def _store_server(hub: StoreHub, lender: "Lender") -> "StoreServer":
 
 def _memory(spec: CoordinatorSpec) -> "SavedState":
     """What a former life left behind; a model it did not have is wished for anew, and counts as a first start."""
-    from hydra.actors.planning.desired_model import Wish
+    from hydra.actors.planning.desired_model import DesiredModel
     from hydra.processes.state_dir import read_state
 
     saved = read_state(Path(spec.state_dir))
     if not spec.model_path or any(wish.model_path == spec.model_path for wish in saved.wishes):
         return saved
-    wish = Wish(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
+    wish = DesiredModel(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
     return attrs.evolve(saved, wishes=(wish,), nodes=())
 
 
@@ -141,7 +141,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     from hydra.store.hub.hub_lending import lend_model
     from hydra.store.hub.hub_library import HubLibrary
     from hydra.store.hub.hub_login import with_login
-    from hydra.store.lending.file_lender import ShelfKeeper
+    from hydra.store.lending.file_lender import FileLender
     from hydra.store.models.description_cache import DescriptionCache
     from hydra.store.models.lasting_library import LastingLibrary, files_are_there
     from hydra.store.models.local_copy import source_fault
@@ -149,7 +149,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
 
     saved = _memory(spec)
     fresh, leases_s = not saved.nodes, 3 * spec.beats_missed_max * spec.heartbeat_s
-    access, keeper = with_login(HubAccess.of(os.environ)), ShelfKeeper()
+    access, keeper = with_login(HubAccess.of(os.environ)), FileLender()
     wanted_before = () if fresh else saved.wishes
     lasting = frozenset(place for wish in wanted_before for place in (wish.place, wish.model_path))
     descriptions = DescriptionCache(Path(spec.cache_dir) / "described")
@@ -271,7 +271,7 @@ def worker_main(
     from hydra.store.cache.range_cache import RangeCache
     from hydra.store.hub.hf_cache import HfCache
     from hydra.store.hub.hub_login import with_login
-    from hydra.store.lending.file_lender import ShelfKeeper
+    from hydra.store.lending.file_lender import FileLender
     from hydra.store.lending.lane_source import lane_opener
     from hydra.store.models.model_ref import HubAccess
     from hydra.store.supply import StoreSupply, hub_opener
@@ -288,7 +288,7 @@ def worker_main(
         access = with_login(HubAccess.of(os.environ))
         openers = {**hub_opener(access), **lane_opener(wires.store_line, auth)}
         supply = StoreSupply(RangeCache(room), openers, HfCache(access.hf_cache))
-        store = _store_server(wires.store_hub(spec.store_bind), ShelfKeeper())
+        store = _store_server(wires.store_hub(spec.store_bind), FileLender())
         stopping = trio.Event()
         parts = WorkerParts(
             node_id=NodeId(spec.node_id),
@@ -345,9 +345,9 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
     from hydra.http.readiness import Readiness
     from hydra.http.serve import HttpSettings, load_words, serve_cluster
     from hydra.protocol.wires.zmq_wire import ZmqWires
-    from hydra.text.cache import ChatTemplateFile, WordsFault, WordsShelf
+    from hydra.text.cache import ChatTemplateFile, TokenizerCache, TokenizerFault
 
-    faults: list[WordsFault] = []
+    faults: list[TokenizerFault] = []
 
     async def main() -> None:
         wires = ZmqWires()
@@ -365,7 +365,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
         stopping = trio.Event()
         held: list[Lifeline] = []
         template = ChatTemplateFile(Path(spec.chat_template), spec.model_path) if spec.chat_template else None
-        shelf = WordsShelf(load_words, template)
+        shelf = TokenizerCache(load_words, template)
         settings = HttpSettings(
             fd=spec.http_fd,
             drain_timeout_s=spec.drain_timeout_s,

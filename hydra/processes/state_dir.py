@@ -15,7 +15,7 @@ import structlog
 
 from hydra.actors.families.coordinator import SavedState
 from hydra.actors.membership.registry import TERM_JUMP_MAX
-from hydra.actors.planning.desired_model import Wish
+from hydra.actors.planning.desired_model import DesiredModel
 from hydra.protocol.ids import TERM_MAX, NodeId
 
 FILE_NAME = "coordinator.json"
@@ -56,13 +56,13 @@ def _parsed(saved: Any) -> SavedState:
     )
 
 
-def _wish(saved: Any) -> Wish:
+def _wish(saved: Any) -> DesiredModel:
     if type(saved) is not dict:
         raise TypeError("a wish is a map")
     optional = [saved.get(key) for key in ("model_id", "dtype", "pinned")]
     if type(saved["model_path"]) is not str or any(text is not None and type(text) is not str for text in optional):
         raise TypeError("a wish is made of texts")
-    return Wish(saved["model_path"], *optional)
+    return DesiredModel(saved["model_path"], *optional)
 
 
 def begin_anew(directory: Path) -> None:

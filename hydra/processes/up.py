@@ -16,7 +16,7 @@ from hydra.processes.cluster_lanes import near, plan_lanes
 from hydra.processes.held_port import HeldPort
 from hydra.processes.huge_pages import huge_pages_env
 from hydra.processes.listening import SECOND, lock_state, open_http, require_token, settle
-from hydra.processes.local_workers import WorkerWish
+from hydra.processes.local_workers import WorkerOptions
 from hydra.processes.parent_run import ParentRun
 from hydra.processes.port_holders import PortHolders
 from hydra.processes.port_range import PortRange
@@ -29,18 +29,18 @@ BEEN_READY = ("--been-ready", "{been_ready}")  # which the parent fills in for e
 
 
 @attrs.frozen(kw_only=True)
-class UpWish:
+class UpOptions:
     """What `up` was asked for, beside the settings."""
 
     model_path: str
-    workers: tuple[WorkerWish, ...]
+    workers: tuple[WorkerOptions, ...]
     state_dir: Path
     lan: bool
     ports: PortRange | None = None
     any_http: bool = False  # where the usual port of the API is taken, the next free one will do
 
 
-def coordinator_spec(settings: Settings, wish: UpWish, addrs: Mapping[str, str]) -> CoordinatorSpec:
+def coordinator_spec(settings: Settings, wish: UpOptions, addrs: Mapping[str, str]) -> CoordinatorSpec:
     cluster, engine = settings.cluster, settings.engine
     return CoordinatorSpec(
         router_addr=addrs["router_addr"],
@@ -87,7 +87,7 @@ class Held:
     ports: list[HeldPort] = attrs.field(factory=list)
 
     @classmethod
-    def take(cls, settings: Settings, wish: UpWish, holders: PortHolders) -> "Held":
+    def take(cls, settings: Settings, wish: UpOptions, holders: PortHolders) -> "Held":
         """Raises Complaint."""
         planned = plan_lanes(settings.zmq, len(wish.workers), lan=wish.lan, ports=wish.ports)
         made = cls(lanes={}, workers=())
@@ -121,7 +121,7 @@ class Held:
         return {key: str(near(address)) for key, address in self.lanes.items()}
 
 
-def run_up(settings: Settings, wish: UpWish, say_ready: Callable[[str], None]) -> int:
+def run_up(settings: Settings, wish: UpOptions, say_ready: Callable[[str], None]) -> int:
     """The whole life of `up`. Returns the exit code."""
     holders = PortHolders.of(settings.model.cache_path())
     with ExitStack() as stack:
@@ -163,7 +163,7 @@ ChildWords = tuple[str, str, tuple[int, ...]]  # its command, its spec, the desc
 
 
 def _children(
-    settings: Settings, wish: UpWish, held: Held, http_fd: int, url: str
+    settings: Settings, wish: UpOptions, held: Held, http_fd: int, url: str
 ) -> tuple[list[ChildPlan], dict[str, ChildWords]]:
     """In the order in which they are started."""
     router_addr, broadcast_addr = held.near["router_addr"], held.near["broadcast_addr"]

@@ -25,7 +25,7 @@ from hydra.protocol.messages import (
     LoadModel,
     LoadSlice,
     Open,
-    ReadyTold,
+    ReadyReply,
     SayHello,
     UnloadModel,
     Welcome,
@@ -138,7 +138,7 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
     Activate: {"kv_blocks": INT32, "credits": Range(1, 1 << 16), "next_addr": ADDR},  # credits bound a socket's queue
     LoadModel: {"model_path": Length(PATH_MAX), "model_id": Length(PATH_MAX), "dtype": Length(NAME_MAX)},
     UnloadModel: {"model_id": Length(PATH_MAX)},
-    ReadyTold: {"retry_after_s": DELAY_S},
+    ReadyReply: {"retry_after_s": DELAY_S},
     Refusal: {"retry_after_s": DELAY_S},
     Open: {
         "owner": Length(OWNER_LENGTH_MAX),

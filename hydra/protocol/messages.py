@@ -319,7 +319,7 @@ class Dialled:
 
 
 @attrs.frozen(kw_only=True)
-class ReachTold:
+class ReachReport:
     """Planner -> a worker's Member. Why no plan has you; empty: from now on plans may have you."""
 
     generation: Generation
@@ -331,7 +331,7 @@ class ReachTold:
 
 @attrs.frozen(kw_only=True)
 class LoadModel:
-    """Load (or replace nothing and refuse) a model. Answered by ModelTold when ready, or at once without `wait`."""
+    """Load (or replace nothing and refuse) a model. Answered by ModelReply when ready, or at once without `wait`."""
 
     ask: AskId
     model_path: str
@@ -357,7 +357,7 @@ class Rebalance:
 
 
 @attrs.frozen(kw_only=True)
-class ModelTold:
+class ModelReply:
     """Answer to LoadModel, UnloadModel and Rebalance. Exactly one of `refusal` and `state` is set.
 
     `job` names the load while it goes on.
@@ -371,8 +371,8 @@ class ModelTold:
 
 
 @attrs.frozen(kw_only=True)
-class JobsAsked:
-    """How far is this load job? None: all that are remembered. Answered by JobsTold."""
+class JobsRequest:
+    """How far is this load job? None: all that are remembered. Answered by JobsReply."""
 
     ask: AskId
     job: str | None = None
@@ -380,7 +380,7 @@ class JobsAsked:
 
 @attrs.frozen(kw_only=True)
 class CancelJob:
-    """Stop loading. What was fetched stays in the caches. Answered by JobsTold."""
+    """Stop loading. What was fetched stays in the caches. Answered by JobsReply."""
 
     ask: AskId
     job: str
@@ -409,8 +409,8 @@ class JobStatus:
 
 
 @attrs.frozen(kw_only=True)
-class JobsTold:
-    """Answer to JobsAsked and CancelJob. Without `refusal`, the jobs asked for."""
+class JobsReply:
+    """Answer to JobsRequest and CancelJob. Without `refusal`, the jobs asked for."""
 
     ask: AskId
     jobs: tuple[JobStatus, ...] = ()
@@ -425,7 +425,7 @@ class ModelsChanged:
 
 
 @attrs.frozen(kw_only=True)
-class StatusAsked:
+class StatusRequest:
     """Anyone -> desk."""
 
     ask: AskId
@@ -490,7 +490,7 @@ class Sample:
 
 
 @attrs.frozen(kw_only=True)
-class StatusTold:
+class StatusReply:
     """The cluster as one value: what /api/cluster/status and /metrics show."""
 
     ask: AskId
@@ -503,7 +503,7 @@ class StatusTold:
 
 
 @attrs.frozen(kw_only=True)
-class ReadyAsked:
+class ReadyRequest:
     """Can a request be served now, by one of `models` (empty: by any)? An idle route is sent a probe token."""
 
     ask: AskId
@@ -511,7 +511,7 @@ class ReadyAsked:
 
 
 @attrs.frozen(kw_only=True)
-class ReadyTold:
+class ReadyReply:
     ask: AskId
     ready: bool
     why: str = ""
@@ -614,19 +614,19 @@ Message: TypeAlias = (
     | RouteBroken
     | Dial
     | Dialled
-    | ReachTold
+    | ReachReport
     | LoadModel
     | UnloadModel
     | Rebalance
-    | ModelTold
-    | JobsAsked
+    | ModelReply
+    | JobsRequest
     | CancelJob
-    | JobsTold
+    | JobsReply
     | ModelsChanged
-    | StatusAsked
-    | StatusTold
-    | ReadyAsked
-    | ReadyTold
+    | StatusRequest
+    | StatusReply
+    | ReadyRequest
+    | ReadyReply
     | Open
     | OpenRefused
     | Reopen

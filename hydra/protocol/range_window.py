@@ -8,7 +8,7 @@ thread with a socket or a simulation.
 import attrs
 
 from hydra.protocol.blob import Buffer
-from hydra.protocol.store_lane import CHUNK_BYTES_MAX, ChunkAsked, ChunkTold
+from hydra.protocol.store_lane import CHUNK_BYTES_MAX, ChunkReply, ChunkRequest
 from hydra.protocol.wires.wire import TheyBrokeTheRules
 
 CHUNK_BYTES = 1 << 20  # small enough that a chunk passes a line of 1 Mbit/s before the line is thought dead
@@ -26,7 +26,7 @@ class RangeWindow:
     length: int
     chunk_bytes: int = attrs.field(default=CHUNK_BYTES)
     open_max: int = OPEN_MAX
-    _open: dict[int, ChunkAsked] = attrs.field(factory=dict, init=False)
+    _open: dict[int, ChunkRequest] = attrs.field(factory=dict, init=False)
     _early: dict[int, Buffer] = attrs.field(factory=dict, init=False)  # came before a chunk that precedes them
     _next_ask: int = attrs.field(default=0, init=False)
     _next_out: int = attrs.field(default=0, init=False)
@@ -43,12 +43,12 @@ class RangeWindow:
         """Every byte was handed on."""
         return self._next_out == self.n_chunks
 
-    def asks(self) -> list[ChunkAsked]:
+    def asks(self) -> list[ChunkRequest]:
         """The questions to put now, each once. Chunks that wait for an earlier one count as open."""
-        made: list[ChunkAsked] = []
+        made: list[ChunkRequest] = []
         while self._next_ask < self.n_chunks and len(self._open) + len(self._early) < self.open_max:
             done = self._next_ask * self.chunk_bytes
-            ask = ChunkAsked(
+            ask = ChunkRequest(
                 number=self._next_ask,
                 auth=self.auth,
                 fingerprint=self.fingerprint,
@@ -61,7 +61,7 @@ class RangeWindow:
             made.append(ask)
         return made
 
-    def take(self, told: ChunkTold) -> list[Buffer]:
+    def take(self, told: ChunkReply) -> list[Buffer]:
         """The bytes that are next in order by now. Raises TheyBrokeTheRules for what does not answer a question."""
         ask = self._open.pop(told.number, None)
         if ask is None:

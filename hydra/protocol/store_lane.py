@@ -31,7 +31,7 @@ _size = and_(ge(0), le(OFFSET_MAX))
 
 
 @attrs.frozen(kw_only=True)
-class ChunkAsked:
+class ChunkRequest:
     """Bytes [offset, offset + length) of one file. `number` pairs the answer with it, within one connection."""
 
     number: int = attrs.field(validator=_size)
@@ -43,7 +43,7 @@ class ChunkAsked:
 
 
 @attrs.frozen(kw_only=True)
-class ChunkTold:
+class ChunkReply:
     """The bytes that were asked for, all of them, and how long their file is."""
 
     number: int = attrs.field(validator=_size)
@@ -59,29 +59,29 @@ class ChunkRefused:
     refusal: Refusal
 
 
-Answer: TypeAlias = ChunkTold | ChunkRefused
+Answer: TypeAlias = ChunkReply | ChunkRefused
 
 
 @attrs.frozen(kw_only=True)
 class _ToldHead:
-    """A ChunkTold without its bytes."""
+    """A ChunkReply without its bytes."""
 
     number: int = attrs.field(validator=_size)
     file_bytes: int = attrs.field(validator=_size)
 
 
-def encode_ask(ask: ChunkAsked) -> list[Buffer]:
+def encode_ask(ask: ChunkRequest) -> list[Buffer]:
     return [pack((STORE_VERSION, converter.unstructure(ask)))]
 
 
-def decode_ask(frames: Frames) -> ChunkAsked:
+def decode_ask(frames: Frames) -> ChunkRequest:
     """Raises TheyBrokeTheRules and nothing else."""
     try:
         (frame,) = frames
         if len(frame) > ASK_BYTES_MAX:
             raise ValueError(f"{len(frame)} bytes are too many")
         version, fields = unpack(frame)
-        asked: ChunkAsked = _structured(version, fields, ChunkAsked)
+        asked: ChunkRequest = _structured(version, fields, ChunkRequest)
     except Exception as why:
         raise TheyBrokeTheRules(f"no question of the store lane: {why!r:.200}") from why
     return asked
@@ -89,7 +89,7 @@ def decode_ask(frames: Frames) -> ChunkAsked:
 
 def encode_answer(answer: Answer) -> list[Buffer]:
     """The chunk's frame is the answer's own buffer. A ValueError here is a bug of ours."""
-    if isinstance(answer, ChunkTold):
+    if isinstance(answer, ChunkReply):
         if len(answer.data) > CHUNK_BYTES_MAX:
             raise ValueError(f"a chunk of {len(answer.data)} bytes")
         head = _ToldHead(number=answer.number, file_bytes=answer.file_bytes)
@@ -111,7 +111,7 @@ def decode_answer(frames: Frames) -> Answer:
         if kind != "told" or len(frames) != 2 or len(frames[1]) > CHUNK_BYTES_MAX:
             raise ValueError(f"{kind!r:.40} in {len(frames)} frames")
         head = _structured(version, fields, _ToldHead)
-        return ChunkTold(number=head.number, file_bytes=head.file_bytes, data=frames[1])
+        return ChunkReply(number=head.number, file_bytes=head.file_bytes, data=frames[1])
     except Exception as why:
         raise TheyBrokeTheRules(f"no answer of the store lane: {why!r:.200}") from why
 

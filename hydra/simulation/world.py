@@ -22,8 +22,8 @@ import attrs
 import trio
 
 from hydra.actors.client import GenerateRequest
-from hydra.actors.core.gateway import Post
-from hydra.actors.core.host import House
+from hydra.actors.core.gateway import Gateway
+from hydra.actors.core.host import ActorHost
 from hydra.actors.core.machine import Received, Send
 from hydra.actors.core.membership import Member
 from hydra.actors.core.membership import Start as Greet
@@ -31,7 +31,7 @@ from hydra.actors.core.names import MEMBER, PARENT, PLANNER, REGISTRY
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
 from hydra.actors.families.worker import ComputeStuck, Worker, WorkerParts
-from hydra.actors.planning.desired_model import Policy, Wish
+from hydra.actors.planning.desired_model import DesiredModel, Policy
 from hydra.actors.scheduling.broker import Limits
 from hydra.http.app import make_app
 from hydra.http.encoders import Encoders
@@ -50,8 +50,8 @@ from hydra.simulation.plan_watch import PlanWatch
 from hydra.simulation.pocket_model import MODEL_ID, MODEL_PATH, PocketCompute, PocketLibrary, pocket_reply
 from hydra.simulation.severed_lanes import SeverableWires, Severed
 from hydra.simulation.simulated_stage import SimStage
-from hydra.text.cache import WordsShelf
-from hydra.text.tokenizer import Words
+from hydra.text.cache import TokenizerCache
+from hydra.text.tokenizer import ModelTokenizer
 
 FAMILY = "one parent's"
 COMMANDS, NEWS, RESULTS = "mem://commands", "mem://news", "mem://results"
@@ -222,7 +222,7 @@ class World:
     deaths: int = 0
     on_poison_back_s: float | None = 0.5  # a parent brings back whom the poison killed; None: nobody does
     _next_pid: int = 100
-    _parent: House | None = None
+    _parent: ActorHost | None = None
 
     def __attrs_post_init__(self) -> None:
         self.first_saved = self.saved
@@ -586,7 +586,7 @@ class World:
                 node.family,
                 max_body_bytes=1 << 20,
                 shutdown=Shutdown(),
-                shelf=WordsShelf(partial(_at_once, Words.load)),
+                shelf=TokenizerCache(partial(_at_once, ModelTokenizer.load)),
                 encoders=Encoders(aside=_at_once),
             )
         await node.family.run()
@@ -636,8 +636,8 @@ class World:
     async def _parent_life(self, node: Node) -> None:
         """The supervisor, as far as the coordinator meets it: exits are told, stuck children are killed."""
         _, spoke = self._spoke(node)
-        post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
-        house = House(spoke.peer, post.carry)
+        post = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
+        house = ActorHost(spoke.peer, post.carry)
 
         def greet(term: int) -> Hello:
             return Hello(
@@ -809,7 +809,9 @@ async def open_world(shape: Shape, seed: int = 0) -> AsyncIterator[World]:
     rng = random.Random(seed)
     network = _Traced(random.Random(rng.getrandbits(64)))
     async with trio.open_nursery() as nursery:
-        world = World(shape, seed, nursery, rng, network, SavedState(wishes=(Wish(shape.model_path, MODEL_ID),)))
+        world = World(
+            shape, seed, nursery, rng, network, SavedState(wishes=(DesiredModel(shape.model_path, MODEL_ID),))
+        )
         nursery.start_soon(network.run)
         world.start("coordinator")
         if shape.parent:

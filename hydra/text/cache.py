@@ -17,7 +17,7 @@ from hydra.protocol.model.model_name import hub_parts
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.text.file_versions import Identity, identity_of
-from hydra.text.tokenizer import Words
+from hydra.text.tokenizer import ModelTokenizer
 
 LOOK_EVERY_S = 1.0
 TOKENIZER_FIX = "put the tokenizer.json and tokenizer_config.json that belong to this model beside its weights"
@@ -49,7 +49,7 @@ class ChatTemplateFile:
 
 
 @attrs.frozen
-class WordsFault:
+class TokenizerFault:
     """Why a model should not be served with these words, and what helps."""
 
     refusal: Refusal
@@ -60,7 +60,7 @@ class WordsFault:
 class _Held:
     """What was read from one folder: from which files, and for which loads it is known to hold."""
 
-    words: Words | Refusal
+    words: ModelTokenizer | Refusal
     files: Identity
     loads: set[Load]
 
@@ -70,35 +70,35 @@ class _Held:
 
 
 @attrs.define(eq=False)
-class WordsShelf:
+class TokenizerCache:
     """`load` reads a model's words without holding the event loop."""
 
-    load: Callable[[Path, Path | None], Awaitable[Words]]
+    load: Callable[[Path, Path | None], Awaitable[ModelTokenizer]]
     chat_template: ChatTemplateFile | None = None
     _held: dict[str, _Held] = attrs.field(factory=dict, init=False)  # by folder
     _reading: dict[str, trio.Lock] = attrs.field(factory=dict, init=False)
 
-    async def words_of(self, card: ModelCard, loaded: Sequence[ModelCard]) -> Words:
+    async def words_of(self, card: ModelCard, loaded: Sequence[ModelCard]) -> ModelTokenizer:
         """Forgets the words of models that are not `loaded`. Raises RefusalError bad_model."""
         found = await self._find(card, loaded)
         if isinstance(found, Refusal):
             raise RefusalError(found)
         return found
 
-    async def fault_of(self, card: ModelCard, loaded: Sequence[ModelCard]) -> WordsFault | None:
+    async def fault_of(self, card: ModelCard, loaded: Sequence[ModelCard]) -> TokenizerFault | None:
         """Why this model should not be served: its tokenizer is refused, or the template its chats use by default.
 
         A model without templates may be served: it completes prompts.
         """
         found = await self._find(card, loaded)
         if isinstance(found, Refusal):
-            return WordsFault(found, TOKENIZER_FIX if hub_parts(card.model_path) is None else REPOSITORY_FIX)
+            return TokenizerFault(found, TOKENIZER_FIX if hub_parts(card.model_path) is None else REPOSITORY_FIX)
         template = found.templates.get("default")
         if not isinstance(template, Refusal):
             return None
         own = self._own_template(card)
         fix = f"mend {own}, or leave --chat-template out" if own is not None else TEMPLATE_FIX
-        return WordsFault(Refusal(code="bad_model", message=template.message), fix)
+        return TokenizerFault(Refusal(code="bad_model", message=template.message), fix)
 
     def keep(self, loaded: Sequence[ModelCard]) -> None:
         """Forgets the words of all other models: what is loaded anew is read anew."""
@@ -123,7 +123,7 @@ class WordsShelf:
                     await self._find(card, cards)  # a refusal is kept for whoever asks
             await trio.sleep(LOOK_EVERY_S)
 
-    async def _find(self, card: ModelCard, loaded: Sequence[ModelCard]) -> Words | Refusal:
+    async def _find(self, card: ModelCard, loaded: Sequence[ModelCard]) -> ModelTokenizer | Refusal:
         self.keep(loaded)
         if (words := self._known(card)) is None:
             async with self._reading.setdefault(card.folder, trio.Lock()):
@@ -131,11 +131,11 @@ class WordsShelf:
             self._reading.pop(card.folder, None)
         return words
 
-    def _known(self, card: ModelCard) -> Words | Refusal | None:
+    def _known(self, card: ModelCard) -> ModelTokenizer | Refusal | None:
         held = self._held.get(card.folder)
         return held.words if held is not None and _load_of(card) in held.loads else None
 
-    async def _renew(self, card: ModelCard) -> Words | Refusal:
+    async def _renew(self, card: ModelCard) -> ModelTokenizer | Refusal:
         """For a load that is seen for the first time."""
         files = identity_of(Path(card.folder), self._own_template(card))  # before they are read: a change shows later
         held = self._held.get(card.folder)
@@ -146,7 +146,7 @@ class WordsShelf:
             _warn(card, held.words)
         return held.words
 
-    async def _read(self, card: ModelCard) -> Words | Refusal:
+    async def _read(self, card: ModelCard) -> ModelTokenizer | Refusal:
         """Once per model; so is what the log says of it."""
         try:
             words = await self.load(Path(card.folder), self._own_template(card))
@@ -167,7 +167,7 @@ def _load_of(card: ModelCard) -> Load:
     return card.load, card.created_s
 
 
-def _warn(card: ModelCard, words: Words) -> None:
+def _warn(card: ModelCard, words: ModelTokenizer) -> None:
     """Once per load."""
     for name, template in words.templates.items():
         if isinstance(template, Refusal):
@@ -181,6 +181,6 @@ def _warn(card: ModelCard, words: Words) -> None:
         )  # fmt: skip
 
 
-def _last_id(words: Words) -> int:
+def _last_id(words: ModelTokenizer) -> int:
     added = max(words.tokenizer.get_added_tokens_decoder(), default=-1)
     return max(words.tokenizer.get_vocab_size(with_added_tokens=False) - 1, added)

@@ -18,7 +18,7 @@ from hydra.text.chat_template.marks import CUT, MARKS
 from hydra.text.chat_template.template import ChatTemplate
 from hydra.text.control_tokens import ControlTokens
 from hydra.text.least_tokens import LeastTokens
-from hydra.text.tokenizer_files import encode, natively, read_words
+from hydra.text.tokenizer_files import encode, natively, read_tokenizer_files
 from hydra.text.vocabulary import Vocabulary
 
 MODELS_OWN = ("content", "reasoning_content", "reasoning", "thinking")  # of an assistant's message
@@ -42,7 +42,7 @@ class ChatInput:
 
 
 @attrs.define(eq=False)
-class Words:
+class ModelTokenizer:
     """One model's words. May be used from any thread."""
 
     tokenizer: Tokenizer
@@ -53,9 +53,9 @@ class Words:
     least: LeastTokens
 
     @classmethod
-    def load(cls, directory: Path, template_file: Path | None = None) -> "Words":
+    def load(cls, directory: Path, template_file: Path | None = None) -> "ModelTokenizer":
         """Raises RefusalError bad_model. A template that makes no sense is refused when it is asked for."""
-        files = read_words(directory, template_file)
+        files = read_tokenizer_files(directory, template_file)
         templates = {name: _compiled(source) for name, source in files.templates.items()}
         literals = "\0".join(made.literals for made in templates.values() if isinstance(made, ChatTemplate))
         unknown = files.special.get("unk_token") or getattr(files.tokenizer.model, "unk_token", None) or ""

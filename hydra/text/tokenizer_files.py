@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @attrs.frozen(eq=False)
-class WordFiles:
+class TokenizerFiles:
     """What a directory says. `templates` by name, or why one cannot be read; the one used by itself is "default"."""
 
     tokenizer: Tokenizer
@@ -39,7 +39,7 @@ class WordFiles:
     templates: dict[str, str | Refusal]
 
 
-def read_words(directory: Path, template_file: Path | None = None) -> WordFiles:
+def read_tokenizer_files(directory: Path, template_file: Path | None = None) -> TokenizerFiles:
     """`template_file` stands for all templates of the directory. Raises RefusalError bad_model."""
     tokenizer = read_tokenizer(directory)
     config = _json_object(directory, "tokenizer_config.json")
@@ -49,7 +49,7 @@ def read_words(directory: Path, template_file: Path | None = None) -> WordFiles:
         templates = {"default": _source(lambda: template_file, template_file.name)}
     else:
         templates = _templates(directory, config)
-    return WordFiles(tokenizer, beside.names, templates)
+    return TokenizerFiles(tokenizer, beside.names, templates)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:

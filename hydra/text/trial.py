@@ -18,7 +18,7 @@ import orjson
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.text.chat_template.budget import BudgetSpent
 from hydra.text.chat_template.template import ChatTemplate
-from hydra.text.tokenizer import ChatInput, Words
+from hydra.text.tokenizer import ChatInput, ModelTokenizer
 from hydra.text.tokenizer_check import check_probes, check_steps
 from hydra.text.tokenizer_files import TOKENIZER_BYTES_MAX, natively
 
@@ -48,7 +48,7 @@ CHATS: tuple[list[dict[str, Any]], ...] = (
 )  # fmt: skip
 
 
-def load_tried(directory: Path, template_file: Path | None = None) -> Words:
+def load_tried(directory: Path, template_file: Path | None = None) -> ModelTokenizer:
     """Blocks for as long as the trial takes. Raises RefusalError bad_model."""
     file = directory / "tokenizer.json"
     try:
@@ -56,7 +56,7 @@ def load_tried(directory: Path, template_file: Path | None = None) -> Words:
     except OSError as why:  # a directory that may not be looked into
         raise refuse("bad_model", f"tokenizer.json cannot be read: {why.strerror}") from why
     failed = _try_elsewhere(directory, template_file, size) if size <= TOKENIZER_BYTES_MAX else {}
-    words = Words.load(directory, template_file)  # which says no to what is larger, at no cost
+    words = ModelTokenizer.load(directory, template_file)  # which says no to what is larger, at no cost
     words.templates.update(failed)
     for template in words.templates.values():
         if isinstance(template, ChatTemplate):
@@ -104,7 +104,7 @@ def main(directory: Path, template_file: Path | None, size: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         _die_after(PARSE_S + PARSE_S_PER_MB * size / MEGABYTE)
-        words = Words.load(directory, template_file)
+        words = ModelTokenizer.load(directory, template_file)
         check_steps(words.tokenizer)
         _die_after(PROBE_S)
         natively(check_probes, words.tokenizer)
@@ -117,7 +117,7 @@ def main(directory: Path, template_file: Path | None, size: int) -> None:
         _say(template=name, why=_verdict(words, name))
 
 
-def _verdict(words: Words, name: str) -> str:
+def _verdict(words: ModelTokenizer, name: str) -> str:
     """Why a template cannot be used; empty when it can. That it refuses one of our chats is no reason."""
     template = words.templates[name]
     if not isinstance(template, ChatTemplate):

@@ -13,8 +13,8 @@ import trio
 
 from hydra.actors.client import GenerateRequest
 from hydra.actors.core.authority import ANYBODY, SPEAKERS, THE_COORDINATOR
-from hydra.actors.core.gateway import ACCEPTS, Post
-from hydra.actors.core.host import House
+from hydra.actors.core.gateway import ACCEPTS, Gateway
+from hydra.actors.core.host import ActorHost
 from hydra.actors.core.membership import Member, Start
 from hydra.actors.families.frontend import Frontend, FrontendParts
 from hydra.actors.families.supervisor import Began, ChildPlan, ChildStarted, Supervisor
@@ -32,13 +32,13 @@ from hydra.protocol.messages import (
     Goodbye,
     Heartbeat,
     Hello,
-    JobsAsked,
+    JobsRequest,
     LoadModel,
     Open,
     Rebalance,
     RouteBroken,
     StageProgress,
-    StatusAsked,
+    StatusRequest,
     UnloadModel,
     Welcome,
 )
@@ -59,7 +59,7 @@ OPEN = Open(
     session=SessionId(1), attempt=0, model_id=MODEL_ID, history=[1, 2], prompt_tokens=2, max_tokens=5,
     params=attrs.evolve(GREEDY, logit_bias=((3, 1.0),)), stop_ids=(7,),
 )  # fmt: skip
-FRONTENDS_MAY = (StatusAsked, Open, Rebalance, LoadModel, UnloadModel, JobsAsked, CancelJob)
+FRONTENDS_MAY = (StatusRequest, Open, Rebalance, LoadModel, UnloadModel, JobsRequest, CancelJob)
 
 
 def hello(role: str) -> Hello:
@@ -122,12 +122,12 @@ def attacks(world: World) -> list[typing.Any]:
     """What those did who were not let in, or not for this."""
     node = world.nodes["w1"]
     return [
-        StatusAsked(ask=1),
+        StatusRequest(ask=1),
         OPEN,
         Rebalance(ask=2),
         LoadModel(ask=3, model_path="/etc", wait=False),
         UnloadModel(ask=4, model_id=MODEL_ID),
-        JobsAsked(ask=5),
+        JobsRequest(ask=5),
         CancelJob(ask=6, job="load-1-1"),
         ChildExited(node_id=NodeId("w1"), pid=node.pid, how="signal 9"),
         RouteBroken(route=RouteId(1), epoch=world.epoch(), why="because I say so", side="in"),
@@ -162,7 +162,7 @@ async def test_a_peer_that_never_greeted_gets_nothing_and_moves_nothing(autojump
     [
         ("worker", ()),
         ("parent", ()),
-        ("frontend", (StatusAsked, Open, Rebalance, LoadModel, UnloadModel, JobsAsked, CancelJob)),
+        ("frontend", (StatusRequest, Open, Rebalance, LoadModel, UnloadModel, JobsRequest, CancelJob)),
     ],
 )
 async def test_a_member_speaks_in_its_role_and_of_its_own(autojump_clock, role, may):
@@ -288,8 +288,8 @@ class _Child:
     """A worker's actors without its compute: what they order is done at once, in name."""
 
     def __init__(self):
-        self.post = Post(lambda peer, frames: None, None, "member")
-        self.house = House("me-1", self.post.carry)
+        self.post = Gateway(lambda peer, frames: None, None, "member")
+        self.house = ActorHost("me-1", self.post.carry)
         greets = Member(greet=lambda term: hello("worker"), beat=_beat, siblings=("stage",))
         self.house.add("member", greets, self.perform)
         self.house.add("stage", Stage(), self.perform)
@@ -314,7 +314,7 @@ def _beat(generation):
     return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
 
 
-def _frontend() -> tuple[Post, House]:
+def _frontend() -> tuple[Gateway, ActorHost]:
     frontend = Frontend(FrontendParts(node_id=NodeId("f1"), spoke=Quiet(), host="here", pid=1))
     request = GenerateRequest(model_id=MODEL_ID, prompt_ids=[1, 2], max_tokens=2**20, params=GREEDY, stop_ids=())
     frontend.house.post("member", Start())

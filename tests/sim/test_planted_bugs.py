@@ -8,7 +8,7 @@ import pytest
 from hydra.actors.core.machine import Send
 from hydra.actors.scheduling.broker import Broker
 from hydra.actors.scheduling.kv_ledger import KvLedger
-from hydra.actors.scheduling.scheduler import Engine
+from hydra.actors.scheduling.scheduler import RouteScheduler
 from hydra.actors.scheduling.step_bound import StepBound
 from hydra.actors.sessions.session import Emit, Session
 from hydra.actors.sessions.sessions import Sessions
@@ -98,7 +98,7 @@ def share_a_block_with_a_stranger(monkeypatch):
 
 def keep_the_pool_of_the_old_epoch(monkeypatch):
     """The Broker believes that what an old epoch cached is still there."""
-    honest = Engine.__init__
+    honest = RouteScheduler.__init__
     ledgers = {}
 
     def make(engine, **values):
@@ -111,7 +111,7 @@ def keep_the_pool_of_the_old_epoch(monkeypatch):
                 ledger._kept[block] = None
         honest(engine, **values)
 
-    monkeypatch.setattr(Engine, "__init__", make)
+    monkeypatch.setattr(RouteScheduler, "__init__", make)
 
 
 def never_ask_again(monkeypatch):
@@ -136,33 +136,33 @@ def end_one_token_late(monkeypatch):
 
 def take_no_number_for_a_token(monkeypatch):
     """The Broker does not look at the fault column."""
-    honest = Engine.take
+    honest = RouteScheduler.take
 
     def take(engine, result, now_s):
         return honest(engine, attrs.evolve(result, fault=no_faults(result.token)), now_s)
 
-    monkeypatch.setattr(Engine, "take", take)
+    monkeypatch.setattr(RouteScheduler, "take", take)
 
 
 def blame_whoever_stands_on_broken_blocks(monkeypatch):
-    honest = Engine._break
+    honest = RouteScheduler._break
 
     def end(engine, row):
         row.cached = 0
         honest(engine, row)
 
-    monkeypatch.setattr(Engine, "_break", end)
+    monkeypatch.setattr(RouteScheduler, "_break", end)
 
 
 def forget_to_close_a_broken_row(monkeypatch):
     """The stages are not told."""
-    honest = Engine._break
+    honest = RouteScheduler._break
 
     def end(engine, row):
         row.announced = False
         honest(engine, row)
 
-    monkeypatch.setattr(Engine, "_break", end)
+    monkeypatch.setattr(RouteScheduler, "_break", end)
 
 
 def die_of_a_broken_row(monkeypatch):
@@ -201,13 +201,13 @@ def share_what_was_never_filled(monkeypatch):
 
 
 def spare_whoever_began_with_empty_blocks(monkeypatch):
-    honest = Engine._fail
+    honest = RouteScheduler._fail
 
     def fail(engine, row, fault):
         if fault == "not finite" or not row.cached:
             honest(engine, row, fault)
 
-    monkeypatch.setattr(Engine, "_fail", fail)
+    monkeypatch.setattr(RouteScheduler, "_fail", fail)
 
 
 def compute_behind_a_stage_without_memory(monkeypatch):

@@ -13,12 +13,12 @@ import trio
 
 from hydra.actors.families.store_server import StoreServer
 from hydra.protocol.wires.zmq_wire import ZmqWires
-from hydra.store.lending.file_lender import ShelfKeeper, WholeFiles
+from hydra.store.lending.file_lender import FileLender, WholeFiles
 
 TOKEN, PRINT = "token", "print"
 
 
-class SlowKeeper(ShelfKeeper):
+class SlowKeeper(FileLender):
     def read(self, *asked):
         time.sleep(float(os.environ.get("HYDRA_TEST_DISK_S", "0")))
         return super().read(*asked)

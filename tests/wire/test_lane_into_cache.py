@@ -14,7 +14,7 @@ from hydra.protocol.store_lane import decode_answer, decode_ask
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.lending.lane_source import LaneSource
 from tests.wire.store_child import PRINT, TOKEN
 from tests.wire.test_store_processes import serving
@@ -83,7 +83,7 @@ class Load:
     def __init__(self, root, *addrs):
         self.wires, self.came = ZmqWires(), Came()
         self.source = LaneSource(addrs, PRINT, self._open, TOKEN)
-        patience = Patience(tries=200, first_s=0.05, longest_s=0.1, deadline_s=60.0)
+        patience = RetryPolicy(tries=200, first_s=0.05, longest_s=0.1, deadline_s=60.0)
         self.cache = RangeCache(CacheRoom(root=root), patience, THREADS)
 
     def _open(self, addr):

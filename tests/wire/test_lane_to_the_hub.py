@@ -13,11 +13,11 @@ from hydra.protocol.messages import LoadSlice
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.hub.hub import Hub
 from hydra.store.hub.hub_lending import lend_model
 from hydra.store.hub.hub_library import HubLibrary
-from hydra.store.lending.file_lender import ShelfKeeper
+from hydra.store.lending.file_lender import FileLender
 from hydra.store.lending.lane_source import lane_opener
 from hydra.store.models.model_ref import HubAccess
 from hydra.store.supply import StoreSupply, hub_opener
@@ -80,11 +80,11 @@ def test_the_ranges_come_through_the_coordinator_and_nothing_else_leaves_the_hub
         library = HubLibrary(Hub(access, tmp_path / "near"))
         described = library.describe("org/name")
         ranges = library.slice_ranges(described, 1, 3)
-        keeper = ShelfKeeper()
+        keeper = FileLender()
         lend_model(keeper, described, access, CacheRoom(root=tmp_path / "near" / "ranges"))
         coordinator = Coordinator(keeper)
         wires = ZmqWires()
-        cache = RangeCache(CacheRoom(root=tmp_path / "far"), Patience(tries=2, first_s=0.01))
+        cache = RangeCache(CacheRoom(root=tmp_path / "far"), RetryPolicy(tries=2, first_s=0.01))
         try:
             openers = {**hub_opener(NO_HUB), **lane_opener(wires.store_line, TOKEN)}
             lane = f"lane:{coordinator.addr}"

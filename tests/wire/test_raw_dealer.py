@@ -23,15 +23,15 @@ from hydra.protocol.messages import (
     Heartbeat,
     Hello,
     HelloRefused,
-    JobsAsked,
+    JobsRequest,
     LoadModel,
     ModelsChanged,
     Open,
-    ReadyAsked,
+    ReadyRequest,
     Rebalance,
     RouteBroken,
     SayHello,
-    StatusAsked,
+    StatusRequest,
     UnloadModel,
     Welcome,
 )
@@ -47,8 +47,8 @@ OPEN = Open(
     session=1, attempt=0, model_id="m", history=[1], prompt_tokens=1, max_tokens=1, params=GREEDY, stop_ids=()
 )  # fmt: skip
 ORDERS = [
-    StatusAsked(ask=1), ReadyAsked(ask=2), OPEN, Rebalance(ask=3), LoadModel(ask=4, model_path="/etc", wait=False),
-    UnloadModel(ask=5, model_id="m"), JobsAsked(ask=6), CancelJob(ask=7, job="load-1-1"),
+    StatusRequest(ask=1), ReadyRequest(ask=2), OPEN, Rebalance(ask=3), LoadModel(ask=4, model_path="/etc", wait=False),
+    UnloadModel(ask=5, model_id="m"), JobsRequest(ask=6), CancelJob(ask=7, job="load-1-1"),
     ChildExited(node_id="w0", pid=1, how="signal 9"), RouteBroken(route=1, epoch=Epoch(1, 1), why="so", side="in"),
 ]  # fmt: skip
 DOORS = {kind: door for door, kinds in ACCEPTS.items() for kind in kinds}
@@ -142,8 +142,8 @@ async def test_who_never_greeted_is_not_heard_and_numbers_kill_nobody(coordinato
     assert isinstance(await stranger.hears(), Welcome) and made.registry.term == 1 and len(saved) == 1
     for field, number in [("session", 2**40), ("attempt", 2**40), ("max_tokens", 2**64 - 1)]:
         stranger.says(OPEN, **{field: number})
-    stranger.says(StatusAsked(ask=2**64 - 1))
-    stranger.says(StatusAsked(ask=7))
+    stranger.says(StatusRequest(ask=2**64 - 1))
+    stranger.says(StatusRequest(ask=7))
     while isinstance(told := await stranger.hears(), ModelsChanged):
         pass  # a frontend is told that unasked
     counted = {sample.name: sample.value for sample in told.samples}

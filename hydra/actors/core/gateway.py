@@ -17,7 +17,7 @@ import trio
 
 from hydra.actors.core.authority import Speaker, may_say
 from hydra.actors.core.facts import LaneBroken, Undelivered
-from hydra.actors.core.host import House
+from hydra.actors.core.host import ActorHost
 from hydra.protocol import codec
 from hydra.protocol.ids import ActorName, Address, PeerId
 from hydra.protocol.messages import (
@@ -36,22 +36,22 @@ from hydra.protocol.messages import (
     HeartbeatSeen,
     Hello,
     HelloRefused,
-    JobsAsked,
-    JobsTold,
+    JobsReply,
+    JobsRequest,
     KillWorker,
     LoadFailed,
     LoadModel,
     LoadProgress,
     LoadSlice,
     Message,
+    ModelReply,
     ModelsChanged,
-    ModelTold,
     Open,
     OpenRefused,
-    ReachTold,
+    ReachReport,
     Ready,
-    ReadyAsked,
-    ReadyTold,
+    ReadyReply,
+    ReadyRequest,
     Rebalance,
     Reopen,
     RouteBroken,
@@ -59,8 +59,8 @@ from hydra.protocol.messages import (
     SayHello,
     SliceLoaded,
     SpawnWorker,
-    StatusAsked,
-    StatusTold,
+    StatusReply,
+    StatusRequest,
     Tokens,
     UnloadModel,
     Welcome,
@@ -72,15 +72,15 @@ ACCEPTS: Mapping[str, frozenset[type]] = {
     "registry": frozenset({Hello, Heartbeat, Goodbye, ChildExited}),
     "planner": frozenset(
         {SliceLoaded, Ready, LoadFailed, RouteBroken, LoadProgress, Fenced, Dialled}
-        | {LoadModel, UnloadModel, Rebalance, JobsAsked, CancelJob}
+        | {LoadModel, UnloadModel, Rebalance, JobsRequest, CancelJob}
     ),
-    "broker": frozenset({Open, Close, ReadyAsked}),
-    "desk": frozenset({StatusAsked}),
-    "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon, HeartbeatSeen, ReachTold}),
+    "broker": frozenset({Open, Close, ReadyRequest}),
+    "desk": frozenset({StatusRequest}),
+    "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon, HeartbeatSeen, ReachReport}),
     "stage": frozenset({LoadSlice, Activate, DropSlice}),
     "scout": frozenset({Dial}),
     "sessions": frozenset({Tokens, OpenRefused, Reopen}),
-    "asks": frozenset({ModelTold, JobsTold, ModelsChanged, StatusTold, ReadyTold}),
+    "asks": frozenset({ModelReply, JobsReply, ModelsChanged, StatusReply, ReadyReply}),
     "parent": frozenset({KillWorker, SpawnWorker}),
 }
 
@@ -90,7 +90,7 @@ log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
-class Post:
+class Gateway:
     """One process's post office. `dispatch(peer, frames)` puts frames on the wire and may raise WireFull, PeerGone.
 
     `watcher` is the actor that is told LaneBroken; `speaker_of` says what a peer is to this process.
@@ -125,14 +125,14 @@ class Post:
             log.debug("undelivered", to=to.peer, says=type(message).__name__, why=str(why))
         return None
 
-    async def pump(self, house: House) -> None:
+    async def pump(self, house: ActorHost) -> None:
         """Brings mail in for as long as the house stands."""
         while True:
             for delivery in await self.receive():
                 self.last_heard_s = trio.current_time()
                 self._deliver(house, delivery)
 
-    def _deliver(self, house: House, delivery: Delivery) -> None:
+    def _deliver(self, house: ActorHost, delivery: Delivery) -> None:
         try:
             envelope = codec.decode(delivery.frames)
         except TheyBrokeTheRules as why:
@@ -155,7 +155,7 @@ class Post:
         if speaker == "stranger" and envelope.number and self.speaker_of(delivery.peer) != "stranger":
             _remember(self._heard, delivery.peer, envelope.number)  # it was a greeting: its count begins here
 
-    def _hand_over(self, house: House, peer: PeerId, envelope: codec.Envelope) -> None:
+    def _hand_over(self, house: ActorHost, peer: PeerId, envelope: codec.Envelope) -> None:
         """An actor that raises has let its sender's message half done: whatever it is a member of ends, and begins anew
         in good order. A second fault on the way out is not contained.
         """

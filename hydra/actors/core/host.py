@@ -43,7 +43,7 @@ log = structlog.get_logger()
 
 
 @attrs.define
-class Cell:
+class HostedActor:
     """One machine with its name and with the effects only its process can perform."""
 
     name: ActorName
@@ -52,12 +52,12 @@ class Cell:
 
 
 @attrs.define(eq=False)
-class House:
+class ActorHost:
     """The cells of one process, their mailbox and their timers."""
 
     peer: PeerId
     carry: Carry
-    _cells: dict[ActorName, Cell] = attrs.field(factory=dict, init=False)
+    _cells: dict[ActorName, HostedActor] = attrs.field(factory=dict, init=False)
     _mail: deque[tuple[ActorName, Event]] = attrs.field(factory=deque, init=False)
     _draining: bool = attrs.field(default=False, init=False)
     _due: list[tuple[float, int, ActorName, TimerKey]] = attrs.field(factory=list, init=False)
@@ -67,7 +67,7 @@ class House:
 
     def add(self, name: ActorName, machine: Machine, perform: Perform) -> None:
         assert name not in self._cells, f"two actors called {name}"
-        self._cells[name] = Cell(name, machine, perform)
+        self._cells[name] = HostedActor(name, machine, perform)
 
     def has(self, name: ActorName) -> bool:
         return name in self._cells
@@ -96,7 +96,7 @@ class House:
         for effect in cell.machine.handle(event, trio.current_time()):
             self._act(cell, effect)
 
-    def _act(self, cell: Cell, effect: Effect) -> None:
+    def _act(self, cell: HostedActor, effect: Effect) -> None:
         match effect:
             case Send(to=to, message=message) if to.peer == self.peer:
                 self._mail.append((to.actor, Received(Address(self.peer, cell.name), message)))

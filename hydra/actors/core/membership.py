@@ -21,7 +21,7 @@ from hydra.protocol.messages import (
     Heartbeat,
     Hello,
     HelloRefused,
-    ReachTold,
+    ReachReport,
     SayHello,
     Welcome,
 )
@@ -89,7 +89,7 @@ class Member:
                 return self._leave("new term", now_s)
             case Received(message=Expelled(generation=generation)) if generation == self.generation:
                 return self._leave("expelled", now_s)
-            case Received(message=ReachTold(generation=generation, fault=fault)) if generation == self.generation:
+            case Received(message=ReachReport(generation=generation, fault=fault)) if generation == self.generation:
                 return [Reached(fault)]
             case LaneBroken() if self.generation is not None:
                 return self._leave("expelled", now_s)

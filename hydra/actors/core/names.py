@@ -4,7 +4,7 @@ from hydra.protocol.ids import COORDINATOR, ActorName, Address, PeerId
 
 MEMBER = ActorName("member")  # in every process
 REGISTRY_NAME, PLANNER_NAME = ActorName("registry"), ActorName("planner")  # in the coordinator, with the next two
-BROKER_NAME, DESK_NAME = ActorName("broker"), ActorName("desk")
+BROKER_NAME, STATUS_NAME = ActorName("broker"), ActorName("desk")
 STAGE, SCOUT = ActorName("stage"), ActorName("scout")  # in a worker
 SESSIONS, ASKS = ActorName("sessions"), ActorName("asks")  # in a frontend
 PARENT = ActorName("parent")
@@ -12,7 +12,7 @@ PARENT = ActorName("parent")
 REGISTRY = Address(COORDINATOR, REGISTRY_NAME)
 PLANNER = Address(COORDINATOR, PLANNER_NAME)
 BROKER = Address(COORDINATOR, BROKER_NAME)
-DESK = Address(COORDINATOR, DESK_NAME)
+STATUS = Address(COORDINATOR, STATUS_NAME)
 
 PROBE_PEER = PeerId("(probe)")
 """Whose rows the Broker's own probes are: no process, and nobody on a wire may call itself so."""

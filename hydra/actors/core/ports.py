@@ -14,7 +14,9 @@ from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Described, TensorRange
 
-Aside: TypeAlias = Callable[..., Awaitable[Any]]  # runs a blocking function off the loop: a thread, or virtual time
+RunBlocking: TypeAlias = Callable[
+    ..., Awaitable[Any]
+]  # runs a blocking function off the loop: a thread, or virtual time
 
 
 class Progress(Protocol):
@@ -80,7 +82,7 @@ class Supply(Protocol):
         was changed meanwhile: then what was read is neither the one nor the other."""
 
 
-class AtHand:
+class AlreadyLocal:
     """A supply where nothing has to be brought: the order's first source is a directory of this machine already."""
 
     def ensure(self, order: LoadSlice, progress: Progress, cancelled: Callable[[], bool]) -> LoadSlice:

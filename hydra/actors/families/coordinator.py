@@ -11,29 +11,29 @@ import attrs
 import structlog
 import trio
 
-from hydra.actors.core.gateway import Post
-from hydra.actors.core.host import House
+from hydra.actors.core.gateway import Gateway
+from hydra.actors.core.host import ActorHost
 from hydra.actors.core.machine import Effect
-from hydra.actors.core.names import BROKER, DESK, MEMBER, PLANNER, REGISTRY
+from hydra.actors.core.names import BROKER, MEMBER, PLANNER, REGISTRY, STATUS
 from hydra.actors.core.ports import Library
-from hydra.actors.families.status import Desk
+from hydra.actors.families.status import ClusterStatus
 from hydra.actors.families.store_server import StoreServer
 from hydra.actors.membership.dialling import dial_all
 from hydra.actors.membership.registry import Broadcast, NotLetIn, Opened, Registry
 from hydra.actors.planning.desired_model import (
-    Begin,
     CheckSource,
     Describe,
+    DesiredModel,
+    DesiredModelFailed,
+    LoadMoved,
     ModelNoted,
-    Moved,
     NodeNoted,
     NotDescribed,
     Policy,
+    Recover,
     SaveState,
     SourceChecked,
     WasDescribed,
-    Wish,
-    WishFailed,
 )
 from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
@@ -67,7 +67,7 @@ class SavedState:
     """
 
     term: int = 0
-    wishes: tuple[Wish, ...] = ()
+    wishes: tuple[DesiredModel, ...] = ()
     nodes: tuple[NodeId, ...] = ()
     anew: bool = False
 
@@ -96,7 +96,7 @@ class CoordinatorParts:
     expected_workers: int
     patience_s: float
     local_nodes: tuple[NodeId, ...] = ()  # workers that start with this coordinator: none other stands in for them
-    nodes_s: float = math.inf  # for the nodes of a former life; see Begin
+    nodes_s: float = math.inf  # for the nodes of a former life; see Recover
     heartbeat_s: float = 0.5
     beats_missed_max: int = 3
     join_token: str = ""
@@ -111,11 +111,11 @@ class Coordinator:
     """Builds the house and performs the effects that only a coordinator knows."""
 
     parts: CoordinatorParts
-    house: House = attrs.field(init=False)
+    house: ActorHost = attrs.field(init=False)
     registry: Registry = attrs.field(init=False)
     planner: Planner = attrs.field(init=False)
     broker: Broker = attrs.field(init=False)
-    _post: Post = attrs.field(init=False)
+    _post: Gateway = attrs.field(init=False)
     _links: dict[RouteId, tuple[Epoch, StepLink]] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _shown: dict[tuple[str, str, str], float] = attrs.field(factory=dict, init=False)  # progress lines: the last one
@@ -140,13 +140,15 @@ class Coordinator:
             store_addr=parts.store.hub.addr if parts.store is not None else "",
         )
         self.broker = Broker(limits=parts.limits)
-        self._post = Post(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor, self.registry.speaker_of)
-        desk = Desk(self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense, self._samples)
-        self.house = House(COORDINATOR, self._post.carry)
+        self._post = Gateway(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor, self.registry.speaker_of)
+        desk = ClusterStatus(
+            self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense, self._samples
+        )
+        self.house = ActorHost(COORDINATOR, self._post.carry)
         self.house.add(REGISTRY.actor, self.registry, self._perform)
         self.house.add(PLANNER.actor, self.planner, self._perform)
         self.house.add(BROKER.actor, self.broker, self._perform)
-        self.house.add(DESK.actor, desk, self._perform)
+        self.house.add(STATUS.actor, desk, self._perform)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
@@ -154,7 +156,7 @@ class Coordinator:
         try:
             async with trio.open_nursery() as self._nursery:
                 first = saved.first_life
-                begin = Begin(
+                begin = Recover(
                     saved.wishes,
                     self.parts.expected_workers if first else 0,
                     saved.nodes,
@@ -191,10 +193,10 @@ class Coordinator:
                 self._close_link(route)
             case SaveState(term=term, wishes=wishes, nodes=nodes):
                 self.parts.save(SavedState(term=term, wishes=wishes, nodes=nodes))
-            case WishFailed(refusal=refusal):
+            case DesiredModelFailed(refusal=refusal):
                 log.error("the model cannot be served", code=refusal.code, why=refusal.message)
                 self.parts.on_wish_failed(refusal)
-            case Moved(model_id=model_id, load=load):
+            case LoadMoved(model_id=model_id, load=load):
                 self._show(model_id, load)
             case Describe(model_path=path):
                 assert self._nursery is not None

@@ -14,12 +14,12 @@ import trio
 
 from hydra.actors.client import GenerateRequest, Generation, Piece, TokenLogprobs
 from hydra.actors.core.facts import Joined, Left
-from hydra.actors.core.gateway import Post
-from hydra.actors.core.host import House
+from hydra.actors.core.gateway import Gateway
+from hydra.actors.core.host import ActorHost
 from hydra.actors.core.machine import Effect, Event, Received
 from hydra.actors.core.membership import Leave, Member, Reached, TurnedAway
 from hydra.actors.core.membership import Start as Greet
-from hydra.actors.core.names import ASKS, BROKER, DESK, MEMBER, PLANNER, SESSIONS
+from hydra.actors.core.names import ASKS, BROKER, MEMBER, PLANNER, SESSIONS, STATUS
 from hydra.actors.sessions.session import Emit, Fail
 from hydra.actors.sessions.sessions import End, Sessions, Show, Start
 from hydra.protocol.ids import Address, AskId, NodeId, SessionId
@@ -29,18 +29,18 @@ from hydra.protocol.messages import (
     CancelJob,
     Heartbeat,
     Hello,
-    JobsAsked,
+    JobsReply,
+    JobsRequest,
     JobStatus,
-    JobsTold,
     LoadModel,
     Message,
+    ModelReply,
     ModelsChanged,
-    ModelTold,
-    ReadyAsked,
-    ReadyTold,
+    ReadyReply,
+    ReadyRequest,
     Rebalance,
-    StatusAsked,
-    StatusTold,
+    StatusReply,
+    StatusRequest,
     UnloadModel,
 )
 from hydra.protocol.model.model_spec import ModelCard
@@ -54,7 +54,7 @@ LOAD_ANSWER_S = 3600.0
 SILENCE_MAX_S = 600.0  # a generation that hears nothing for so long is over, whatever the reason
 LOOK_EVERY_S = 10.0
 
-A = TypeVar("A", ModelTold, StatusTold, ReadyTold)
+A = TypeVar("A", ModelReply, StatusReply, ReadyReply)
 
 
 @attrs.frozen(kw_only=True)
@@ -157,7 +157,7 @@ class _Asks:
             case Received(message=ModelsChanged(models=models)):
                 self.models = models
                 self.informed.set()
-            case Received(message=(ModelTold() | JobsTold() | StatusTold() | ReadyTold()) as told):
+            case Received(message=(ModelReply() | JobsReply() | StatusReply() | ReadyReply()) as told):
                 waiting = self._answers.pop(told.ask, None)
                 if waiting is not None:
                     waiting[1].append(told)
@@ -193,20 +193,20 @@ class Frontend:
     """Builds the house of a frontend, and is the cluster for the HTTP room."""
 
     parts: FrontendParts
-    house: House = attrs.field(init=False)
+    house: ActorHost = attrs.field(init=False)
     sessions: Sessions = attrs.field(init=False)
     member: Member = attrs.field(init=False)
     _asks: _Asks = attrs.field(factory=_Asks, init=False)
     _slots: dict[SessionId, _Slot] = attrs.field(factory=dict, init=False)
     _next_session: int = attrs.field(default=1, init=False)
-    _post: Post = attrs.field(init=False)
+    _post: Gateway = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         spoke = self.parts.spoke
-        self._post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
+        self._post = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
         self.sessions = Sessions(self.parts.max_replays)
         self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(ASKS, SESSIONS))
-        self.house = House(spoke.peer, self._post.carry)
+        self.house = ActorHost(spoke.peer, self._post.carry)
         self.house.add(MEMBER, self.member, self._perform)
         self.house.add(SESSIONS, self.sessions, self._perform)
         self.house.add(ASKS, self._asks, self._perform)
@@ -244,23 +244,23 @@ class Frontend:
             self.house.post(SESSIONS, End(session))
             del self._slots[session]
 
-    async def status(self) -> StatusTold:
+    async def status(self) -> StatusReply:
         told = await self._asks.ask(
-            lambda ask: self._say(DESK, StatusAsked(ask=ask)), ANSWER_S, "the state of the cluster"
+            lambda ask: self._say(STATUS, StatusRequest(ask=ask)), ANSWER_S, "the state of the cluster"
         )
-        assert isinstance(told, StatusTold)
+        assert isinstance(told, StatusReply)
         return told
 
-    async def ready(self, models: Sequence[str] = ()) -> ReadyTold:
+    async def ready(self, models: Sequence[str] = ()) -> ReadyReply:
         told = await self._asks.ask(
-            lambda ask: self._say(BROKER, ReadyAsked(ask=ask, models=tuple(models))), ANSWER_S, "readiness"
+            lambda ask: self._say(BROKER, ReadyRequest(ask=ask, models=tuple(models))), ANSWER_S, "readiness"
         )
-        assert isinstance(told, ReadyTold)
+        assert isinstance(told, ReadyReply)
         return told
 
     async def load_model(
         self, *, model_path: str, model_id: str | None, total_layers: int | None, dtype: str | None, wait: bool
-    ) -> ModelTold:
+    ) -> ModelReply:
         def put(ask: AskId) -> None:
             wish = LoadModel(
                 ask=ask, model_path=model_path, model_id=model_id, total_layers=total_layers, dtype=dtype, wait=wait
@@ -269,16 +269,16 @@ class Frontend:
 
         return await self._ask_planner(put, LOAD_ANSWER_S if wait else ANSWER_S, "loading")
 
-    async def unload_model(self, model_id: str) -> ModelTold:
+    async def unload_model(self, model_id: str) -> ModelReply:
         return await self._ask_planner(
             lambda ask: self._say(PLANNER, UnloadModel(ask=ask, model_id=model_id)), ANSWER_S, "unloading"
         )
 
-    async def rebalance(self) -> ModelTold:
+    async def rebalance(self) -> ModelReply:
         return await self._ask_planner(lambda ask: self._say(PLANNER, Rebalance(ask=ask)), ANSWER_S, "rebalancing")
 
     async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
-        return await self._ask_jobs(lambda ask: self._say(PLANNER, JobsAsked(ask=ask, job=job)), "a load job")
+        return await self._ask_jobs(lambda ask: self._say(PLANNER, JobsRequest(ask=ask, job=job)), "a load job")
 
     async def cancel_job(self, job: str) -> tuple[JobStatus, ...]:
         return await self._ask_jobs(lambda ask: self._say(PLANNER, CancelJob(ask=ask, job=job)), "calling a job off")
@@ -293,14 +293,14 @@ class Frontend:
 
     async def _ask_jobs(self, put: Callable[[AskId], None], what: str) -> tuple[JobStatus, ...]:
         told = await self._asks.ask(put, ANSWER_S, what)
-        assert isinstance(told, JobsTold)
+        assert isinstance(told, JobsReply)
         if told.refusal is not None:
             raise RefusalError(told.refusal)
         return told.jobs
 
-    async def _ask_planner(self, put: Callable[[AskId], None], deadline_s: float, what: str) -> ModelTold:
+    async def _ask_planner(self, put: Callable[[AskId], None], deadline_s: float, what: str) -> ModelReply:
         told = await self._asks.ask(put, deadline_s, what)
-        assert isinstance(told, ModelTold)
+        assert isinstance(told, ModelReply)
         return told
 
     def _say(self, to: Address, message: Message) -> None:

@@ -17,8 +17,8 @@ import attrs
 import structlog
 import trio
 
-from hydra.actors.core.gateway import Post
-from hydra.actors.core.host import House
+from hydra.actors.core.gateway import Gateway
+from hydra.actors.core.host import ActorHost
 from hydra.actors.core.machine import Effect
 from hydra.actors.core.membership import Member, Reached, Start, TurnedAway
 from hydra.actors.core.names import MEMBER, PARENT
@@ -101,15 +101,15 @@ class Parent:
     family: str = attrs.field(factory=lambda: secrets.token_hex(16), repr=False)  # see Hello
     exit_code: int = 0
     been_ready: bool = False
-    house: House = attrs.field(init=False)
+    house: ActorHost = attrs.field(init=False)
     member: Member = attrs.field(init=False)
     _running: dict[NodeId, _Running] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
-    _post: Post = attrs.field(init=False)
+    _post: Gateway = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._post = Post(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
-        self.house = House(self.spoke.peer, self._post.carry)
+        self._post = Gateway(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
+        self.house = ActorHost(self.spoke.peer, self._post.carry)
         self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(PARENT,))
         self.house.add(MEMBER, self.member, self._perform)
         self.house.add(PARENT, self.supervisor, self._perform)

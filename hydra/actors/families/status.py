@@ -9,8 +9,8 @@ import attrs
 
 from hydra.actors.core.facts import Undelivered
 from hydra.actors.core.machine import Effect, Event, Received, Send
-from hydra.actors.membership.registry import Member, Registry
-from hydra.actors.planning.placement import Placed, Route
+from hydra.actors.membership.registry import Lease, Registry
+from hydra.actors.planning.placement import Route, StagePlacement
 from hydra.actors.planning.planner import Planner
 from hydra.actors.scheduling.broker import Broker
 from hydra.protocol.ids import AskId
@@ -21,13 +21,13 @@ from hydra.protocol.messages import (
     ProcessStatus,
     Sample,
     StageStatus,
-    StatusAsked,
-    StatusTold,
+    StatusReply,
+    StatusRequest,
 )
 
 
 @attrs.define(eq=False)
-class Desk:
+class ClusterStatus:
     registry: Registry
     planner: Planner
     broker: Broker
@@ -37,18 +37,18 @@ class Desk:
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
-            case Received(sender=sender, message=StatusAsked(ask=ask)):
+            case Received(sender=sender, message=StatusRequest(ask=ask)):
                 return [Send(sender, self.status(ask, now_s))]
             case Undelivered():
                 return []  # a cluster beyond what one answer holds: who asked has a deadline
             case _:
                 raise AssertionError(f"a desk cannot be told {event!r}")
 
-    def status(self, ask: AskId, now_s: float) -> StatusTold:
+    def status(self, ask: AskId, now_s: float) -> StatusReply:
         members = self.registry.members()
         processes = [ProcessStatus(role="coordinator", pid=self.pid)]
         processes += [ProcessStatus(role=m.hello.role, pid=m.hello.pid) for m in members if m.hello.role != "worker"]
-        return StatusTold(
+        return StatusReply(
             ask=ask,
             epoch=self.registry.changes + self.planner.number,
             ready=any(phase == "ready" for _, phase, _ in self.planner.models()),
@@ -58,7 +58,7 @@ class Desk:
             samples=self._samples(),
         )
 
-    def _node(self, member: Member, now_s: float) -> NodeStatus:
+    def _node(self, member: Lease, now_s: float) -> NodeStatus:
         hello = member.hello
         assert hello.device is not None and hello.pipeline_addr is not None
         fault = self.planner.fault_of(hello.node_id, now_s)
@@ -86,7 +86,7 @@ class Desk:
             why=fault,
         )
 
-    def _state(self, member: Member, fault: str) -> NodeState:
+    def _state(self, member: Lease, fault: str) -> NodeState:
         if member.state != "ready" or not fault:
             return member.state
         return "unreachable" if self.planner.is_tried(member.hello.node_id) else "joining"
@@ -166,7 +166,7 @@ def log_lines_lost_sample(role: str, lines: int) -> Sample:
     return Sample(name="hydra_log_lines_lost_total", kind="counter", help=text, value=lines, labels=(("role", role),))
 
 
-def _stage(model_id: str, route: Route, placed: Placed) -> StageStatus:
+def _stage(model_id: str, route: Route, placed: StagePlacement) -> StageStatus:
     state = "ready" if placed.ready else "loaded" if placed.loaded is not None else "loading"
     share = placed.share
     return StageStatus(model_id=model_id, first_layer=share.first_layer, end_layer=share.end_layer, state=state)

@@ -13,11 +13,11 @@ import attrs
 import structlog
 import trio
 
-from hydra.actors.core.ports import Aside, Lender
+from hydra.actors.core.ports import Lender, RunBlocking
 from hydra.protocol import store_lane
 from hydra.protocol.messages import Sample
 from hydra.protocol.refusal import Refusal, RefusalError
-from hydra.protocol.store_lane import Answer, ChunkAsked, ChunkRefused, ChunkTold
+from hydra.protocol.store_lane import Answer, ChunkRefused, ChunkReply, ChunkRequest
 from hydra.protocol.wires.wire import Delivery, PeerGone, StoreHub, TheyBrokeTheRules, WireFull
 
 log = structlog.get_logger()
@@ -32,7 +32,7 @@ class StoreServer:
 
     hub: StoreHub
     lender: Lender
-    aside: Aside  # abandons what is cancelled: a read that hangs must not hold the process
+    aside: RunBlocking  # abandons what is cancelled: a read that hangs must not hold the process
     auth: str = ""
     told_bytes: int = attrs.field(default=0, init=False)
     refused: int = attrs.field(default=0, init=False)
@@ -72,7 +72,7 @@ class StoreServer:
                 continue
             self._send(delivery, await self._answer(ask))
 
-    async def _answer(self, ask: ChunkAsked) -> Answer:
+    async def _answer(self, ask: ChunkRequest) -> Answer:
         if not hmac.compare_digest(ask.auth.encode(), self.auth.encode()):
             return self._no(ask, Refusal(code="unauthorized", message="the cluster's join token was not shown"))
         with trio.move_on_after(READ_LEASE_S):
@@ -83,11 +83,11 @@ class StoreServer:
             except OSError as why:  # a disk that fails fails this one question
                 message = f"{ask.file} cannot be read here: {why.strerror}"
                 return self._no(ask, Refusal(code="bad_model", message=message))
-            return ChunkTold(number=ask.number, file_bytes=lent.file_bytes, data=lent.data)
+            return ChunkReply(number=ask.number, file_bytes=lent.file_bytes, data=lent.data)
         message = f"{ask.file} was not read within {READ_LEASE_S:.0f} s; the disk is slow or gone"
         return self._no(ask, Refusal(code="timeout", message=message, retry_after_s=READ_LEASE_S))
 
-    def _no(self, ask: ChunkAsked, refusal: Refusal) -> ChunkRefused:
+    def _no(self, ask: ChunkRequest, refusal: Refusal) -> ChunkRefused:
         self.refused += 1
         return ChunkRefused(number=ask.number, refusal=refusal)
 
@@ -97,5 +97,5 @@ class StoreServer:
         except (PeerGone, WireFull):
             self.dropped += 1
             return
-        if isinstance(answer, ChunkTold):
+        if isinstance(answer, ChunkReply):
             self.told_bytes += len(answer.data)

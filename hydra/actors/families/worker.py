@@ -13,23 +13,23 @@ import attrs
 import structlog
 import trio
 
-from hydra.actors.core.gateway import Post
-from hydra.actors.core.host import House
+from hydra.actors.core.gateway import Gateway
+from hydra.actors.core.host import ActorHost
 from hydra.actors.core.machine import Effect
 from hydra.actors.core.membership import Leave, Member, Reached, Start, TurnedAway
 from hydra.actors.core.names import MEMBER, SCOUT, STAGE
-from hydra.actors.core.ports import Aside, AtHand, Compute, Progress, Supply
+from hydra.actors.core.ports import AlreadyLocal, Compute, Progress, RunBlocking, Supply
 from hydra.actors.families.store_server import StoreServer
 from hydra.actors.membership.dialling import dial_all
 from hydra.actors.membership.scout import RunDial, Scout, ScoutBack
 from hydra.actors.stage.stage import (
     Activated,
-    LoadMoved,
     Publish,
     RunActivate,
     RunDrop,
     RunLoad,
     SliceIn,
+    SliceMoved,
     SliceRefused,
     Stage,
     ThreadStuck,
@@ -67,13 +67,13 @@ class WorkerParts:
     spoke: Spoke
     pipeline_addr: str  # as others reach it
     compute: Compute
-    aside: Aside
+    aside: RunBlocking
     host: str
     pid: int
     auth: str = ""
     dial: Dialler
     family: str = ""  # see Hello
-    supply: Supply = AtHand()
+    supply: Supply = AlreadyLocal()
     store: StoreServer | None = None  # lends to others what was loaded here
     store_addr: str | None = None  # as others reach it
     log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
@@ -89,22 +89,22 @@ class Worker:
 
     parts: WorkerParts
     line: StageLine = attrs.field(factory=lambda: StageLine(FenceBoard()), init=False)
-    house: House = attrs.field(init=False)
+    house: ActorHost = attrs.field(init=False)
     stage: Stage = attrs.field(factory=Stage, init=False)
     member: Member = attrs.field(init=False)
     wake: Callable[[], None] = attrs.field(default=lambda: None, init=False)
     progress: Callable[[], tuple[StageProgress, ...]] = attrs.field(default=lambda: (), init=False)
     _chores: trio.MemorySendChannel[Effect] = attrs.field(init=False)
     _orders: trio.MemoryReceiveChannel[Effect] = attrs.field(init=False)
-    _post: Post = attrs.field(init=False)
+    _post: Gateway = attrs.field(init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         spoke = self.parts.spoke
         self._chores, self._orders = trio.open_memory_channel(CHORES_MAX)
-        self._post = Post(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
+        self._post = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
         self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(STAGE,))
-        self.house = House(spoke.peer, self._post.carry)
+        self.house = ActorHost(spoke.peer, self._post.carry)
         self.house.add(MEMBER, self.member, self._perform)
         self.house.add(STAGE, self.stage, self._perform)
         self.house.add(SCOUT, Scout(), self._perform)
@@ -259,7 +259,7 @@ class Worker:
             if bytes_done == told_bytes or not (far or time.monotonic() - told_s > PROGRESS_EVERY_S):
                 return
             told_bytes, told_s = bytes_done, time.monotonic()
-            moved = LoadMoved(order.route, order.epoch, bytes_done, bytes_total, phase)
+            moved = SliceMoved(order.route, order.epoch, bytes_done, bytes_total, phase)
             token.run_sync_soon(self.house.post, STAGE, moved)
 
         return tell

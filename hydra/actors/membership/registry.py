@@ -78,7 +78,7 @@ class Opened:
 
 
 @attrs.define(eq=False)
-class Member:
+class Lease:
     """One living process and its lease."""
 
     hello: Hello
@@ -106,7 +106,7 @@ class Registry:
     stale_dropped: int = attrs.field(default=0, init=False)  # by workers that are gone
     lost_nodes: list[tuple[NodeId, str]] = attrs.field(factory=list, init=False)
     _log_lines_lost: Counter[str] = attrs.field(factory=Counter, init=False)  # by role, of members that are gone
-    _members: dict[NodeId, Member] = attrs.field(factory=dict, init=False)
+    _members: dict[NodeId, Lease] = attrs.field(factory=dict, init=False)
     _granted: int = attrs.field(default=0, init=False)
     _beacons: int = attrs.field(default=0, init=False)
     _greeted: set[PeerId] = attrs.field(factory=set, init=False)  # processes that had a generation from this life
@@ -139,7 +139,7 @@ class Registry:
             case _:
                 raise AssertionError(f"a registry cannot be told {event!r}")
 
-    def members(self) -> tuple[Member, ...]:
+    def members(self) -> tuple[Lease, ...]:
         return tuple(self._members.values())
 
     def speaker_of(self, peer: PeerId) -> Speaker:
@@ -175,7 +175,7 @@ class Registry:
         self.changes += 1
         generation = Generation(self.term * GENERATIONS_PER_TERM + self._granted)
         free = hello.device.memory_free_bytes if hello.device else 0
-        self._members[hello.node_id] = Member(hello, peer, generation, now_s, memory_free_bytes=free)
+        self._members[hello.node_id] = Lease(hello, peer, generation, now_s, memory_free_bytes=free)
         welcome = Welcome(
             generation=generation, term=self.term, heartbeat_s=self.heartbeat_s, results_addr=self.results_addr
         )
@@ -246,10 +246,10 @@ class Registry:
 
     # ------------------------------------------------------------ leases
 
-    def _member(self, peer: PeerId) -> Member | None:
+    def _member(self, peer: PeerId) -> Lease | None:
         return next((member for member in self._members.values() if member.peer == peer), None)
 
-    def _child(self, parent: PeerId, node: NodeId) -> Member | None:
+    def _child(self, parent: PeerId, node: NodeId) -> Lease | None:
         """The member of this name, if the parent at that peer started it."""
         speaker, member = self._member(parent), self._members.get(node)
         return member if speaker is not None and member is not None and _is_child(member, speaker) else None
@@ -282,12 +282,12 @@ class Registry:
                 effects += self._suspicion(member, suspect=True)
         return effects
 
-    def _suspicion(self, member: Member, *, suspect: bool) -> list[Effect]:
+    def _suspicion(self, member: Lease, *, suspect: bool) -> list[Effect]:
         if member.hello.role != "worker":
             return []
         return [Tell(PLANNER_NAME, NodeSuspect(node=member.hello.node_id, suspect=suspect))]
 
-    def _lose(self, member: Member, why: str, *, expel: bool = True) -> list[Effect]:
+    def _lose(self, member: Lease, why: str, *, expel: bool = True) -> list[Effect]:
         node = member.hello.node_id
         del self._members[node]
         self.changes += 1
@@ -330,7 +330,7 @@ class Registry:
         why = f"step {late.step} is overdue and no stage holds it"
         return [Tell(PLANNER_NAME, StepVanished(route=late.route, epoch=late.epoch, why=why, stage_index=lost_before))]
 
-    def _verdict(self, member: Member, late: StepOverdue) -> Literal["stuck", "sent it on", "waits"]:
+    def _verdict(self, member: Lease, late: StepOverdue) -> Literal["stuck", "sent it on", "waits"]:
         said = [p for p in member.progress if p.route == late.route and p.epoch == late.epoch]
         accepted = max((p.accepted for p in said), default=StepId(0))
         sent = max((p.sent for p in said), default=StepId(0))
@@ -339,7 +339,7 @@ class Registry:
         return "stuck" if accepted >= late.step else "waits"
 
 
-def _is_child(member: Member, parent: Member) -> bool:
+def _is_child(member: Lease, parent: Lease) -> bool:
     """Whether that parent started this process: both show the same secret, which it made up and told nobody else."""
     if parent.hello.role != "parent" or not parent.hello.family:
         return False

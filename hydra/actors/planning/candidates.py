@@ -14,7 +14,7 @@ Links = frozenset[tuple[NodeId, NodeId]]  # from, to
 
 
 @attrs.frozen(kw_only=True)
-class Seat:
+class Candidate:
     """A node that may take layers. `held` are the layers of this model it has in memory now."""
 
     node: NodeId
@@ -22,7 +22,7 @@ class Seat:
     held: frozenset[int] = frozenset()
 
 
-def possible_orders(seats: Sequence[Seat], blocked: Links = frozenset()) -> list[tuple[Seat, ...]]:
+def possible_orders(seats: Sequence[Candidate], blocked: Links = frozenset()) -> list[tuple[Candidate, ...]]:
     """Orders of all these seats in which no one is followed by another that it cannot send to.
 
     Join order first, so that it wins among equals. Empty when there is none, or none was found in STEPS_MAX steps.
@@ -36,25 +36,25 @@ def possible_orders(seats: Sequence[Seat], blocked: Links = frozenset()) -> list
     return [order for order in permutations(seats) if _is_free(order, blocked)]
 
 
-def most_blocked(seats: Sequence[Seat], blocked: Links) -> Seat:
+def most_blocked(seats: Sequence[Candidate], blocked: Links) -> Candidate:
     """Whom to do without when no order of all is possible; among equals the one that joined last."""
 
-    def links_of(seat: Seat) -> int:
+    def links_of(seat: Candidate) -> int:
         there = {other.node for other in seats}
         return sum(seat.node in link and there.issuperset(link) for link in blocked)
 
     return max(reversed(seats), key=links_of)
 
 
-def _is_free(order: Sequence[Seat], blocked: Links) -> bool:
+def _is_free(order: Sequence[Candidate], blocked: Links) -> bool:
     return not any((one.node, other.node) in blocked for one, other in pairwise(order))
 
 
-def _first_free(seats: Sequence[Seat], blocked: Links) -> list[tuple[Seat, ...]]:
+def _first_free(seats: Sequence[Candidate], blocked: Links) -> list[tuple[Candidate, ...]]:
     """Depth first, in join order."""
     steps = iter(range(STEPS_MAX))
 
-    def longer(order: tuple[Seat, ...], left: tuple[Seat, ...]) -> Iterator[tuple[Seat, ...]]:
+    def longer(order: tuple[Candidate, ...], left: tuple[Candidate, ...]) -> Iterator[tuple[Candidate, ...]]:
         if not left:
             yield order
         for seat in left:

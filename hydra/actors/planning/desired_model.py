@@ -22,14 +22,14 @@ class Describe:
 
 
 @attrs.frozen
-class WishFailed:
+class DesiredModelFailed:
     """Effect: a model that was wished for at start cannot be served. It is tried again; a first start may give up."""
 
     refusal: Refusal
 
 
 @attrs.frozen
-class Moved:
+class LoadMoved:
     """Effect: something of a model has been fetched or read by a node; for people to see."""
 
     model_id: str
@@ -81,7 +81,7 @@ class NotDescribed:
 
 
 @attrs.frozen
-class Wish:
+class DesiredModel:
     """A model that should be there: what the state directory remembers."""
 
     model_path: str
@@ -100,17 +100,17 @@ class SaveState:
     """Effect: write term, wishes and the last placement's nodes to the state directory before anything is sent."""
 
     term: int
-    wishes: tuple[Wish, ...]
+    wishes: tuple[DesiredModel, ...]
     nodes: tuple[NodeId, ...]
 
 
 @attrs.frozen
-class Begin:
+class Recover:
     """Event: the coordinator is up. Waited for are `expected` workers, all of `local` among them, at most `patience_s`,
     and those `nodes` that computed in a former life, at most `nodes_s` (and `patience_s`).
     """
 
-    wishes: tuple[Wish, ...]
+    wishes: tuple[DesiredModel, ...]
     expected: int
     nodes: tuple[NodeId, ...]
     patience_s: float

@@ -7,11 +7,11 @@ from collections.abc import Container, Iterable, Mapping
 import attrs
 
 from hydra.actors.core.facts import NodeJoined
-from hydra.actors.planning.candidates import Seat
+from hydra.actors.planning.candidates import Candidate
 from hydra.actors.planning.desired_model import Policy
 from hydra.actors.planning.placement import Route, route_dtype, seats_for
 from hydra.actors.planning.reach import Reach
-from hydra.actors.planning.split import Share, Terms, split_vram
+from hydra.actors.planning.split import LayerShare, SplitLimits, split_vram
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.model_spec import Dtype, ModelSpec
 from hydra.protocol.refusal import RefusalError
@@ -32,11 +32,11 @@ class Draft:
     """`moves`: somebody would have to read a layer that it does not hold."""
 
     dtype: Dtype
-    shares: tuple[Share, ...]
+    shares: tuple[LayerShare, ...]
     moves: bool
 
     @classmethod
-    def of(cls, dtype: Dtype, shares: tuple[Share, ...], seats: Iterable[Seat]) -> "Draft":
+    def of(cls, dtype: Dtype, shares: tuple[LayerShare, ...], seats: Iterable[Candidate]) -> "Draft":
         held = {seat.node: seat.held for seat in seats}
         moves = any(not held[share.node].issuperset(range(share.first_layer, share.end_layer)) for share in shares)
         return cls(dtype, shares, moves)
@@ -67,7 +67,7 @@ class Drafter:
 
     def _over(self, wanted: Wanted, nodes: Mapping[NodeId, NodeJoined], now_s: float) -> Draft:
         dtype = route_dtype(wanted.spec, wanted.dtype, list(nodes.values()))
-        terms = Terms(
+        terms = SplitLimits(
             dtype=dtype,
             reserve_bytes=self.policy.reserve_bytes,
             kv_fraction=self.policy.kv_fraction,

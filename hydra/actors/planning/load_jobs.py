@@ -8,7 +8,7 @@ from typing import Literal
 
 import attrs
 
-from hydra.actors.planning.placement import Placed, Route
+from hydra.actors.planning.placement import Route, StagePlacement
 from hydra.protocol.messages import JobStatus, NodeLoad
 from hydra.protocol.refusal import Refusal, refuse
 
@@ -56,7 +56,7 @@ def node_loads(route: Route | None) -> tuple[NodeLoad, ...]:
     return tuple(_node_load(placed) for placed in route.stages) if route is not None else ()
 
 
-def _node_load(placed: Placed) -> NodeLoad:
+def _node_load(placed: StagePlacement) -> NodeLoad:
     return NodeLoad(
         node_id=placed.share.node,
         state="loaded" if placed.loaded is not None else placed.phase,

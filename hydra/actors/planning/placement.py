@@ -6,8 +6,8 @@ from typing import Literal
 import attrs
 
 from hydra.actors.core.facts import NodeJoined
-from hydra.actors.planning.candidates import Seat
-from hydra.actors.planning.split import Share, context_needed
+from hydra.actors.planning.candidates import Candidate
+from hydra.actors.planning.split import LayerShare, context_needed
 from hydra.protocol.ids import Epoch, NodeId, RouteId
 from hydra.protocol.messages import LoadPhase, SliceLoaded
 from hydra.protocol.model.model_spec import Dtype, ModelSpec
@@ -18,10 +18,10 @@ DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 
 
 @attrs.define(eq=False)
-class Placed:
+class StagePlacement:
     """One stage of a route: its share, the node in the life that was planned for, and how far it has come."""
 
-    share: Share
+    share: LayerShare
     node: NodeJoined
     loaded: SliceLoaded | None = None
     ready: bool = False
@@ -38,7 +38,7 @@ class Route:
     route: RouteId
     epoch: Epoch
     dtype: Dtype
-    stages: list[Placed]
+    stages: list[StagePlacement]
     kv_blocks: int = 0
     max_model_len: int = 0
 
@@ -77,7 +77,7 @@ def _offers(nodes: list[NodeJoined]) -> str:
 
 def seats_for(
     spec: ModelSpec, dtype: Dtype, nodes: Mapping[NodeId, NodeJoined], held: Route | None, others: Iterable[Route]
-) -> list[Seat]:
+) -> list[Candidate]:
     """The nodes with the memory they have left beside other models' routes, in join order.
 
     What a node holds is what its hello said, and what it has loaded since for the `held` route.
@@ -87,15 +87,15 @@ def seats_for(
         for placed in route.stages:
             used = placed.share.weight_bytes + _pool_bytes(route, placed)
             taken[placed.share.node] = taken.get(placed.share.node, 0) + used
-    seats: list[Seat] = []
+    seats: list[Candidate] = []
     for name, node in nodes.items():
         room = node.offer.memory_total_bytes - taken.get(name, 0)
         if room > 0:
-            seats.append(Seat(node=name, memory_bytes=room, held=_held_layers(spec, dtype, node, held)))
+            seats.append(Candidate(node=name, memory_bytes=room, held=_held_layers(spec, dtype, node, held)))
     return seats
 
 
-def _pool_bytes(route: Route, placed: Placed) -> int:
+def _pool_bytes(route: Route, placed: StagePlacement) -> int:
     """What the KV pool really takes, once it has been sized; until then all that it might."""
     if not route.kv_blocks or placed.loaded is None or not placed.loaded.kv_blocks_max:
         return placed.share.kv_memory_bytes

@@ -5,11 +5,11 @@ from typing import Literal
 import attrs
 
 from hydra.actors.core.machine import Effect, Send
-from hydra.actors.planning.desired_model import Wish
+from hydra.actors.planning.desired_model import DesiredModel
 from hydra.actors.planning.outage import Outage
 from hydra.actors.planning.placement import Route
 from hydra.protocol.ids import Address, AskId
-from hydra.protocol.messages import ModelTold
+from hydra.protocol.messages import ModelReply
 from hydra.protocol.model.model_spec import Described, ModelCard
 from hydra.protocol.refusal import Refusal
 
@@ -25,7 +25,7 @@ _SHOWN: dict[Phase, Literal["loading", "ready", "degraded", "failed"]] = {
 class PlannedModel:
     """Those in `asks` wait for its first Ready, or for the refusal."""
 
-    wish: Wish
+    wish: DesiredModel
     model_id: str
     job: str
     asks: list[tuple[Address, AskId]] = attrs.field(factory=list)
@@ -71,5 +71,5 @@ class PlannedModel:
     def answer(self, *, state: Literal["ready"] | None = None, refusal: Refusal | None = None) -> list[Effect]:
         """Tells everybody who waits, once."""
         asks, self.asks = self.asks, []
-        told = [ModelTold(ask=ask, model_id=self.model_id, state=state, refusal=refusal) for _, ask in asks]
+        told = [ModelReply(ask=ask, model_id=self.model_id, state=state, refusal=refusal) for _, ask in asks]
         return [Send(sender, message) for (sender, _), message in zip(asks, told, strict=True)]

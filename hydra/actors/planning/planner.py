@@ -36,44 +36,44 @@ from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send
 from hydra.actors.core.names import ASKS, BROKER_NAME, MEMBER
 from hydra.actors.planning import stage_orders, startup_quorum
 from hydra.actors.planning.desired_model import (
-    Begin,
     CheckSource,
     Describe,
+    DesiredModel,
+    DesiredModelFailed,
+    LoadMoved,
     ModelNoted,
-    Moved,
     NodeNoted,
     NotDescribed,
     Policy,
+    Recover,
     SaveState,
     SourceChecked,
     WasDescribed,
-    Wish,
-    WishFailed,
 )
 from hydra.actors.planning.draft import Draft, Drafter, Wanted
 from hydra.actors.planning.load_jobs import Jobs, node_loads
 from hydra.actors.planning.outage import MOVING_S, Outage
-from hydra.actors.planning.placement import Placed, Route, pool_size
+from hydra.actors.planning.placement import Route, StagePlacement, pool_size
 from hydra.actors.planning.planned_model import Phase, PlannedModel
 from hydra.actors.planning.reach import HERE, REDIAL, DialledOut, Reach
 from hydra.actors.planning.split import check_max_model_len
-from hydra.actors.planning.startup_quorum import Muster
-from hydra.actors.planning.weight_sources import Lenders
+from hydra.actors.planning.startup_quorum import StartupQuorum
+from hydra.actors.planning.weight_sources import WeightSources
 from hydra.protocol.ids import COORDINATOR, Address, AskId, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages import (
     CancelJob,
     Dialled,
     Fenced,
-    JobsAsked,
-    JobsTold,
+    JobsReply,
+    JobsRequest,
     LoadFailed,
     LoadModel,
     LoadProgress,
     LoadSlice,
+    ModelReply,
     ModelsChanged,
-    ModelTold,
     NodeLoad,
-    ReachTold,
+    ReachReport,
     Ready,
     Rebalance,
     RouteBroken,
@@ -108,16 +108,16 @@ class Planner:
     _suspects: set[NodeId] = attrs.field(factory=set, init=False)
     _models: dict[str, PlannedModel] = attrs.field(factory=dict, init=False)
     _frontends: list[PeerId] = attrs.field(factory=list, init=False)
-    _muster: Muster = attrs.field(factory=Muster, init=False)
+    _muster: StartupQuorum = attrs.field(factory=StartupQuorum, init=False)
     _next_route: int = attrs.field(default=1, init=False)
     _jobs: Jobs = attrs.field(factory=Jobs, init=False)
-    _lenders: Lenders = attrs.field(init=False)
+    _lenders: WeightSources = attrs.field(init=False)
     _reach: Reach = attrs.field(init=False)
     _drafter: Drafter = attrs.field(init=False)
     _mustered: set[NodeId] = attrs.field(factory=set, init=False)  # those that could be counted on, once
 
     def __attrs_post_init__(self) -> None:
-        self._lenders = Lenders(self.store_addr)
+        self._lenders = WeightSources(self.store_addr)
         self._reach = Reach(self.results_addr, self.store_addr)
         self._drafter = Drafter(self.policy, self._reach)
 
@@ -145,7 +145,7 @@ class Planner:
             case TermRaised(term=term):
                 self.term = term
                 return [self._save()]
-            case Begin() as begin:
+            case Recover() as begin:
                 return self._begin(begin, now_s)
             case WasDescribed(model_path=path, described=described):
                 return self._described(path, described, now_s)
@@ -197,7 +197,7 @@ class Planner:
                 return self._unload(sender, ask_id, model_id)
             case Rebalance(ask=ask_id):
                 return self._rebalance(sender, ask_id, now_s)
-            case JobsAsked(ask=ask_id, job=job):
+            case JobsRequest(ask=ask_id, job=job):
                 return self._tell_jobs(sender, ask_id, job)
             case CancelJob(ask=ask_id, job=job):
                 return self._cancel(sender, ask_id, job)
@@ -225,7 +225,7 @@ class Planner:
 
     # ------------------------------------------------------------ wishes
 
-    def _begin(self, begin: Begin, now_s: float) -> list[Effect]:
+    def _begin(self, begin: Recover, now_s: float) -> list[Effect]:
         effects = self._muster.begin(begin, now_s)
         for wish in begin.wishes:
             effects += self._want(wish, None)
@@ -233,7 +233,7 @@ class Planner:
             model.kept = True
         return [self._save(), *effects]
 
-    def _want(self, wish: Wish, asker: tuple[Address, AskId] | None) -> list[Effect]:
+    def _want(self, wish: DesiredModel, asker: tuple[Address, AskId] | None) -> list[Effect]:
         model_id = wish.model_id or default_model_id(wish.model_path)
         job = self._jobs.begin(self.term, model_id, wish.model_path)
         model = PlannedModel(wish, model_id, job, created_s=self.wall_s)
@@ -244,7 +244,7 @@ class Planner:
         return [Tell(BROKER_NAME, known), Describe(wish.place)]
 
     def _load(self, sender: Address, ask: LoadModel) -> list[Effect]:
-        wish = Wish(ask.model_path, ask.model_id, ask.dtype)
+        wish = DesiredModel(ask.model_path, ask.model_id, ask.dtype)
         model_id = wish.model_id or default_model_id(wish.model_path)
         if model_id in self._models and self._models[model_id].phase != "failed":
             message = f"a model {model_id!r} is there already; unload it first, or give another model_id"
@@ -324,11 +324,11 @@ class Planner:
         try:
             told = self._jobs.told(job)
         except RefusalError as why:
-            return [Send(sender, JobsTold(ask=ask, refusal=why.refusal))]
+            return [Send(sender, JobsReply(ask=ask, refusal=why.refusal))]
         jobs = tuple(
             attrs.evolve(one, nodes=node_loads(routes.get(one.job))) if one.state == "loading" else one for one in told
         )
-        return [Send(sender, JobsTold(ask=ask, jobs=jobs))]
+        return [Send(sender, JobsReply(ask=ask, jobs=jobs))]
 
     def _cancel(self, sender: Address, ask: AskId, job: str) -> list[Effect]:
         """Stages that are told to drop their slice stop fetching; their caches keep what has come."""
@@ -407,7 +407,7 @@ class Planner:
         """Says at both ends that a node cannot be used, or can be again."""
         effects: list[Effect] = []
         for node, fault in self._reach.news(now_s):
-            told = ReachTold(generation=node.generation, fault=fault)
+            told = ReachReport(generation=node.generation, fault=fault)
             effects += [NodeNoted(node.node, fault), Send(Address(node.peer, MEMBER), told)]
         return effects
 
@@ -514,7 +514,7 @@ class Planner:
             route=old.route if old else RouteId(self._next_route),
             epoch=Epoch(self.term, self.number),
             dtype=draft.dtype,
-            stages=[Placed(share, self._nodes[share.node], heard_s=now_s) for share in draft.shares],
+            stages=[StagePlacement(share, self._nodes[share.node], heard_s=now_s) for share in draft.shares],
         )
         self._next_route += 0 if old else 1
         model.route, model.phase = route, "loading"
@@ -528,7 +528,7 @@ class Planner:
         effects += [self._order(described, route, placed) for placed in route.stages]
         return [*effects, *self._announce()]
 
-    def _order(self, described: Described, route: Route, placed: Placed) -> Effect:
+    def _order(self, described: Described, route: Route, placed: StagePlacement) -> Effect:
         share, to = placed.share, placed.share.node
         others = [node for name, node in self._nodes.items() if name != to and name not in self._suspects]
         return stage_orders.load(
@@ -550,7 +550,7 @@ class Planner:
         load = NodeLoad(
             node_id=placed.share.node, state=said.phase, bytes_done=said.bytes_done, bytes_total=said.bytes_total
         )
-        return [Moved(model.model_id, load)]
+        return [LoadMoved(model.model_id, load)]
 
     def _slice_loaded(self, peer: PeerId, loaded: SliceLoaded, now_s: float) -> list[Effect]:
         found = self._placed(peer, loaded.route, loaded.epoch)
@@ -648,9 +648,9 @@ class Planner:
                     "add workers, so that each holds fewer layers"
                 )
                 return self._load_failed(to.peer, route, epoch, Refusal(code="unsupported", message=message), now_s)
-            case JobsTold(ask=ask):
+            case JobsReply(ask=ask):
                 refusal = Refusal(code="invalid_value", message=f"the answer is too large ({reason}); ask for one job")
-                return [Send(to, JobsTold(ask=ask, refusal=refusal))]
+                return [Send(to, JobsReply(ask=ask, refusal=refusal))]
             case _:
                 return []  # models or a state of ours; the Post has logged it
 
@@ -683,7 +683,9 @@ class Planner:
         if refusal.code != "no_workers" and (model.asks or not (model.kept or model.served)):
             return [*effects, *self._fail(model, refusal)]  # nothing of that comes by waiting
         if model.kept and not model.served and refusal.code != "no_workers":
-            effects.append(WishFailed(refusal))  # neither memory nor a setting that nobody can keep comes by waiting
+            effects.append(
+                DesiredModelFailed(refusal)
+            )  # neither memory nor a setting that nobody can keep comes by waiting
         model.phase, model.why = "waiting", refusal.message
         stalled = attrs.evolve(refusal, code="no_workers", retry_after_s=refusal.retry_after_s or RETRY_AFTER_S)
         effects.append(Tell(BROKER_NAME, ModelStalled(model_id=model.model_id, refusal=stalled)))
@@ -721,7 +723,7 @@ class Planner:
         of_route = (m for m in self._models.values() if m.route is not None and m.route.route == route)
         return next((m for m in of_route if m.route is not None and m.route.epoch == epoch), None)
 
-    def _placed(self, peer: PeerId, route: RouteId, epoch: Epoch) -> tuple[PlannedModel, Placed] | None:
+    def _placed(self, peer: PeerId, route: RouteId, epoch: Epoch) -> tuple[PlannedModel, StagePlacement] | None:
         for model in self._models.values():
             if model.route is not None and model.route.route == route and model.route.epoch == epoch:
                 for placed in model.route.stages:
@@ -753,4 +755,4 @@ class Planner:
         refusal: Refusal | None = None,
         job: str | None = None,
     ) -> list[Effect]:
-        return [Send(to, ModelTold(ask=ask, model_id=model_id, state=state, refusal=refusal, job=job))]
+        return [Send(to, ModelReply(ask=ask, model_id=model_id, state=state, refusal=refusal, job=job))]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from hydra.actors.planning.candidates import Links, Seat, most_blocked, possible_orders
+from hydra.actors.planning.candidates import Candidate, Links, most_blocked, possible_orders
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.model_spec import Dtype, ModelSpec
 from hydra.protocol.refusal import RefusalError, refuse
@@ -20,7 +20,7 @@ ACTIVATION_TOKENS = 512  # widest micro-batch whose intermediate tensors are cou
 
 
 @attrs.frozen(kw_only=True)
-class Share:
+class LayerShare:
     """What one node gets: layers [first_layer, end_layer), and how much memory is left for its KV pool."""
 
     node: NodeId
@@ -31,7 +31,7 @@ class Share:
 
 
 @attrs.frozen(kw_only=True)
-class Terms:
+class SplitLimits:
     """What a split must satisfy, besides the model."""
 
     dtype: Dtype
@@ -80,11 +80,13 @@ def check_max_model_len(spec: ModelSpec, max_model_len: int) -> None:
 
 
 def context_needed(spec: ModelSpec, context_tokens: int) -> int:
-    """Tokens of one sequence that every plan must have KV for; `context_tokens` as in Terms."""
+    """Tokens of one sequence that every plan must have KV for; `context_tokens` as in SplitLimits."""
     return context_tokens or min(CONTEXT_MIN_TOKENS, spec.max_positions)
 
 
-def split_vram(spec: ModelSpec, seats: Sequence[Seat], terms: Terms, blocked: Links = frozenset()) -> tuple[Share, ...]:
+def split_vram(
+    spec: ModelSpec, seats: Sequence[Candidate], terms: SplitLimits, blocked: Links = frozenset()
+) -> tuple[LayerShare, ...]:
     """The split over these seats, in the order that moves the fewest layers. Raises RefusalError does_not_fit.
 
     More seats than layers: the roomiest ones sit. If the seats cannot all be used, fewer are tried. No stage follows
@@ -111,9 +113,9 @@ def split_vram(spec: ModelSpec, seats: Sequence[Seat], terms: Terms, blocked: Li
     raise refused
 
 
-def _split_over(spec: ModelSpec, orders: Sequence[tuple[Seat, ...]], terms: Terms) -> tuple[Share, ...]:
+def _split_over(spec: ModelSpec, orders: Sequence[tuple[Candidate, ...]], terms: SplitLimits) -> tuple[LayerShare, ...]:
     """In one of these orders of the same seats, or RefusalError."""
-    best: tuple[int, tuple[Share, ...]] | None = None
+    best: tuple[int, tuple[LayerShare, ...]] | None = None
     refused: RefusalError | None = None
     for order in orders:
         try:
@@ -132,14 +134,14 @@ def _split_over(spec: ModelSpec, orders: Sequence[tuple[Seat, ...]], terms: Term
     return best[1]
 
 
-def _moves(shares: tuple[Share, ...], order: Sequence[Seat]) -> int:
+def _moves(shares: tuple[LayerShare, ...], order: Sequence[Candidate]) -> int:
     return sum(
         len(set(range(share.first_layer, share.end_layer)) - seat.held)
         for share, seat in zip(shares, order, strict=True)
     )
 
 
-def _split_in_order(spec: ModelSpec, order: Sequence[Seat], terms: Terms) -> tuple[Share, ...]:
+def _split_in_order(spec: ModelSpec, order: Sequence[Candidate], terms: SplitLimits) -> tuple[LayerShare, ...]:
     weights = [seat.memory_bytes - reserve_of(seat.memory_bytes, terms.reserve_bytes) for seat in order]
     counts = proportional(spec.n_layers, weights)
     for _ in range(spec.n_layers * len(order)):
@@ -152,8 +154,10 @@ def _split_in_order(spec: ModelSpec, order: Sequence[Seat], terms: Terms) -> tup
     raise refuse("does_not_fit", _numbers(spec, _shares(spec, order, counts, terms), order, terms))
 
 
-def _shares(spec: ModelSpec, order: Sequence[Seat], counts: list[int], terms: Terms) -> tuple[Share, ...]:
-    shares: list[Share] = []
+def _shares(
+    spec: ModelSpec, order: Sequence[Candidate], counts: list[int], terms: SplitLimits
+) -> tuple[LayerShare, ...]:
+    shares: list[LayerShare] = []
     first = 0
     for seat, count in zip(order, counts, strict=True):
         end = first + count
@@ -161,7 +165,7 @@ def _shares(spec: ModelSpec, order: Sequence[Seat], counts: list[int], terms: Te
         weight_bytes = spec.slice_bytes(first, end, terms.dtype)
         left = usable - weight_bytes - _activation_bytes(spec, end == spec.n_layers)
         shares.append(
-            Share(
+            LayerShare(
                 node=seat.node,
                 first_layer=first,
                 end_layer=end,
@@ -178,17 +182,19 @@ def _activation_bytes(spec: ModelSpec, with_head: bool) -> int:
     return ACTIVATION_TOKENS * 4 * spec.layer_width + (64 * 4 * spec.vocab if with_head else 0)
 
 
-def _kv_needed(spec: ModelSpec, share: Share, terms: Terms) -> int:
+def _kv_needed(spec: ModelSpec, share: LayerShare, terms: SplitLimits) -> int:
     layers = share.end_layer - share.first_layer
     blocks = -(-context_needed(spec, terms.context_tokens) // terms.block_size)
     return blocks * terms.block_size * spec.kv_token_bytes(layers, terms.dtype)
 
 
-def _fits(spec: ModelSpec, share: Share, terms: Terms) -> bool:
+def _fits(spec: ModelSpec, share: LayerShare, terms: SplitLimits) -> bool:
     return share.kv_memory_bytes >= _kv_needed(spec, share, terms)
 
 
-def _move_one(spec: ModelSpec, shares: tuple[Share, ...], counts: list[int], short: int, terms: Terms) -> bool:
+def _move_one(
+    spec: ModelSpec, shares: tuple[LayerShare, ...], counts: list[int], short: int, terms: SplitLimits
+) -> bool:
     """Takes one layer from a node that is short and gives it to the one with the most room. False: nobody has any."""
     if counts[short] <= 1:
         return False
@@ -201,7 +207,7 @@ def _move_one(spec: ModelSpec, shares: tuple[Share, ...], counts: list[int], sho
     return True
 
 
-def _numbers(spec: ModelSpec, shares: tuple[Share, ...], order: Sequence[Seat], terms: Terms) -> str:
+def _numbers(spec: ModelSpec, shares: tuple[LayerShare, ...], order: Sequence[Candidate], terms: SplitLimits) -> str:
     """The refusal in figures, 1 GB = 10^9 bytes."""
     needed = spec.slice_bytes(0, spec.n_layers, terms.dtype)
     lines = [

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from hydra.actors.core.facts import NodeJoined, RouteUp
 from hydra.actors.core.machine import Effect, Send
 from hydra.actors.core.names import STAGE
-from hydra.actors.planning.placement import Placed, Route
+from hydra.actors.planning.placement import Route, StagePlacement
 from hydra.protocol.ids import Address, Epoch, RouteId
 from hydra.protocol.messages import Activate, DropSlice, LoadSlice
 from hydra.protocol.model.model_spec import Described, TensorRange
@@ -16,7 +16,7 @@ EXTRA_CREDITS = 2  # beyond one micro-batch per stage
 def load(
     described: Described,
     route: Route,
-    placed: Placed,
+    placed: StagePlacement,
     *,
     tensors: tuple[TensorRange, ...],
     sources: tuple[str, ...],

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import attrs
 
 from hydra.actors.core.machine import CancelTimer, Effect, SetTimer
-from hydra.actors.planning.desired_model import Begin
+from hydra.actors.planning.desired_model import Recover
 from hydra.protocol.ids import NodeId
 
 PATIENCE, AWAITED = "patience", "awaited"  # the timers: nobody is waited for any longer; nor the former nodes
@@ -18,7 +18,7 @@ GATHER_S = 2.0  # without a further join: then those that were started together 
 
 
 @attrs.define
-class Muster:
+class StartupQuorum:
     """`waiting`: no plan yet."""
 
     waiting: bool = attrs.field(default=False, init=False)
@@ -27,7 +27,7 @@ class Muster:
     _former: tuple[NodeId, ...] = attrs.field(default=(), init=False)
     _gathers: bool = attrs.field(default=False, init=False)  # nobody has come yet, and none knows how many will
 
-    def begin(self, begin: Begin, now_s: float) -> list[Effect]:
+    def begin(self, begin: Recover, now_s: float) -> list[Effect]:
         self.waiting, self._expected, self._former = True, begin.expected, begin.nodes
         self._local = begin.local
         self._gathers = not begin.expected and not begin.nodes

@@ -14,7 +14,7 @@ from hydra.protocol.model.model_spec import Described
 
 
 @attrs.define(eq=False)
-class Lenders:
+class WeightSources:
     """`store_addr` is where the coordinator lends what it described; empty: it does not."""
 
     store_addr: str

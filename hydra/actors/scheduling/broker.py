@@ -1,6 +1,6 @@
 """Who is computed when. The Broker takes generations in, keeps every route busy, and hands tokens back.
 
-It holds one Engine per route that is up, and a bounded queue of generations that wait for room or for a route. It
+It holds one RouteScheduler per route that is up, and a bounded queue of generations that wait for room or for a route. It
 decides eos, stop ids and max_tokens; stop strings and leaving clients are the Session's. When a route goes down it
 tells every session that had a row there to open again, and says which of them were in flight when a stage died.
 It does not know which nodes exist, what a layer is, or where a token is shown.
@@ -29,7 +29,7 @@ from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.probes import READY_FOR_S, Probes, ready_told
 from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.row_faults import RowFaults
-from hydra.actors.scheduling.scheduler import Drawn, Engine, SharePrefixes
+from hydra.actors.scheduling.scheduler import Drawn, RouteScheduler, SharePrefixes
 from hydra.actors.scheduling.vocabulary_check import beyond_vocabulary, of_the_vocabulary
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
 from hydra.protocol.context_length import context_overflow
@@ -38,7 +38,7 @@ from hydra.protocol.messages import (
     Close,
     Open,
     OpenRefused,
-    ReadyAsked,
+    ReadyRequest,
     Reopen,
     RouteBroken,
     Tokens,
@@ -96,7 +96,7 @@ class _Model:
     model_id: str
     max_model_len: int
     waiting: FairQueue
-    engine: Engine | None = None
+    engine: RouteScheduler | None = None
     up: RouteUp | None = None
     serves: bool = False  # a token has come through in this epoch, or nobody waited for one
     stalled: Refusal | None = None  # why new work is not taken now
@@ -136,7 +136,7 @@ class Broker:
                 return self._open(RowKey(sender.peer, opening.session), opening, now_s)
             case Received(sender=sender, message=Close(session=session, attempt=attempt)):
                 return self._close(RowKey(sender.peer, session), attempt, now_s)
-            case Received(sender=sender, message=ReadyAsked() as asked):
+            case Received(sender=sender, message=ReadyRequest() as asked):
                 return self._ready(sender, asked, now_s)
             case RouteUp() as up:
                 return self._route_up(up, now_s)
@@ -263,7 +263,7 @@ class Broker:
         model = self._model(up.model_id, up.max_model_len)
         assert model.engine is None, "a route came up twice without going down"
         model.max_model_len, model.up, model.serves = up.max_model_len, up, False
-        model.engine = Engine(
+        model.engine = RouteScheduler(
             route=up.route,
             epoch=up.epoch,
             n_stages=len(up.nodes),
@@ -341,7 +341,7 @@ class Broker:
         effects.append(CancelTimer(key) if at_s is None else SetTimer(key, at_s))
         return effects
 
-    def _admit(self, model: _Model, engine: Engine) -> None:
+    def _admit(self, model: _Model, engine: RouteScheduler) -> None:
         for row in engine.ended:
             model.waiting.end(row.key)
         engine.ended.clear()
@@ -391,7 +391,7 @@ class Broker:
         model.serves = True
         return [Tell(PLANNER.actor, RouteServed(model_id=model.model_id, epoch=model.up.epoch))]
 
-    def _settle_failed(self, engine: Engine) -> list[Effect]:
+    def _settle_failed(self, engine: RouteScheduler) -> list[Effect]:
         """Rows that the step went wrong for are opened again, or end."""
         effects: list[Effect] = []
         for row, fault in engine.failed:
@@ -428,7 +428,7 @@ class Broker:
 
     # ------------------------------------------------------------ readiness
 
-    def _ready(self, sender: Address, asked: ReadyAsked, now_s: float) -> list[Effect]:
+    def _ready(self, sender: Address, asked: ReadyRequest, now_s: float) -> list[Effect]:
         """Ready means proven: a token came through lately, or a probe token does now."""
         last_tokens_s = {
             model.model_id: -math.inf if model.engine.last_token_s is None else model.engine.last_token_s
@@ -450,7 +450,7 @@ class Broker:
         return self._probes.end(session, reason)
 
 
-def _who_fits(queue: FairQueue, engine: Engine) -> Waiting | None:
+def _who_fits(queue: FairQueue, engine: RouteScheduler) -> Waiting | None:
     """Whose turn it is, if there is room for it: nobody overtakes a long prompt that waits for blocks, but for those
     who may have the kept ones.
     """

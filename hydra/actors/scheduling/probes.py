@@ -10,7 +10,7 @@ from hydra.actors.core.names import PROBE_PEER
 from hydra.actors.scheduling.row import RowKey
 from hydra.protocol.batch import int32
 from hydra.protocol.ids import Address, AskId, Attempt, SessionId
-from hydra.protocol.messages import Open, ReadyTold
+from hydra.protocol.messages import Open, ReadyReply
 from hydra.protocol.sampling import GREEDY
 
 READY_FOR_S = 30.0  # a token so recent proves that the route works
@@ -21,7 +21,7 @@ ASK_AGAIN_S = 2.0
 def ready_told(asker: Address, ask: AskId, reason: str = "") -> Send:
     """Without a reason against it: ready."""
     retry_after_s = ASK_AGAIN_S if reason else None
-    return Send(asker, ReadyTold(ask=ask, ready=not reason, why=reason, retry_after_s=retry_after_s))
+    return Send(asker, ReadyReply(ask=ask, ready=not reason, why=reason, retry_after_s=retry_after_s))
 
 
 @attrs.define(eq=False)

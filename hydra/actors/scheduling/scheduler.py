@@ -56,7 +56,7 @@ class Flight:
 
 
 @attrs.define(eq=False)
-class Engine:
+class RouteScheduler:
     """Everything the Broker knows of one (route, epoch)."""
 
     route: RouteId

@@ -99,7 +99,7 @@ class ThreadTrouble:
 
 
 @attrs.frozen
-class LoadMoved:
+class SliceMoved:
     route: RouteId
     epoch: Epoch
     bytes_done: int
@@ -164,7 +164,7 @@ class Stage:
                 return self._refused(route, epoch, refusal)
             case Activated(route=route, epoch=epoch):
                 return self._activated(route, epoch)
-            case LoadMoved() as moved:
+            case SliceMoved() as moved:
                 return self._moved(moved)
             case ThreadTrouble(route=route, epoch=epoch, why=why, side=side):
                 return [Send(PLANNER, RouteBroken(route=route, epoch=epoch, why=why, side=side))]
@@ -221,7 +221,7 @@ class Stage:
         held.phase = "loading"
         return [Send(PLANNER, Fenced(route=route, epoch=epoch)), RunLoad(held.order)]
 
-    def _moved(self, moved: LoadMoved) -> list[Effect]:
+    def _moved(self, moved: SliceMoved) -> list[Effect]:
         if self._current(moved.route, moved.epoch, "loading") is None:
             return []
         progress = LoadProgress(

@@ -18,7 +18,7 @@ from torch import Tensor
 from hydra.kernels.attention.kv_pool import LayerCache
 from hydra.kernels.attention.sdpa import Mix, after_the_past
 from hydra.kernels.devices import processors, runs_triton
-from hydra.kernels.tensors import put
+from hydra.kernels.tensors import to_device
 from hydra.protocol.batch import Batch, OpenRow
 
 
@@ -101,9 +101,9 @@ def plan_step(
         slots.extend([table[at // block_size] * block_size + at % block_size for at in range(position, total)])
     if len(positions) != batch.n_tokens:
         raise ValueError(f"rows of {len(positions)} tokens in a batch of {batch.n_tokens}")
-    where = slots[0] if slots and is_run(slots) else put(np.array(slots, dtype=np.int64), device)
+    where = slots[0] if slots and is_run(slots) else to_device(np.array(slots, dtype=np.int64), device)
     spans = tuple(tuple([_span(row, view, block_size, dtype, device) for row in seen]) for view in views)
-    return StepPlan(put(np.array(positions, dtype=np.int64), device), where, spans)
+    return StepPlan(to_device(np.array(positions, dtype=np.int64), device), where, spans)
 
 
 def is_run(numbers: list[int]) -> bool:
@@ -126,7 +126,7 @@ def _span(row: _Row, view: View, block_size: int, dtype: torch.dtype, device: to
         slot = row.table[0] * block_size + first
         return RowSpan(row.start, row.length, total - first, slot, None, 0, mask)
     table = row.table[first // block_size :]
-    blocks = put(np.array(table, dtype=np.int64), device)
+    blocks = to_device(np.array(table, dtype=np.int64), device)
     return RowSpan(row.start, row.length, total - first, 0, blocks, first % block_size, mask)
 
 

@@ -24,7 +24,7 @@ _FLASH_HEAD_MAX = 256  # channels
 _sdpa = functional.scaled_dot_product_attention
 
 
-def make_mix(scale: float | None, softcap: float | None, like: Tensor) -> Mix:
+def make_sdpa(scale: float | None, softcap: float | None, like: Tensor) -> Mix:
     """`scale` multiplies the scores (None: 1 / sqrt(d)); `softcap` bends them below its size, and then every mask must
     be spelled out. `like` has the device and the dtype.
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hydra.kernels.attention.paged_attention import PagedRows, StepPlan, View, is_run
 from hydra.kernels.model.rotary import Rotary, lengths
-from hydra.kernels.tensors import put
+from hydra.kernels.tensors import to_device
 from hydra.protocol.batch import Batch, OpenRow
 
 TOKEN, POSITION, SLOT, REACH = range(4)  # the first fields; then one per view, and one per rotary that needs lengths
@@ -92,7 +92,7 @@ class DecodeInputs:
 
 
 def on_device(columns: DecodeColumns, block_size: int, device: torch.device) -> DecodeInputs:
-    return DecodeInputs(put(columns.fields, device), put(columns.table, device), block_size)
+    return DecodeInputs(to_device(columns.fields, device), to_device(columns.table, device), block_size)
 
 
 def empty_inputs(n_fields: int, n_rows: int, n_blocks: int, block_size: int, device: torch.device) -> DecodeInputs:

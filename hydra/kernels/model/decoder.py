@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hydra.kernels.attention.kv_pool import LayerCache
 from hydra.kernels.attention.paged_attention import Attend, StepPlan, View, make_decode
-from hydra.kernels.attention.sdpa import make_mix
+from hydra.kernels.attention.sdpa import make_sdpa
 from hydra.kernels.model.feed_forward import FeedForward, make_feed_forward
 from hydra.kernels.model.norms import Norm, make_norm
 from hydra.kernels.model.rotary import Table, Turn, rotate, rotate_some
@@ -138,7 +138,7 @@ def _make_attention(spec: ModelSpec, layer: int, weights: PartWeights, view: int
 def _make_attend(spec: ModelSpec, view: int, like: Tensor) -> Attend:
     scale, softcap = spec.decoder.attention_scale, spec.decoder.attention_softcap
     plain = spec.head_dim**-0.5 if scale is None else scale
-    return Attend(view, make_mix(scale, softcap, like), make_decode(plain, softcap, like.device))
+    return Attend(view, make_sdpa(scale, softcap, like), make_decode(plain, softcap, like.device))
 
 
 def _make_turn(spec: ModelSpec, layer: int, weights: PartWeights) -> Turn:

@@ -21,7 +21,7 @@ from hydra.kernels.model.decoder import Block, layer_view, make_block
 from hydra.kernels.model.norms import Norm, make_norm
 from hydra.kernels.model.rotary import Rotary, lengths, make_rotary
 from hydra.kernels.sampling.sampler import Drawn, Pick, sample
-from hydra.kernels.tensors import put
+from hydra.kernels.tensors import to_device
 from hydra.kernels.weights.linear import linear
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.batch import Batch, OpenRow
@@ -167,12 +167,14 @@ def decode(part: Slice, pool: KvPool, inputs: DecodeInputs, hidden: Tensor | Non
 
 
 def _through(part: Slice, pool: KvPool, batch: Batch, rows: Sequence[OpenRow], hidden: Tensor | None) -> Tensor:
-    x = _entry(part, put(batch.tokens, part.device) if part.is_first else None, hidden)
+    x = _entry(part, to_device(batch.tokens, part.device) if part.is_first else None, hidden)
     if not batch.n_tokens:
         return x
     plan = plan_step(batch, rows, pool.block_size, part.views, part.dtype, part.device)
     grown = [
-        put(lengths(rotary.spec, batch, rows), part.device) for rotary in part.rotaries if rotary.spec.depends_on_length
+        to_device(lengths(rotary.spec, batch, rows), part.device)
+        for rotary in part.rotaries
+        if rotary.spec.depends_on_length
     ]
     return _layers(part, pool, plan, grown, x)
 
@@ -210,7 +212,7 @@ def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Draw
     if part.head is None or not len(sampled):
         return _nothing(part)
     if len(sampled) < batch.n_tokens:
-        x = x.index_select(0, put(np.cumsum(batch.length, dtype=np.int64)[sampled] - 1, part.device))
+        x = x.index_select(0, to_device(np.cumsum(batch.length, dtype=np.int64)[sampled] - 1, part.device))
     return sample(part.head(x), _picks(batch, rows))
 
 
@@ -220,7 +222,7 @@ def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) ->
     if not len(sampled):
         return _nothing(part)
     if len(sampled) < len(rows):
-        logits = logits.index_select(0, put(sampled, part.device))
+        logits = logits.index_select(0, to_device(sampled, part.device))
     return sample(logits, _picks(batch, rows))
 
 

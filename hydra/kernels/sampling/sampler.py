@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hydra.kernels.sampling.noise import gumbel, stream_key
-from hydra.kernels.tensors import put
+from hydra.kernels.tensors import to_device
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Logprobs, Outcome, int32
 from hydra.protocol.sampling import SamplingParams
 
@@ -120,13 +120,13 @@ def _tempered(scores: Tensor, temperature: float) -> Tensor:
 
 def _within(scores: Tensor, ids: Sequence[int]) -> Tensor:
     """Ids beyond the vocabulary can be neither favoured nor drawn."""
-    return put(np.array([i for i in ids if 0 <= i < scores.shape[0]], dtype=np.int64), scores.device)
+    return to_device(np.array([i for i in ids if 0 <= i < scores.shape[0]], dtype=np.int64), scores.device)
 
 
 def _bias(scores: Tensor, params: SamplingParams) -> None:
     known = [(token, bias) for token, bias in params.logit_bias if 0 <= token < scores.shape[0]]
     if known:
-        biases = put(np.array([_bounded(bias) for _, bias in known], dtype=np.float32), scores.device)
+        biases = to_device(np.array([_bounded(bias) for _, bias in known], dtype=np.float32), scores.device)
         scores.index_add_(0, _within(scores, [token for token, _ in known]), biases)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.model.decode_step import DecodeColumns, DecodeInputs, empty_inputs, n_fields
 from hydra.kernels.model.slice import Slice, decode
-from hydra.kernels.tensors import put
+from hydra.kernels.tensors import to_device
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # rows; a step of more is launched kernel by kernel
 SPARE_BLOCKS = 1  # of the pool, for the rows that make up a number
@@ -52,8 +52,8 @@ class DecodeGraphs:
 
     def _feed(self, columns: DecodeColumns) -> None:
         n_rows, n_blocks = columns.table.shape
-        self._inputs.fields[:, :n_rows].copy_(put(columns.fields, self._part.device))
-        self._inputs.table[:n_rows, :n_blocks].copy_(put(columns.table, self._part.device))
+        self._inputs.fields[:, :n_rows].copy_(to_device(columns.fields, self._part.device))
+        self._inputs.table[:n_rows, :n_blocks].copy_(to_device(columns.table, self._part.device))
 
     def _capture(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """Twice plainly first, so that what is compiled or chosen at a first call is not in the graph."""

@@ -23,7 +23,7 @@ from hydra.kernels.step.warmup import warm_up
 from hydra.kernels.tensors import TORCH_DTYPES
 from hydra.kernels.weights.part_weights import fetch_parts, packed
 from hydra.kernels.weights.reader import Progress
-from hydra.kernels.weights.resident_weights import Copy, Shelf
+from hydra.kernels.weights.resident_weights import ResidentWeights, WeightsKey
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
@@ -37,7 +37,7 @@ from hydra.protocol.refusal import RefusalError, refuse
 class _Route:
     """A loaded slice, its pool once activated, and whether only its weights are being kept."""
 
-    copy: Copy
+    copy: WeightsKey
     parts: frozenset[Part]
     slice: Slice
     block_size: int
@@ -69,7 +69,7 @@ class Runner:
             torch.set_num_threads(threads)
         self._dtypes = native_dtypes(self._device) if dtypes is None else dtypes
         self._cap = memory_bytes or None
-        self._shelf = Shelf()
+        self._shelf = ResidentWeights()
         self._routes: dict[RouteId, _Route] = {}
         self._loading = threading.Lock()
         self._lane = _lane(self._device)
@@ -123,7 +123,7 @@ class Runner:
     def _load(self, order: LoadSlice, progress: Progress) -> tuple[_Route, int, float]:
         """The route, the bytes read for it, and the seconds that packing took."""
         _check(order, self._dtypes)
-        copy: Copy = (order.spec.fingerprint, order.dtype)
+        copy: WeightsKey = (order.spec.fingerprint, order.dtype)
         parts = slice_parts(order.spec, order.first_layer, order.end_layer)
         self._make_room(order, copy, parts)
         read_bytes, pack_s = self._fetch(order, copy, parts, progress)
@@ -180,7 +180,7 @@ class Runner:
         with torch.inference_mode():
             return within_memory(self._device, lambda: self._lane.collect(ticket))
 
-    def _make_room(self, order: LoadSlice, copy: Copy, parts: frozenset[Part]) -> None:
+    def _make_room(self, order: LoadSlice, copy: WeightsKey, parts: frozenset[Part]) -> None:
         """Frees what neither this order nor another route needs. Idle routes of the same weights are superseded."""
         self._forget([route for route, other in self._routes.items() if other.idle and other.copy == copy])
         self._tidy(copy, parts)
@@ -200,11 +200,13 @@ class Runner:
         for route in routes:
             del self._routes[route]
 
-    def _missing_bytes(self, order: LoadSlice, copy: Copy, parts: frozenset[Part]) -> int:
+    def _missing_bytes(self, order: LoadSlice, copy: WeightsKey, parts: frozenset[Part]) -> int:
         held = sum(weights.n_bytes for part, weights in self._shelf.parts(copy).items() if part in parts)
         return order.spec.slice_bytes(order.first_layer, order.end_layer, order.dtype) - held
 
-    def _fetch(self, order: LoadSlice, copy: Copy, parts: frozenset[Part], progress: Progress) -> tuple[int, float]:
+    def _fetch(
+        self, order: LoadSlice, copy: WeightsKey, parts: frozenset[Part], progress: Progress
+    ) -> tuple[int, float]:
         missing = parts - self._shelf.parts(copy).keys()
         made, read_bytes = fetch_parts(
             order.spec,
@@ -221,9 +223,9 @@ class Runner:
         self._shelf.put(copy, made)
         return read_bytes, time.monotonic() - read_at_s
 
-    def _tidy(self, copy: Copy | None = None, parts: frozenset[Part] = frozenset()) -> None:
+    def _tidy(self, copy: WeightsKey | None = None, parts: frozenset[Part] = frozenset()) -> None:
         """Keeps what the routes claim, and beside it these parts."""
-        claims: dict[Copy, frozenset[Part]] = {} if copy is None else {copy: parts}
+        claims: dict[WeightsKey, frozenset[Part]] = {} if copy is None else {copy: parts}
         for route in self._routes.values():
             claims[route.copy] = claims.get(route.copy, frozenset()) | route.parts
         self._shelf.keep_only(claims)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hydra.kernels.weights.linear import pack
 from hydra.kernels.weights.reader import Progress, read_ranges
-from hydra.kernels.weights.weight_memory import fresh
+from hydra.kernels.weights.weight_memory import weight_memory
 from hydra.protocol.model.layout import Part, is_norm, part_of, part_shapes, place_of
 from hydra.protocol.model.model_spec import ModelShape, Role, TensorRange
 from hydra.protocol.refusal import refuse
@@ -62,7 +62,7 @@ def fetch_parts(
     wanted: list[tuple[TensorRange, Tensor]] = []
     for part in sorted(parts, key=str):
         shapes = part_shapes(shape, part)
-        made[part] = PartWeights({role: fresh(size, dtype, device) for role, size in shapes.items()})
+        made[part] = PartWeights({role: weight_memory(size, dtype, device) for role, size in shapes.items()})
         wanted += _placed(part, made[part], sources[part])
     read_bytes = read_ranges(folder, wanted, progress)
     _check_norms([(source, target) for source, target in wanted if is_norm(place_of(source).role)])

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hydra.kernels.weights import staging as landing
-from hydra.kernels.weights.staging import Landing
+from hydra.kernels.weights.staging import Staging
 from hydra.protocol.model.model_spec import DTYPE_BYTES, TensorRange
 from hydra.protocol.refusal import refuse
 
@@ -158,7 +158,7 @@ def _raise_first(reads: "list[Future[None]]") -> None:
 @torch.inference_mode()
 def _serve(job: _Job) -> None:
     """One thread: chunk after chunk until none is left, or until one fails, which ends the others too."""
-    place = Landing()
+    place = Staging()
     try:
         try:
             while (chunk := job.take()) is not None:

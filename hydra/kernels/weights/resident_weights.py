@@ -11,15 +11,15 @@ from hydra.protocol.messages import Held
 from hydra.protocol.model.layout import Part
 from hydra.protocol.model.model_spec import Dtype
 
-Copy: TypeAlias = tuple[str, Dtype]  # one model's weights in one dtype: fingerprint and dtype
-Claims: TypeAlias = Mapping[Copy, frozenset[Part]]
+WeightsKey: TypeAlias = tuple[str, Dtype]  # one model's weights in one dtype: fingerprint and dtype
+Claims: TypeAlias = Mapping[WeightsKey, frozenset[Part]]
 
 
-class Shelf:
+class ResidentWeights:
     """Parts are complete or absent."""
 
     def __init__(self) -> None:
-        self._copies: dict[Copy, dict[Part, PartWeights]] = {}
+        self._copies: dict[WeightsKey, dict[Part, PartWeights]] = {}
 
     def keep_only(self, claims: Claims) -> None:
         """Forgets whatever no claim names."""
@@ -29,10 +29,10 @@ class Shelf:
             if (kept := {part: weights for part, weights in parts.items() if part in claims.get(copy, ())})
         }
 
-    def put(self, copy: Copy, parts: Mapping[Part, PartWeights]) -> None:
+    def put(self, copy: WeightsKey, parts: Mapping[Part, PartWeights]) -> None:
         self._copies.setdefault(copy, {}).update(parts)
 
-    def parts(self, copy: Copy) -> Mapping[Part, PartWeights]:
+    def parts(self, copy: WeightsKey) -> Mapping[Part, PartWeights]:
         return self._copies.get(copy, {})
 
     @property

@@ -22,7 +22,7 @@ SLAB_BYTES = 8 << 20  # read at once for a device: what a copy costs to start is
 Fill: TypeAlias = Callable[[memoryview], None]
 
 
-class Moved(Protocol):
+class CopyUnderWay(Protocol):
     """A copy under way."""
 
     def synchronize(self) -> None: ...
@@ -33,7 +33,7 @@ class Mover(Protocol):
 
     def slab(self, n_bytes: int) -> Tensor: ...
 
-    def move(self, landed: Tensor, target: Tensor) -> tuple[Moved, Tensor | None]:
+    def move(self, landed: Tensor, target: Tensor) -> tuple[CopyUnderWay, Tensor | None]:
         """Starts the copy; also a flag (bool, on the device) that says whether a finite value did not fit, or None."""
         ...
 
@@ -47,7 +47,7 @@ def is_straight(source: TensorRange, target: Tensor) -> bool:
     return target.device.type == "cpu" and target.dtype == TORCH_DTYPES[source.dtype]
 
 
-class Landing:
+class Staging:
     """One thread's, for one load onto one device. Before `settle` the targets must be neither used nor freed."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Landing:
 class _Slab:
     memory: Tensor
     content: memoryview  # the same bytes
-    moved: Moved | None = None
+    moved: CopyUnderWay | None = None
 
 
 class Slabs:
@@ -136,7 +136,7 @@ class CudaMover:
     def slab(self, n_bytes: int) -> Tensor:
         return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
 
-    def move(self, landed: Tensor, target: Tensor) -> tuple[Moved, Tensor | None]:
+    def move(self, landed: Tensor, target: Tensor) -> tuple[CopyUnderWay, Tensor | None]:
         lost = None
         if landed.dtype == target.dtype:
             target.copy_(landed, non_blocking=True)

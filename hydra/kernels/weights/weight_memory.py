@@ -16,7 +16,7 @@ HUGE_BYTES = 2 << 20  # a huge page on x86-64 and on arm64 with 4 KiB pages; els
 MAPPED_BYTES_MIN = 1 << 20
 
 
-def fresh(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def weight_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised, contiguous tensor of this shape. Raises MemoryError or torch.OutOfMemoryError."""
     n_bytes = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or n_bytes < MAPPED_BYTES_MIN or not hasattr(mmap, "MADV_HUGEPAGE"):

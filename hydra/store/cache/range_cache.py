@@ -23,7 +23,7 @@ from hydra.store.cache.range_fetch import Fetch, Piece, Unsupplied
 from hydra.store.cache.range_file import RangeFile
 from hydra.store.cache.range_journal import Chunk
 from hydra.store.cache.range_source import RangeSource
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.files.file_identity import FileIdentity
 from hydra.store.files.spans import cut
 
@@ -53,7 +53,7 @@ class RangeCache:
     """
 
     room: CacheRoom
-    patience: Patience = attrs.field(factory=Patience)
+    patience: RetryPolicy = attrs.field(factory=RetryPolicy)
     threads: int = THREADS
     _hold: Hold | None = attrs.field(default=None, init=False)
     _sure: dict[Path, _Sure] = attrs.field(factory=dict, init=False)

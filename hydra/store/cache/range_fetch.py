@@ -15,7 +15,7 @@ from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.range_file import RangeFile
 from hydra.store.cache.range_journal import Chunk
 from hydra.store.cache.range_source import RangeIgnored, RangeSource, SourceFault, SourceSilent, SourceUnfit
-from hydra.store.cache.retry_policy import Patience, Trial
+from hydra.store.cache.retry_policy import Retry, RetryPolicy
 
 CHUNK_BYTES = 4 << 20  # what a kill can cost per thread
 
@@ -38,7 +38,7 @@ class Fetch:
     """One `ensure` at work; shared by its threads."""
 
     sources: tuple[RangeSource, ...]
-    patience: Patience
+    patience: RetryPolicy
     progress: Callable[[int, int], None]
     cancelled: Callable[[], bool]
     failure: BaseException | None = attrs.field(default=None, init=False)  # the first: the others follow from it
@@ -101,9 +101,9 @@ class Fetch:
             return source.name not in self._heard
         return isinstance(fault, SourceUnfit)
 
-    def _from(self, source: RangeSource, piece: Piece, patience: Patience) -> None:
+    def _from(self, source: RangeSource, piece: Piece, patience: RetryPolicy) -> None:
         """Raises SourceFault once patience with this source is at its end."""
-        trial = Trial(patience, self._leave, heard=source.name in self._heard)
+        trial = Retry(patience, self._leave, heard=source.name in self._heard)
         while gaps := piece.file.missing(piece.start, piece.end):
             self._check_wanted()
             whole = (source.name, piece.file) in self._whole_only
@@ -124,13 +124,13 @@ class Fetch:
                 if trial.heard:
                     self._heard.add(source.name)
 
-    def _whole_file(self, source: RangeSource, piece: Piece, trial: Trial) -> None:
+    def _whole_file(self, source: RangeSource, piece: Piece, trial: Retry) -> None:
         """One thread takes all of it; whoever waited for the same file then finds its piece there."""
         with piece.file.whole:
             if piece.file.missing(piece.start, piece.end):
                 self._take(source, piece.file, 0, piece.file.stored.size_bytes, trial)
 
-    def _take(self, source: RangeSource, file: RangeFile, start: int, end: int, trial: Trial) -> None:
+    def _take(self, source: RangeSource, file: RangeFile, start: int, end: int, trial: Retry) -> None:
         """One transfer of [start, end). What came before it broke is kept."""
         at, buffer = start, bytearray()
         stream = source.read(file.stored.file, start, end - start)
@@ -152,7 +152,7 @@ class Fetch:
         if at < end:
             raise SourceFault(f"the body of {file.stored.file} ended at byte {at} instead of {end}")
 
-    def _flowing(self, stream: Iterator[bytes], trial: Trial) -> Iterator[bytes]:
+    def _flowing(self, stream: Iterator[bytes], trial: Retry) -> Iterator[bytes]:
         """The stream, as long as it does more than trickle. Raises SourceFault."""
         patience, since_s, came = self.patience, self.patience.now(), 0
         for data in stream:

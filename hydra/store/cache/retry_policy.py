@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
-class Patience:
+class RetryPolicy:
     """Exponential back-off with jitter: the n-th wait is between half and all of `first_s` x 2^n, at most `longest_s`.
 
     After `tries` faults in a row, or `deadline_s` after the first of them, the last fault is raised; of a source that
@@ -40,7 +40,7 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
 
-    def brief(self) -> "Patience":
+    def brief(self) -> "RetryPolicy":
         """With a source when there are others: long enough for a hiccup, too short for somebody to notice."""
         return attrs.evolve(
             self,
@@ -51,10 +51,10 @@ class Patience:
 
 
 @attrs.define(eq=False)
-class Trial:
+class Retry:
     """One source being tried again and again. `stopped` is asked while waiting and ends the wait."""
 
-    patience: Patience
+    patience: RetryPolicy
     stopped: Callable[[], bool] = lambda: False
     heard: bool = False  # something has come back from this source, if only an error
     _faults: int = attrs.field(default=0, init=False)
@@ -92,11 +92,11 @@ class Trial:
             delay_s -= 0.25
 
 
-def persist(call: Callable[[], T], patience: Patience, *, heard: bool = False) -> T:
+def retry(call: Callable[[], T], patience: RetryPolicy, *, heard: bool = False) -> T:
     """What `call` returns in the end. Raises its last SourceFault; any other exception at once. A call that does not
     return in time is a silent source, whatever becomes of it. `heard`: this source has answered before.
     """
-    trial = Trial(patience, heard=heard)
+    trial = Retry(patience, heard=heard)
     while True:
         try:
             return within(trial.reply_s(), call)

@@ -30,7 +30,7 @@ from hydra.protocol.model.model_spec import StoredFile
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.cache_room import is_of_the_disk, unusable
 from hydra.store.cache.range_source import RangeIgnored, SourceFault, SourceSilent
-from hydra.store.cache.retry_policy import Patience, persist
+from hydra.store.cache.retry_policy import RetryPolicy, retry
 from hydra.store.files.directory import is_plain_name
 from hydra.store.files.foreign_file import SNIFF_BYTES
 from hydra.store.files.small_files import SMALL_FILES, SMALL_MAX_BYTES, TEMPLATES
@@ -67,7 +67,7 @@ class Hub:
 
     access: HubAccess
     cache_dir: Path
-    patience: Patience = attrs.field(factory=Patience)
+    patience: RetryPolicy = attrs.field(factory=RetryPolicy)
     silence: str = attrs.field(default="", init=False)  # the last word on a Hub that said nothing; empty: it spoke
     _spoke: bool = attrs.field(default=False, init=False)  # it has answered in this process
     _api: HfApi = attrs.field(init=False)
@@ -89,13 +89,13 @@ class Hub:
         """
         patience = attrs.evolve(self.patience.brief(), tries=CACHED_TRIES) if briefly else self.patience
         try:
-            commit = persist(lambda: self._told(ref, lambda: self._commit(ref)), patience)
+            commit = retry(lambda: self._told(ref, lambda: self._commit(ref)), patience)
         except SourceSilent as fault:
             self.silence = str(fault)
             raise
         self.silence, self._spoke = "", True
         at = HubRef(ref.repo, commit)
-        files = persist(lambda: self._told(at, lambda: self._list(at)), patience, heard=True)
+        files = retry(lambda: self._told(at, lambda: self._list(at)), patience, heard=True)
         folder = self._folder(at)
         made = Snapshot(ref=at, folder=folder, files=tuple(item for item in files if is_plain_name(item.file)))
         try:
@@ -123,7 +123,7 @@ class Hub:
         if self.access.offline:
             raise self._missing(snapshot.ref, f"the header of {stored.file}", "offline mode is on")
         try:
-            raw = persist(lambda: _read_header(source, stored), self.patience, heard=self._spoke)
+            raw = retry(lambda: _read_header(source, stored), self.patience, heard=self._spoke)
         except SourceFault as fault:
             raise self._unreachable(snapshot.ref, fault) from fault
         write_whole(kept, raw)
@@ -155,7 +155,7 @@ class Hub:
         content = read_small(self.hf_cache.snapshot(at), stored)
         if content is None:
             unhurried = attrs.evolve(self.patience, reply_s=SMALL_REPLY_S)
-            persist(lambda: self._told(at, lambda: self._fetch_small(at, stored.file)), unhurried, heard=True)
+            retry(lambda: self._told(at, lambda: self._fetch_small(at, stored.file)), unhurried, heard=True)
         else:
             write_whole(self._folder(at) / stored.file, content)
 

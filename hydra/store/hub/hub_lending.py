@@ -16,17 +16,17 @@ from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.range_source import RangeSource
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.files.small_files import LENT_FILES
 from hydra.store.files.spans import Spans
 from hydra.store.hub.hub_source import HubSource
-from hydra.store.lending.file_lender import ShelfKeeper, WholeFiles
+from hydra.store.lending.file_lender import FileLender, WholeFiles
 from hydra.store.lending.lent_file import HeldFile, Lent
 from hydra.store.models.model_ref import HubAccess, parse_source
 
 AHEAD_BYTES = 8 << 20  # of the same tensor: its asker will want them next, and a request to the Hub is dear
 BUSY_S = 5.0
-PATIENCE = Patience(tries=2, first_s=0.2, longest_s=0.5, deadline_s=5.0, silence_s=5.0, stall_s=8.0)
+PATIENCE = RetryPolicy(tries=2, first_s=0.2, longest_s=0.5, deadline_s=5.0, silence_s=5.0, stall_s=8.0)
 
 
 @attrs.define(eq=False)
@@ -118,7 +118,7 @@ def _never() -> bool:
     return False
 
 
-def lend_model(keeper: ShelfKeeper, described: Described, access: HubAccess, room: CacheRoom) -> None:
+def lend_model(keeper: FileLender, described: Described, access: HubAccess, room: CacheRoom) -> None:
     """Lends a described model: from its directory, or through this machine's cache if it lies only at the Hub."""
     ref = parse_source(described.sources[0])
     if ref is None:  # the first source is a directory of this machine, whatever comes after it

@@ -27,7 +27,7 @@ from hydra.store.lending.lent_file import HeldFile, Lent, read_unchanged, unread
 MODELS_MAX = 64  # lent at a time; beyond, the one lent first is taken back
 
 
-class Place(Protocol):
+class LentPlace(Protocol):
     """Where one model's files lie."""
 
     def read(self, file: str, offset: int, length: int) -> Lent:
@@ -37,13 +37,13 @@ class Place(Protocol):
 
 
 @attrs.define(eq=False)
-class ShelfKeeper:
+class FileLender:
     """The places by fingerprint."""
 
-    _places: dict[str, Place] = attrs.field(factory=dict, init=False)
+    _places: dict[str, LentPlace] = attrs.field(factory=dict, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
-    def lend(self, fingerprint: str, place: Place) -> None:
+    def lend(self, fingerprint: str, place: LentPlace) -> None:
         """From now on; another place of the same model is taken back."""
         with self._lock:
             taken_back = [self._places.pop(fingerprint, None)]

@@ -15,7 +15,7 @@ from hydra.store.files.directory import read_json_file
 from hydra.store.models.config_values import Values
 from hydra.store.models.families import FAMILIES
 from hydra.store.models.family import Family, refuse_the_unread
-from hydra.store.models.generation_config import Speech, read_generation
+from hydra.store.models.generation_config import GenerationDefaults, read_generation
 from hydra.store.models.names import Names
 
 CONFIG = "config.json"
@@ -28,7 +28,7 @@ class ModelConfig:
     raw: bytes
     shape: ModelShape
     names: Names
-    speech: Speech
+    speech: GenerationDefaults
 
 
 def read_config(directory: Path) -> ModelConfig:

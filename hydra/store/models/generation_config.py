@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 @attrs.frozen(kw_only=True)
-class Speech:
+class GenerationDefaults:
     """What is said of generation."""
 
     bos_id: int | None
@@ -34,7 +34,7 @@ class Speech:
     default_sampling: DefaultSampling
 
 
-def read_generation(directory: Path, config: Values, vocab: int) -> Speech:
+def read_generation(directory: Path, config: Values, vocab: int) -> GenerationDefaults:
     """generation_config.json together with `config` (config.json). Raises RefusalError bad_model for a broken file.
 
     An answer ends at any end token that either file names: published models name one here and another there. Where
@@ -44,7 +44,7 @@ def read_generation(directory: Path, config: Values, vocab: int) -> Speech:
     generation = Values(content[0] if content else {}, GENERATION_CONFIG)
     bos_ids = [token for file in (generation, config) for token in _token_ids(file, "bos_token_id", vocab)]
     eos_ids = [token for file in (generation, config) for token in _token_ids(file, "eos_token_id", vocab)]
-    return Speech(
+    return GenerationDefaults(
         bos_id=bos_ids[0] if bos_ids else None,
         eos_ids=tuple(dict.fromkeys(eos_ids)),
         default_sampling=_default_sampling(generation, vocab),

@@ -1,7 +1,7 @@
 """What a config says of rotary positions, in its old spelling (`rope_scaling`) or its new one (`rope_parameters`).
 
 Promises: the RopeSpec it returns says everything; defaults are those of transformers, and a key that the kind of
-scaling does not know is refused by name. Refuses to know which family asks, beyond what it is told in Habits.
+scaling does not know is refused by name. Refuses to know which family asks, beyond what it is told in RopeDefaults.
 """
 
 import math
@@ -44,7 +44,7 @@ _KEYS: dict[RopeKind, frozenset[str]] = {
 
 
 @attrs.frozen(kw_only=True)
-class Habits:
+class RopeDefaults:
     """What a family has of its own: kinds it may use, its default base, the share of a head that it rotates."""
 
     kinds: tuple[RopeKind, ...] = COMMON_KINDS
@@ -54,14 +54,14 @@ class Habits:
     original_max_positions: int | None = None  # where the config is silent; None: what max_position_embeddings says
 
 
-def read_rope(config: Values, habits: Habits, head_dim: int, max_positions: int) -> RopeSpec:
+def read_rope(config: Values, habits: RopeDefaults, head_dim: int, max_positions: int) -> RopeSpec:
     """The one rope of a whole model. Raises RefusalError: bad_model, unsupported."""
     old, new = config.nested("rope_scaling"), config.nested("rope_parameters")
     said = old if old is not None and old.keys() else new  # as in transformers, the old spelling replaces the new
     return rope_of(said or Values({}, config.file), config, habits, head_dim, max_positions)
 
 
-def rope_of(said: Values, config: Values, habits: Habits, head_dim: int, max_positions: int) -> RopeSpec:
+def rope_of(said: Values, config: Values, habits: RopeDefaults, head_dim: int, max_positions: int) -> RopeSpec:
     """`said` is the rope's own object; what it leaves open `config` may say."""
     kind = _kind(said, habits)
     unknown = sorted(said.keys() - _COMMON_KEYS - _KEYS[kind])
@@ -109,7 +109,7 @@ def reach(rope: RopeSpec, max_positions: int) -> int:
     return max(1, min(stretched, POSITIONS_MAX))
 
 
-def _kind(said: Values, habits: Habits) -> RopeKind:
+def _kind(said: Values, habits: RopeDefaults) -> RopeKind:
     spelled = said.get("rope_type") if said.has("rope_type") else said.get("type")
     kind = "default" if spelled is None else _SPELLINGS.get(spelled) if isinstance(spelled, str) else None
     if kind is None or kind not in habits.kinds:
@@ -117,7 +117,7 @@ def _kind(said: Values, habits: Habits) -> RopeKind:
     return kind
 
 
-def _dim(said: Values, config: Values, habits: Habits, head_dim: int) -> int:
+def _dim(said: Values, config: Values, habits: RopeDefaults, head_dim: int) -> int:
     key = "partial_rotary_factor"
     if said.has(key) and config.has(key) and said.get(key) != config.get(key):
         raise said.bad(f"{key} is {shown(said.get(key))}, but {shown(config.get(key))} for the model")
@@ -131,7 +131,7 @@ def _dim(said: Values, config: Values, habits: Habits, head_dim: int) -> int:
     return dim
 
 
-def _original(said: Values, config: Values, habits: Habits, max_positions: int) -> int:
+def _original(said: Values, config: Values, habits: RopeDefaults, max_positions: int) -> int:
     """The context of pretraining: a value of the config itself goes before one of the rope's own object."""
     key = "original_max_position_embeddings"
     inner = said.integer(key, POSITIONS_MAX, least=2) if said.has(key) else None

@@ -6,8 +6,8 @@ import pytest
 
 from hydra.actors.core.authority import ANYBODY, MEMBERS, SPEAKERS, THE_COORDINATOR, may_say
 from hydra.actors.core.facts import LaneBroken
-from hydra.actors.core.gateway import ACCEPTS, Post
-from hydra.actors.core.host import House
+from hydra.actors.core.gateway import ACCEPTS, Gateway
+from hydra.actors.core.host import ActorHost
 from hydra.protocol import codec
 from hydra.protocol.messages import (
     Goodbye,
@@ -18,7 +18,7 @@ from hydra.protocol.messages import (
     Rebalance,
     RouteBroken,
     SliceLoaded,
-    StatusAsked,
+    StatusRequest,
 )
 from hydra.protocol.wires.wire import Delivery
 
@@ -47,7 +47,7 @@ def test_a_stranger_greets_and_an_impostor_says_nothing(kind):
     ("speaker", "kind"),
     [
         ("worker", Open),
-        ("worker", StatusAsked),
+        ("worker", StatusRequest),
         ("frontend", SliceLoaded),
         ("frontend", RouteBroken),
         ("parent", Rebalance),
@@ -71,8 +71,8 @@ class Desk:
 
 
 def office(speaker, desk):
-    post = Post(lambda peer, frames: None, None, "registry", lambda peer: speaker[peer])
-    house, registry = House("coordinator", post.carry), Desk()
+    post = Gateway(lambda peer, frames: None, None, "registry", lambda peer: speaker[peer])
+    house, registry = ActorHost("coordinator", post.carry), Desk()
     house.add("desk", desk, None)
     house.add("registry", registry, None)
 
@@ -82,7 +82,7 @@ def office(speaker, desk):
     return post, registry, comes
 
 
-ASKED = StatusAsked(ask=1)
+ASKED = StatusRequest(ask=1)
 
 
 async def test_what_is_not_theirs_to_say_is_dropped_and_counted():
@@ -114,6 +114,6 @@ async def test_a_message_that_makes_an_actor_raise_ends_its_senders_membership_a
     desk = Desk(raises=[ASKED])
     post, registry, comes = office({"f": "frontend", "g": "frontend"}, desk)
     comes("f", ASKED, 1)
-    assert [(lost.peer, "StatusAsked" in lost.why) for lost in registry.asked] == [("f", True)]
-    comes("g", StatusAsked(ask=2), 1)
+    assert [(lost.peer, "StatusRequest" in lost.why) for lost in registry.asked] == [("f", True)]
+    comes("g", StatusRequest(ask=2), 1)
     assert len(desk.asked) == 2 and post.contained == 1

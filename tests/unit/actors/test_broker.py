@@ -29,8 +29,8 @@ from hydra.protocol.messages import (
     Close,
     Open,
     OpenRefused,
-    ReadyAsked,
-    ReadyTold,
+    ReadyReply,
+    ReadyRequest,
     Reopen,
     RouteBroken,
     Tokens,
@@ -513,8 +513,8 @@ def test_a_row_in_company_that_never_finds_memory_ends_too():
 
 def test_a_probe_that_finds_no_memory_says_not_ready():
     table = Table()
-    table.says(ReadyAsked(ask=1), sender=ASKER)
-    (told,) = mail(starve(table), ReadyTold, to=ASKER)
+    table.says(ReadyRequest(ask=1), sender=ASKER)
+    (told,) = mail(starve(table), ReadyReply, to=ASKER)
     assert not told.ready and "memory" in told.why
 
 
@@ -554,24 +554,24 @@ def test_a_model_that_does_not_come_back_in_time_stays_wanted():
 
 def test_ready_is_proven_by_a_probe_token_and_then_known_for_a_while():
     table = Table()
-    effects = table.says(ReadyAsked(ask=1), sender=ASKER)
-    assert mail(effects, ReadyTold, to=ASKER) == []
+    effects = table.says(ReadyRequest(ask=1), sender=ASKER)
+    assert mail(effects, ReadyReply, to=ASKER) == []
     assert SetTimer(("probe", 1), PROBE_DEADLINE_S) in effects and len(table.steps) == 1
-    assert table.says(ReadyAsked(ask=2), sender=ASKER) == [], "one probe serves all who ask"
-    told = mail(table.answer(), ReadyTold, to=ASKER)
+    assert table.says(ReadyRequest(ask=2), sender=ASKER) == [], "one probe serves all who ask"
+    told = mail(table.answer(), ReadyReply, to=ASKER)
     assert [(t.ask, t.ready) for t in told] == [(1, True), (2, True)]
-    (told,) = mail(table.says(ReadyAsked(ask=3), sender=ASKER), ReadyTold, to=ASKER)
+    (told,) = mail(table.says(ReadyRequest(ask=3), sender=ASKER), ReadyReply, to=ASKER)
     assert told.ready
     table.answer()
     table.now_s += READY_FOR_S + 1
-    assert mail(table.says(ReadyAsked(ask=4), sender=ASKER), ReadyTold, to=ASKER) == []
+    assert mail(table.says(ReadyRequest(ask=4), sender=ASKER), ReadyReply, to=ASKER) == []
     assert len(table.steps) == 1 and table.broker.statistics("m")[2] == 1
 
 
 def test_a_probe_that_does_not_come_back_says_not_ready_and_leaves_no_row():
     table = Table()
-    table.says(ReadyAsked(ask=1), sender=ASKER)
-    (told,) = mail(table.tell(TimerFired(("probe", 1))), ReadyTold, to=ASKER)
+    table.says(ReadyRequest(ask=1), sender=ASKER)
+    (told,) = mail(table.tell(TimerFired(("probe", 1))), ReadyReply, to=ASKER)
     assert not told.ready and told.why and told.retry_after_s
     assert table.broker.statistics("m") == (100, 100, 0, 0)
 
@@ -579,25 +579,25 @@ def test_a_probe_that_does_not_come_back_says_not_ready_and_leaves_no_row():
 def test_a_probe_that_is_no_numbers_says_not_ready_and_why():
     table = Table()
     for ask in (1, 2):
-        table.says(ReadyAsked(ask=ask), sender=ASKER)
+        table.says(ReadyRequest(ask=ask), sender=ASKER)
     effects = table.answer(broken=(1,))
-    told = mail(effects, ReadyTold, to=ASKER)
+    told = mail(effects, ReadyReply, to=ASKER)
     assert [(t.ask, t.ready) for t in told] == [(1, False), (2, False)] and "not finite" in told[0].why
     assert CancelTimer(("probe", 1)) in effects
     table.answer()  # the row's closing
     assert table.broker.statistics("m") == (100, 100, 0, 0)
-    assert mail(table.says(ReadyAsked(ask=3), sender=ASKER), ReadyTold, to=ASKER) == [], "it is tried again"
+    assert mail(table.says(ReadyRequest(ask=3), sender=ASKER), ReadyReply, to=ASKER) == [], "it is tried again"
 
 
 def test_a_probe_on_a_falling_route_says_not_ready():
     table = Table()
-    table.says(ReadyAsked(ask=1), sender=ASKER)
+    table.says(ReadyRequest(ask=1), sender=ASKER)
     effects = table.fall(death=True)
-    assert [t.ready for t in mail(effects, ReadyTold, to=ASKER)] == [False]
+    assert [t.ready for t in mail(effects, ReadyReply, to=ASKER)] == [False]
     assert CancelTimer(("probe", 1)) in effects
     assert not any(isinstance(e, Send) and isinstance(e.message, Reopen) for e in effects)
 
 
 def test_without_a_route_nobody_is_ready():
-    (told,) = mail(Table(up=False).says(ReadyAsked(ask=1), sender=ASKER), ReadyTold, to=ASKER)
+    (told,) = mail(Table(up=False).says(ReadyRequest(ask=1), sender=ASKER), ReadyReply, to=ASKER)
     assert (told.ready, told.why) == (False, "no route is up")

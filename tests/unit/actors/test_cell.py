@@ -4,7 +4,7 @@ import attrs
 import pytest
 import trio
 
-from hydra.actors.core.host import LATE_S, MAIL_FIRST_S, House
+from hydra.actors.core.host import LATE_S, MAIL_FIRST_S, ActorHost
 from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.ids import Address
 from hydra.protocol.messages import RouteBroken
@@ -24,7 +24,7 @@ class Scripted:
 
 def house(**machines):
     carried, performed = [], []
-    made = House("here", lambda *mail: carried.append(mail))
+    made = ActorHost("here", lambda *mail: carried.append(mail))
     for name, machine in machines.items():
         made.add(name, machine, performed.append)
     return made, carried, performed
@@ -71,7 +71,7 @@ async def test_what_a_machine_asks_of_its_process_is_performed():
 
 async def test_posting_while_draining_queues_behind_what_is_there():
     a = Scripted({"go": ["call back", Tell("a", 1)]})
-    made = House("here", lambda *mail: None)
+    made = ActorHost("here", lambda *mail: None)
     made.add("a", a, lambda effect: made.post("a", "called"))
     made.post("a", "go")
     assert a.diary == ["go", "called", 1]

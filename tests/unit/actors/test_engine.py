@@ -7,7 +7,7 @@ import pytest
 from hydra.actors.core.suspicion import SOLITARY_TOKENS
 from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.row import Row, RowKey
-from hydra.actors.scheduling.scheduler import COHORT_ROWS_MAX, Engine
+from hydra.actors.scheduling.scheduler import COHORT_ROWS_MAX, RouteScheduler
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Batch, StepResult, int32
 from hydra.protocol.ids import Epoch
 from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
@@ -19,7 +19,7 @@ STOP_ID = 2
 
 
 def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0, prefix_cache=False, rule=None):
-    return Engine(
+    return RouteScheduler(
         route=1,
         epoch=EPOCH,
         n_stages=stages,

@@ -5,17 +5,17 @@ import pytest
 
 from hydra.actors.core.facts import ModelGone, NodeLost, RouteUp
 from hydra.actors.core.machine import TimerFired
-from hydra.actors.planning.desired_model import Begin, Describe, Moved, NotDescribed, WasDescribed, Wish
+from hydra.actors.planning.desired_model import Describe, DesiredModel, LoadMoved, NotDescribed, Recover, WasDescribed
 from hydra.actors.planning.load_jobs import JOBS_MAX
 from hydra.protocol.ids import Address
 from hydra.protocol.messages import (
     CancelJob,
     DropSlice,
-    JobsAsked,
-    JobsTold,
+    JobsReply,
+    JobsRequest,
     LoadModel,
     LoadProgress,
-    ModelTold,
+    ModelReply,
     NodeLoad,
     SliceLoaded,
     UnloadModel,
@@ -39,7 +39,7 @@ class Desk(Hall):
 
     def __init__(self, *, wait=False):
         super().__init__()
-        self.tell(Begin((), 1, (), 6.0))
+        self.tell(Recover((), 1, (), 6.0))
         for node in ("a", "b"):
             self.tell(joined(node))
         self.told = self.hears(LoadModel(ask=7, model_path=HUB_ID, wait=wait))
@@ -48,13 +48,13 @@ class Desk(Hall):
         return self.tell(WasDescribed(HUB_ID, HUB_MODEL))
 
     def job(self, name="load-3-1"):
-        (told,) = [message for _, message in sent(self.hears(JobsAsked(ask=8, job=name)), JobsTold)]
+        (told,) = [message for _, message in sent(self.hears(JobsRequest(ask=8, job=name)), JobsReply)]
         assert told.refusal is None
         return told.jobs[0]
 
     def cancel(self, name="load-3-1"):
         effects = self.hears(CancelJob(ask=9, job=name))
-        ((to, told),) = sent(effects, JobsTold)
+        ((to, told),) = sent(effects, JobsReply)
         assert to == ASKER and told.ask == 9
         return effects, told
 
@@ -70,18 +70,18 @@ class Desk(Hall):
 
 def test_a_hub_model_goes_by_its_id_and_its_sources():
     desk = Desk()
-    assert answers(desk.told) == [ModelTold(ask=7, model_id="org/m", state="loading", job="load-3-1")]
+    assert answers(desk.told) == [ModelReply(ask=7, model_id="org/m", state="loading", job="load-3-1")]
     assert Describe(HUB_ID) in desk.told
     for order in orders(desk.described()).values():
         assert order.sources == HUB_MODEL.sources and order.files == HUB_MODEL.files
     (card,) = desk.planner.cards()
     assert (card.model_id, card.model_path, card.folder) == ("org/m", "org/m@0123", "/cache/org--m")
-    assert desk.saved[-1].wishes == (Wish(HUB_ID, pinned="org/m@0123"),)
+    assert desk.saved[-1].wishes == (DesiredModel(HUB_ID, pinned="org/m@0123"),)
 
 
 def test_a_later_life_describes_the_commit_that_the_first_one_found():
     hall = Hall()
-    effects = hall.tell(Begin((Wish(HUB_ID, pinned="org/m@0123"),), 1, (), 6.0))
+    effects = hall.tell(Recover((DesiredModel(HUB_ID, pinned="org/m@0123"),), 1, (), 6.0))
     assert Describe("org/m@0123") in effects and Describe(HUB_ID) not in effects
     hall.tell(joined("a"))
     assert orders(hall.tell(WasDescribed("org/m@0123", HUB_MODEL)))
@@ -95,7 +95,7 @@ def test_a_job_shows_each_node_until_it_is_ready():
     assert [node.state for node in desk.job().nodes] == ["waiting", "waiting"]
     told = desk.moves(effects, 4)
     fetching = NodeLoad(node_id="a", state="fetching", bytes_done=4, bytes_total=10)
-    assert told["a-1"] == [Moved("org/m", fetching)]
+    assert told["a-1"] == [LoadMoved("org/m", fetching)]
     assert desk.job().nodes == (fetching, attrs.evolve(fetching, node_id="b"))
     desk.moves(effects, 10, phase="reading")
     assert {node.state for node in desk.job().nodes} == {"reading"}
@@ -147,7 +147,7 @@ def test_a_job_can_be_called_off_while_the_model_is_being_described():
 def test_a_wish_of_the_start_can_be_called_off_and_is_not_tried_again():
     hall = Hall()
     hall.begin()
-    (told,) = [m for _, m in sent(hall.hears(CancelJob(ask=1, job="load-3-1")), JobsTold)]
+    (told,) = [m for _, m in sent(hall.hears(CancelJob(ask=1, job="load-3-1")), JobsReply)]
     assert told.jobs[0].state == "cancelled" and hall.saved[-1].wishes == ()
     assert hall.tell(TimerFired(("again", "m"))) == []
 
@@ -161,8 +161,8 @@ def test_what_is_ready_cannot_be_called_off():
 
 def test_an_unknown_job_is_refused():
     desk = Desk()
-    for message in (JobsAsked(ask=1, job="load-3-2"), CancelJob(ask=1, job="load-2-1")):
-        (told,) = [m for _, m in sent(desk.hears(message), JobsTold)]
+    for message in (JobsRequest(ask=1, job="load-3-2"), CancelJob(ask=1, job="load-2-1")):
+        (told,) = [m for _, m in sent(desk.hears(message), JobsReply)]
         assert told.refusal.code == "job_not_found" and told.jobs == ()
 
 
@@ -171,7 +171,7 @@ def test_finished_jobs_are_forgotten_oldest_first_and_running_ones_never():
     for number in range(JOBS_MAX + 5):
         desk.hears(LoadModel(ask=number, model_path="/x", wait=False))
         desk.tell(NotDescribed("/x", Refusal(code="bad_model", message="no")))
-    (told,) = [m for _, m in sent(desk.hears(JobsAsked(ask=1)), JobsTold)]
+    (told,) = [m for _, m in sent(desk.hears(JobsRequest(ask=1)), JobsReply)]
     assert len(told.jobs) == JOBS_MAX
     assert told.jobs[0].job == "load-3-1" and told.jobs[-1].job == f"load-3-{JOBS_MAX + 6}"
 

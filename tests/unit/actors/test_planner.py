@@ -21,16 +21,16 @@ from hydra.actors.core.facts import (
 )
 from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.planning.desired_model import (
-    Begin,
     CheckSource,
     Describe,
+    DesiredModel,
+    DesiredModelFailed,
     NotDescribed,
     Policy,
+    Recover,
     SaveState,
     SourceChecked,
     WasDescribed,
-    Wish,
-    WishFailed,
 )
 from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
@@ -43,12 +43,12 @@ from hydra.protocol.messages import (
     Dialled,
     DropSlice,
     Held,
-    JobsTold,
+    JobsReply,
     LoadFailed,
     LoadModel,
     LoadSlice,
+    ModelReply,
     ModelsChanged,
-    ModelTold,
     Ready,
     Rebalance,
     RouteBroken,
@@ -146,7 +146,7 @@ class Hall:
         return self.tell(Received(sender, message))
 
     def begin(self, *, nodes=(), expected=2):
-        return self.tell(Begin((Wish("/models/m"),), expected, nodes, 6.0))
+        return self.tell(Recover((DesiredModel("/models/m"),), expected, nodes, 6.0))
 
     def loads(self, effects, *, blocks=500):
         """Every stage that was given a slice loads it."""
@@ -203,7 +203,7 @@ def facts(effects, kind):
 
 
 def answers(effects):
-    return [message for _, message in sent(effects, ModelTold)]
+    return [message for _, message in sent(effects, ModelReply)]
 
 
 def test_from_nodes_and_a_wish_to_a_route():
@@ -304,7 +304,7 @@ def test_a_new_up_waits_for_its_own_workers_beside_the_nodes_it_knew():
 
 def test_a_node_of_a_former_life_is_awaited_for_a_while_and_then_done_without():
     hall = Hall()
-    begun = hall.tell(Begin((Wish("/models/m"),), 2, ("a", "gone"), 60.0, 4.5))
+    begun = hall.tell(Recover((DesiredModel("/models/m"),), 2, ("a", "gone"), 60.0, 4.5))
     assert {effect.key: effect.at_s for effect in begun if isinstance(effect, SetTimer)} == {
         "patience": hall.now_s + 60.0,
         "awaited": hall.now_s + 4.5,
@@ -316,7 +316,7 @@ def test_a_node_of_a_former_life_is_awaited_for_a_while_and_then_done_without():
 
 def test_when_the_former_nodes_are_given_up_the_new_workers_are_still_awaited():
     hall = Hall()
-    hall.tell(Begin((Wish("/models/m"),), 2, ("gone",), 60.0, 4.5))
+    hall.tell(Recover((DesiredModel("/models/m"),), 2, ("gone",), 60.0, 4.5))
     hall.tell(WasDescribed("/models/m", MODEL))
     assert hall.tell(TimerFired("awaited")) == [] and hall.tell(joined("a")) == []
     assert sorted(layers(hall.tell(joined("b")))) == ["a-1", "b-1"]
@@ -332,7 +332,7 @@ def test_state_is_saved_before_anybody_is_ordered():
     effects = hall.tell(joined("b"))
     kinds = [type(e.message) if isinstance(e, Send) else type(e) for e in effects]
     assert kinds.index(SaveState) < kinds.index(LoadSlice)
-    assert hall.saved[-1] == SaveState(3, (Wish("/models/m"),), ("a", "b"))
+    assert hall.saved[-1] == SaveState(3, (DesiredModel("/models/m"),), ("a", "b"))
 
 
 def test_a_lost_stage_costs_an_epoch_and_the_survivor_takes_all():
@@ -413,7 +413,7 @@ def test_a_node_that_joins_is_spare_until_a_rebalance():
     effects = hall.hears(Rebalance(ask=4))
     assert facts(effects, RouteDown) == [RouteDown(model_id="m", route=up.route, death=False)]
     assert set(layers(effects)) == {"a-1", "b-1", "c-1"}
-    assert answers(effects) == [ModelTold(ask=4, state="rebalancing")]
+    assert answers(effects) == [ModelReply(ask=4, state="rebalancing")]
     assert hall.serves(effects).nodes and hall.phase() == "ready"
 
 
@@ -432,7 +432,7 @@ def test_a_rebalance_that_does_not_fit_leaves_a_working_route_alone():
     hall.tell(NodeSuspect(node="b", suspect=True))
     effects = hall.hears(Rebalance(ask=4))
     assert facts(effects, RouteDown) == [] and hall.phase() == "ready"
-    assert answers(effects) == [ModelTold(ask=4, state="unchanged")]
+    assert answers(effects) == [ModelReply(ask=4, state="unchanged")]
 
 
 def test_a_suspect_gets_no_new_work_until_it_is_heard():
@@ -446,7 +446,7 @@ def test_a_suspect_gets_no_new_work_until_it_is_heard():
 
 
 def test_a_rebalance_with_nothing_to_do_says_so():
-    assert answers(Hall().hears(Rebalance(ask=9))) == [ModelTold(ask=9, state="unchanged")]
+    assert answers(Hall().hears(Rebalance(ask=9))) == [ModelReply(ask=9, state="unchanged")]
 
 
 @pytest.mark.parametrize(
@@ -505,7 +505,7 @@ def test_no_room_for_one_sequence_is_a_refusal_with_the_numbers():
 
 
 def asked(hall, **changes):
-    hall.tell(Begin((), 1, (), 6.0))
+    hall.tell(Recover((), 1, (), 6.0))
     hall.tell(joined("a"))
     return hall.hears(LoadModel(ask=7, model_path="/models/m", **changes))
 
@@ -515,12 +515,12 @@ def test_who_asked_for_a_model_is_answered_when_it_is_ready():
     assert answers(asked(hall)) == []
     effects = hall.tell(WasDescribed("/models/m", MODEL))
     told = answers(hall.warms(hall.loads(effects)))
-    assert told == [ModelTold(ask=7, model_id="m", state="ready")]
+    assert told == [ModelReply(ask=7, model_id="m", state="ready")]
 
 
 def test_or_at_once_without_wait():
     hall = Hall()
-    assert answers(asked(hall, wait=False)) == [ModelTold(ask=7, model_id="m", state="loading", job="load-3-1")]
+    assert answers(asked(hall, wait=False)) == [ModelReply(ask=7, model_id="m", state="loading", job="load-3-1")]
     effects = hall.tell(WasDescribed("/models/m", MODEL))
     assert answers(hall.warms(hall.loads(effects))) == []
 
@@ -546,7 +546,7 @@ def test_a_directory_that_cannot_be_read_is_told():
     asked(hall)
     no = Refusal(code="model_not_found", message="no such directory")
     effects = hall.tell(NotDescribed("/models/m", no))
-    assert answers(effects) == [ModelTold(ask=7, model_id="m", refusal=no)]
+    assert answers(effects) == [ModelReply(ask=7, model_id="m", refusal=no)]
     assert facts(effects, ModelGone)[0].forget and hall.planner.models() == ()
 
 
@@ -556,7 +556,7 @@ def test_a_stage_that_cannot_load_ends_the_wish_with_its_reason():
     hall.tell(WasDescribed("/models/m", MODEL))
     no = Refusal(code="bad_model", message="a lie in a header")
     effects = hall.hears(LoadFailed(route=1, epoch=Epoch(3, 1), refusal=no), Address("a-1", "stage"))
-    assert answers(effects) == [ModelTold(ask=7, model_id="m", refusal=no)]
+    assert answers(effects) == [ModelReply(ask=7, model_id="m", refusal=no)]
     assert [to.peer for to, _ in sent(effects, DropSlice)] == ["a-1"]
 
 
@@ -582,7 +582,7 @@ def test_a_failure_of_an_epoch_that_a_loss_ended_does_not_end_the_model():
 
 def test_a_first_load_that_fits_nowhere_is_refused():
     hall = Hall()
-    hall.tell(Begin((), 1, (), 6.0))
+    hall.tell(Recover((), 1, (), 6.0))
     hall.tell(joined("a", gigabytes=2))
     hall.hears(LoadModel(ask=7, model_path="/models/m"))
     (told,) = answers(hall.tell(WasDescribed("/models/m", MODEL)))
@@ -600,7 +600,7 @@ def test_unload_frees_every_stage_and_forgets_the_wish():
     hall = Hall()
     up = hall.running("a", "b")
     effects = hall.hears(UnloadModel(ask=5, model_id="m"))
-    assert answers(effects) == [ModelTold(ask=5, model_id="m", state="unloaded")]
+    assert answers(effects) == [ModelReply(ask=5, model_id="m", state="unloaded")]
     assert [(to.peer, drop.epoch > up.epoch) for to, drop in sent(effects, DropSlice)] == [("a-1", True), ("b-1", True)]
     assert facts(effects, ModelGone)[0].forget and hall.saved[-1].wishes == ()
     (told,) = answers(hall.hears(UnloadModel(ask=6, model_id="m")))
@@ -609,7 +609,7 @@ def test_unload_frees_every_stage_and_forgets_the_wish():
 
 def test_without_any_node_a_wish_waits():
     hall = Hall()
-    hall.tell(Begin((), 0, (), 6.0))
+    hall.tell(Recover((), 0, (), 6.0))
     hall.tell(TimerFired("patience"))
     hall.hears(LoadModel(ask=7, model_path="/models/m"))
     effects = hall.tell(WasDescribed("/models/m", MODEL))
@@ -646,7 +646,7 @@ def test_frontends_hear_of_every_change():
 )
 def test_the_dtype_is_one_that_every_device_runs(offers, wish, dtype):
     hall = Hall()
-    hall.tell(Begin((Wish("/models/m", dtype=wish),), 2, (), 6.0))
+    hall.tell(Recover((DesiredModel("/models/m", dtype=wish),), 2, (), 6.0))
     hall.tell(WasDescribed("/models/m", MODEL))
     hall.tell(joined("a", dtypes=offers[0]))
     assert {o.dtype for o in orders(hall.tell(joined("b", dtypes=offers[1]))).values()} == {dtype}
@@ -655,9 +655,9 @@ def test_the_dtype_is_one_that_every_device_runs(offers, wish, dtype):
 def test_a_wish_of_the_start_is_tried_again_and_said_aloud():
     hall = Hall()
     refusal = Refusal(code="bad_model", message="config.json makes no sense")
-    hall.planner.handle(Begin((Wish("/models/w"),), 1, (), 6.0), 0.0)
+    hall.planner.handle(Recover((DesiredModel("/models/w"),), 1, (), 6.0), 0.0)
     effects = hall.planner.handle(NotDescribed("/models/w", refusal), 1.0)
-    assert WishFailed(refusal) in effects
+    assert DesiredModelFailed(refusal) in effects
     again = [effect for effect in effects if isinstance(effect, SetTimer) and effect.key == ("again", "w")]
     assert Describe("/models/w") in hall.planner.handle(TimerFired(again[0].key), again[0].at_s)
 
@@ -673,7 +673,7 @@ def test_a_length_beyond_the_model_is_refused_with_the_numbers_and_never_clipped
     hall = Hall(max_model_len=1025)
     hall.begin(expected=1)
     effects = hall.tell(WasDescribed("/models/m", MODEL))
-    (refusal,) = [effect.refusal for effect in effects if isinstance(effect, WishFailed)]
+    (refusal,) = [effect.refusal for effect in effects if isinstance(effect, DesiredModelFailed)]
     assert (refusal.code, refusal.param) == ("invalid_value", "max_model_len")
     assert "1025" in refusal.message and "1024" in refusal.message
     assert not orders(hall.tell(joined("a"))) and hall.planner.cards() == ()
@@ -683,7 +683,7 @@ def test_a_length_beyond_the_model_is_refused_with_the_numbers_and_never_clipped
 @pytest.mark.parametrize("wait", [True, False])
 def test_nor_is_it_for_a_model_that_is_loaded_later(wait):
     hall = Hall(max_model_len=1025)
-    hall.tell(Begin((), 1, (), 6.0))
+    hall.tell(Recover((), 1, (), 6.0))
     hall.tell(joined("a"))
     hall.hears(LoadModel(ask=7, model_path="/models/m", wait=wait))
     effects = hall.tell(WasDescribed("/models/m", MODEL))
@@ -694,9 +694,9 @@ def test_nor_is_it_for_a_model_that_is_loaded_later(wait):
 
 def test_a_dtype_that_no_device_runs_is_said_aloud_at_the_start():
     hall = Hall()
-    hall.tell(Begin((Wish("/models/m", dtype="bfloat16"),), 1, (), 6.0))
+    hall.tell(Recover((DesiredModel("/models/m", dtype="bfloat16"),), 1, (), 6.0))
     hall.tell(WasDescribed("/models/m", MODEL))
-    failed = [effect.refusal for effect in hall.tell(joined("a")) if isinstance(effect, WishFailed)]
+    failed = [effect.refusal for effect in hall.tell(joined("a")) if isinstance(effect, DesiredModelFailed)]
     assert [(refusal.code, refusal.param) for refusal in failed] == [("unsupported", "dtype")]
 
 
@@ -803,7 +803,7 @@ def test_the_broker_is_told_the_length_rule():
 def test_an_order_that_is_too_large_fails_that_load_and_says_why():
     hall = Hall()
     hall.begin(expected=2)
-    hall.tell(Begin((), 1, (), 6.0))
+    hall.tell(Recover((), 1, (), 6.0))
     hall.tell(joined("a"))
     hall.tell(joined("b"))
     hall.hears(LoadModel(ask=7, model_path="/models/x", model_id="x"))
@@ -818,7 +818,7 @@ def test_an_order_that_is_too_large_fails_that_load_and_says_why():
 
 
 def test_an_answer_that_is_too_large_becomes_a_refusal():
-    refusal = Refusal(code="invalid_value", message="a JobsTold of 9000000 bytes")
-    ((to, told),) = sent(Hall().tell(Undelivered(ASKER, JobsTold(ask=3), refusal)), JobsTold)
+    refusal = Refusal(code="invalid_value", message="a JobsReply of 9000000 bytes")
+    ((to, told),) = sent(Hall().tell(Undelivered(ASKER, JobsReply(ask=3), refusal)), JobsReply)
     assert (to, told.ask, told.refusal.code) == (ASKER, 3, "invalid_value")
     assert Hall().tell(Undelivered(ASKER, ModelsChanged(models=()), refusal)) == []

@@ -3,8 +3,8 @@
 import pytest
 
 from hydra.actors.core.facts import LaneBroken
-from hydra.actors.core.gateway import PEERS_MAX, Post
-from hydra.actors.core.host import House
+from hydra.actors.core.gateway import PEERS_MAX, Gateway
+from hydra.actors.core.host import ActorHost
 from hydra.actors.core.machine import Received, Send
 from hydra.protocol import codec
 from hydra.protocol.ids import Address
@@ -45,8 +45,8 @@ async def never():
 @pytest.fixture
 def office():
     sent = []
-    post = Post(lambda peer, frames: sent.append((peer, frames)), never, "member")
-    house, diary = House("me", post.carry), Diary()
+    post = Gateway(lambda peer, frames: sent.append((peer, frames)), never, "member")
+    house, diary = ActorHost("me", post.carry), Diary()
     house.add("member", diary, None)
     return post, house, diary, sent
 

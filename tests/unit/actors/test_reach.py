@@ -4,8 +4,8 @@ import pytest
 
 from hydra.actors.core.facts import ModelGone, ModelStalled, NodeLost, RouteDown, RouteServed
 from hydra.actors.core.machine import CancelTimer, Received, SetTimer, TimerFired
-from hydra.actors.planning.candidates import PERMUTED_NODES_MAX, Seat, most_blocked, possible_orders
-from hydra.actors.planning.desired_model import Begin, NodeNoted, WasDescribed, Wish
+from hydra.actors.planning.candidates import PERMUTED_NODES_MAX, Candidate, most_blocked, possible_orders
+from hydra.actors.planning.desired_model import DesiredModel, NodeNoted, Recover, WasDescribed
 from hydra.actors.planning.outage import MOVING_S
 from hydra.actors.planning.planner import ACTIVATE_SILENT_S, LOAD_SILENT_S, RETRY_AFTER_S, TRY_AGAIN_S
 from hydra.actors.planning.reach import FORGIVEN_S, QUARANTINE_S, REDIAL, DialOut, Reach
@@ -16,7 +16,7 @@ from hydra.protocol.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
-    ReachTold,
+    ReachReport,
     Ready,
     Rebalance,
     RouteBroken,
@@ -90,13 +90,13 @@ def test_a_node_that_is_not_reached_is_in_no_plan_says_so_and_counts_again_once_
     hall.filtered.add(filtered)
     effects = hall.tell(joined("b"))
     assert why in noted(effects)["b"] and why in hall.planner.fault_of("b", 0.0)
-    ((to, told),) = sent(effects, ReachTold)
+    ((to, told),) = sent(effects, ReachReport)
     assert to == Address("b-1", "member") and why in told.fault, "it is told at its own end"
     assert REDIAL in keys(effects)
     assert set(layers(hall.hears(Rebalance(ask=1)))) <= {"a-1"}
     hall.filtered.clear()
     effects = hall.tell(TimerFired(REDIAL))
-    assert noted(effects) == {"b": ""} and sent(effects, ReachTold)[0][1].fault == ""
+    assert noted(effects) == {"b": ""} and sent(effects, ReachReport)[0][1].fault == ""
     assert hall.planner.fault_of("b", 0.0) == ""
 
 
@@ -309,7 +309,7 @@ def test_a_load_that_no_node_can_do_is_refused_also_when_nobody_waits_for_its_en
 
 def test_at_start_one_from_elsewhere_does_not_stand_in_for_an_awaited_local_worker():
     hall = Hall()
-    hall.tell(Begin((Wish("/models/m"),), 2, (), 6.0, local=("w0", "w1")))
+    hall.tell(Recover((DesiredModel("/models/m"),), 2, (), 6.0, local=("w0", "w1")))
     hall.tell(WasDescribed("/models/m", MODEL))
     hall.tell(joined("w0"))
     assert not orders(hall.tell(joined("attic")))
@@ -320,7 +320,7 @@ def test_at_start_one_from_elsewhere_does_not_stand_in_for_an_awaited_local_work
 
 
 def seats(n):
-    return [Seat(node=f"n{number}", memory_bytes=1) for number in range(n)]
+    return [Candidate(node=f"n{number}", memory_bytes=1) for number in range(n)]
 
 
 @pytest.mark.parametrize("n_seats", [3, PERMUTED_NODES_MAX + 3])

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hydra.actors.planning.candidates import Seat
-from hydra.actors.planning.split import Terms, context_needed, proportional, reserve_of, split_vram
+from hydra.actors.planning.candidates import Candidate
+from hydra.actors.planning.split import SplitLimits, context_needed, proportional, reserve_of, split_vram
 from hydra.protocol.model.decoder_spec import MoeSpec, plain_decoder
 from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError
@@ -42,13 +42,13 @@ def model(n_layers, layer_params=100_000_000, **changes):
 
 
 def terms(reserve_gb=2.0, context=0):
-    return Terms(
+    return SplitLimits(
         dtype="float16", reserve_bytes=int(reserve_gb * GB), kv_fraction=0.9, context_tokens=context, block_size=16
     )
 
 
 def seats(*gigabytes):
-    return [Seat(node=f"n{i}", memory_bytes=int(gb * GB)) for i, gb in enumerate(gigabytes)]
+    return [Candidate(node=f"n{i}", memory_bytes=int(gb * GB)) for i, gb in enumerate(gigabytes)]
 
 
 def layers(shares):
@@ -122,9 +122,9 @@ def test_one_sequence_has_whole_blocks(context, needed):
     spec, rules = model(1), attrs.evolve(terms(0, context), kv_fraction=1.0)
     (plenty,) = split_vram(spec, seats(10), rules)
     least = 10 * GB - plenty.kv_memory_bytes + needed * spec.kv_token_bytes(1, "float16")
-    assert split_vram(spec, [Seat(node="n", memory_bytes=least)], rules)
+    assert split_vram(spec, [Candidate(node="n", memory_bytes=least)], rules)
     with pytest.raises(RefusalError):
-        split_vram(spec, [Seat(node="n", memory_bytes=least - 1)], rules)
+        split_vram(spec, [Candidate(node="n", memory_bytes=least - 1)], rules)
 
 
 def test_layers_move_from_a_seat_that_is_short_to_the_one_with_room():
@@ -163,17 +163,17 @@ def test_a_seat_too_small_for_one_layer_stands_aside():
 
 def test_layers_stay_where_they_are_held():
     here = [
-        Seat(node="a", memory_bytes=10 * GB, held=frozenset(range(4, 8))),
-        Seat(node="b", memory_bytes=10 * GB, held=frozenset(range(4))),
+        Candidate(node="a", memory_bytes=10 * GB, held=frozenset(range(4, 8))),
+        Candidate(node="b", memory_bytes=10 * GB, held=frozenset(range(4))),
     ]
     assert layers(split_vram(model(8), here, terms())) == [("b", 0, 4), ("a", 4, 8)]
 
 
 def test_a_survivor_keeps_its_end_and_the_spare_fills_the_gap():
     here = [
-        Seat(node="spare", memory_bytes=10 * GB),
-        Seat(node="tail", memory_bytes=10 * GB, held=frozenset(range(8, 12))),
-        Seat(node="head", memory_bytes=10 * GB, held=frozenset(range(4))),
+        Candidate(node="spare", memory_bytes=10 * GB),
+        Candidate(node="tail", memory_bytes=10 * GB, held=frozenset(range(8, 12))),
+        Candidate(node="head", memory_bytes=10 * GB, held=frozenset(range(4))),
     ]
     assert layers(split_vram(model(12), here, terms())) == [("head", 0, 4), ("spare", 4, 8), ("tail", 8, 12)]
 

@@ -9,12 +9,12 @@ from hydra.actors.core.ports import SliceFacts
 from hydra.actors.stage.stage import (
     FENCE_LEASE_S,
     Activated,
-    LoadMoved,
     Publish,
     RunActivate,
     RunDrop,
     RunLoad,
     SliceIn,
+    SliceMoved,
     SliceRefused,
     Stage,
     ThreadFenced,
@@ -105,7 +105,9 @@ def test_from_an_order_to_ready():
     assert hears(stage, order()) == [closed(E1)], "first the fence; nothing is freed under a running step"
     fenced, load = told(stage, ThreadFenced(1, E1))
     assert fenced == Send(PLANNER, Fenced(route=1, epoch=E1)) and load == RunLoad(order())
-    assert said(told(stage, LoadMoved(1, E1, 5, 10))) == [LoadProgress(route=1, epoch=E1, bytes_done=5, bytes_total=10)]
+    assert said(told(stage, SliceMoved(1, E1, 5, 10))) == [
+        LoadProgress(route=1, epoch=E1, bytes_done=5, bytes_total=10)
+    ]
     assert said(told(stage, SliceIn(1, E1, FACTS))) == [
         SliceLoaded(route=1, epoch=E1, kv_blocks_max=50, weight_bytes=10, read_bytes=8, load_s=0.5)
     ]
@@ -136,7 +138,7 @@ def test_a_later_order_fences_at_once_and_lets_the_former_go(state):
     assert not stage.wants(1, E1)
     for late in (
         ThreadFenced(1, E1),
-        LoadMoved(1, E1, 1, 2),
+        SliceMoved(1, E1, 1, 2),
         SliceIn(1, E1, FACTS),
         SliceRefused(1, E1, NO),
         Activated(1, E1),

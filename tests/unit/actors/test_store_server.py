@@ -11,12 +11,12 @@ import trio.testing
 
 from hydra.actors.families.store_server import READ_LEASE_S, READERS, StoreServer
 from hydra.protocol.refusal import refuse
-from hydra.protocol.store_lane import ChunkAsked, ChunkRefused, ChunkTold, decode_answer, encode_ask
+from hydra.protocol.store_lane import ChunkRefused, ChunkReply, ChunkRequest, decode_answer, encode_ask
 from hydra.protocol.wires.wire import STORE_BOUND, LineBroken
 from hydra.simulation.memory_wire import MemoryNetwork, MemoryWires
 
 FILE = bytes(range(256)) * 64
-ASK = ChunkAsked(number=5, auth="token", fingerprint="print", file="model", offset=100, length=50)
+ASK = ChunkRequest(number=5, auth="token", fingerprint="print", file="model", offset=100, length=50)
 
 
 @attrs.frozen
@@ -85,7 +85,7 @@ async def open_lane(disk=None):
 
 async def test_a_chunk_is_told_with_its_number_and_the_size_of_its_file(autojump_clock):
     async with open_lane() as lane:
-        assert await lane.ask(ASK) == ChunkTold(number=5, file_bytes=len(FILE), data=FILE[100:150])
+        assert await lane.ask(ASK) == ChunkReply(number=5, file_bytes=len(FILE), data=FILE[100:150])
         assert lane.server.told_bytes == 50 and not lane.server.refused
         told = {sample.name: sample.value for sample in lane.server.samples()}
         assert told["hydra_store_bytes_total"] == 50 and sum(told.values()) == 50
@@ -130,7 +130,7 @@ async def test_a_disk_that_hangs_is_told_so_and_holds_up_no_more_than_its_reader
         assert answer.refusal.code == "timeout"
         assert READ_LEASE_S <= trio.current_time() - began_s < READ_LEASE_S + 1
         lane.disk.delay_s = 0.001
-        assert isinstance(await lane.ask(ASK), ChunkTold)
+        assert isinstance(await lane.ask(ASK), ChunkReply)
 
 
 async def test_a_disk_that_fails_fails_one_question_and_not_the_server(autojump_clock):
@@ -139,7 +139,7 @@ async def test_a_disk_that_fails_fails_one_question_and_not_the_server(autojump_
         answer = await lane.ask(ASK)
         assert answer.refusal.code == "bad_model" and "Input/output" in answer.refusal.message
         lane.server.lender.read = read
-        assert isinstance(await lane.ask(ASK), ChunkTold)
+        assert isinstance(await lane.ask(ASK), ChunkReply)
 
 
 def failing(*_):
@@ -165,7 +165,7 @@ async def test_an_asker_that_vanished_costs_its_answer_and_nothing_else(autojump
         await trio.sleep(0.5)
         lane.network.kill("gone")
         lane.disk.delay_s = 0.001
-        assert isinstance(await lane.ask(ASK), ChunkTold)
+        assert isinstance(await lane.ask(ASK), ChunkReply)
         await trio.sleep(5)
         assert lane.server.dropped == 4 and lane.server.told_bytes == 50
 
@@ -176,7 +176,7 @@ async def test_an_asker_that_takes_nothing_loses_answers_and_delays_nobody(autoj
         for number in range(3 * STORE_BOUND):
             lazy.send(encode_ask(attrs.evolve(ASK, number=number)))
             await trio.sleep(0.01)
-        assert isinstance(await lane.ask(ASK), ChunkTold)
+        assert isinstance(await lane.ask(ASK), ChunkReply)
         assert lane.server.dropped == 2 * STORE_BOUND
 
 

@@ -13,7 +13,7 @@ import structlog
 from click.testing import CliRunner
 
 from hydra.actors.families.coordinator import SavedState
-from hydra.actors.planning.desired_model import Wish
+from hydra.actors.planning.desired_model import DesiredModel
 from hydra.cli.main import cli
 from hydra.cli.up import check_chat_template, state_dir_of, warn_of_open_http
 from hydra.complaint import Complaint
@@ -21,7 +21,7 @@ from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, from_json,
 from hydra.processes.port_range import PortRange
 from hydra.processes.roles import limits_of
 from hydra.processes.state_dir import write_state
-from hydra.processes.up import UpWish, coordinator_spec
+from hydra.processes.up import UpOptions, coordinator_spec
 from hydra.protocol.batch import ROWS_MAX, TOKENS_MAX
 from hydra.protocol.ids import NodeId
 from hydra.settings import NOT_YET, RANGES, Settings, load_settings, unknown_variables
@@ -86,7 +86,7 @@ def test_a_chat_template_that_is_not_there_is_a_complaint(tmp_path):
 def test_up_ends_when_it_is_to_serve_more_positions_than_the_model_has(tmp_path):
     """Even a model that it remembers to have served."""
     model = ensure_demo_model(tmp_path / "demo")
-    write_state(tmp_path / "state", SavedState(term=3, wishes=(Wish(str(model)),), nodes=(NodeId("w0"),)))
+    write_state(tmp_path / "state", SavedState(term=3, wishes=(DesiredModel(str(model)),), nodes=(NodeId("w0"),)))
     environ = {f"HYDRA_ZMQ_{name}_ADDR": "tcp://127.0.0.1:0" for name in ("ROUTER", "BROADCAST")}
     argv = [sys.executable, "-m", "hydra", "up", str(model), "--workers", "0", "--http", "127.0.0.1:0"]
     argv += ["--max-model-len", "4096", "--state-dir", str(tmp_path / "state")]
@@ -164,7 +164,7 @@ def test_also_where_the_environment_says_it(section, key, text):
 def test_who_shares_prefixes_reaches_the_broker(value, tmp_path):
     settings = load_settings(None, {}, {"HYDRA_ENGINE_SHARE_PREFIXES": value})
     addrs = dict.fromkeys(("router_addr", "broadcast_addr", "results_addr", "store_addr"), "tcp://127.0.0.1:1")
-    spec = coordinator_spec(settings, UpWish(model_path="/m", workers=(), state_dir=tmp_path, lan=False), addrs)
+    spec = coordinator_spec(settings, UpOptions(model_path="/m", workers=(), state_dir=tmp_path, lan=False), addrs)
     assert limits_of(from_json(to_json(spec), CoordinatorSpec)).share_prefixes == value
     assert load_settings(None, {}, {}).engine.share_prefixes == "all"
 

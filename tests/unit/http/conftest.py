@@ -10,14 +10,14 @@ from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.store.models.demo_model import ensure_demo_model
-from hydra.text.cache import WordsShelf
-from hydra.text.tokenizer import Words
+from hydra.text.cache import TokenizerCache
+from hydra.text.tokenizer import ModelTokenizer
 from tests.unit.http.fake_cluster import FakeCluster, spell
 
 
-def shelf_of(load=Words.load, chat_template=None) -> WordsShelf:
-    """Words are read in a thread. A frontend tries them before (see test_words_trial)."""
-    return WordsShelf(partial(trio.to_thread.run_sync, load), chat_template)
+def shelf_of(load=ModelTokenizer.load, chat_template=None) -> TokenizerCache:
+    """ModelTokenizer are read in a thread. A frontend tries them before (see test_words_trial)."""
+    return TokenizerCache(partial(trio.to_thread.run_sync, load), chat_template)
 
 
 async def at_once(work, *args):
@@ -35,7 +35,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def words(directory):
-    return Words.load(directory)
+    return ModelTokenizer.load(directory)
 
 
 @pytest.fixture

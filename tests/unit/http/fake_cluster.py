@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from hydra.actors.client import GenerateRequest, Piece, TokenLogprobs
-from hydra.protocol.messages import JobStatus, ModelTold, NodeLoad, ReadyTold, StatusTold
+from hydra.protocol.messages import JobStatus, ModelReply, NodeLoad, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 
@@ -97,18 +97,18 @@ class FakeCluster:
             if self.gate is not None:
                 await self.gate.wait()
 
-    async def status(self) -> StatusTold:
-        return StatusTold(ask=1, epoch=3, ready=True, nodes=(), processes=(), models=())
+    async def status(self) -> StatusReply:
+        return StatusReply(ask=1, epoch=3, ready=True, nodes=(), processes=(), models=())
 
-    async def ready(self, models: Sequence[str] = ()) -> ReadyTold:
+    async def ready(self, models: Sequence[str] = ()) -> ReadyReply:
         self.ready_asked.append(tuple(models))
-        return ReadyTold(ask=1, ready=self.is_ready, why="" if self.is_ready else "asleep", retry_after_s=2.0)
+        return ReadyReply(ask=1, ready=self.is_ready, why="" if self.is_ready else "asleep", retry_after_s=2.0)
 
-    async def load_model(self, **wish: Any) -> ModelTold:
+    async def load_model(self, **wish: Any) -> ModelReply:
         model_id = wish["model_id"] or "m"
         if wish["wait"]:
-            return ModelTold(ask=1, model_id=model_id, state="ready")
-        return ModelTold(ask=1, model_id=model_id, state="loading", job=self.job.job)
+            return ModelReply(ask=1, model_id=model_id, state="ready")
+        return ModelReply(ask=1, model_id=model_id, state="loading", job=self.job.job)
 
     async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
         if job not in (None, self.job.job):
@@ -120,11 +120,11 @@ class FakeCluster:
         self.job = attrs.evolve(self.job, state="cancelled", refusal=Refusal(code="cancelled", message="called off"))
         return (self.job,)
 
-    async def unload_model(self, model_id: str) -> ModelTold:
+    async def unload_model(self, model_id: str) -> ModelReply:
         self.unloaded.append(model_id)
         self.gone = self.gone or model_id == self.card.model_id
         refusal = Refusal(code="model_not_found", message="no such model", param="model_id")
-        return ModelTold(ask=1, refusal=refusal) if model_id != "m" else ModelTold(ask=1, state="unloaded")
+        return ModelReply(ask=1, refusal=refusal) if model_id != "m" else ModelReply(ask=1, state="unloaded")
 
-    async def rebalance(self) -> ModelTold:
-        return ModelTold(ask=1, state="rebalancing")
+    async def rebalance(self) -> ModelReply:
+        return ModelReply(ask=1, state="rebalancing")

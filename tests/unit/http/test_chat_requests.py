@@ -10,7 +10,7 @@ from hydra.http.openai_request import parse_request
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import DefaultSampling
 from hydra.simulation.asgi_client import ask
-from hydra.text.tokenizer import ChatInput, Words
+from hydra.text.tokenizer import ChatInput, ModelTokenizer
 from tests.unit.text.tokenizer_zoo import CHATML, byte_fallback, byte_level, save
 
 USER = {"role": "user", "content": "hi"}
@@ -125,7 +125,7 @@ async def test_tools_and_documents_reach_the_prompt(app, zoo_cluster):
     }
     answer = await ask(app, "POST", "/v1/chat/completions", body)
     assert answer.status == 200 and answer.headers["x-hydra-ignored"] == "chat_template_kwargs.nobody"
-    words = Words.load(Path(zoo_cluster.card.model_path))
+    words = ModelTokenizer.load(Path(zoo_cluster.card.model_path))
     prompt = words.decode(zoo_cluster.requests[0].prompt_ids.tolist())
     assert '"name": "look"' in prompt and "T: once" in prompt and prompt.endswith("merry")
 
@@ -149,7 +149,7 @@ async def test_a_template_that_does_not_use_them_is_told_by_a_400(app, cluster, 
     ],
 )
 def test_what_a_template_used_is_not_called_ignored(tmp_path, kwargs, ignored):
-    words = Words.load(save(tmp_path, byte_level(), CHATML + "{{ mood }}{{ enable_thinking }}"))
+    words = ModelTokenizer.load(save(tmp_path, byte_level(), CHATML + "{{ mood }}{{ enable_thinking }}"))
     assert words.overlooked(chat(chat_template_kwargs=kwargs)) == ignored
 
 
@@ -164,7 +164,7 @@ async def test_an_effort_is_for_a_template_that_knows_efforts(app, cluster, tmp_
     )
     answer = await ask(app, "POST", "/v1/chat/completions", body)
     assert answer.status == 200 and "x-hydra-ignored" not in answer.headers
-    prompt = Words.load(directory).decode(cluster.requests[-1].prompt_ids.tolist())
+    prompt = ModelTokenizer.load(directory).decode(cluster.requests[-1].prompt_ids.tolist())
     assert prompt.endswith("effort=low")
 
 
@@ -188,7 +188,7 @@ async def test_a_template_is_chosen_by_name(app, cluster):
 @pytest.mark.parametrize(("path", "text"), [("/v1/completions", " fox"), ("/v1/chat/completions", "fox")])
 async def test_the_first_space_of_a_completion_is_kept_and_of_an_answer_is_not(app, cluster, tmp_path, path, text):
     directory = save(tmp_path, byte_fallback("first"), "[INST]{{ messages[0].content }}[/INST]")
-    words = Words.load(directory)
+    words = ModelTokenizer.load(directory)
     ids = words.tokenizer.encode("fox", add_special_tokens=False).ids
     cluster.card = attrs.evolve(cluster.card, model_path=str(directory), folder=str(directory), vocab=1000)
     cluster.script = lambda request, at: Piece(

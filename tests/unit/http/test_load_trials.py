@@ -8,7 +8,7 @@ from hydra.http.app import make_app
 from hydra.http.load_trials import JOBS_MAX, LoadTrials
 from hydra.protocol.refusal import Refusal, refuse
 from hydra.simulation.asgi_client import ask
-from hydra.text.cache import WordsShelf
+from hydra.text.cache import TokenizerCache
 
 JOB = "/api/models/jobs/load-1-1"
 LOAD = {"model_path": "/x"}
@@ -31,7 +31,7 @@ def read(cluster, shutdown, words):
             return words if self.said is None else attrs.evolve(words, templates={"default": self.said})
 
         def __init__(self):
-            self.shelf = WordsShelf(self.load)
+            self.shelf = TokenizerCache(self.load)
             self.trials = LoadTrials(cluster, self.shelf)
             self.app = make_app(
                 cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=self.shelf, trials=self.trials

@@ -15,8 +15,8 @@ from hydra.simulation.asgi_client import ask
 from hydra.store.hub.hub import Hub
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models.model_ref import HubAccess
-from hydra.text.cache import ChatTemplateFile, WordsShelf, is_model_at
-from hydra.text.tokenizer import Words
+from hydra.text.cache import ChatTemplateFile, TokenizerCache, is_model_at
+from hydra.text.tokenizer import ModelTokenizer
 from hydra.text.trial import load_tried
 from tests.fake_hub import fake_hub
 from tests.unit.http.conftest import shelf_of
@@ -67,7 +67,7 @@ def other(directory, tmp_path, cluster):
 
 
 def app_of(cluster, shutdown, shelf=None):
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf or shelf_of(Words.load))
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf or shelf_of(ModelTokenizer.load))
 
 
 @pytest.mark.parametrize(("spoil", "reason"), SPOILT.values(), ids=SPOILT.keys())
@@ -116,14 +116,14 @@ async def test_a_first_start_learns_that_its_model_never_will_before_the_weights
     (copy / "tokenizer.json").unlink()
     cluster.card, cluster.is_ready = attrs.evolve(card, state="loading"), False
     with trio.fail_after(10):
-        fault = await Readiness(cluster, shelf_of(Words.load)).wait(str(copy))
+        fault = await Readiness(cluster, shelf_of(ModelTokenizer.load)).wait(str(copy))
     assert fault.refusal.code == "bad_model" and "no such file" in fault.refusal.message and "beside" in fault.fix
 
 
 async def test_a_first_start_waits_for_route_and_coordinator(cluster, words, autojump_clock):
     """Neither a coordinator that says nothing yet nor a route that is not up yet ends it."""
     cluster.is_ready, cluster.silent = False, True
-    readiness = Readiness(cluster, WordsShelf(load_of(words)))
+    readiness = Readiness(cluster, TokenizerCache(load_of(words)))
     async with trio.open_nursery() as nursery:
 
         async def wait():
@@ -144,7 +144,7 @@ async def test_who_waits_says_what_for_and_not_too_often(cluster, words, autojum
     cluster.is_ready, cluster.silent = False, True
     async with trio.open_nursery() as nursery:
         with structlog.testing.capture_logs() as lines:
-            nursery.start_soon(Readiness(cluster, WordsShelf(load_of(words))).wait, cluster.card.model_path)
+            nursery.start_soon(Readiness(cluster, TokenizerCache(load_of(words))).wait, cluster.card.model_path)
             await trio.sleep(LONG_S)
             cluster.silent = False
             await trio.sleep(LONG_S)
@@ -172,7 +172,7 @@ async def test_only_the_model_it_was_started_for_ends_a_first_start(cluster, wor
         return words
 
     cluster.others = (attrs.evolve(cluster.card, model_id="b", model_path="/x/broken", folder="/x/broken"),)
-    readiness = Readiness(cluster, WordsShelf(load))
+    readiness = Readiness(cluster, TokenizerCache(load))
     assert await readiness.wait(cluster.card.model_path) is None
     assert (await readiness.wait("/x/broken")).refusal.message == "no"
 
@@ -183,7 +183,7 @@ async def test_a_later_life_waits_for_another_model_and_says_once_what_is_wrong(
             return words
         raise refuse("bad_model", "tokenizer.json is gone")
 
-    readiness = Readiness(cluster, WordsShelf(load))
+    readiness = Readiness(cluster, TokenizerCache(load))
     with structlog.testing.capture_logs() as lines:
         with trio.move_on_after(LONG_S) as scope:
             await readiness.wait(None)
@@ -198,7 +198,7 @@ async def test_a_later_life_waits_for_another_model_and_says_once_what_is_wrong(
 
 
 async def test_a_bug_in_reading_words_costs_the_model_and_not_the_process(cluster):
-    shelf = WordsShelf(load_of(RuntimeError("the secret of /etc/passwd")))
+    shelf = TokenizerCache(load_of(RuntimeError("the secret of /etc/passwd")))
     with structlog.testing.capture_logs() as lines, pytest.raises(RefusalError) as caught:
         await shelf.words_of(cluster.card, (cluster.card,))
     assert caught.value.refusal.code == "internal_error" and "secret" not in caught.value.refusal.message
@@ -206,7 +206,7 @@ async def test_a_bug_in_reading_words_costs_the_model_and_not_the_process(cluste
 
 
 async def test_a_tokenizer_with_more_ids_than_the_model_is_warned_of(cluster, words):
-    shelf = WordsShelf(load_of(words))
+    shelf = TokenizerCache(load_of(words))
     with structlog.testing.capture_logs() as lines:
         assert await shelf.fault_of(cluster.card, (cluster.card,)) is None
         assert lines == []
@@ -218,7 +218,7 @@ async def test_a_tokenizer_with_more_ids_than_the_model_is_warned_of(cluster, wo
 async def test_the_operators_own_template_is_named(cluster, directory, tmp_path):
     file = tmp_path / "mine.jinja"
     file.write_text("{% for %}")
-    shelf = shelf_of(Words.load, ChatTemplateFile(file, str(directory)))
+    shelf = shelf_of(ModelTokenizer.load, ChatTemplateFile(file, str(directory)))
     fault = await shelf.fault_of(cluster.card, (cluster.card,))
     assert fault.fix == f"mend {file}, or leave --chat-template out" and "makes no sense" in fault.refusal.message
 

@@ -7,7 +7,7 @@ import trio.testing
 from hydra.actors.client import Piece
 from hydra.protocol.refusal import Refusal
 from hydra.simulation.asgi_client import ask, exchange
-from hydra.text.cache import WordsShelf
+from hydra.text.cache import TokenizerCache
 from tests.unit.http.conftest import threadless
 from tests.unit.http.fake_cluster import spell
 
@@ -163,7 +163,7 @@ async def test_the_time_of_the_first_byte_begins_with_the_request(cluster, shutd
 
     spoken = spell("ab")
     cluster.script = lambda request, number: 5.0 if number == 0 else spoken(request, number - 1)
-    slow_app = threadless(cluster, shutdown, WordsShelf(load))
+    slow_app = threadless(cluster, shutdown, TokenizerCache(load))
     began_s = trio.current_time()
     async with exchange(slow_app, "POST", "/v1/completions", TEXT) as answer:
         await answer.until(lambda seen: seen.body)

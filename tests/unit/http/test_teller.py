@@ -7,7 +7,7 @@ from hydra.http.answers import Answer
 from hydra.http.openai_logprobs import chat_logprobs, text_logprobs
 from hydra.http.openai_request import ApiRequest
 from hydra.http.teller import Teller
-from hydra.text.tokenizer import Words
+from hydra.text.tokenizer import ModelTokenizer
 from tests.unit.text.tokenizer_zoo import byte_fallback, byte_level, save
 
 EOT = "<|im_end|>"
@@ -15,13 +15,13 @@ EOT = "<|im_end|>"
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    return Words.load(save(tmp_path_factory.mktemp("words"), byte_level(), None))
+    return ModelTokenizer.load(save(tmp_path_factory.mktemp("words"), byte_level(), None))
 
 
 @pytest.fixture(scope="module")
 def piece_words(tmp_path_factory):
     """Of the sentencepiece kind."""
-    return Words.load(save(tmp_path_factory.mktemp("words"), byte_fallback("first"), None))
+    return ModelTokenizer.load(save(tmp_path_factory.mktemp("words"), byte_fallback("first"), None))
 
 
 def encode(words, text):

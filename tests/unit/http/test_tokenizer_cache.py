@@ -1,4 +1,4 @@
-"""Words follow the files that a load finds: what was read for one load serves the next only if nothing has changed."""
+"""ModelTokenizer follow the files that a load finds: what was read for one load serves the next only if nothing has changed."""
 
 import os
 import shutil
@@ -8,8 +8,8 @@ import pytest
 
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.simulation.asgi_client import ask
-from hydra.text.cache import ChatTemplateFile, WordsShelf
-from hydra.text.tokenizer import Words
+from hydra.text.cache import ChatTemplateFile, TokenizerCache
+from hydra.text.tokenizer import ModelTokenizer
 from tests.unit.http.conftest import threadless
 from tests.unit.text.tokenizer_zoo import byte_level, save
 
@@ -24,7 +24,7 @@ class Reader:
 
     async def __call__(self, path, template):
         self.reads += 1
-        return Words.load(path, template)
+        return ModelTokenizer.load(path, template)
 
 
 @pytest.fixture
@@ -66,11 +66,11 @@ def configured(directory):
 @pytest.mark.parametrize("change", [rewritten, replaced, configured])
 @pytest.mark.parametrize("seen", [True, False], ids=["the unloading was seen", "it was too quick"])
 async def test_what_is_unloaded_changed_and_loaded_is_used_as_it_is_now(cluster, shutdown, model, change, seen):
-    app = threadless(cluster, shutdown, WordsShelf(Reader()))
+    app = threadless(cluster, shutdown, TokenizerCache(Reader()))
 
     async def prompt():
         assert (await ask(app, "POST", "/v1/chat/completions", CHAT)).status == 200
-        return Words.load(model).decode(cluster.requests[-1].prompt_ids.tolist())
+        return ModelTokenizer.load(model).decode(cluster.requests[-1].prompt_ids.tolist())
 
     assert await prompt() == "onehi"
     if seen:
@@ -83,7 +83,7 @@ async def test_what_is_unloaded_changed_and_loaded_is_used_as_it_is_now(cluster,
 async def test_a_model_that_stays_loaded_keeps_its_words(cluster, model):
     """A file half written must not reach the requests of meanwhile."""
     reader = Reader()
-    shelf, card = WordsShelf(reader), cluster.card
+    shelf, card = TokenizerCache(reader), cluster.card
     words = await shelf.words_of(card, (card,))
     (model / "tokenizer.json").write_text("{")
     assert await shelf.words_of(attrs.evolve(card, state="degraded"), (card,)) is words and reader.reads == 1
@@ -92,7 +92,7 @@ async def test_a_model_that_stays_loaded_keeps_its_words(cluster, model):
 @pytest.mark.parametrize("change", [lambda model: None, shutil.rmtree], ids=["the same files", "none any more"])
 async def test_a_new_coordinator_needs_no_second_reading(cluster, model, change):
     reader = Reader()
-    shelf, card = WordsShelf(reader), cluster.card
+    shelf, card = TokenizerCache(reader), cluster.card
     words = await shelf.words_of(card, (card,))
     change(model)
     again = attrs.evolve(card, load="load-2-1", created_s=card.created_s + 9)
@@ -101,7 +101,7 @@ async def test_a_new_coordinator_needs_no_second_reading(cluster, model, change)
 
 async def test_two_models_of_one_folder_share_its_words(cluster, model):
     reader = Reader()
-    shelf = WordsShelf(reader)
+    shelf = TokenizerCache(reader)
     cards = (cluster.card, attrs.evolve(cluster.card, model_id="n", load="load-1-2"))
     for _ in range(3):
         for card in cards:
@@ -116,7 +116,7 @@ async def test_what_was_refused_is_tried_again_by_the_next_load(cluster, model):
         reads.append(path)
         raise refuse("bad_model", "it took too long")
 
-    shelf = WordsShelf(load)
+    shelf = TokenizerCache(load)
     for name, count in (("load-1-1", 1), ("load-1-1", 1), ("load-1-2", 2)):
         card = attrs.evolve(cluster.card, load=name)
         with pytest.raises(RefusalError):
@@ -127,7 +127,7 @@ async def test_what_was_refused_is_tried_again_by_the_next_load(cluster, model):
 async def test_the_operators_own_template_is_looked_at_too(cluster, model, tmp_path):
     own, reader = tmp_path / "own.jinja", Reader()
     own.write_text("one")
-    shelf, card = WordsShelf(reader, ChatTemplateFile(own, str(model))), cluster.card
+    shelf, card = TokenizerCache(reader, ChatTemplateFile(own, str(model))), cluster.card
     await shelf.words_of(card, (card,))
     in_place(own, "two")
     again = attrs.evolve(card, load="load-1-2")

@@ -1,4 +1,4 @@
-"""Words tried where they may be killed: what a bomb costs, and whom. Each of these runs in a real process."""
+"""ModelTokenizer tried where they may be killed: what a bomb costs, and whom. Each of these runs in a real process."""
 
 import base64
 import json
@@ -14,8 +14,8 @@ import trio.testing
 from hydra.http.app import make_app
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.simulation.asgi_client import ask
-from hydra.text.cache import ChatTemplateFile, WordsShelf
-from hydra.text.tokenizer import ChatInput, Words
+from hydra.text.cache import ChatTemplateFile, TokenizerCache
+from hydra.text.tokenizer import ChatInput, ModelTokenizer
 from hydra.text.trial import load_tried
 from tests.unit.http.conftest import shelf_of
 from tests.unit.text.tokenizer_zoo import CHATML, ZOO, byte_level, save
@@ -30,7 +30,7 @@ def test_honest_words_pass(tmp_path, name):
     directory = save(tmp_path, make(), template)
     words = load_tried(directory)
     chat = ChatInput(messages=[{"role": "user", "content": "hi"}])
-    assert words.encode_chat(chat) == Words.load(directory).encode_chat(chat)
+    assert words.encode_chat(chat) == ModelTokenizer.load(directory).encode_chat(chat)
 
 
 def charsmap(text_bytes: int) -> str:
@@ -203,7 +203,7 @@ async def test_many_first_requests_are_one_reading(cluster, words):
         await gate.wait()
         return words
 
-    shelf = WordsShelf(load)
+    shelf = TokenizerCache(load)
     found = []
 
     async def one():
@@ -226,7 +226,7 @@ async def test_words_are_read_before_anybody_asks(cluster, words, autojump_clock
             raise refuse("bad_model", "no")
         return words
 
-    shelf = WordsShelf(load)
+    shelf = TokenizerCache(load)
     cluster.card = attrs.evolve(cluster.card, state="loading")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shelf.read_ahead, cluster.models)
@@ -250,7 +250,7 @@ async def test_a_model_that_is_loaded_anew_is_read_anew(cluster, words):
             raise why
         return words
 
-    shelf = WordsShelf(load)
+    shelf = TokenizerCache(load)
     with pytest.raises(RefusalError):
         await shelf.words_of(cluster.card, (cluster.card,))
     with pytest.raises(RefusalError):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hydra.kernels.step.runner import Runner
-from hydra.kernels.tensors import blob_of, put, tensor_of
+from hydra.kernels.tensors import blob_of, tensor_of, to_device
 from hydra.kernels.weights import staging as landing
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
@@ -266,7 +266,7 @@ def test_read_only_columns_and_blobs_are_taken_without_a_warning():
     """Received columns are views of messages; filterwarnings turns any complaint into an error."""
     column = np.frombuffer(np.arange(3, dtype=np.int32).tobytes(), dtype=np.int32)
     assert not column.flags.writeable
-    assert put(column, torch.device("cpu")).tolist() == [0, 1, 2]
+    assert to_device(column, torch.device("cpu")).tolist() == [0, 1, 2]
     data = np.arange(4, dtype=np.float32).tobytes()
     tensor = tensor_of(Blob("float32", (2, 2), data))
     assert tensor.data_ptr() == np.frombuffer(data, dtype=np.uint8).ctypes.data  # the message's own memory

@@ -7,7 +7,7 @@ import pytest
 
 from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.row import Row, RowKey
-from hydra.actors.scheduling.scheduler import Engine
+from hydra.actors.scheduling.scheduler import RouteScheduler
 from hydra.actors.stage.stage_line import Fence, FenceBoard, StageLine
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Run, Step, StepResult, int32
@@ -31,7 +31,7 @@ class Route:
         board = FenceBoard()
         board.publish(Fence(route=ROUTE, epoch=EPOCH, open=True, last=True))
         self.line = StageLine(board)
-        self.engine = Engine(
+        self.engine = RouteScheduler(
             route=ROUTE,
             epoch=EPOCH,
             n_stages=1,

@@ -13,7 +13,7 @@ import torch
 from hydra.kernels.step.runner import Runner
 from hydra.kernels.weights import staging as landing
 from hydra.kernels.weights.reader import read_ranges
-from hydra.kernels.weights.weight_memory import HUGE_BYTES, fresh
+from hydra.kernels.weights.weight_memory import HUGE_BYTES, weight_memory
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import order, quiet
@@ -286,7 +286,7 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")  # noqa: PTH110
 def test_fresh_memory_begins_on_a_huge_page_and_goes_back_at_once():
     before = resident_bytes()
-    made = fresh((33, 1 << 20), torch.float32, CPU)
+    made = weight_memory((33, 1 << 20), torch.float32, CPU)
     assert made.shape == (33, 1 << 20) and made.is_contiguous() and made.dtype == torch.float32
     assert made.data_ptr() % HUGE_BYTES == 0
     part = made[3:5]
@@ -303,7 +303,7 @@ def test_fresh_memory_begins_on_a_huge_page_and_goes_back_at_once():
 @pytest.mark.parametrize("shape", [(0,), (3,), (1 << 18,), (513, 1031), (1 << 20, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fresh_memory_has_the_asked_shape(shape, dtype):
-    made = fresh(shape, dtype, CPU)
+    made = weight_memory(shape, dtype, CPU)
     assert (made.shape, made.dtype, made.is_contiguous()) == (torch.Size(shape), dtype, True)
     made.fill_(2.0)
     assert bool((made == 2.0).all())

@@ -15,8 +15,8 @@ import attrs
 import pytest
 import trio
 
-from hydra.actors.core.gateway import Post
-from hydra.actors.core.host import House
+from hydra.actors.core.gateway import Gateway
+from hydra.actors.core.host import ActorHost
 from hydra.actors.families.parent import ChildCommand
 from hydra.actors.families.supervisor import ChildPlan, Supervisor
 from hydra.actors.membership import registry
@@ -171,8 +171,8 @@ async def test_a_parent_with_the_wrong_token_ends_in_a_complaint(nursery):
     with closing(ZmqWires()) as wires:
         hub = wires.hub(f"tcp://{LOOPBACK}:0", f"tcp://{LOOPBACK}:0")
         door = registry.Registry(term=1, results_addr="tcp://x:1", join_token="sesame")
-        post = Post(hub.send_nowait, hub.receive, registry.PLANNER_NAME, door.speaker_of)
-        house = House(COORDINATOR, post.carry)
+        post = Gateway(hub.send_nowait, hub.receive, registry.PLANNER_NAME, door.speaker_of)
+        house = ActorHost(COORDINATOR, post.carry)
         house.add(ActorName("registry"), door, lambda effect: None)
         nursery.start_soon(house.keep_timers)
         nursery.start_soon(post.pump, house)

@@ -18,7 +18,7 @@ from hydra.protocol.messages import (
     Message,
     Open,
     SayHello,
-    StatusAsked,
+    StatusRequest,
     Tokens,
     Welcome,
 )
@@ -129,8 +129,8 @@ def test_what_travels_in_a_column_fits_one(name):
 def test_nothing_is_said_that_its_reader_would_refuse():
     with pytest.raises(MessageTooBig, match="LoadModel"):
         codec.encode("planner", "asks", LoadModel(ask=1, model_path="x" * 5000))
-    with pytest.raises(MessageTooBig, match="StatusAsked"):
-        codec.encode("desk", "asks", StatusAsked(ask=2**63))
+    with pytest.raises(MessageTooBig, match="StatusRequest"):
+        codec.encode("desk", "asks", StatusRequest(ask=2**63))
 
 
 def test_limits_name_fields_that_there_are():

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from hydra.protocol.range_window import RangeWindow
-from hydra.protocol.store_lane import ChunkTold
+from hydra.protocol.store_lane import ChunkReply
 from hydra.protocol.wires.wire import TheyBrokeTheRules
 
 FILE = bytes(range(251)) * 40
@@ -17,7 +17,7 @@ def window(offset, length, chunk_bytes=100, open_max=4):
 
 def answer(ask):
     data = FILE[ask.offset : ask.offset + ask.length]
-    return ChunkTold(number=ask.number, file_bytes=len(FILE), data=data)
+    return ChunkReply(number=ask.number, file_bytes=len(FILE), data=data)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -61,9 +61,9 @@ def test_what_was_not_asked_or_does_not_fit_is_refused():
     made = window(0, 250)
     first = made.asks()[0]
     with pytest.raises(TheyBrokeTheRules):
-        made.take(ChunkTold(number=3, file_bytes=1000, data=b""))
+        made.take(ChunkReply(number=3, file_bytes=1000, data=b""))
     with pytest.raises(TheyBrokeTheRules):
-        made.take(ChunkTold(number=first.number, file_bytes=1000, data=bytes(99)))
+        made.take(ChunkReply(number=first.number, file_bytes=1000, data=bytes(99)))
     made = window(0, 250)
     with pytest.raises(TheyBrokeTheRules):
-        made.take(ChunkTold(number=made.asks()[0].number, file_bytes=99, data=bytes(100)))
+        made.take(ChunkReply(number=made.asks()[0].number, file_bytes=99, data=bytes(100)))

@@ -14,9 +14,9 @@ from hydra.protocol.store_lane import (
     CHUNK_BYTES_MAX,
     MESSAGE_LENGTH_MAX,
     STORE_VERSION,
-    ChunkAsked,
     ChunkRefused,
-    ChunkTold,
+    ChunkReply,
+    ChunkRequest,
     decode_answer,
     decode_ask,
     encode_answer,
@@ -24,7 +24,7 @@ from hydra.protocol.store_lane import (
 )
 from hydra.protocol.wires.wire import TheyBrokeTheRules
 
-ASK = ChunkAsked(number=7, auth="secret", fingerprint="ab" * 32, file="model.safetensors", offset=1 << 40, length=100)
+ASK = ChunkRequest(number=7, auth="secret", fingerprint="ab" * 32, file="model.safetensors", offset=1 << 40, length=100)
 FIELDS = {"number": 7, "auth": "", "fingerprint": "ab", "file": "x", "offset": 0, "length": 1}
 TOLD = {"number": 1, "file_bytes": 10}
 
@@ -37,7 +37,7 @@ def test_a_question_survives_and_keeps_its_token_to_itself():
 @pytest.mark.parametrize("size", [0, 1, 70_000, CHUNK_BYTES_MAX])
 def test_a_chunk_survives_without_a_copy(size):
     data = bytearray(os.urandom(size))
-    told = ChunkTold(number=3, file_bytes=1 << 40, data=data)
+    told = ChunkReply(number=3, file_bytes=1 << 40, data=data)
     frames = encode_answer(told)
     assert frames[1] is data and sum(map(len, frames)) <= ANSWER_BYTES_MAX
     assert decode_answer(frames) == told
@@ -87,7 +87,7 @@ def test_what_is_no_question_is_refused(frames):
 
 
 def test_the_broken_questions_are_broken_by_one_thing_each():
-    assert decode_ask(asked()) == ChunkAsked(**FIELDS)
+    assert decode_ask(asked()) == ChunkRequest(**FIELDS)
 
 
 BROKEN_ANSWERS = {
@@ -113,7 +113,7 @@ def test_what_is_no_answer_is_refused(frames):
 
 def test_noise_is_refused_and_nothing_else_happens():
     rng = random.Random(3)
-    whole = (encode_ask(ASK)[0], encode_answer(ChunkTold(number=1, file_bytes=9, data=b"abc"))[0])
+    whole = (encode_ask(ASK)[0], encode_answer(ChunkReply(number=1, file_bytes=9, data=b"abc"))[0])
     for _ in range(2000):
         frame = bytearray(rng.choice(whole))
         for _ in range(rng.randint(1, 4)):

@@ -15,11 +15,11 @@ from hydra.protocol.refusal import RefusalError
 from hydra.store.cache import range_cache, range_fetch
 from hydra.store.cache.cache_room import LOCK, CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.files.whole_file import write_whole
 from hydra.store.hub.hub import Hub
 from hydra.store.hub.hub_library import HubLibrary
-from hydra.store.lending.file_lender import ShelfKeeper
+from hydra.store.lending.file_lender import FileLender
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.local_copy import why_unlike
 from hydra.store.models.model_ref import HubAccess
@@ -83,7 +83,7 @@ def n_open():
 @pytest.fixture
 def cached(saved, tmp_path):
     described = LocalLibrary().describe(str(saved / "sharded"))
-    cache = RangeCache(CacheRoom(root=tmp_path / "cache"), Patience(tries=1), threads=1)
+    cache = RangeCache(CacheRoom(root=tmp_path / "cache"), RetryPolicy(tries=1), threads=1)
     with closing(cache):
         yield Cached(described, Directory(saved / "sharded"), cache)
 
@@ -137,7 +137,7 @@ def test_a_disk_that_fills_up_is_named_and_the_rest_comes_when_there_is_room(cac
     if n_bytes:
         assert cached.source.n_bytes < wanted, "what had come was kept"
     cached.source.n_bytes = 0
-    again = RangeCache(cached.cache.room, Patience(tries=1))
+    again = RangeCache(cached.cache.room, RetryPolicy(tries=1))
     with closing(again):
         assert cached.is_whole(attrs.evolve(cached, cache=again).ensure()) and not cached.source.n_bytes
 
@@ -167,7 +167,7 @@ def lends(keeper, described, true):
 
 
 def test_what_was_lent_stays_lent_while_the_disk_is_full_and_after_the_cache_is_gone(cached, saved):
-    keeper = ShelfKeeper()
+    keeper = FileLender()
     with closing(keeper):
         keeper.lend_slice(order_of(cached.described, cached.ensure()))
         other = LocalLibrary().describe(str(saved / "single"))
@@ -204,7 +204,9 @@ def test_a_full_disk_under_the_small_files_is_no_fault_of_the_hub(saved, tmp_pat
 
     with fake_hub() as hub:
         hub.add("org/m", saved / "single")
-        library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", Patience(sleep=lambda delay_s: None)))
+        library = HubLibrary(
+            Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", RetryPolicy(sleep=lambda delay_s: None))
+        )
         with monkeypatch.context() as patched, pytest.raises(RefusalError) as caught:
             patched.setattr("hydra.store.hub.hub.hf_hub_download", download)
             library.describe("org/m")

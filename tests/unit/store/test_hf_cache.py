@@ -17,19 +17,19 @@ from hydra.protocol.refusal import RefusalError
 from hydra.settings import Model, Settings
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.hub.hf_cache import HfCache
 from hydra.store.hub.hub import Hub
 from hydra.store.hub.hub_lending import lend_model
 from hydra.store.hub.hub_library import HubLibrary
-from hydra.store.lending.file_lender import ShelfKeeper
+from hydra.store.lending.file_lender import FileLender
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess
 from hydra.store.supply import StoreSupply, hub_opener
 from tests.fake_hub import Fault, fake_hub
 from tests.unit.store.test_supply import order_of
 
-PATIENCE = Patience(sleep=lambda delay_s: None, tries=3)
+PATIENCE = RetryPolicy(sleep=lambda delay_s: None, tries=3)
 SHARD = "model-00002-of-00003.safetensors"
 WORDS = {"tokenizer.json": b'{"model": {}}', "tokenizer_config.json": b"{}"}
 
@@ -324,7 +324,7 @@ def test_the_coordinator_lends_from_the_snapshot(hub, library, saved, fill, tmp_
     hub.add("org/m", saved / "sharded")
     fill()
     described = library().describe("org/m")
-    keeper, room = ShelfKeeper(), CacheRoom(root=tmp_path / "ranges", max_bytes=1)
+    keeper, room = FileLender(), CacheRoom(root=tmp_path / "ranges", max_bytes=1)
     lend_model(keeper, described, HubAccess(endpoint="http://127.0.0.1:9"), room)
     for tensor in described.tensors:
         true = (saved / "sharded" / tensor.file).read_bytes()[tensor.offset :][: tensor.length]

@@ -9,7 +9,7 @@ from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_source import SourceFault
 from hydra.store.hub.hub_lending import AHEAD_BYTES, BUSY_S, HubPlace, lend_model
-from hydra.store.lending.file_lender import ShelfKeeper
+from hydra.store.lending.file_lender import FileLender
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess
 
@@ -134,7 +134,7 @@ def test_its_entry_is_in_use_until_it_is_taken_back(lent, tmp_path):
     tight = CacheRoom(root=tmp_path / "cache", max_bytes=1)
     with pytest.raises(RefusalError):
         tight.make_room(1)
-    keeper = ShelfKeeper()
+    keeper = FileLender()
     keeper.lend("print", lent.place)
     keeper.close()
     assert lent.hub.closed == 1
@@ -144,7 +144,7 @@ def test_its_entry_is_in_use_until_it_is_taken_back(lent, tmp_path):
 
 
 def test_a_directory_is_lent_as_it_is_and_a_hub_model_through_the_cache(lent, tmp_path):
-    keeper, room = ShelfKeeper(), CacheRoom(root=tmp_path / "other")
+    keeper, room = FileLender(), CacheRoom(root=tmp_path / "other")
     tensor = lent.described.tensors[0]
     asked = (lent.described.spec.fingerprint, tensor.file, tensor.offset, 4)
     lend_model(keeper, lent.described, HubAccess(), room)

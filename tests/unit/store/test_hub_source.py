@@ -14,7 +14,7 @@ from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.range_source import RangeIgnored, SourceFault, SourceUnfit
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.hub.hub_source import HubSource, retry_after_s
 from hydra.store.models.model_ref import HubAccess, HubRef
 from tests.fake_hub import PORTAL, Asked, Fault, fake_hub, tag_of
@@ -115,7 +115,7 @@ def test_a_page_in_place_of_the_file_is_a_fault(hub, source_of, portal, length):
 @pytest.mark.parametrize("portal", PORTALS, ids=str)
 def test_nothing_of_such_a_page_enters_the_cache(hub, source_of, tmp_path, portal):
     hub.portal = portal
-    cache = RangeCache(CacheRoom(root=tmp_path), patience=Patience(sleep=lambda delay_s: None, tries=4))
+    cache = RangeCache(CacheRoom(root=tmp_path), patience=RetryPolicy(sleep=lambda delay_s: None, tries=4))
     asked = ("k", (STORED,), (WANTED,), (source_of(),), lambda done, total: None, lambda: False)
     with closing(cache):
         with pytest.raises(RefusalError) as caught:
@@ -226,7 +226,7 @@ def every(n: int, fault: Fault):
 @pytest.mark.parametrize("ranges", [True, False])
 def test_the_cache_gets_through_faults(hub, source_of, tmp_path, fault, ranges):
     hub.fault, hub.ranges = fault, ranges
-    cache = RangeCache(CacheRoom(root=tmp_path), patience=Patience(sleep=lambda delay_s: None))
+    cache = RangeCache(CacheRoom(root=tmp_path), patience=RetryPolicy(sleep=lambda delay_s: None))
     with closing(cache):
         folder = cache.ensure("k", (STORED,), (WANTED,), (source_of(),), lambda done, total: None, lambda: False)
     raw = (folder / FILE).read_bytes()

@@ -7,7 +7,7 @@ import pytest
 
 from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
 from hydra.protocol.refusal import Refusal
-from hydra.protocol.store_lane import ChunkRefused, ChunkTold, decode_ask, encode_answer
+from hydra.protocol.store_lane import ChunkRefused, ChunkReply, decode_ask, encode_answer
 from hydra.protocol.wires.wire import LineBroken, WireFull
 from hydra.store.cache.range_source import SourceFault, SourceUnfit
 from hydra.store.lending.lane_source import SHUNNED_S, LaneSource
@@ -19,7 +19,7 @@ A, B, C = "tcp://a:1", "tcp://b:1", "tcp://c:1"
 
 def holds(ask):
     data = FILE[ask.offset : ask.offset + ask.length]
-    return encode_answer(ChunkTold(number=ask.number, file_bytes=len(FILE), data=data))
+    return encode_answer(ChunkReply(number=ask.number, file_bytes=len(FILE), data=data))
 
 
 def refuses(code):
@@ -36,7 +36,7 @@ def silent(ask):
 
 
 def lies(ask):
-    return encode_answer(ChunkTold(number=ask.number, file_bytes=len(FILE), data=b"short"))
+    return encode_answer(ChunkReply(number=ask.number, file_bytes=len(FILE), data=b"short"))
 
 
 def babbles(ask):

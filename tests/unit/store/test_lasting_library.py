@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hydra.protocol.refusal import RefusalError
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.hub.hub import Hub
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models import description_cache
@@ -187,7 +187,7 @@ def test_a_disk_that_keeps_nothing_stops_nobody(life, copy_of, tmp_path):
 def test_a_hub_model_outlives_the_hub_and_the_caches(life, saved, tmp_path):
     with fake_hub() as hub:
         commit = hub.add("org/m", saved / "single")
-        patience = Patience(tries=1)
+        patience = RetryPolicy(tries=1)
 
         def library():
             return HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", patience))

@@ -15,7 +15,7 @@ from hydra.store.cache import range_cache, range_fetch
 from hydra.store.cache.cache_room import LOCK, CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.range_source import RangeIgnored, SourceFault, SourceUnfit
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 
 SIZE = 40_000
 BLOCK = 4096  # what the journal of an entry takes on the disk
@@ -67,8 +67,8 @@ class Clock:
 
     now_s: float = 0.0
 
-    def patience(self, **changes) -> Patience:
-        return Patience(now=lambda: self.now_s, sleep=self.sleep, jitter=lambda: 1.0, **changes)
+    def patience(self, **changes) -> RetryPolicy:
+        return RetryPolicy(now=lambda: self.now_s, sleep=self.sleep, jitter=lambda: 1.0, **changes)
 
     def sleep(self, delay_s):
         self.now_s += delay_s

@@ -15,15 +15,15 @@ from hydra.store.cache import range_fetch
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.range_source import SourceUnfit
-from hydra.store.cache.retry_policy import Patience
-from hydra.store.lending.file_lender import MODELS_MAX, ShelfKeeper, WholeFiles
+from hydra.store.cache.retry_policy import RetryPolicy
+from hydra.store.lending.file_lender import MODELS_MAX, FileLender, WholeFiles
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.slice_ranges import slice_ranges
 
 
 @pytest.fixture
 def keeper():
-    made = ShelfKeeper()
+    made = FileLender()
     yield made
     made.close()
 
@@ -187,7 +187,7 @@ def test_a_file_that_was_linked_or_given_away_is_what_it_was(lent):
     keeper, described, directory = lent
     keeper.lend_slice(order_of(described, 0, 1, directory))
     keeper.lend_described(described)
-    other = ShelfKeeper()
+    other = FileLender()
     other.lend_slice(order_of(described, 0, 1, directory))
     tensor = slice_ranges(described, 0, 1)[0]
     asked = (described.spec.fingerprint, tensor.file, tensor.offset, tensor.length)
@@ -301,7 +301,7 @@ class Lenders:
 
 def cached(root, described, source, first=0, end=5):
     """The ranges of these layers in a cache of its own, and the order that they are lent by."""
-    cache = RangeCache(CacheRoom(root=root), Patience(tries=1))
+    cache = RangeCache(CacheRoom(root=root), RetryPolicy(tries=1))
     tensors = slice_ranges(described, first, end)
     with closing(cache):
         key = described.spec.fingerprint
@@ -312,7 +312,7 @@ def cached(root, described, source, first=0, end=5):
 def test_a_cache_never_keeps_bytes_of_a_file_that_was_rewritten(keeper, copy_of, saved, tmp_path):
     directory = copy_of("sharded")
     described = LocalLibrary().describe(str(directory))
-    print_, good = described.spec.fingerprint, ShelfKeeper()
+    print_, good = described.spec.fingerprint, FileLender()
     keeper.lend_slice(order_of(described, 0, 5, directory))
     for path in directory.glob("*.safetensors"):
         overwrite_unseen(path)
@@ -331,7 +331,7 @@ def test_what_is_lent_from_a_cache_is_confirmed_by_its_checksums(keeper, saved, 
     """The files of a cache grow while they are lent, so that no time of writing tells anything."""
     monkeypatch.setattr(range_fetch, "CHUNK_BYTES", 1000)
     described = LocalLibrary().describe(str(saved / "single"))
-    source = ShelfKeeper()
+    source = FileLender()
     source.lend_slice(order_of(described, 0, 5, saved / "single"))
     order = cached(tmp_path / "cache", described, Lenders(described.spec.fingerprint, source), 1, 2)
     keeper.lend_slice(order)

@@ -15,7 +15,7 @@ from hydra.settings import Settings
 from hydra.store.cache import retry_policy as patience_module
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.cache.retry_policy import BRIEF_SILENCE_S, Patience
+from hydra.store.cache.retry_policy import BRIEF_SILENCE_S, RetryPolicy
 from hydra.store.hub.hub import Hub
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.hub.hub_source import FIRST_TIMEOUT, HubSource
@@ -25,7 +25,7 @@ from tests.fake_hub import Fault, fake_hub
 
 SILENCE_S = 0.3
 SOON_S = 8.0  # of a machine with other work; every single wait of the libraries is longer
-QUICK = Patience(silence_s=SILENCE_S, first_s=0.05)
+QUICK = RetryPolicy(silence_s=SILENCE_S, first_s=0.05)
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def test_a_model_is_refused_with_the_host_and_what_helps(endpoint, tmp_path):
 def test_the_waits_of_a_real_run_are_short_enough():
     """In all at most 10 s: describing, or asking the cache instead and then for the weights."""
     first_s = max(FIRST_TIMEOUT.connect, FIRST_TIMEOUT.read)
-    assert Patience().silence_s <= 8.0 and BRIEF_SILENCE_S + first_s <= 9.5
+    assert RetryPolicy().silence_s <= 8.0 and BRIEF_SILENCE_S + first_s <= 9.5
 
 
 def test_what_is_in_the_cache_is_described_and_what_is_missing_is_not_waited_for(saved, tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_a_hub_that_is_slow_but_lives_has_all_the_time_it_needs(saved, tmp_path)
     def sleep(delay_s):
         clock[0] += delay_s
 
-    patient = Patience(silence_s=5.0, now=lambda: clock[0], sleep=sleep)
+    patient = RetryPolicy(silence_s=5.0, now=lambda: clock[0], sleep=sleep)
     with fake_hub() as hub:
         hub.add("org/m", saved / "single")
         hub.api_fault = lambda number: Fault(status=503, headers={"Retry-After": "20"}) if number < 4 else None
@@ -140,7 +140,7 @@ def test_silence_counts_only_while_nothing_was_heard(saved, tmp_path):
     def sleep(delay_s):
         clock[0] += delay_s
 
-    patient = Patience(silence_s=2.0, first_s=4.0, now=lambda: clock[0], sleep=sleep)
+    patient = RetryPolicy(silence_s=2.0, first_s=4.0, now=lambda: clock[0], sleep=sleep)
     with fake_hub() as hub:
         hub.add("org/m", saved / "single")
         described = LocalLibrary().describe(str(saved / "single"))

@@ -13,7 +13,7 @@ from hydra.protocol.messages import LoadSlice
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.cache.retry_policy import Patience
+from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.hub.hub import Hub
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models.library import LocalLibrary
@@ -51,7 +51,7 @@ def supply_of(hub, tmp_path):
 
     def make(name="w0", **access):
         access = HubAccess(**({"endpoint": hub.url} | access))
-        cache = RangeCache(CacheRoom(root=tmp_path / name), patience=Patience(tries=2, sleep=lambda delay_s: None))
+        cache = RangeCache(CacheRoom(root=tmp_path / name), patience=RetryPolicy(tries=2, sleep=lambda delay_s: None))
         return StoreSupply(cache, hub_opener(access))
 
     return make

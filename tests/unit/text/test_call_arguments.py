@@ -10,7 +10,7 @@ from hydra.http.openai_request import parse_request
 from hydra.text.chat_template.call_arguments import RAW, CallForm
 from hydra.text.chat_template.marks import MARKS
 from hydra.text.chat_template.template import ChatTemplate
-from hydra.text.tokenizer import Words
+from hydra.text.tokenizer import ModelTokenizer
 from hydra.text.trial import load_tried
 from tests.unit.text.test_templates_oracle import TEMPLATES as PUBLISHED
 from tests.unit.text.tokenizer_zoo import CHATML, byte_level, save
@@ -102,7 +102,7 @@ def chat_of(arguments=TEXT_ARGUMENTS, **turn):
 
 
 def rendered(directory, source, chat):
-    words = Words.load(save(directory, byte_level(), source))
+    words = ModelTokenizer.load(save(directory, byte_level(), source))
     return MARKS.sub("", words.render(chat))
 
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from hydra.protocol.refusal import RefusalError
-from hydra.text.tokenizer import ChatInput, Words
+from hydra.text.tokenizer import ChatInput, ModelTokenizer
 from tests.unit.text.tokenizer_zoo import byte_fallback, byte_level, save
 
 A, B, C = "<|alpha|>", "[BETA]", "<gamma>"
@@ -63,7 +63,7 @@ def directory_of(tmp_path, files, make=byte_level):
 @pytest.mark.parametrize("files", FILES.values(), ids=FILES.keys())
 def test_they_are_the_ids_that_transformers_finds(tmp_path, files):
     directory = directory_of(tmp_path, files)
-    words, theirs = Words.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
+    words, theirs = ModelTokenizer.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
     text = f"a{A}b{B}c{C}d<think>e"
     ids = words.encode_prompt(text)
     assert ids == theirs.encode(text)
@@ -84,18 +84,18 @@ def test_of_the_sentencepiece_kind_too(tmp_path, files):
     }
     directory = directory_of(tmp_path, moved, lambda: byte_fallback("first"))
     theirs = PreTrainedTokenizerFast.from_pretrained(str(directory))
-    assert Words.load(directory).encode_prompt(f"a{A}b{B}c") == theirs.encode(f"a{A}b{B}c")
+    assert ModelTokenizer.load(directory).encode_prompt(f"a{A}b{B}c") == theirs.encode(f"a{A}b{B}c")
 
 
 def test_objects_in_an_old_list_are_tokens_too(tmp_path):
     """As older releases of transformers wrote them, which its present one cannot read any more."""
     old = {"special_tokens_map.json": {"additional_special_tokens": [A, flags(B)]}}
-    words = Words.load(directory_of(tmp_path, old))
+    words = ModelTokenizer.load(directory_of(tmp_path, old))
     assert words.encode_prompt(A + B) == [SIZE, SIZE + 1] and {SIZE, SIZE + 1} <= words.vocabulary.special
 
 
 def test_a_message_cannot_write_them(tmp_path):
-    words = Words.load(directory_of(tmp_path, FILES["added and special of old"]))
+    words = ModelTokenizer.load(directory_of(tmp_path, FILES["added and special of old"]))
     ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": f"{A} and {B}"}]))
     assert not {words.tokenizer.token_to_id(A), words.tokenizer.token_to_id(B)} & set(ids)
     assert words.decode(ids) == f"{A} and {B}"
@@ -106,7 +106,7 @@ def test_a_template_knows_them_by_name(tmp_path):
         "tokenizer_config.json": {"extra_special_tokens": {"image_token": A}, "chat_template": "{{ image_token }}"}
     }
     directory = save(tmp_path, byte_level(), None, **files["tokenizer_config.json"])
-    words, theirs = Words.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
+    words, theirs = ModelTokenizer.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
     ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": "x"}]))
     assert ids == [words.tokenizer.token_to_id(A)]
     assert ids == theirs.apply_chat_template([{"role": "user", "content": "x"}], return_dict=False)
@@ -127,5 +127,5 @@ BAD = {
 @pytest.mark.parametrize("files", BAD.values(), ids=BAD.keys())
 def test_what_makes_no_sense_is_refused(tmp_path, files):
     with pytest.raises(RefusalError, match=r"added_tokens\.json|tokenizer_config\.json") as refused:
-        Words.load(directory_of(tmp_path, files))
+        ModelTokenizer.load(directory_of(tmp_path, files))
     assert refused.value.refusal.code == "bad_model"

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hydra.protocol.refusal import RefusalError
 from hydra.text.detokenizer import BROKEN, Detokenizer
-from hydra.text.tokenizer import ChatInput, Words
+from hydra.text.tokenizer import ChatInput, ModelTokenizer
 from tests.unit.text.tokenizer_zoo import CHATML, CONTROL, ZOO, byte_fallback, byte_level, save, swallowing, with_bos
 
 TEXTS = [
@@ -30,7 +30,7 @@ def pair(request, tmp_path_factory):
     """Our words and transformers' tokenizer over the same directory."""
     make, template = ZOO[request.param]
     directory = save(tmp_path_factory.mktemp("zoo"), make(), template)
-    return Words.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
+    return ModelTokenizer.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -104,7 +104,7 @@ def test_what_looks_like_a_control_token_reads_as_it_was_written(pair, text):
 
 def test_two_texts_side_by_side_do_not_make_a_token(tmp_path):
     template = "{{ bos_token }}{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}"
-    words = Words.load(save(tmp_path, byte_level(), template))
+    words = ModelTokenizer.load(save(tmp_path, byte_level(), template))
     end = words.tokenizer.token_to_id("<|im_end|>")
     for cut in range(1, len("<|im_end|>")):
         message = {"role": "user", "name": "<|im_end|>"[:cut], "content": "<|im_end|>"[cut:]}
@@ -113,7 +113,7 @@ def test_two_texts_side_by_side_do_not_make_a_token(tmp_path):
 
 
 def test_json_with_escapes_keeps_text_apart_too(tmp_path):
-    words = Words.load(save(tmp_path, byte_level(), "{{ messages[0] | tojson(ensure_ascii=true) }}"))
+    words = ModelTokenizer.load(save(tmp_path, byte_level(), "{{ messages[0] | tojson(ensure_ascii=true) }}"))
     ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": "ü<|im_end|>"}]))
     assert words.tokenizer.token_to_id("<|im_end|>") not in ids
     assert words.decode(ids) == json.dumps({"role": "user", "content": "ü<|im_end|>"})
@@ -138,7 +138,7 @@ def test_tools_and_documents_are_passed_and_hold_no_token_either(pair):
 def test_where_transformers_can_tell_text_from_tokens_it_tells_the_same(tmp_path):
     """Its way reads the text around a control token in pieces, so that only texts without merges across are equal."""
     directory = save(tmp_path, byte_level(), CHATML)
-    words, theirs = Words.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
+    words, theirs = ModelTokenizer.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
     messages = [{"role": "user", "content": "say\n<|im_end|>\n<s>\nand\n<think>"}]
     expected = theirs.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
@@ -148,7 +148,7 @@ def test_where_transformers_can_tell_text_from_tokens_it_tells_the_same(tmp_path
 
 def test_a_forged_token_is_tokenized_as_if_no_such_token_existed(tmp_path):
     """In one piece with the text around it, between the template's own tokens."""
-    words = Words.load(save(tmp_path, byte_level(), CHATML))
+    words = ModelTokenizer.load(save(tmp_path, byte_level(), CHATML))
     text = "say [INST] or <|im_end|>, please"
     content = json.loads(words.tokenizer.to_str()) | {"added_tokens": []}
     innocent = Tokenizer.from_str(json.dumps(content)).encode(f"user\n{text}").ids
@@ -158,7 +158,9 @@ def test_a_forged_token_is_tokenized_as_if_no_such_token_existed(tmp_path):
 
 
 def test_a_token_swallows_its_blanks_also_before_a_forged_one(tmp_path):
-    words = Words.load(save(tmp_path, swallowing(), "{% for m in messages %}<|im_end|>{{ m.content }}{% endfor %}"))
+    words = ModelTokenizer.load(
+        save(tmp_path, swallowing(), "{% for m in messages %}<|im_end|>{{ m.content }}{% endfor %}")
+    )
 
     def ids(content):
         return words.encode_chat(ChatInput(messages=[{"role": "user", "content": content}]))
@@ -168,7 +170,7 @@ def test_a_token_swallows_its_blanks_also_before_a_forged_one(tmp_path):
 
 
 def test_a_models_own_thinking_is_read_back_as_it_was(tmp_path):
-    words = Words.load(save(tmp_path, byte_level(), CHATML))
+    words = ModelTokenizer.load(save(tmp_path, byte_level(), CHATML))
     think, end = words.tokenizer.token_to_id("<think>"), words.tokenizer.token_to_id("<|im_end|>")
     by_user = [{"role": "user", "content": "<think><|im_end|>"}]
     by_model = [{"role": "assistant", "content": "<think><|im_end|>"}]
@@ -195,7 +197,7 @@ def test_growing_text_is_the_text(pair, text):
 
 def test_a_character_after_half_a_prompt_of_bytes_is_whole(tmp_path):
     """The context may begin in the middle of a character; with it, the bytes that follow would make none either."""
-    words = Words.load(save(tmp_path, byte_fallback("first"), None))
+    words = ModelTokenizer.load(save(tmp_path, byte_fallback("first"), None))
     watcher = Detokenizer(words.vocabulary, words.encode_prompt("the 🚀🚀"))
     answer = words.tokenizer.encode("x🚀 fox", add_special_tokens=False).ids
     answer = answer[answer.index(words.tokenizer.token_to_id("<0xF0>")) :]
@@ -204,7 +206,7 @@ def test_a_character_after_half_a_prompt_of_bytes_is_whole(tmp_path):
 
 @pytest.mark.parametrize("prompt", ["the", "the 🚀🚀", "日本", "x [/INST]"])
 def test_the_first_token_keeps_its_space_after_a_prompt_and_loses_it_in_a_chat(tmp_path, prompt):
-    words = Words.load(save(tmp_path, byte_fallback("first"), None))
+    words = ModelTokenizer.load(save(tmp_path, byte_fallback("first"), None))
     space_fox = words.tokenizer.encode("fox", add_special_tokens=False).ids
     before = words.encode_prompt(prompt)
     completed, answered = Detokenizer(words.vocabulary, before), Detokenizer(words.vocabulary)
@@ -215,7 +217,7 @@ def test_the_first_token_keeps_its_space_after_a_prompt_and_loses_it_in_a_chat(t
 @pytest.mark.parametrize("seed", range(10))
 def test_bytes_without_an_end_are_shown_in_time(tmp_path, seed):
     """A model may draw nothing but beginnings of characters; they do not wait for the end of the answer."""
-    words = Words.load(save(tmp_path, byte_fallback("first"), None))
+    words = ModelTokenizer.load(save(tmp_path, byte_fallback("first"), None))
     rng = random.Random(seed)
     ids = [words.tokenizer.token_to_id(f"<0x{rng.randrange(0x80, 0x100):02X}>") for _ in range(100)]
     watcher = Detokenizer(words.vocabulary)
@@ -231,7 +233,7 @@ def test_tokens_that_only_the_configuration_knows(tmp_path):
     size = made.get_vocab_size()
     added = {str(size): {"content": "<|extra|>", "special": True}, str(size + 1): {"content": "<plain>"}}
     directory = save(tmp_path, made, CHATML, added_tokens_decoder=added)
-    words, theirs = Words.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
+    words, theirs = ModelTokenizer.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
     text = "a<|extra|>b<plain>c"
     assert words.encode_prompt(text) == theirs.encode(text) and size in words.encode_prompt(text)
     assert size not in words.encode_chat(ChatInput(messages=[{"role": "user", "content": text}]))
@@ -242,7 +244,7 @@ def test_tokens_that_only_the_configuration_knows(tmp_path):
 def test_who_puts_a_beginning_before_a_prompt(tmp_path, flags, bos):
     directory = save(tmp_path, with_bos(byte_level()) if bos else byte_level(), None, **flags)
     theirs = PreTrainedTokenizerFast.from_pretrained(str(directory))
-    assert Words.load(directory).encode_prompt("hi") == theirs.encode("hi")
+    assert ModelTokenizer.load(directory).encode_prompt("hi") == theirs.encode("hi")
 
 
 NAMED = [{"name": name, "template": f"{name}: {{{{ messages[0].content }}}}"} for name in ("default", "rag")]
@@ -250,7 +252,7 @@ NAMED.append({"name": "tool_use", "template": "tool_use: {{ tools | length }}{{ 
 
 
 def test_named_templates(tmp_path):
-    words = Words.load(save(tmp_path, byte_level(), NAMED))
+    words = ModelTokenizer.load(save(tmp_path, byte_level(), NAMED))
     chat = ChatInput(messages=[{"role": "user", "content": "hi"}])
     tools = ChatInput(messages=chat.messages, tools=[TOOL])
     rag = ChatInput(messages=chat.messages, template="rag")
@@ -286,7 +288,7 @@ def test_a_processors_file_is_the_last_resort(tmp_path):
 
 
 def written(directory, template_file=None, **given):
-    words = Words.load(directory, template_file)
+    words = ModelTokenizer.load(directory, template_file)
     return words.decode(words.encode_chat(ChatInput(messages=[{"role": "user", "content": "hi"}], **given)))
 
 
@@ -301,7 +303,7 @@ CONTINUED = {
 @pytest.mark.parametrize("template", CONTINUED.values(), ids=CONTINUED.keys())
 def test_a_message_is_continued_as_transformers_does(tmp_path, template, content):
     directory = save(tmp_path, byte_level(), template)
-    words, theirs = Words.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
+    words, theirs = ModelTokenizer.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
     messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": content}]
     chat = ChatInput(messages=messages, continue_final_message=True, add_generation_prompt=False)
     if template == CONTINUED["not written"]:
@@ -316,7 +318,7 @@ def test_a_developer_speaks_as_the_system_where_a_template_knows_no_developer(tm
     old, new = "{{ messages[0].role }}", "{% if messages[0].role == 'developer' %}D{% endif %}"
     message = ChatInput(messages=[{"role": "developer", "content": "x"}])
     for at, (template, text) in enumerate([(old, "system"), (new, "D")]):
-        words = Words.load(save(tmp_path / str(at), byte_level(), template))
+        words = ModelTokenizer.load(save(tmp_path / str(at), byte_level(), template))
         assert words.decode(words.encode_chat(message)) == text
 
 
@@ -327,7 +329,7 @@ def test_a_template_file_that_cannot_be_read_costs_only_the_chats(tmp_path, cont
     directory, file = save(tmp_path, byte_level(), CHATML), tmp_path / "mine.jinja"
     if content is not None:
         file.write_bytes(content)
-    words = Words.load(directory, file)
+    words = ModelTokenizer.load(directory, file)
     with pytest.raises(RefusalError) as refused:
         words.encode_chat(ChatInput(messages=CHATS[0]))
     assert (refused.value.refusal.code, refused.value.refusal.param) == ("invalid_value", "messages")
@@ -342,7 +344,7 @@ def test_a_link_out_of_the_directory_is_not_followed(tmp_path, name):
     (directory / name).unlink(missing_ok=True)
     (directory / name).symlink_to(real)
     with pytest.raises(RefusalError, match="outside the model directory"):
-        Words.load(directory)
+        ModelTokenizer.load(directory)
 
 
 @pytest.mark.parametrize("folder", ["", "additional_chat_templates/"])
@@ -351,7 +353,7 @@ def test_a_template_that_is_a_link_out_of_the_directory_costs_only_the_chats(tmp
     (tmp_path / "secret").write_text("secret")
     (directory / folder).mkdir(exist_ok=True)
     (directory / f"{folder}chat_template.jinja").symlink_to(tmp_path / "secret")
-    words = Words.load(directory)
+    words = ModelTokenizer.load(directory)
     name = "chat_template" if folder else None
     with pytest.raises(RefusalError, match="outside the model directory"):
         words.encode_chat(ChatInput(messages=CHATS[0], template=name))
@@ -367,7 +369,7 @@ def test_links_inside_a_hub_cache_are_followed(tmp_path):
     (snapshot / "tokenizer.json").unlink()
     (snapshot / "tokenizer.json").symlink_to("../../blobs/tokenizer")
     (snapshot / "additional_chat_templates" / "rag.jinja").symlink_to("../../../blobs/t")
-    words = Words.load(snapshot)
+    words = ModelTokenizer.load(snapshot)
     assert words.decode(words.encode_chat(ChatInput(messages=CHATS[0], template="rag"))) == "from a blob"
 
 
@@ -396,5 +398,5 @@ def test_broken_files_are_refused_by_name(tmp_path, name, content, said):
     if content is not None:
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RefusalError, match=said) as refused:
-        Words.load(directory)
+        ModelTokenizer.load(directory)
     assert refused.value.refusal.code == "bad_model"

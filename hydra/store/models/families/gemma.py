@@ -19,7 +19,7 @@ from hydra.store.models.family import (
     windows_of,
 )
 from hydra.store.models.names import ATTENTION, DENSE, HEAD_NORMS, Names, Slot
-from hydra.store.models.rope_config import THETA_MAX, Habits, read_rope, rope_of
+from hydra.store.models.rope_config import THETA_MAX, RopeDefaults, read_rope, rope_of
 
 _SANDWICH: dict[str, Slot] = {
     "post_attention_layernorm": Slot("after_attention_norm"),
@@ -58,7 +58,7 @@ def _decoder(
 def _read_gemma2(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=8192, kv_heads=True, head_dim=256, tied=True)
     sliding = read_layer_types(config, sizes.n_layers, lambda layer: layer % 2 == 0)
-    ropes = (read_rope(config, Habits(), sizes.head_dim, sizes.max_positions),)
+    ropes = (read_rope(config, RopeDefaults(), sizes.head_dim, sizes.max_positions),)
     decoder = attrs.evolve(
         _decoder(config, sizes, sliding, ropes, (0,) * sizes.n_layers),
         attention_softcap=read_softcap(config, "attn_logit_softcapping", 50.0),
@@ -96,8 +96,8 @@ def _gemma3_ropes(config: Values, sizes: Sizes) -> tuple[RopeSpec, RopeSpec]:
     local_theta = config.number("rope_local_base_freq", THETA_MAX, 10_000.0)
     sides = (sizes.head_dim, sizes.max_positions)
     return (
-        rope_of(full, config, Habits(theta=1_000_000.0), *sides),
-        rope_of(by_type.nested(SLIDING) or empty, empty, Habits(theta=local_theta), *sides),
+        rope_of(full, config, RopeDefaults(theta=1_000_000.0), *sides),
+        rope_of(by_type.nested(SLIDING) or empty, empty, RopeDefaults(theta=local_theta), *sides),
     )
 
 

@@ -5,7 +5,7 @@ from hydra.protocol.model.model_spec import ModelShape
 from hydra.store.models.config_values import Values
 from hydra.store.models.family import SILU, Family, read_activation, read_sizes
 from hydra.store.models.names import ATTENTION, DENSE, MLP_NORM, Names
-from hydra.store.models.rope_config import Habits, read_rope
+from hydra.store.models.rope_config import RopeDefaults, read_rope
 
 
 def _read(config: Values, architecture: str) -> ModelShape:
@@ -15,7 +15,7 @@ def _read(config: Values, architecture: str) -> ModelShape:
         norm=NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, 1e-6)),
         block="sequential",
         activation=read_activation(config, SILU, "silu"),
-        ropes=(read_rope(config, Habits(), sizes.head_dim, sizes.max_positions),),
+        ropes=(read_rope(config, RopeDefaults(), sizes.head_dim, sizes.max_positions),),
         windows=(0,) * sizes.n_layers,
         layer_ropes=(0,) * sizes.n_layers,
         sparse=(False,) * sizes.n_layers,

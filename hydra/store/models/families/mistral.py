@@ -7,7 +7,7 @@ from hydra.protocol.model.model_spec import ModelShape
 from hydra.store.models.config_values import Values
 from hydra.store.models.family import SILU, Family, Sizes, read_activation, read_sizes, read_window
 from hydra.store.models.names import ATTENTION, DENSE, MLP_NORM, Names, Slot
-from hydra.store.models.rope_config import Habits, read_rope
+from hydra.store.models.rope_config import RopeDefaults, read_rope
 
 EXPERTS_MAX = 4096
 
@@ -17,7 +17,7 @@ def _decoder(config: Values, sizes: Sizes, *, eps: float, theta: float, window: 
         norm=NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, eps)),
         block="sequential",
         activation=read_activation(config, SILU, "silu"),
-        ropes=(read_rope(config, Habits(theta=theta), sizes.head_dim, sizes.max_positions),),
+        ropes=(read_rope(config, RopeDefaults(theta=theta), sizes.head_dim, sizes.max_positions),),
         windows=(read_window(config, window) or 0,) * sizes.n_layers,
         layer_ropes=(0,) * sizes.n_layers,
         sparse=(False,) * sizes.n_layers,

@@ -5,13 +5,13 @@ from hydra.protocol.model.model_spec import ModelShape
 from hydra.store.models.config_values import Values
 from hydra.store.models.family import GELU_TANH, SILU, Family, read_activation, read_sizes, read_window
 from hydra.store.models.names import MLP_NORM, Names, Slot
-from hydra.store.models.rope_config import Habits, read_rope
+from hydra.store.models.rope_config import RopeDefaults, read_rope
 
 
 def _read_phi(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=2048)
     norm = NormSpec(kind="layer", eps=config.number("layer_norm_eps", 1.0, 1e-5))
-    habits = Habits(partial=True, share=0.5)
+    habits = RopeDefaults(partial=True, share=0.5)
     decoder = DecoderSpec(
         norm=norm,
         block="parallel",
@@ -32,7 +32,7 @@ def _read_phi(config: Values, architecture: str) -> ModelShape:
 
 def _read_phi3(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=4096)
-    habits = Habits(kinds=("default", "longrope"), partial=True, original_max_positions=4096)
+    habits = RopeDefaults(kinds=("default", "longrope"), partial=True, original_max_positions=4096)
     decoder = DecoderSpec(
         norm=NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, 1e-5)),
         block="sequential",

@@ -18,7 +18,7 @@ from hydra.store.models.family import (
     windows_of,
 )
 from hydra.store.models.names import ATTENTION, DENSE, HEAD_NORMS, MLP_NORM, Names, Slot
-from hydra.store.models.rope_config import Habits, read_rope
+from hydra.store.models.rope_config import RopeDefaults, read_rope
 
 
 def _decoder(config: Values, sizes: Sizes, windows: tuple[int, ...]) -> DecoderSpec:
@@ -26,7 +26,7 @@ def _decoder(config: Values, sizes: Sizes, windows: tuple[int, ...]) -> DecoderS
         norm=NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, 1e-6)),
         block="sequential",
         activation=read_activation(config, SILU, "silu"),
-        ropes=(read_rope(config, Habits(), sizes.head_dim, sizes.max_positions),),
+        ropes=(read_rope(config, RopeDefaults(), sizes.head_dim, sizes.max_positions),),
         windows=windows,
         layer_ropes=(0,) * sizes.n_layers,
         sparse=(False,) * sizes.n_layers,
