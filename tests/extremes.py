@@ -18,7 +18,7 @@ import pytest
 
 from hydra.protocol import codec
 from hydra.protocol.batch import Logprobs, int32
-from hydra.protocol.messages import Tokens
+from hydra.protocol.messages.generations import Tokens
 
 INTS = (0, 1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**53 - 1)
 WILD_INTS = (-1, -(2**31), 2**31, 2**32, 2**40, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -(2**63))

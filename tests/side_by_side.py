@@ -32,11 +32,11 @@ NOTHING_COLLECTED = 5
 def main(arguments: list[str]) -> int:
     began_s = time.monotonic()
     pytest = [sys.executable, "-m", "pytest", *arguments]
-    with tempfile.TemporaryFile("w+") as aside:
+    with tempfile.TemporaryFile("w+") as run_blocking:
         computing = subprocess.Popen(
             [*pytest, *(f"--ignore={path}" for path in REAL)],
             cwd=ROOT,
-            stdout=aside,
+            stdout=run_blocking,
             stderr=subprocess.STDOUT,
             preexec_fn=lambda: os.nice(19),
         )
@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> int:
         finally:
             computing.kill()
             computing.wait()
-        aside.seek(0)
-        print(aside.read())
+        run_blocking.seek(0)
+        print(run_blocking.read())
     print(f"both together took {time.monotonic() - began_s:.0f} s")
     codes = [0 if code == NOTHING_COLLECTED else code for code in (real, computed)]
     return max(codes, key=abs)

@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from hydra.protocol.batch import Int32Column, int32
-from hydra.protocol.messages import JobStatus, ModelReply, ReadyReply, StatusReply
+from hydra.protocol.messages.models import JobStatus, ModelReply, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.sampling import SamplingParams
 

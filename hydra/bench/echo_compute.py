@@ -9,7 +9,8 @@ from hydra.actors.core.ports import Progress
 from hydra.protocol.batch import Outcome, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
-from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
+from hydra.protocol.messages.membership import DeviceOffer, Held
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.load_report import SliceFacts
 
 MEMORY_BYTES = 64_000_000_000

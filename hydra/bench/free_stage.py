@@ -15,7 +15,7 @@ from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Batch, OpenRow, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.sampling import GREEDY
 from hydra.store.models.library import LocalLibrary
 

@@ -89,7 +89,7 @@ async def inner_cluster(
         describe=describe,
         check_source=there,
         dial=wires.dial,
-        saved=SavedState(wishes=(DesiredModel(model_path, MODEL_ID),)),
+        saved=SavedState(desired=(DesiredModel(model_path, MODEL_ID),)),
         save=lambda state: None,
         policy=Policy(reserve_bytes=0, max_model_len=1024),
         limits=Limits(running_max=1024),

@@ -20,7 +20,7 @@ from hydra.bench.child import say
 from hydra.kernels.step.runner import Runner
 from hydra.kernels.weights.reader import THREADS
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.model_spec import Described, Dtype
 from hydra.store.models.library import LocalLibrary
 

@@ -22,7 +22,7 @@ async def main() -> None:
         spoke=wires.spoke(PeerId(f"{node_id}-{os.getpid()}"), router, broadcast),
         pipeline_addr=source.addr,
         compute=EchoCompute(HIDDEN_BYTES, float(step_s)),
-        aside=trio.to_thread.run_sync,
+        run_blocking=trio.to_thread.run_sync,
         dial=wires.dial,
         host="here",
         pid=os.getpid(),

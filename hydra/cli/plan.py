@@ -29,13 +29,13 @@ class Asked:
     """What the person wants to know. `max_model_len` 0: as much as fits."""
 
     described: Described
-    seats: tuple[Candidate, ...]
-    terms: SplitLimits
+    candidates: tuple[Candidate, ...]
+    limits: SplitLimits
 
 
 def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, settings: Settings) -> Asked:
     """Describes the model and reads the words. Raises Complaint: 2 for the words, 4, 6 or 7 for the model."""
-    seats = _seats(nodes)
+    candidates = _seats(nodes)
     try:
         described = _describe(model, settings)
     except RefusalError as why:
@@ -50,14 +50,14 @@ def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, se
         fix = "see above; it is --max-model-len here, and [model] max_model_len in the configuration"
         code = exit_code_of(why.refusal.code, why.refusal.param)
         raise Complaint(why.refusal.message, "the model cannot be planned for", fix, code) from why
-    terms = SplitLimits(
+    limits = SplitLimits(
         dtype=_dtype(dtype or settings.model.dtype, described.spec),
         reserve_bytes=int(settings.cluster.reserved_vram_gb * GIGABYTE),
         kv_fraction=settings.engine.kv_memory_fraction,
         context_tokens=context_tokens,
         block_size=settings.engine.block_size,
     )
-    return Asked(described=described, seats=seats, terms=terms)
+    return Asked(described=described, candidates=candidates, limits=limits)
 
 
 def _describe(model: str, settings: Settings) -> Described:
@@ -73,7 +73,7 @@ def _describe(model: str, settings: Settings) -> Described:
 
 
 def _seats(nodes: str) -> tuple[Candidate, ...]:
-    seats: list[Candidate] = []
+    candidates: list[Candidate] = []
     for number, text in enumerate(nodes.split(",")):
         try:
             memory_bytes = int(float(text) * GIGABYTE)
@@ -82,8 +82,8 @@ def _seats(nodes: str) -> tuple[Candidate, ...]:
         if memory_bytes <= 0:
             fix = "give each node's memory in GB, for example --nodes 11,32,32"
             raise Complaint(f"--nodes {nodes!r} makes no sense", f"{text!r} is no amount of memory", fix, 2)
-        seats.append(Candidate(node=NodeId(f"n{number}"), memory_bytes=memory_bytes))
-    return tuple(seats)
+        candidates.append(Candidate(node=NodeId(f"n{number}"), memory_bytes=memory_bytes))
+    return tuple(candidates)
 
 
 def _dtype(wanted: str, spec: ModelSpec) -> Dtype:
@@ -96,54 +96,57 @@ def _dtype(wanted: str, spec: ModelSpec) -> Dtype:
 
 def answer(asked: Asked) -> dict[str, Any]:
     """The split as one JSON object; `fits` false comes with the `reason` and without a split."""
-    spec, terms = asked.described.spec, asked.terms
-    item_bytes = DTYPE_BYTES[terms.dtype]
+    spec, limits = asked.described.spec, asked.limits
+    item_bytes = DTYPE_BYTES[limits.dtype]
     said: dict[str, Any] = {
         "model_path": asked.described.model_path,
         "architecture": spec.architecture,
         "total_layers": spec.n_layers,
         "stored_dtype": spec.stored_dtype,
-        "dtype": terms.dtype,
-        "weight_bytes": spec.slice_bytes(0, spec.n_layers, terms.dtype),
+        "dtype": limits.dtype,
+        "weight_bytes": spec.slice_bytes(0, spec.n_layers, limits.dtype),
         "layer_bytes": [params * item_bytes for params in spec.layer_params],
         "embedding_bytes": spec.embedding_params * item_bytes,
         "head_bytes": (spec.head_params + spec.embedding_params * spec.tied) * item_bytes,
         "tied": spec.tied,
-        "kv_bytes_per_token": spec.kv_token_bytes(spec.n_layers, terms.dtype),
+        "kv_bytes_per_token": spec.kv_token_bytes(spec.n_layers, limits.dtype),
     }
     try:
-        shares = split_vram(spec, asked.seats, terms)
+        shares = split_vram(spec, asked.candidates, limits)
     except RefusalError as why:
         return {**said, "fits": False, "reason": why.refusal.message, "nodes": []}
-    kv_tokens = _kv_tokens(spec, shares, terms)
-    limit = terms.context_tokens or spec.max_positions
-    nodes = [_node(seat, {share.node: share for share in shares}.get(seat.node), terms) for seat in asked.seats]
+    kv_tokens = _kv_tokens(spec, shares, limits)
+    limit = limits.context_tokens or spec.max_positions
+    nodes = [
+        _node(candidate, {share.node: share for share in shares}.get(candidate.node), limits)
+        for candidate in asked.candidates
+    ]
     return {**said, "fits": True, "kv_tokens": kv_tokens, "max_model_len": min(limit, kv_tokens), "nodes": nodes}
 
 
-def _kv_tokens(spec: ModelSpec, shares: Sequence[LayerShare], terms: SplitLimits) -> int:
+def _kv_tokens(spec: ModelSpec, shares: Sequence[LayerShare], limits: SplitLimits) -> int:
     """Tokens of all sequences together: the least that any node has whole blocks for."""
     blocks = (
         share.kv_memory_bytes
-        // (terms.block_size * spec.kv_token_bytes(share.end_layer - share.first_layer, terms.dtype))
+        // (limits.block_size * spec.kv_token_bytes(share.end_layer - share.first_layer, limits.dtype))
         for share in shares
     )
-    return min(blocks) * terms.block_size
+    return min(blocks) * limits.block_size
 
 
-def _node(seat: Candidate, share: LayerShare | None, terms: SplitLimits) -> dict[str, Any]:
+def _node(candidate: Candidate, share: LayerShare | None, limits: SplitLimits) -> dict[str, Any]:
     """`free_bytes` is what weights, KV and reserve leave: room for activations and for whatever was not foreseen."""
-    reserve_bytes = reserve_of(seat.memory_bytes, terms.reserve_bytes)
+    reserve_bytes = reserve_of(candidate.memory_bytes, limits.reserve_bytes)
     used = (share.weight_bytes, share.kv_memory_bytes) if share else (0, 0)
     return {
-        "node_id": seat.node,
-        "memory_bytes": seat.memory_bytes,
+        "node_id": candidate.node,
+        "memory_bytes": candidate.memory_bytes,
         "first_layer": share.first_layer if share else None,
         "end_layer": share.end_layer if share else None,
         "weight_bytes": used[0],
         "kv_bytes": used[1],
         "reserve_bytes": reserve_bytes,
-        "free_bytes": seat.memory_bytes - reserve_bytes - sum(used),
+        "free_bytes": candidate.memory_bytes - reserve_bytes - sum(used),
     }
 
 

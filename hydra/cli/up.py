@@ -80,7 +80,7 @@ def up(
 
     model_path = absolute_model(settings.model.path or str(ensure_demo_model(settings.model.cache_path())))
     check_model(model_path, settings.model.max_model_len)
-    wish = UpOptions(
+    desired = UpOptions(
         model_path=model_path,
         workers=chosen_workers,
         state_dir=state,
@@ -88,7 +88,7 @@ def up(
         ports=ports,
         any_http=ports is not None and http_addr is None and has_usual_http(settings),
     )
-    sys.exit(run_up(settings, wish, lambda url: print_line(f"ready {url}")))
+    sys.exit(run_up(settings, desired, lambda url: print_line(f"ready {url}")))
 
 
 def warn_of_open_http(addr: str) -> None:

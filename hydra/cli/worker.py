@@ -60,7 +60,7 @@ def worker(
     settings = load_settings(None, {})
     router = Address.parse("--coordinator", coordinator, port_min=1)
     news = Address.parse("--broadcast", broadcast or f"tcp://{router.host}:{min(router.port + 2, 65535)}", port_min=1)
-    wish = local_workers(1, device, MachineFacts.look())[0]
+    desired = local_workers(1, device, MachineFacts.look())[0]
     check_writable(settings.model.cache_path(), "HYDRA_MODEL_CACHE_DIR")
     place = find_place(router, bind, advertise)
     steps, store = ends(place.bind, ports_text, pipeline_port, store_port)
@@ -83,10 +83,10 @@ def worker(
         pipeline_bind=str(steps),
         store_bind=str(store),
         advertise_host=place.advertise,
-        device=wish.device,
+        device=desired.device,
         dtype=dtype,
-        threads=threads or wish.threads,
-        memory_bytes=int(memory_gb * 1e9) or wish.memory_bytes,
+        threads=threads or desired.threads,
+        memory_bytes=int(memory_gb * 1e9) or desired.memory_bytes,
         high_water_mark=settings.zmq.high_water_mark,
     )
     with holders.card(f"the worker {node_id}", [end.port for end in settled]):

@@ -28,14 +28,14 @@ class Api:
     cluster: Cluster
     shutdown: Shutdown
     encoders: Encoders
-    shelf: TokenizerCache
+    tokenizers: TokenizerCache
     trials: LoadTrials
     waits_for_loads: bool = True  # requests to a model that is being loaded; else they are refused
     numbers: Iterator[int] = attrs.field(factory=lambda: count(1), init=False)  # of the requests of this frontend
 
     @property
     def readiness(self) -> Readiness:
-        return Readiness(self.cluster, self.shelf)
+        return Readiness(self.cluster, self.tokenizers)
 
     async def model(self, name: str) -> tuple[ModelCard, ModelTokenizer]:
         """Raises RefusalError model_not_found, bad_model."""
@@ -48,7 +48,7 @@ class Api:
         if card.state == "loading" and not self.waits_for_loads:
             message = f"the model {name!r} is being loaded; requests do not wait for it ([server] while_loading)"
             raise refuse("loading", message, retry_after_s=LOADING_RETRY_S)
-        return card, await self.shelf.words_of(card, cards)
+        return card, await self.tokenizers.words_of(card, cards)
 
     async def _check_not_begun(self, name: str) -> None:
         """Raises RefusalError loading: the load has begun, and the model's files are not understood yet."""

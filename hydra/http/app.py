@@ -37,7 +37,7 @@ def make_app(
     *,
     max_body_bytes: int,
     shutdown: Shutdown,
-    shelf: TokenizerCache,
+    tokenizers: TokenizerCache,
     trials: LoadTrials | None = None,
     encoders: Encoders | None = None,
     door: Door | None = None,
@@ -48,7 +48,14 @@ def make_app(
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     named = RequestId(NoWebsocket(RequestPath(RequestScope(app.asgi_app))))
     app.asgi_app = RequestBody(named, max_body_bytes)  # type: ignore[method-assign]
-    api = Api(cluster, shutdown, encoders or Encoders(), shelf, trials or LoadTrials(cluster, shelf), waits_for_loads)
+    api = Api(
+        cluster,
+        shutdown,
+        encoders or Encoders(),
+        tokenizers,
+        trials or LoadTrials(cluster, tokenizers),
+        waits_for_loads,
+    )
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
     add_door(app, door or Door())

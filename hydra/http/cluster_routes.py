@@ -11,7 +11,7 @@ from hydra.http.failures import body_of
 from hydra.http.fields import Fields
 from hydra.http.openai_request import parse_json
 from hydra.protocol.limits import NAME_MAX, PATH_MAX
-from hydra.protocol.messages import JobStatus, ModelReply, Sample, StatusReply
+from hydra.protocol.messages.models import JobStatus, ModelReply, Sample, StatusReply
 from hydra.protocol.refusal import RefusalError, refuse
 
 LAYERS_MAX = 1 << 20
@@ -69,7 +69,7 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
     async def unload() -> Response:
         body = await api.encoders.read(await request.get_data(), parse_json)
         told = await api.cluster.unload_model(Fields(body).text("model_id", NAME_MAX))
-        api.shelf.keep(await api.cluster.models())
+        api.tokenizers.keep(await api.cluster.models())
         return _told(told)
 
 

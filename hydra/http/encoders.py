@@ -43,7 +43,7 @@ class Encoders:
     small: Lane = attrs.field(factory=lambda: Lane(threads=4, waiting_max=1024))
     large: Lane = attrs.field(factory=lambda: Lane(threads=2, waiting_max=16))
     deadline_s: float = DEADLINE_S
-    aside: Callable[..., Awaitable[Any]] | None = None  # what runs the work where there are no threads
+    run_blocking: Callable[..., Awaitable[Any]] | None = None  # what runs the work where there are no threads
 
     async def read(self, body: bytes | str, work: Callable[[*Ts, bytes | str], T], *args: *Ts) -> T:
         """`work(*args, body)`, which for a small body takes less time than the way to a thread."""
@@ -53,8 +53,8 @@ class Encoders:
 
     async def run(self, request_bytes: int, work: Callable[[*Ts], T], *args: *Ts) -> T:
         """`work(*args)` in a thread. Raises RefusalError queue_full, timeout, and what the work raises."""
-        if self.aside is not None:
-            done: T = await self.aside(work, *args)
+        if self.run_blocking is not None:
+            done: T = await self.run_blocking(work, *args)
             return done
         lane = self.small if request_bytes <= SMALL_BYTES else self.large
         if lane.full:

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from hydra.actors.client import Cluster
-from hydra.protocol.messages import JobStatus
+from hydra.protocol.messages.models import JobStatus
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.text.cache import TokenizerCache, TokenizerFault
 
@@ -26,7 +26,7 @@ class LoadTrials:
     """Of the loads that were asked for here."""
 
     cluster: Cluster
-    shelf: TokenizerCache
+    tokenizers: TokenizerCache
     _open: dict[str, str] = attrs.field(factory=dict, init=False)  # job -> model id
     _refused: dict[str, Refusal] = attrs.field(factory=dict, init=False)  # job -> what its words were refused for
 
@@ -79,13 +79,13 @@ class LoadTrials:
         cards = await self.cluster.models()
         for card in cards:
             if card.model_id == model_id:
-                fault = await self.shelf.fault_of(card, cards)
+                fault = await self.tokenizers.fault_of(card, cards)
                 return None if fault is None else _with_fix(fault)
         return None  # somebody else has unloaded it by now
 
     async def _unload(self, model_id: str) -> None:
         await self.cluster.unload_model(model_id)
-        self.shelf.keep(await self.cluster.models())
+        self.tokenizers.keep(await self.cluster.models())
 
 
 def _with_fix(fault: TokenizerFault) -> Refusal:

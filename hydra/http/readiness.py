@@ -23,12 +23,12 @@ class Readiness:
     """Of the models of one cluster."""
 
     cluster: Cluster
-    shelf: TokenizerCache
+    tokenizers: TokenizerCache
 
     async def check(self) -> None:
         """Raises RefusalError, which says why not yet."""
         cards = await self.cluster.models()
-        faults = [(card.model_id, await self.shelf.fault_of(card, cards)) for card in cards]
+        faults = [(card.model_id, await self.tokenizers.fault_of(card, cards)) for card in cards]
         usable = tuple(model_id for model_id, fault in faults if fault is None)
         if faults and not usable:
             reasons = "; ".join(f"{model_id}: {fault.refusal.message}" for model_id, fault in faults if fault)
@@ -63,5 +63,5 @@ class Readiness:
         cards = await self.cluster.models()
         for card in cards:
             if is_model_at(card, model_path):
-                return await self.shelf.fault_of(card, cards)
+                return await self.tokenizers.fault_of(card, cards)
         return None

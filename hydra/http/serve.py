@@ -125,22 +125,24 @@ async def load_words(folder: Path, template: Path | None) -> ModelTokenizer:
     return await trio.to_thread.run_sync(load_tried, folder, template)
 
 
-async def serve_cluster(cluster: Cluster, settings: HttpSettings, stopping: trio.Event, shelf: TokenizerCache) -> None:
+async def serve_cluster(
+    cluster: Cluster, settings: HttpSettings, stopping: trio.Event, tokenizers: TokenizerCache
+) -> None:
     """The OpenAI API over `cluster`, until `stopping`."""
     from hydra.http.app import make_app
 
-    shutdown, trials = Shutdown(begun=stopping), LoadTrials(cluster, shelf)
+    shutdown, trials = Shutdown(begun=stopping), LoadTrials(cluster, tokenizers)
     app: Any = make_app(
         cluster,
         max_body_bytes=settings.max_body_bytes,
         shutdown=shutdown,
-        shelf=shelf,
+        tokenizers=tokenizers,
         trials=trials,
         door=Door.of(settings.listening_host, settings.allowed_hosts, settings.allowed_origins),
         waits_for_loads=settings.waits_for_loads,
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(shelf.read_ahead, cluster.models)
+        nursery.start_soon(tokenizers.read_ahead, cluster.models)
         nursery.start_soon(trials.run)
         await serve_app(app, settings, shutdown)
         nursery.cancel_scope.cancel()

@@ -15,7 +15,7 @@ import attrs
 import structlog
 
 from hydra.actors.families.coordinator import SavedState
-from hydra.protocol.messages import Sample
+from hydra.protocol.messages.models import Sample
 
 TERM_WAIT_S = 2.0
 RETRY_EVERY_S = 5.0

@@ -38,7 +38,7 @@ def local_workers(count: int | None, device: str, facts: MachineFacts) -> tuple[
         raise Complaint(f"--device {device} names {len(devices)} devices", cause, "name fewer, or more workers", 2)
     chosen = [devices[i % len(devices)] for i in range(n_workers)]
     cores = os.cpu_count() or 1
-    wishes: list[WorkerOptions] = []
+    desired: list[WorkerOptions] = []
     for index, name in enumerate(chosen):
         sharers = chosen.count(name)
         memory_bytes, threads = 0, 0
@@ -47,8 +47,8 @@ def local_workers(count: int | None, device: str, facts: MachineFacts) -> tuple[
             threads = max(1, cores // sharers)
         elif sharers > 1:
             memory_bytes = _gpu_memory(name) // sharers
-        wishes.append(WorkerOptions(node_id=f"w{index}", device=name, memory_bytes=memory_bytes, threads=threads))
-    return tuple(wishes)
+        desired.append(WorkerOptions(node_id=f"w{index}", device=name, memory_bytes=memory_bytes, threads=threads))
+    return tuple(desired)
 
 
 def _devices(device: str, facts: MachineFacts) -> list[str]:

@@ -86,8 +86,8 @@ def _store_server(hub: StoreHub, lender: "Lender") -> "StoreServer":
     """The answering end of the store lane. Its reads have threads of their own, and are abandoned when they hang."""
     from hydra.actors.families.store_server import StoreServer
 
-    aside = partial(trio.to_thread.run_sync, abandon_on_cancel=True, limiter=trio.CapacityLimiter(STORE_THREADS))
-    return StoreServer(hub, lender, aside, os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""))
+    run_blocking = partial(trio.to_thread.run_sync, abandon_on_cancel=True, limiter=trio.CapacityLimiter(STORE_THREADS))
+    return StoreServer(hub, lender, run_blocking, os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""))
 
 
 def _memory(spec: CoordinatorSpec) -> "SavedState":
@@ -96,10 +96,10 @@ def _memory(spec: CoordinatorSpec) -> "SavedState":
     from hydra.processes.state_dir import read_state
 
     saved = read_state(Path(spec.state_dir))
-    if not spec.model_path or any(wish.model_path == spec.model_path for wish in saved.wishes):
+    if not spec.model_path or any(desired.model_path == spec.model_path for desired in saved.desired):
         return saved
-    wish = DesiredModel(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
-    return attrs.evolve(saved, wishes=(wish,), nodes=())
+    desired = DesiredModel(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
+    return attrs.evolve(saved, desired=(desired,), nodes=())
 
 
 def _policy(spec: CoordinatorSpec) -> "Policy":
@@ -150,8 +150,8 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     saved = _memory(spec)
     fresh, leases_s = not saved.nodes, 3 * spec.beats_missed_max * spec.heartbeat_s
     access, keeper = with_login(HubAccess.of(os.environ)), FileLender()
-    wanted_before = () if fresh else saved.wishes
-    lasting = frozenset(place for wish in wanted_before for place in (wish.place, wish.model_path))
+    wanted_before = () if fresh else saved.desired
+    lasting = frozenset(place for desired in wanted_before for place in (desired.place, desired.model_path))
     descriptions = DescriptionCache(Path(spec.cache_dir) / "described")
     library = LastingLibrary(HubLibrary(Hub(access, Path(spec.cache_dir))), descriptions, lasting)
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
@@ -298,7 +298,9 @@ def worker_main(
             store=store,
             store_addr=_advertised(store.hub.addr, spec.advertise_host),
             compute=compute,
-            aside=partial(trio.to_thread.run_sync, abandon_on_cancel=True),  # the process ends without its threads
+            run_blocking=partial(
+                trio.to_thread.run_sync, abandon_on_cancel=True
+            ),  # the process ends without its threads
             dial=wires.dial,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -365,7 +367,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
         stopping = trio.Event()
         held: list[Lifeline] = []
         template = ChatTemplateFile(Path(spec.chat_template), spec.model_path) if spec.chat_template else None
-        shelf = TokenizerCache(load_words, template)
+        tokenizers = TokenizerCache(load_words, template)
         settings = HttpSettings(
             fd=spec.http_fd,
             drain_timeout_s=spec.drain_timeout_s,
@@ -377,7 +379,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
         )
 
         async def prove(everything: trio.CancelScope) -> None:
-            fault = await Readiness(frontend, shelf).wait(None if been_ready else spec.model_path)
+            fault = await Readiness(frontend, tokenizers).wait(None if been_ready else spec.model_path)
             if fault is None:
                 held[0].say_ready()
             else:
@@ -389,7 +391,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
                 await nursery.start(frontend.run)
                 nursery.start_soon(_say_up, held[0], frontend.member)
                 nursery.start_soon(prove, nursery.cancel_scope)
-                await serve_cluster(frontend, settings, stopping, shelf)
+                await serve_cluster(frontend, settings, stopping, tokenizers)
                 frontend.leave("stopped")
                 await trio.sleep(LINGER_AFTER_S)
                 nursery.cancel_scope.cancel()

@@ -50,7 +50,7 @@ def _parsed(saved: Any) -> SavedState:
         raise TypeError("a term is a whole number, wishes and nodes are lists")
     return SavedState(
         term=saved["term"],
-        wishes=tuple(_wish(wish) for wish in saved["wishes"]),
+        desired=tuple(_wish(desired) for desired in saved["wishes"]),
         nodes=tuple(NodeId(str(node)) for node in saved["nodes"]),
         anew=saved.get("anew") is True,
     )
@@ -70,11 +70,11 @@ def begin_anew(directory: Path) -> None:
     placement; later lives of its coordinator do not.
     """
     saved = read_state(directory)
-    if not saved.wishes:
+    if not saved.desired:
         return
-    wishes = tuple(attrs.evolve(wish, pinned=None) for wish in saved.wishes)
+    desired = tuple(attrs.evolve(desired, pinned=None) for desired in saved.desired)
     try:
-        write_state(directory, attrs.evolve(saved, wishes=wishes, anew=True))
+        write_state(directory, attrs.evolve(saved, desired=desired, anew=True))
     except OSError as why:
         log.error("the state cannot be written; models keep the commits they had", why=str(why))
 
@@ -84,7 +84,7 @@ def write_state(directory: Path, state: SavedState) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     content = {
         "term": state.term,
-        "wishes": [attrs.asdict(wish) for wish in state.wishes],
+        "wishes": [attrs.asdict(desired) for desired in state.desired],
         "nodes": list(state.nodes),
         "anew": state.anew,
     }

@@ -40,22 +40,22 @@ class UpOptions:
     any_http: bool = False  # where the usual port of the API is taken, the next free one will do
 
 
-def coordinator_spec(settings: Settings, wish: UpOptions, addrs: Mapping[str, str]) -> CoordinatorSpec:
+def coordinator_spec(settings: Settings, desired: UpOptions, addrs: Mapping[str, str]) -> CoordinatorSpec:
     cluster, engine = settings.cluster, settings.engine
     return CoordinatorSpec(
         router_addr=addrs["router_addr"],
         broadcast_addr=addrs["broadcast_addr"],
         results_addr=addrs["results_addr"],
         store_addr=addrs["store_addr"],
-        state_dir=str(wish.state_dir),
+        state_dir=str(desired.state_dir),
         cache_dir=str(settings.model.cache_path()),
         max_cache_bytes=settings.model.max_cache_bytes(),
-        model_path=wish.model_path,
+        model_path=desired.model_path,
         model_id=settings.model.id,
         dtype=settings.model.dtype,
-        local_nodes=tuple(worker.node_id for worker in wish.workers),
-        expected_workers=max(len(wish.workers), cluster.min_nodes),
-        patience_s=60.0 if wish.workers or cluster.min_nodes else 2.0,
+        local_nodes=tuple(worker.node_id for worker in desired.workers),
+        expected_workers=max(len(desired.workers), cluster.min_nodes),
+        patience_s=60.0 if desired.workers or cluster.min_nodes else 2.0,
         heartbeat_s=cluster.heartbeat_interval,
         beats_missed_max=cluster.unhealthy_threshold,
         reserve_bytes=int(cluster.reserved_vram_gb * GIGABYTE),
@@ -87,9 +87,9 @@ class Held:
     ports: list[HeldPort] = attrs.field(factory=list)
 
     @classmethod
-    def take(cls, settings: Settings, wish: UpOptions, holders: PortHolders) -> "Held":
+    def take(cls, settings: Settings, desired: UpOptions, holders: PortHolders) -> "Held":
         """Raises Complaint."""
-        planned = plan_lanes(settings.zmq, len(wish.workers), lan=wish.lan, ports=wish.ports)
+        planned = plan_lanes(settings.zmq, len(desired.workers), lan=desired.lan, ports=desired.ports)
         made = cls(lanes={}, workers=())
 
         def hold(name: str, address: Address, setting: str) -> Address:
@@ -99,7 +99,7 @@ class Held:
             return settled
 
         made.lanes = {
-            key: hold(f"[zmq] {key}", address, "--ports" if wish.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
+            key: hold(f"[zmq] {key}", address, "--ports" if desired.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
             for key, address in planned.lanes.items()
         }
         made.workers = tuple(
@@ -107,7 +107,7 @@ class Held:
                 hold(f"steps to {worker.node_id}", steps, "--ports") if steps.port else steps,
                 hold(f"the store of {worker.node_id}", store, "--ports") if store.port else store,
             )
-            for worker, (steps, store) in zip(wish.workers, planned.workers, strict=True)
+            for worker, (steps, store) in zip(desired.workers, planned.workers, strict=True)
         )
         return made
 
@@ -121,19 +121,19 @@ class Held:
         return {key: str(near(address)) for key, address in self.lanes.items()}
 
 
-def run_up(settings: Settings, wish: UpOptions, say_ready: Callable[[str], None]) -> int:
+def run_up(settings: Settings, desired: UpOptions, say_ready: Callable[[str], None]) -> int:
     """The whole life of `up`. Returns the exit code."""
     holders = PortHolders.of(settings.model.cache_path())
     with ExitStack() as stack:
-        listener = open_http(settings.server.http_addr, holders, or_next=wish.any_http)
+        listener = open_http(settings.server.http_addr, holders, or_next=desired.any_http)
         stack.callback(listener.close)
-        held = Held.take(settings, wish, holders)
-        lock_state(wish.state_dir, holders)
-        begin_anew(wish.state_dir)
+        held = Held.take(settings, desired, holders)
+        lock_state(desired.state_dir, holders)
+        begin_anew(desired.state_dir)
         url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
         ports = [listener.getsockname()[1], *(port.port for port in held.ports)]
-        stack.enter_context(holders.card(f"the cluster at {url}", ports, wish.state_dir))
-        plans, specs = _children(settings, wish, held, listener.fileno(), url)
+        stack.enter_context(holders.card(f"the cluster at {url}", ports, desired.state_dir))
+        plans, specs = _children(settings, desired, held, listener.fileno(), url)
         env = secrets_env(settings)
         more = {"_worker": huge_pages_env(os.environ)}
         commands = {
@@ -144,7 +144,9 @@ def run_up(settings: Settings, wish: UpOptions, say_ready: Callable[[str], None]
             )
             for name, (role, spec, fds) in specs.items()
         }
-        others = wish.lan or settings.cluster.min_nodes > len(wish.workers) or not wish.workers  # that are awaited
+        others = (
+            desired.lan or settings.cluster.min_nodes > len(desired.workers) or not desired.workers
+        )  # that are awaited
         run = ParentRun(
             supervisor=Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout, remote_workers=others),
             commands=commands,
@@ -163,15 +165,15 @@ ChildWords = tuple[str, str, tuple[int, ...]]  # its command, its spec, the desc
 
 
 def _children(
-    settings: Settings, wish: UpOptions, held: Held, http_fd: int, url: str
+    settings: Settings, desired: UpOptions, held: Held, http_fd: int, url: str
 ) -> tuple[list[ChildPlan], dict[str, ChildWords]]:
     """In the order in which they are started."""
     router_addr, broadcast_addr = held.near["router_addr"], held.near["broadcast_addr"]
     plans = [ChildPlan(name=NodeId("coordinator"), role="coordinator", vital=True)]
     specs: dict[str, ChildWords] = {
-        "coordinator": ("_coordinator", to_json(coordinator_spec(settings, wish, held.addrs)), ()),
+        "coordinator": ("_coordinator", to_json(coordinator_spec(settings, desired, held.addrs)), ()),
     }
-    for worker, (steps, store) in zip(wish.workers, held.workers, strict=True):
+    for worker, (steps, store) in zip(desired.workers, held.workers, strict=True):
         plans.append(ChildPlan(name=NodeId(worker.node_id), role="worker", vital=False))
         spec = WorkerSpec(
             node_id=worker.node_id,
@@ -203,7 +205,7 @@ def _children(
         max_replays=settings.engine.max_replays,
         high_water_mark=settings.zmq.high_water_mark,
         chat_template=settings.model.chat_template and str(Path(settings.model.chat_template).expanduser().absolute()),
-        model_path=wish.model_path,
+        model_path=desired.model_path,
     )
     specs["frontend"] = ("_frontend", to_json(frontend), (http_fd,))
     return plans, specs

@@ -18,16 +18,10 @@ from hydra.protocol.batch import Logprobs
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import ActorName
 from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN, Limit, Range
-from hydra.protocol.messages import (
-    FINISH_LENGTH,
-    Beacon,
-    Heartbeat,
-    HeartbeatSeen,
-    LoadSlice,
-    Message,
-    Open,
-    Tokens,
-)
+from hydra.protocol.messages import Message
+from hydra.protocol.messages.generations import FINISH_LENGTH, Open, Tokens
+from hydra.protocol.messages.membership import Beacon, Heartbeat, HeartbeatSeen
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.model_spec import Place, StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
 from hydra.protocol.wires.wire import Frames, MessageTooBig, TheyBrokeTheRules

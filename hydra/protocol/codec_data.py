@@ -100,11 +100,6 @@ def peek_header(frames: Frames) -> StepHeader:
     return StepHeader(KINDS[kind], RouteId(route), Epoch(term, number), StepId(step))
 
 
-def kind_of(frames: Frames) -> Kind:
-    """Raises TheyBrokeTheRules."""
-    return peek_header(frames).kind
-
-
 def _columns(head: Buffer, n_values: int) -> Int32Column:
     """The columns as one aligned array; no column ever holds a negative number."""
     values: Int32Column = np.frombuffer(head, INT32, n_values, HEADER.size) if n_values else EMPTY

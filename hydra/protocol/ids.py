@@ -17,9 +17,6 @@ PeerId = NewType("PeerId", str)
 ActorName = NewType("ActorName", str)
 """An actor inside one process: "registry", "planner", "broker", "stage", "sessions", "parent"."""
 
-ModelId = NewType("ModelId", str)
-"""The name by which clients ask for a model."""
-
 RouteId = NewType("RouteId", int)
 """One version of one model laid over stages. A hot swap has two routes under one model id for a while."""
 

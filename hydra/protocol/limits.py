@@ -13,23 +13,19 @@ from typing import Any, Protocol
 import attrs
 
 from hydra.protocol.ids import TERM_MAX, AskId, Attempt, Epoch, Generation, NodeId, RouteId, RowId, SessionId, StepId
-from hydra.protocol.messages import (
-    OWNER_LENGTH_MAX,
-    Activate,
+from hydra.protocol.messages.generations import OWNER_LENGTH_MAX, Open
+from hydra.protocol.messages.membership import (
     Beacon,
     ChildExited,
     DeviceOffer,
     Heartbeat,
     Hello,
     KillWorker,
-    LoadModel,
-    LoadSlice,
-    Open,
-    ReadyReply,
     SayHello,
-    UnloadModel,
     Welcome,
 )
+from hydra.protocol.messages.models import LoadModel, ReadyReply, UnloadModel
+from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
@@ -108,7 +104,6 @@ IDS: Mapping[Any, tuple[type, Limit]] = {
 FIELDS: Mapping[type, Mapping[str, Limit]] = {
     Epoch: {"term": TERM, "number": UINT32},
     Hello: {
-        "capabilities": Length(64),
         "auth": Length(AUTH_MAX),
         "family": Length(NAME_MAX),
         "host": Length(NAME_MAX, printable=True),

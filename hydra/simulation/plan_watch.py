@@ -10,7 +10,7 @@ import attrs
 from hydra.actors.core.facts import NodeLost, StepVanished
 from hydra.actors.core.machine import Effect, Event, Machine, Received, Send
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import LoadSlice, RouteBroken
+from hydra.protocol.messages.plans import LoadSlice, RouteBroken
 
 Plan = tuple[tuple[Any, int, int], ...]  # (where, first layer, end layer) of every stage
 TRIED = ("Dialled", "DialledOut")  # events that say what came of dialling

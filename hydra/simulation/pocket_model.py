@@ -20,7 +20,8 @@ from hydra.actors.core.ports import Progress
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, OpenRow, Outcome, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
-from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
+from hydra.protocol.messages.membership import DeviceOffer, Held
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.decoder_spec import plain_decoder
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange

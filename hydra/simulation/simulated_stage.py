@@ -19,7 +19,7 @@ from hydra.protocol import codec_data
 from hydra.protocol.batch import Outcome, Run, Step
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import Epoch, RouteId, StepId
-from hydra.protocol.messages import StageProgress
+from hydra.protocol.messages.membership import StageProgress
 from hydra.protocol.wires.wire import StepSource, TheyBrokeTheRules, WireFull
 from hydra.simulation.memory_wire import MemoryStepLink, MemoryWires
 
@@ -68,7 +68,6 @@ class SimStage:
                 epoch=fence.epoch,
                 accepted=self.line.accepted(fence.route, fence.epoch),
                 sent=self._sent_of(fence),
-                running_s=None,
             )
             for fence in self.line.board.all()
             if fence.open

@@ -38,7 +38,7 @@ from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.batch import Run
 from hydra.protocol.ids import NodeId, PeerId
-from hydra.protocol.messages import PROTOCOL_VERSION, ChildExited, Heartbeat, Hello, KillWorker
+from hydra.protocol.messages.membership import PROTOCOL_VERSION, ChildExited, Heartbeat, Hello, KillWorker
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.protocol.sampling import GREEDY, SamplingParams
@@ -349,11 +349,6 @@ class World:
         except RefusalError as why:
             self.say(f"the rebalance was refused: {why.refusal.message}")
 
-    def isolate(self, name: str, for_s: float) -> None:
-        for other in sorted(self.nodes):
-            if other != name:
-                self.cut(name, other, for_s)
-
     def chat(
         self,
         prompt: Sequence[int],
@@ -375,9 +370,9 @@ class World:
     def holder_of(self, layer: int) -> str:
         """Who computes a layer, as planned now."""
         for _, _, route in self.coordinator.planner.models():
-            for placed in route.stages if route else ():
-                if placed.share.first_layer <= layer < placed.share.end_layer:
-                    return placed.share.node
+            for placement in route.stages if route else ():
+                if placement.share.first_layer <= layer < placement.share.end_layer:
+                    return placement.share.node
         raise LookupError(f"nobody holds layer {layer}")
 
     @property
@@ -566,7 +561,7 @@ class World:
                 on_wish_failed=wish_failed,
             )
         )
-        cell = node.family.house._cells[PLANNER.actor]
+        cell = node.family.actor_host._cells[PLANNER.actor]
         cell.machine = self.watch = PlanWatch(cell.machine)
         await node.family.run()
 
@@ -586,8 +581,8 @@ class World:
                 node.family,
                 max_body_bytes=1 << 20,
                 shutdown=Shutdown(),
-                shelf=TokenizerCache(partial(_at_once, ModelTokenizer.load)),
-                encoders=Encoders(aside=_at_once),
+                tokenizers=TokenizerCache(partial(_at_once, ModelTokenizer.load)),
+                encoders=Encoders(run_blocking=_at_once),
             )
         await node.family.run()
 
@@ -599,7 +594,7 @@ class World:
         if (number := int(node.name[1:])) <= len(shape.step_tokens_max):
             compute.tokens_max = shape.step_tokens_max[number - 1]
 
-        async def aside(do: Callable[..., Any], *args: Any) -> Any:
+        async def run_blocking(do: Callable[..., Any], *args: Any) -> Any:
             await trio.sleep(LOAD_S if do == compute.load else ACTIVATE_S)
             while do == compute.load and node.load_fault == "hangs":
                 await node.news.wait()
@@ -619,7 +614,7 @@ class World:
                 spoke=spoke,
                 pipeline_addr=source.addr,
                 compute=compute,
-                aside=aside,
+                run_blocking=run_blocking,
                 dial=wires.dial,
                 host="here",
                 pid=node.pid,
@@ -637,14 +632,13 @@ class World:
         """The supervisor, as far as the coordinator meets it: exits are told, stuck children are killed."""
         _, spoke = self._spoke(node)
         post = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
-        house = ActorHost(spoke.peer, post.carry)
+        actor_host = ActorHost(spoke.peer, post.carry)
 
         def greet(term: int) -> Hello:
             return Hello(
                 node_id=NodeId(node.name),
                 role="parent",
                 version=PROTOCOL_VERSION,
-                capabilities=(),
                 auth="",
                 family=FAMILY,
                 host="here",
@@ -655,13 +649,13 @@ class World:
         def beat(generation: Any) -> Heartbeat:
             return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
 
-        house.add(MEMBER, Member(greet=greet, beat=beat, siblings=()), lambda effect: None)
-        house.add(PARENT, _Parent(), self._kill_child)
-        self._parent = house
+        actor_host.add(MEMBER, Member(greet=greet, beat=beat, siblings=()), lambda effect: None)
+        actor_host.add(PARENT, _Parent(), self._kill_child)
+        self._parent = actor_host
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(house.keep_timers)
-            nursery.start_soon(post.pump, house)
-            house.post(MEMBER, Greet())
+            nursery.start_soon(actor_host.keep_timers)
+            nursery.start_soon(post.pump, actor_host)
+            actor_host.post(MEMBER, Greet())
 
     def _kill_child(self, order: Any) -> None:
         node = self.nodes.get(order.node_id)
@@ -800,7 +794,7 @@ def _stale(node: Node) -> int:
 
 
 def _contained(node: Node) -> int:
-    return 0 if node.family is None else node.family._post.contained
+    return 0 if node.family is None else node.family._gateway.contained
 
 
 @asynccontextmanager
@@ -810,7 +804,7 @@ async def open_world(shape: Shape, seed: int = 0) -> AsyncIterator[World]:
     network = _Traced(random.Random(rng.getrandbits(64)))
     async with trio.open_nursery() as nursery:
         world = World(
-            shape, seed, nursery, rng, network, SavedState(wishes=(DesiredModel(shape.model_path, MODEL_ID),))
+            shape, seed, nursery, rng, network, SavedState(desired=(DesiredModel(shape.model_path, MODEL_ID),))
         )
         nursery.start_soon(network.run)
         world.start("coordinator")

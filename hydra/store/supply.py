@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import structlog
 
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.refusal import refuse
 from hydra.store.cache.range_cache import Progress, RangeCache
 from hydra.store.cache.range_source import RangeSource

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hydra.kernels.weights import staging as landing
+from hydra.kernels.weights import staging
 from hydra.kernels.weights.reader import read_ranges
 from tests.unit.kernels.bench import publish, quiet
 
@@ -17,7 +17,7 @@ pytestmark = [
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("chunk", [4096, 8 << 20])
 def test_the_device_holds_what_the_host_holds(tmp_path, monkeypatch, stored, wanted, chunk):
-    monkeypatch.setattr(landing, "SLAB_BYTES", chunk)
+    monkeypatch.setattr(staging, "SLAB_BYTES", chunk)
     model = publish(tmp_path, seed=6, dtype=stored, num_hidden_layers=2)
 
     def read(device: str) -> list[torch.Tensor]:

@@ -24,24 +24,19 @@ from hydra.actors.stage.stage import Activated, Publish, RunActivate, RunLoad, S
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import StepResult
 from hydra.protocol.ids import COORDINATOR, Epoch, Generation, NodeId, RouteId, SessionId, StepId
-from hydra.protocol.messages import (
+from hydra.protocol.messages.generations import Open
+from hydra.protocol.messages.membership import (
     PROTOCOL_VERSION,
-    CancelJob,
     ChildExited,
     DeviceOffer,
     Goodbye,
     Heartbeat,
     Hello,
-    JobsRequest,
-    LoadModel,
-    Open,
-    Rebalance,
-    RouteBroken,
     StageProgress,
-    StatusRequest,
-    UnloadModel,
     Welcome,
 )
+from hydra.protocol.messages.models import CancelJob, JobsRequest, LoadModel, Rebalance, StatusRequest, UnloadModel
+from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.sampling import GREEDY, SamplingParams
@@ -68,7 +63,6 @@ def hello(role: str) -> Hello:
         node_id=f"evil-{role}",
         role=role,
         version=PROTOCOL_VERSION,
-        capabilities=(),
         auth="",
         host="there",
         pid=666,
@@ -90,7 +84,7 @@ class Cuckoo:
 
     def sends(self, peer: str, frames: list[bytes]) -> None:
         coordinator = self.world.coordinator
-        coordinator._post._deliver(coordinator.house, Delivery(peer, tuple(frames)))
+        coordinator._gateway._deliver(coordinator.host, Delivery(peer, tuple(frames)))
 
     def greets(self, role: str) -> None:
         self.says(f"evil-{role}-1", hello(role))
@@ -108,7 +102,7 @@ class Cuckoo:
 def listen(world: World) -> list[tuple[str, typing.Any]]:
     """From now on, what the coordinator says to whom."""
     said: list[tuple[str, typing.Any]] = []
-    post, dispatch = world.coordinator._post, world.coordinator._post.dispatch
+    post, dispatch = world.coordinator._gateway, world.coordinator._gateway.dispatch
 
     def heard(peer, frames):
         said.append((peer, codec.decode(frames).message))
@@ -147,7 +141,7 @@ async def test_a_peer_that_never_greeted_gets_nothing_and_moves_nothing(autojump
                 cuckoo.says(peer, attack)
         assert [peer for peer, _ in said if peer in ("nobody-1", "coordinator", "(probe)")] == []
         assert (world.epoch(), cuckoo.honest, world.coordinator.planner.number) == (epoch, honest, planned)
-        assert world.coordinator._post.forbidden == 9 + 10 + 10, "a stranger's goodbye is no news"
+        assert world.coordinator._gateway.forbidden == 9 + 10 + 10, "a stranger's goodbye is no news"
         cuckoo.says("nobody-1", Heartbeat(generation=Generation(5), memory_free_bytes=0, stale_dropped=0))
         assert [type(message).__name__ for peer, message in said if peer == "nobody-1"] == ["SayHello"]
         await chat.finished()
@@ -180,7 +174,7 @@ async def test_a_member_speaks_in_its_role_and_of_its_own(autojump_clock, role, 
 
 def hints_for(world: World, role: str) -> dict[typing.Any, list[typing.Any]]:
     generation, epoch = Cuckoo(world).generation(role), world.epoch() or Epoch(1, 1)
-    progress = StageProgress(route=RouteId(1), epoch=epoch, accepted=StepId(1), sent=StepId(1), running_s=0.1)
+    progress = StageProgress(route=RouteId(1), epoch=epoch, accepted=StepId(1), sent=StepId(1))
     return {
         Hello: [hello(role)],
         Open: [OPEN, attrs.evolve(OPEN, attempt=1, session=SessionId(2), deaths=2)],
@@ -212,7 +206,7 @@ async def test_no_sentence_kills_the_coordinator_or_harms_another_member(autojum
     rng = random.Random(17)
     async with open_world(Shape(workers=2), seed=17) as world:
         await world.until_ready()
-        cuckoo, post = Cuckoo(world), world.coordinator._post
+        cuckoo, post = Cuckoo(world), world.coordinator._gateway
         honest = cuckoo.honest
         for number in range(n_sentences):
             if number % 200 == 0:
@@ -236,7 +230,7 @@ async def test_no_sentence_kills_the_coordinator_or_harms_another_member(autojum
                 world.check(chat)
         await trio.sleep(6.0)  # the evil ones are silent, and lost
         assert cuckoo.honest == honest and not world.faults
-        assert post.forbidden and post.nonsense, "some of it came through to each of the doors"
+        assert post.forbidden and post.malformed, "some of it came through to each of the doors"
         await world.until_ready()
         last = world.chat([4, 5, 6], max_tokens=5)
         await last.finished()
@@ -267,7 +261,7 @@ async def test_no_result_kills_the_coordinator(autojump_clock, n_results):
             flights = model.engine.flights if model.engine is not None else ()
             step = flights[0].step if flights and rng.random() < 0.7 else rng.choice((1, 2**40, 2**63 - 1))
             world.coordinator._take_result(_result(extremes, world.epoch(), step))
-            assert world.coordinator._post.contained == 0, f"result {number} made an actor raise"
+            assert world.coordinator._gateway.contained == 0, f"result {number} made an actor raise"
         await trio.sleep(1.0)
         assert Cuckoo(world).honest == honest and not world.faults
 
@@ -289,25 +283,25 @@ class _Child:
 
     def __init__(self):
         self.post = Gateway(lambda peer, frames: None, None, "member")
-        self.house = ActorHost("me-1", self.post.carry)
+        self.host = ActorHost("me-1", self.post.carry)
         greets = Member(greet=lambda term: hello("worker"), beat=_beat, siblings=("stage",))
-        self.house.add("member", greets, self.perform)
-        self.house.add("stage", Stage(), self.perform)
+        self.host.add("member", greets, self.perform)
+        self.host.add("stage", Stage(), self.perform)
         plans = (ChildPlan(name=NodeId("w1"), role="worker", vital=False),)
-        self.house.add("parent", Supervisor(plans, random.Random(1)), lambda effect: None)
-        self.house.post("parent", Began())
-        self.house.post("parent", ChildStarted(NodeId("w1"), 100))
-        self.house.post("member", Start())
+        self.host.add("parent", Supervisor(plans, random.Random(1)), lambda effect: None)
+        self.host.post("parent", Began())
+        self.host.post("parent", ChildStarted(NodeId("w1"), 100))
+        self.host.post("member", Start())
 
     def perform(self, effect):
         match effect:
             case Publish(fence=fence) if not fence.open:
-                self.house.post("stage", ThreadFenced(fence.route, fence.epoch))
+                self.host.post("stage", ThreadFenced(fence.route, fence.epoch))
             case RunLoad(order=order):
                 facts = SliceFacts(weight_bytes=1, read_bytes=1, kv_blocks_max=9, load_s=0.0)
-                self.house.post("stage", SliceIn(order.route, order.epoch, facts))
+                self.host.post("stage", SliceIn(order.route, order.epoch, facts))
             case RunActivate(route=route, epoch=epoch):
-                self.house.post("stage", Activated(route, epoch))
+                self.host.post("stage", Activated(route, epoch))
 
 
 def _beat(generation):
@@ -317,10 +311,10 @@ def _beat(generation):
 def _frontend() -> tuple[Gateway, ActorHost]:
     frontend = Frontend(FrontendParts(node_id=NodeId("f1"), spoke=Quiet(), host="here", pid=1))
     request = GenerateRequest(model_id=MODEL_ID, prompt_ids=[1, 2], max_tokens=2**20, params=GREEDY, stop_ids=())
-    frontend.house.post("member", Start())
+    frontend.host.post("member", Start())
     for session in range(1, 4):
-        frontend.house.post("sessions", Begin(SessionId(session), request))
-    return frontend._post, frontend.house
+        frontend.host.post("sessions", Begin(SessionId(session), request))
+    return frontend._gateway, frontend.host
 
 
 @pytest.mark.parametrize(
@@ -334,14 +328,14 @@ async def test_no_sentence_kills_a_worker_a_parent_or_a_frontend(autojump_clock,
         RouteId: [RouteId(1)], Epoch: [Epoch(1, 1), Epoch(1, 2)], Generation: [Generation(9)], NodeId: [NodeId("w1")],
         Welcome: [welcome], ModelSpec: [pocket_spec(2)], SessionId: [SessionId(1), SessionId(2)],
     }  # fmt: skip
-    for post, house in ((child.post, child.house), _frontend()):
-        kinds = [kind for kind in FROM_COORDINATOR if house.has(DOORS[kind])]
+    for post, host in ((child.post, child.host), _frontend()):
+        kinds = [kind for kind in FROM_COORDINATOR if host.has(DOORS[kind])]
         for number in range(n_sentences):
             kind = rng.choice(kinds)
             frames = Extremes(rng, hints).sentence(kind, DOORS[kind])
-            post._deliver(house, Delivery(COORDINATOR, tuple(frames)))
+            post._deliver(host, Delivery(COORDINATOR, tuple(frames)))
             assert post.contained == 0, f"sentence {number}, a {kind.__name__}, made an actor raise"
             if number % 20 == 19:
                 await trio.sleep(rng.choice((0.1, 2.0, 40.0)))
-                house._fire(trio.current_time())
-        assert 0 < post.nonsense < n_sentences
+                host._fire(trio.current_time())
+        assert 0 < post.malformed < n_sentences

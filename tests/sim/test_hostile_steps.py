@@ -12,7 +12,7 @@ from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import COORDINATOR, Address, Epoch, RouteId
-from hydra.protocol.messages import Activate, LoadSlice
+from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.sampling import GREEDY
 from hydra.protocol.wires.wire import TheyBrokeTheRules
 from hydra.simulation.pocket_model import VOCAB, PocketCompute, pocket_spec

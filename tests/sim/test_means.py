@@ -14,7 +14,7 @@ import trio
 from hydra.actors.core.facts import StepVanished
 from hydra.actors.core.machine import Effect, Event, Send
 from hydra.protocol.ids import ActorName, Address, Epoch, PeerId, RouteId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.simulation.determinism import run_sim
 from hydra.simulation.plan_watch import PlanWatch
 from hydra.simulation.pocket_model import pocket_spec
@@ -35,7 +35,12 @@ def survived(kind: str) -> pytest.MarkDecorator:
 
 def in_a_row(world: World) -> list[str]:
     """The nodes of the one route, in order."""
-    return [placed.share.node for _, _, route in world.coordinator.planner.models() if route for placed in route.stages]
+    return [
+        placement.share.node
+        for _, _, route in world.coordinator.planner.models()
+        if route
+        for placement in route.stages
+    ]
 
 
 async def all_answered(world: World, within_s: float) -> None:

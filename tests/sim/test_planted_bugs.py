@@ -14,7 +14,7 @@ from hydra.actors.sessions.session import Emit, Session
 from hydra.actors.sessions.sessions import Sessions
 from hydra.actors.stage.stage_line import StageLine
 from hydra.protocol.batch import no_faults
-from hydra.protocol.messages import Close, Open
+from hydra.protocol.messages.generations import Close, Open
 from hydra.simulation.pocket_model import PocketCompute
 from tests.sim.swarm import play_broken_row, play_seed, play_short_memory
 

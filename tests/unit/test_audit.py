@@ -141,7 +141,7 @@ from hydra.text.tokenizer import ChatInput
 from hydra.text.trial import load_tried
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.store.models.library import LocalLibrary
 library = LocalLibrary()
 found = library.describe(sys.argv[1])

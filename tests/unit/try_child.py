@@ -17,7 +17,7 @@ from pathlib import Path
 from hydra.kernels.step.runner import Runner
 from hydra.log.set_up import set_up_logging
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.refusal import RefusalError
 from hydra.store.models.library import LocalLibrary
 from hydra.text.tokenizer import ChatInput

@@ -27,8 +27,8 @@ class SlowKeeper(FileLender):
 async def main(addr: str, files: WholeFiles) -> None:
     keeper = SlowKeeper()
     keeper.lend(PRINT, files)
-    aside = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
-    server = StoreServer(ZmqWires().store_hub(addr), keeper, aside, TOKEN)
+    run_blocking = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
+    server = StoreServer(ZmqWires().store_hub(addr), keeper, run_blocking, TOKEN)
     print(f"serving {server.hub.addr}", flush=True)
     await server.run()
 

@@ -9,7 +9,7 @@ import trio
 
 from hydra.actors.families.store_server import StoreServer
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
@@ -40,8 +40,8 @@ class Coordinator:
 
     async def _main(self):
         wires = ZmqWires()
-        aside = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
-        self.server = StoreServer(wires.store_hub("tcp://127.0.0.1:0"), self.keeper, aside, TOKEN)
+        run_blocking = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
+        self.server = StoreServer(wires.store_hub("tcp://127.0.0.1:0"), self.keeper, run_blocking, TOKEN)
         self.addr, self._token = self.server.hub.addr, trio.lowlevel.current_trio_token()
         with trio.CancelScope() as self._scope:
             self._up.set()

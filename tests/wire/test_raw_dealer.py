@@ -16,31 +16,33 @@ from hydra.actors.scheduling.broker import Broker, Limits, OpenLink, SendStep
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import Batch, Step, StepResult
 from hydra.protocol.ids import Epoch
-from hydra.protocol.messages import (
+from hydra.protocol.messages.generations import Open
+from hydra.protocol.messages.membership import (
     PROTOCOL_VERSION,
-    CancelJob,
     ChildExited,
     Heartbeat,
     Hello,
     HelloRefused,
+    SayHello,
+    Welcome,
+)
+from hydra.protocol.messages.models import (
+    CancelJob,
     JobsRequest,
     LoadModel,
     ModelsChanged,
-    Open,
     ReadyRequest,
     Rebalance,
-    RouteBroken,
-    SayHello,
     StatusRequest,
     UnloadModel,
-    Welcome,
 )
+from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.sampling import GREEDY
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.simulation.pocket_model import PocketLibrary
 
 HELLO = Hello(
-    node_id="e", role="frontend", version=PROTOCOL_VERSION, capabilities=(), auth="the token", host="h", pid=1,
+    node_id="e", role="frontend", version=PROTOCOL_VERSION, auth="the token", host="h", pid=1,
     term_seen=0,
 )  # fmt: skip
 OPEN = Open(
@@ -132,7 +134,7 @@ async def test_who_never_greeted_is_not_heard_and_numbers_kill_nobody(coordinato
     stranger.says(OPEN)
     stranger.says(Heartbeat(generation=9, memory_free_bytes=0, stale_dropped=0))
     assert isinstance(await stranger.hears(), SayHello)
-    assert made._post.forbidden >= len(ORDERS) + 1 and made.planner.number == 0 and len(saved) == 1
+    assert made._gateway.forbidden >= len(ORDERS) + 1 and made.planner.number == 0 and len(saved) == 1
 
     stranger.says(HELLO, term_seen=2**32)  # more than a term: not even an answer
     stranger.says(HELLO, term_seen=2**30)
@@ -147,7 +149,11 @@ async def test_who_never_greeted_is_not_heard_and_numbers_kill_nobody(coordinato
     while isinstance(told := await stranger.hears(), ModelsChanged):
         pass  # a frontend is told that unasked
     counted = {sample.name: sample.value for sample in told.samples}
-    assert told.ask == 7 and counted["hydra_nonsense_total"] == 5 and counted["hydra_contained_faults_total"] == 0
+    assert (
+        told.ask == 7
+        and counted["hydra_malformed_messages_total"] == 5
+        and counted["hydra_contained_faults_total"] == 0
+    )
 
 
 async def test_an_address_that_is_none_ends_an_epoch_and_no_process(coordinator):
@@ -173,4 +179,4 @@ async def test_a_result_that_makes_the_broker_raise_ends_its_epoch_and_no_proces
     result = StepResult(route=1, epoch=Epoch(1, 1), step=1)
     made._take_result([bytes(frame) for frame in codec_data.encode_result(result)])
     made._take_result([b"nonsense"])
-    assert broken == [(1, Epoch(1, 1))] and made._post.contained == 1 and made._post.nonsense == 1
+    assert broken == [(1, Epoch(1, 1))] and made._gateway.contained == 1 and made._gateway.nonsense == 1

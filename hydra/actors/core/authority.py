@@ -10,49 +10,48 @@ from typing import Literal, TypeAlias
 
 from hydra.actors.core.names import PROBE_PEER
 from hydra.protocol.ids import COORDINATOR, PeerId
-from hydra.protocol.messages import (
-    Activate,
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.membership import (
     Beacon,
-    CancelJob,
     ChildExited,
-    Close,
-    Dial,
-    Dialled,
-    DropSlice,
     Expelled,
-    Fenced,
     Goodbye,
     Heartbeat,
     HeartbeatSeen,
     Hello,
     HelloRefused,
+    KillWorker,
+    Role,
+    SayHello,
+    Welcome,
+)
+from hydra.protocol.messages.models import (
+    CancelJob,
     JobsReply,
     JobsRequest,
-    KillWorker,
-    LoadFailed,
     LoadModel,
-    LoadProgress,
-    LoadSlice,
     ModelReply,
     ModelsChanged,
-    Open,
-    OpenRefused,
-    ReachReport,
-    Ready,
     ReadyReply,
     ReadyRequest,
     Rebalance,
-    Reopen,
-    Role,
-    RouteBroken,
-    SayHello,
-    SliceLoaded,
-    SpawnWorker,
     StatusReply,
     StatusRequest,
-    Tokens,
     UnloadModel,
-    Welcome,
+)
+from hydra.protocol.messages.plans import (
+    Activate,
+    Dial,
+    Dialled,
+    DropSlice,
+    Fenced,
+    LoadFailed,
+    LoadProgress,
+    LoadSlice,
+    ReachReport,
+    Ready,
+    RouteBroken,
+    SliceLoaded,
 )
 
 Speaker: TypeAlias = Role | Literal["coordinator", "stranger", "impostor"]
@@ -71,7 +70,7 @@ SPEAKERS: Mapping[type, frozenset[Speaker]] = {
     **dict.fromkeys((Open, Close), FRONTEND),
     **dict.fromkeys((ChildExited,), PARENT),
     **dict.fromkeys((Welcome, HelloRefused, SayHello, Expelled, HeartbeatSeen, Beacon, ReachReport), THE_COORDINATOR),
-    **dict.fromkeys((KillWorker, SpawnWorker, LoadSlice, Activate, DropSlice, Dial), THE_COORDINATOR),
+    **dict.fromkeys((KillWorker, LoadSlice, Activate, DropSlice, Dial), THE_COORDINATOR),
     **dict.fromkeys((ModelReply, JobsReply, ModelsChanged, StatusReply, ReadyReply), THE_COORDINATOR),
     **dict.fromkeys((OpenRefused, Reopen, Tokens), THE_COORDINATOR),
 }

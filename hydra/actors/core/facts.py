@@ -8,7 +8,8 @@ from typing import Literal
 import attrs
 
 from hydra.protocol.ids import Address, Epoch, Generation, NodeId, PeerId, RouteId, StepId
-from hydra.protocol.messages import DeviceOffer, Held, Message, Welcome
+from hydra.protocol.messages import Message
+from hydra.protocol.messages.membership import DeviceOffer, Held, Welcome
 from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.refusal import Refusal
 

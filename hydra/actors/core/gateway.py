@@ -20,50 +20,49 @@ from hydra.actors.core.facts import LaneBroken, Undelivered
 from hydra.actors.core.host import ActorHost
 from hydra.protocol import codec
 from hydra.protocol.ids import ActorName, Address, PeerId
-from hydra.protocol.messages import (
-    Activate,
+from hydra.protocol.messages import Message
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.membership import (
     Beacon,
-    CancelJob,
     ChildExited,
-    Close,
-    Dial,
-    Dialled,
-    DropSlice,
     Expelled,
-    Fenced,
     Goodbye,
     Heartbeat,
     HeartbeatSeen,
     Hello,
     HelloRefused,
+    KillWorker,
+    SayHello,
+    Welcome,
+)
+from hydra.protocol.messages.models import (
+    CancelJob,
     JobsReply,
     JobsRequest,
-    KillWorker,
-    LoadFailed,
     LoadModel,
-    LoadProgress,
-    LoadSlice,
-    Message,
     ModelReply,
     ModelsChanged,
-    Open,
-    OpenRefused,
-    ReachReport,
-    Ready,
     ReadyReply,
     ReadyRequest,
     Rebalance,
-    Reopen,
-    RouteBroken,
     Sample,
-    SayHello,
-    SliceLoaded,
-    SpawnWorker,
     StatusReply,
     StatusRequest,
-    Tokens,
     UnloadModel,
-    Welcome,
+)
+from hydra.protocol.messages.plans import (
+    Activate,
+    Dial,
+    Dialled,
+    DropSlice,
+    Fenced,
+    LoadFailed,
+    LoadProgress,
+    LoadSlice,
+    ReachReport,
+    Ready,
+    RouteBroken,
+    SliceLoaded,
 )
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.wires.wire import Delivery, Frames, MessageTooBig, PeerGone, TheyBrokeTheRules, WireFull
@@ -75,13 +74,13 @@ ACCEPTS: Mapping[str, frozenset[type]] = {
         | {LoadModel, UnloadModel, Rebalance, JobsRequest, CancelJob}
     ),
     "broker": frozenset({Open, Close, ReadyRequest}),
-    "desk": frozenset({StatusRequest}),
+    "status": frozenset({StatusRequest}),
     "member": frozenset({Welcome, HelloRefused, SayHello, Expelled, Beacon, HeartbeatSeen, ReachReport}),
     "stage": frozenset({LoadSlice, Activate, DropSlice}),
     "scout": frozenset({Dial}),
     "sessions": frozenset({Tokens, OpenRefused, Reopen}),
     "asks": frozenset({ModelReply, JobsReply, ModelsChanged, StatusReply, ReadyReply}),
-    "parent": frozenset({KillWorker, SpawnWorker}),
+    "parent": frozenset({KillWorker}),
 }
 
 PEERS_MAX = 4096  # whose numbers are remembered; the one heard of first is forgotten first
@@ -101,7 +100,7 @@ class Gateway:
     watcher: ActorName
     speaker_of: Callable[[PeerId], Speaker] = lambda peer: "coordinator"  # whoever has a spoke hears nobody else
     undelivered: int = 0  # the wire would not take it: its peer is gone or far behind
-    nonsense: int = 0
+    malformed: int = 0
     forbidden: int = 0  # well-formed, and not theirs to say
     contained: int = 0  # an actor raised
     last_heard_s: float = 0.0  # on the loop's clock
@@ -125,22 +124,22 @@ class Gateway:
             log.debug("undelivered", to=to.peer, says=type(message).__name__, why=str(why))
         return None
 
-    async def pump(self, house: ActorHost) -> None:
+    async def pump(self, host: ActorHost) -> None:
         """Brings mail in for as long as the house stands."""
         while True:
             for delivery in await self.receive():
                 self.last_heard_s = trio.current_time()
-                self._deliver(house, delivery)
+                self._deliver(host, delivery)
 
-    def _deliver(self, house: ActorHost, delivery: Delivery) -> None:
+    def _deliver(self, host: ActorHost, delivery: Delivery) -> None:
         try:
             envelope = codec.decode(delivery.frames)
         except TheyBrokeTheRules as why:
-            self.nonsense += 1
+            self.malformed += 1
             log.warning("nonsense on the command lane", peer=delivery.peer, why=str(why))
             return
-        if type(envelope.message) not in ACCEPTS.get(envelope.to, ()) or not house.has(envelope.to):
-            self.nonsense += 1
+        if type(envelope.message) not in ACCEPTS.get(envelope.to, ()) or not host.has(envelope.to):
+            self.malformed += 1
             log.warning("mail for the wrong door", peer=delivery.peer, says=type(envelope.message).__name__)
             return
         speaker = self.speaker_of(delivery.peer)
@@ -150,22 +149,22 @@ class Gateway:
             return
         if speaker != "stranger" and self._missed(delivery.peer, envelope.number):
             log.info("messages of a peer were lost", peer=delivery.peer, before=type(envelope.message).__name__)
-            house.post(self.watcher, LaneBroken(delivery.peer))
-        self._hand_over(house, delivery.peer, envelope)
+            host.post(self.watcher, LaneBroken(delivery.peer))
+        self._hand_over(host, delivery.peer, envelope)
         if speaker == "stranger" and envelope.number and self.speaker_of(delivery.peer) != "stranger":
             _remember(self._heard, delivery.peer, envelope.number)  # it was a greeting: its count begins here
 
-    def _hand_over(self, house: ActorHost, peer: PeerId, envelope: codec.Envelope) -> None:
+    def _hand_over(self, host: ActorHost, peer: PeerId, envelope: codec.Envelope) -> None:
         """An actor that raises has let its sender's message half done: whatever it is a member of ends, and begins anew
         in good order. A second fault on the way out is not contained.
         """
         try:
-            house.receive(envelope.to, Address(peer, envelope.sender), envelope.message)
+            host.receive(envelope.to, Address(peer, envelope.sender), envelope.message)
         except Exception:
             self.contained += 1
             says = type(envelope.message).__name__
             log.exception("an actor raised; its message's sender is out", peer=peer, says=says, actor=envelope.to)
-            house.post(self.watcher, LaneBroken(peer, f"its {says} made the {envelope.to} raise; see the log"))
+            host.post(self.watcher, LaneBroken(peer, f"its {says} made the {envelope.to} raise; see the log"))
 
     def samples(self) -> tuple[Sample, ...]:
         """What is counted at the door, for the metrics."""

@@ -14,17 +14,17 @@ from hydra.actors.core.facts import Joined, LaneBroken, Left
 from hydra.actors.core.machine import Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import REGISTRY
 from hydra.protocol.ids import ActorName, Generation
-from hydra.protocol.messages import (
+from hydra.protocol.messages.membership import (
     Beacon,
     Expelled,
     Goodbye,
     Heartbeat,
     Hello,
     HelloRefused,
-    ReachReport,
     SayHello,
     Welcome,
 )
+from hydra.protocol.messages.plans import ReachReport
 from hydra.protocol.refusal import Refusal
 
 GREET_AGAIN_S = 1.0  # an unanswered greeting is repeated; the first one often meets a coordinator that is not up yet

@@ -4,7 +4,7 @@ from hydra.protocol.ids import COORDINATOR, ActorName, Address, PeerId
 
 MEMBER = ActorName("member")  # in every process
 REGISTRY_NAME, PLANNER_NAME = ActorName("registry"), ActorName("planner")  # in the coordinator, with the next two
-BROKER_NAME, STATUS_NAME = ActorName("broker"), ActorName("desk")
+BROKER_NAME, STATUS_NAME = ActorName("broker"), ActorName("status")
 STAGE, SCOUT = ActorName("stage"), ActorName("scout")  # in a worker
 SESSIONS, ASKS = ActorName("sessions"), ActorName("asks")  # in a frontend
 PARENT = ActorName("parent")

@@ -10,13 +10,13 @@ from typing import Any, Protocol, TypeAlias
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import RouteId
-from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
+from hydra.protocol.messages.membership import DeviceOffer, Held
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Described, TensorRange
 
-RunBlocking: TypeAlias = Callable[
-    ..., Awaitable[Any]
-]  # runs a blocking function off the loop: a thread, or virtual time
+RunBlocking: TypeAlias = Callable[..., Awaitable[Any]]
+"""Runs a blocking function off the event loop: in a thread, or in virtual time."""
 
 
 class Progress(Protocol):

@@ -40,7 +40,8 @@ from hydra.actors.planning.reach import DialledOut, DialOut
 from hydra.actors.scheduling.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, SendStep, StepBack
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import COORDINATOR, AskId, Epoch, NodeId, RouteId
-from hydra.protocol.messages import NodeLoad, RouteBroken, Sample
+from hydra.protocol.messages.models import NodeLoad, Sample
+from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wires.wire import (
@@ -67,7 +68,7 @@ class SavedState:
     """
 
     term: int = 0
-    wishes: tuple[DesiredModel, ...] = ()
+    desired: tuple[DesiredModel, ...] = ()
     nodes: tuple[NodeId, ...] = ()
     anew: bool = False
 
@@ -111,11 +112,11 @@ class Coordinator:
     """Builds the house and performs the effects that only a coordinator knows."""
 
     parts: CoordinatorParts
-    house: ActorHost = attrs.field(init=False)
+    actor_host: ActorHost = attrs.field(init=False)
     registry: Registry = attrs.field(init=False)
     planner: Planner = attrs.field(init=False)
     broker: Broker = attrs.field(init=False)
-    _post: Gateway = attrs.field(init=False)
+    _gateway: Gateway = attrs.field(init=False)
     _links: dict[RouteId, tuple[Epoch, StepLink]] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _shown: dict[tuple[str, str, str], float] = attrs.field(factory=dict, init=False)  # progress lines: the last one
@@ -140,15 +141,15 @@ class Coordinator:
             store_addr=parts.store.hub.addr if parts.store is not None else "",
         )
         self.broker = Broker(limits=parts.limits)
-        self._post = Gateway(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor, self.registry.speaker_of)
-        desk = ClusterStatus(
-            self.registry, self.planner, self.broker, parts.pid, lambda: self._post.nonsense, self._samples
+        self._gateway = Gateway(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor, self.registry.speaker_of)
+        status = ClusterStatus(
+            self.registry, self.planner, self.broker, parts.pid, lambda: self._gateway.malformed, self._samples
         )
-        self.house = ActorHost(COORDINATOR, self._post.carry)
-        self.house.add(REGISTRY.actor, self.registry, self._perform)
-        self.house.add(PLANNER.actor, self.planner, self._perform)
-        self.house.add(BROKER.actor, self.broker, self._perform)
-        self.house.add(STATUS.actor, desk, self._perform)
+        self.actor_host = ActorHost(COORDINATOR, self._gateway.carry)
+        self.actor_host.add(REGISTRY.actor, self.registry, self._perform)
+        self.actor_host.add(PLANNER.actor, self.planner, self._perform)
+        self.actor_host.add(BROKER.actor, self.broker, self._perform)
+        self.actor_host.add(STATUS.actor, status, self._perform)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
@@ -157,17 +158,17 @@ class Coordinator:
             async with trio.open_nursery() as self._nursery:
                 first = saved.first_life
                 begin = Recover(
-                    saved.wishes,
+                    saved.desired,
                     self.parts.expected_workers if first else 0,
                     saved.nodes,
                     self.parts.patience_s,
                     self.parts.nodes_s,
                     local=self.parts.local_nodes if first else (),
                 )
-                self.house.post(PLANNER.actor, begin)
-                self.house.post(REGISTRY.actor, Opened())
-                self._nursery.start_soon(self.house.keep_timers)
-                self._nursery.start_soon(self._post.pump, self.house)
+                self.actor_host.post(PLANNER.actor, begin)
+                self.actor_host.post(REGISTRY.actor, Opened())
+                self._nursery.start_soon(self.actor_host.keep_timers)
+                self._nursery.start_soon(self._gateway.pump, self.actor_host)
                 self._nursery.start_soon(self._take_results)
                 if self.parts.store is not None:
                     self._nursery.start_soon(self.parts.store.run)
@@ -179,7 +180,7 @@ class Coordinator:
     def _samples(self) -> tuple[Sample, ...]:
         """What is counted beside the actors."""
         store = self.parts.store.samples() if self.parts.store is not None else ()
-        return (*self._post.samples(), *store, *self.parts.samples())
+        return (*self._gateway.samples(), *store, *self.parts.samples())
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -191,8 +192,8 @@ class Coordinator:
                 self._open_link(effect)
             case CloseLink(route=route):
                 self._close_link(route)
-            case SaveState(term=term, wishes=wishes, nodes=nodes):
-                self.parts.save(SavedState(term=term, wishes=wishes, nodes=nodes))
+            case SaveState(term=term, desired=desired, nodes=nodes):
+                self.parts.save(SavedState(term=term, desired=desired, nodes=nodes))
             case DesiredModelFailed(refusal=refusal):
                 log.error("the model cannot be served", code=refusal.code, why=refusal.message)
                 self.parts.on_wish_failed(refusal)
@@ -237,7 +238,7 @@ class Coordinator:
             link = self.parts.lane.step_link(effect.addr, effect.credits)
         except WireError as why:
             log.warning("the first stage cannot be reached", addr=effect.addr, why=str(why))
-            self.house.post(BROKER.actor, LinkFull(effect.route, effect.epoch))
+            self.actor_host.post(BROKER.actor, LinkFull(effect.route, effect.epoch))
         else:
             self._links[effect.route] = (effect.epoch, link)
 
@@ -250,7 +251,7 @@ class Coordinator:
         try:
             link.send_nowait(codec_data.encode_step(step))
         except WireFull:
-            self.house.post(BROKER.actor, LinkFull(step.route, step.epoch))
+            self.actor_host.post(BROKER.actor, LinkFull(step.route, step.epoch))
 
     def _close_link(self, route: RouteId) -> None:
         _, link = self._links.pop(route, (None, None))
@@ -261,15 +262,15 @@ class Coordinator:
         try:
             described = await self.parts.describe(path)
         except RefusalError as why:
-            self.house.post(PLANNER.actor, NotDescribed(path, why.refusal))
+            self.actor_host.post(PLANNER.actor, NotDescribed(path, why.refusal))
         else:
-            self.house.post(PLANNER.actor, WasDescribed(path, described))
+            self.actor_host.post(PLANNER.actor, WasDescribed(path, described))
 
     async def _check_source(self, model_id: str, described: Described) -> None:
-        self.house.post(PLANNER.actor, SourceChecked(model_id, await self.parts.check_source(described)))
+        self.actor_host.post(PLANNER.actor, SourceChecked(model_id, await self.parts.check_source(described)))
 
     async def _dial_out(self, ask: AskId, addrs: tuple[str, ...]) -> None:
-        self.house.post(PLANNER.actor, DialledOut(ask, await dial_all(self.parts.dial, addrs, ())))
+        self.actor_host.post(PLANNER.actor, DialledOut(ask, await dial_all(self.parts.dial, addrs, ())))
 
     async def _take_results(self) -> None:
         while True:
@@ -281,19 +282,14 @@ class Coordinator:
         try:
             result = codec_data.decode_result(frames)
         except TheyBrokeTheRules as why:
-            self._post.nonsense += 1
+            self._gateway.malformed += 1
             log.warning("nonsense on the results lane", why=str(why))
             return
         try:
-            self.house.post(BROKER.actor, StepBack(result))
+            self.actor_host.post(BROKER.actor, StepBack(result))
         except Exception:
-            self._post.contained += 1
+            self._gateway.contained += 1
             log.exception("an actor raised at a result", route=result.route, step=result.step)
             reason = "a result made an actor raise; see the log"
             broken = RouteBroken(route=result.route, epoch=result.epoch, why=reason, side="in")
-            self.house.receive(PLANNER.actor, BROKER, broken)
-
-
-async def run_coordinator(parts: CoordinatorParts) -> None:
-    """The whole life of a coordinator process, until cancelled."""
-    await Coordinator(parts).run()
+            self.actor_host.receive(PLANNER.actor, BROKER, broken)

@@ -24,16 +24,14 @@ from hydra.actors.sessions.session import Emit, Fail
 from hydra.actors.sessions.sessions import End, Sessions, Show, Start
 from hydra.protocol.ids import Address, AskId, NodeId, SessionId
 from hydra.protocol.ids import Generation as GenerationId
-from hydra.protocol.messages import (
-    PROTOCOL_VERSION,
+from hydra.protocol.messages import Message
+from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello
+from hydra.protocol.messages.models import (
     CancelJob,
-    Heartbeat,
-    Hello,
     JobsReply,
     JobsRequest,
     JobStatus,
     LoadModel,
-    Message,
     ModelReply,
     ModelsChanged,
     ReadyReply,
@@ -193,36 +191,36 @@ class Frontend:
     """Builds the house of a frontend, and is the cluster for the HTTP room."""
 
     parts: FrontendParts
-    house: ActorHost = attrs.field(init=False)
+    actor_host: ActorHost = attrs.field(init=False)
     sessions: Sessions = attrs.field(init=False)
     member: Member = attrs.field(init=False)
     _asks: _Asks = attrs.field(factory=_Asks, init=False)
     _slots: dict[SessionId, _Slot] = attrs.field(factory=dict, init=False)
     _next_session: int = attrs.field(default=1, init=False)
-    _post: Gateway = attrs.field(init=False)
+    _gateway: Gateway = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         spoke = self.parts.spoke
-        self._post = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
+        self._gateway = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
         self.sessions = Sessions(self.parts.max_replays)
         self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(ASKS, SESSIONS))
-        self.house = ActorHost(spoke.peer, self._post.carry)
-        self.house.add(MEMBER, self.member, self._perform)
-        self.house.add(SESSIONS, self.sessions, self._perform)
-        self.house.add(ASKS, self._asks, self._perform)
+        self.actor_host = ActorHost(spoke.peer, self._gateway.carry)
+        self.actor_host.add(MEMBER, self.member, self._perform)
+        self.actor_host.add(SESSIONS, self.sessions, self._perform)
+        self.actor_host.add(ASKS, self._asks, self._perform)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.house.keep_timers)
+            nursery.start_soon(self.actor_host.keep_timers)
             nursery.start_soon(self._watch_silences)
-            nursery.start_soon(self._post.pump, self.house)
-            self.house.post(MEMBER, Greet())
+            nursery.start_soon(self._gateway.pump, self.actor_host)
+            self.actor_host.post(MEMBER, Greet())
             task_status.started()
 
     def leave(self, why: str) -> None:
         """Says goodbye, so that nobody has to wait for a lease."""
-        self.house.post(MEMBER, Leave(why))
+        self.actor_host.post(MEMBER, Leave(why))
 
     # ------------------------------------------------------------ client.Cluster
 
@@ -238,10 +236,10 @@ class Frontend:
         self._next_session += 1
         slot = self._slots[session] = _Slot()
         try:
-            self.house.post(SESSIONS, Start(session, request))
+            self.actor_host.post(SESSIONS, Start(session, request))
             yield _Reading(slot, request.params.logprobs is not None)
         finally:
-            self.house.post(SESSIONS, End(session))
+            self.actor_host.post(SESSIONS, End(session))
             del self._slots[session]
 
     async def status(self) -> StatusReply:
@@ -262,10 +260,10 @@ class Frontend:
         self, *, model_path: str, model_id: str | None, total_layers: int | None, dtype: str | None, wait: bool
     ) -> ModelReply:
         def put(ask: AskId) -> None:
-            wish = LoadModel(
+            desired = LoadModel(
                 ask=ask, model_path=model_path, model_id=model_id, total_layers=total_layers, dtype=dtype, wait=wait
             )
-            self._say(PLANNER, wish)
+            self._say(PLANNER, desired)
 
         return await self._ask_planner(put, LOAD_ANSWER_S if wait else ANSWER_S, "loading")
 
@@ -305,7 +303,7 @@ class Frontend:
 
     def _say(self, to: Address, message: Message) -> None:
         """Raises RefusalError when the message is beyond what the command lane carries."""
-        undelivered = self._post.carry(to, ASKS, message)
+        undelivered = self._gateway.carry(to, ASKS, message)
         if undelivered is not None:
             raise RefusalError(undelivered.refusal)
 
@@ -314,7 +312,6 @@ class Frontend:
             node_id=self.parts.node_id,
             role="frontend",
             version=PROTOCOL_VERSION,
-            capabilities=(),
             auth=self.parts.auth,
             family=self.parts.family,
             host=self.parts.host,

@@ -41,7 +41,7 @@ from hydra.actors.families.supervisor import (
     TellGivenUp,
 )
 from hydra.protocol.ids import Generation, NodeId
-from hydra.protocol.messages import PROTOCOL_VERSION, Heartbeat, Hello
+from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.wires.wire import Spoke
 
@@ -101,29 +101,29 @@ class Parent:
     family: str = attrs.field(factory=lambda: secrets.token_hex(16), repr=False)  # see Hello
     exit_code: int = 0
     been_ready: bool = False
-    house: ActorHost = attrs.field(init=False)
+    actor_host: ActorHost = attrs.field(init=False)
     member: Member = attrs.field(init=False)
     _running: dict[NodeId, _Running] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
-    _post: Gateway = attrs.field(init=False)
+    _gateway: Gateway = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._post = Gateway(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
-        self.house = ActorHost(self.spoke.peer, self._post.carry)
+        self._gateway = Gateway(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
+        self.actor_host = ActorHost(self.spoke.peer, self._gateway.carry)
         self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(PARENT,))
-        self.house.add(MEMBER, self.member, self._perform)
-        self.house.add(PARENT, self.supervisor, self._perform)
+        self.actor_host.add(MEMBER, self.member, self._perform)
+        self.actor_host.add(PARENT, self.supervisor, self._perform)
 
     async def run(self) -> None:
         """Until the last child is gone. Nothing is left behind, whatever happens in here."""
-        self._post.last_heard_s = trio.current_time()
+        self._gateway.last_heard_s = trio.current_time()
         try:
             async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self.house.keep_timers)
-                self._nursery.start_soon(self._post.pump, self.house)
+                self._nursery.start_soon(self.actor_host.keep_timers)
+                self._nursery.start_soon(self._gateway.pump, self.actor_host)
                 self._nursery.start_soon(self._hear_signals)
-                self.house.post(PARENT, Began())
-                self.house.post(MEMBER, Start())
+                self.actor_host.post(PARENT, Began())
+                self.actor_host.post(MEMBER, Start())
         finally:
             for running in self._running.values():
                 running.process.kill()
@@ -131,14 +131,14 @@ class Parent:
 
     def silence_s(self) -> float:
         """How long the coordinator has said nothing; counted from the start before it has said anything."""
-        return trio.current_time() - self._post.last_heard_s
+        return trio.current_time() - self._gateway.last_heard_s
 
     async def _hear_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 await self.before_stop()
                 log.info("stopping", signal=number)
-                self.house.post(PARENT, StopAsked())
+                self.actor_host.post(PARENT, StopAsked())
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -173,12 +173,12 @@ class Parent:
         try:
             running = _begin(self.commands[name], self.family, been_ready=self.been_ready)
         except OSError as why:
-            self.house.post(PARENT, ChildNotStarted(name, str(why)))
+            self.actor_host.post(PARENT, ChildNotStarted(name, str(why)))
             return
         self._running[name] = running
         log.info("child started", child=name, pid=running.process.pid)
         self._nursery.start_soon(self._watch, name, running)
-        self.house.post(PARENT, ChildStarted(name, running.process.pid))
+        self.actor_host.post(PARENT, ChildStarted(name, running.process.pid))
 
     async def _watch(self, name: NodeId, running: _Running) -> None:
         """Hears a child's beats until its pipe closes, then collects its exit."""
@@ -191,7 +191,7 @@ class Parent:
         if self._running.get(name) is running:
             del self._running[name]
         log.info("child gone", child=name, pid=running.process.pid, returncode=returncode)
-        self.house.post(PARENT, ChildGone(name, running.process.pid, returncode))
+        self.actor_host.post(PARENT, ChildGone(name, running.process.pid, returncode))
 
     async def _hear(self, name: NodeId, running: _Running) -> None:
         while True:
@@ -199,18 +199,17 @@ class Parent:
             words = os.read(running.pipe_from_child, 4096)
             if not words:
                 return
-            self.house.post(PARENT, ChildBeat(name))
+            self.actor_host.post(PARENT, ChildBeat(name))
             if UP in words:
-                self.house.post(PARENT, ChildUp(name))
+                self.actor_host.post(PARENT, ChildUp(name))
             if READY in words:
-                self.house.post(PARENT, ChildReady(name))
+                self.actor_host.post(PARENT, ChildReady(name))
 
     def _hello(self, term: int) -> Hello:
         return Hello(
             node_id=self.node_id,
             role="parent",
             version=PROTOCOL_VERSION,
-            capabilities=(),
             auth=self.auth,
             family=self.family,
             host=self.host,

@@ -1,4 +1,4 @@
-"""The desk answers questions about the whole cluster: what /api/cluster/status and /metrics show.
+"""ClusterStatus answers questions about the whole cluster: what /api/cluster/status and /metrics show.
 
 It reads the three machines of the coordinator, and decides nothing.
 """
@@ -14,9 +14,9 @@ from hydra.actors.planning.placement import Route, StagePlacement
 from hydra.actors.planning.planner import Planner
 from hydra.actors.scheduling.broker import Broker
 from hydra.protocol.ids import AskId
-from hydra.protocol.messages import (
+from hydra.protocol.messages.membership import NodeState
+from hydra.protocol.messages.models import (
     ModelStatus,
-    NodeState,
     NodeStatus,
     ProcessStatus,
     Sample,
@@ -32,7 +32,7 @@ class ClusterStatus:
     planner: Planner
     broker: Broker
     pid: int
-    nonsense: Callable[[], int]  # messages dropped at the door
+    malformed: Callable[[], int]  # messages dropped at the door
     more: Callable[[], tuple[Sample, ...]] = lambda: ()  # what the coordinator counts beside its actors
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -42,7 +42,7 @@ class ClusterStatus:
             case Undelivered():
                 return []  # a cluster beyond what one answer holds: who asked has a deadline
             case _:
-                raise AssertionError(f"a desk cannot be told {event!r}")
+                raise AssertionError(f"the status cannot be told {event!r}")
 
     def status(self, ask: AskId, now_s: float) -> StatusReply:
         members = self.registry.members()
@@ -65,10 +65,10 @@ class ClusterStatus:
         stages: list[StageStatus] = []
         dtype = ""
         for model_id, _, route in self.planner.models():
-            for placed in route.stages if route is not None else ():
-                if route is not None and placed.node.generation == member.generation:
+            for placement in route.stages if route is not None else ():
+                if route is not None and placement.node.generation == member.generation:
                     dtype = route.dtype
-                    stages.append(_stage(model_id, route, placed))
+                    stages.append(_stage(model_id, route, placement))
         return NodeStatus(
             node_id=hello.node_id,
             generation=member.generation,
@@ -144,10 +144,10 @@ class ClusterStatus:
                 value=self.planner.number,
             ),
             Sample(
-                name="hydra_nonsense_total",
+                name="hydra_malformed_messages_total",
                 kind="counter",
                 help="Messages refused at the coordinator's door.",
-                value=self.nonsense(),
+                value=self.malformed(),
             ),
             Sample(
                 name="hydra_nodes",
@@ -166,7 +166,7 @@ def log_lines_lost_sample(role: str, lines: int) -> Sample:
     return Sample(name="hydra_log_lines_lost_total", kind="counter", help=text, value=lines, labels=(("role", role),))
 
 
-def _stage(model_id: str, route: Route, placed: StagePlacement) -> StageStatus:
-    state = "ready" if placed.ready else "loaded" if placed.loaded is not None else "loading"
-    share = placed.share
+def _stage(model_id: str, route: Route, placement: StagePlacement) -> StageStatus:
+    state = "ready" if placement.ready else "loaded" if placement.loaded is not None else "loading"
+    share = placement.share
     return StageStatus(model_id=model_id, first_layer=share.first_layer, end_layer=share.end_layer, state=state)

@@ -15,7 +15,7 @@ import trio
 
 from hydra.actors.core.ports import Lender, RunBlocking
 from hydra.protocol import store_lane
-from hydra.protocol.messages import Sample
+from hydra.protocol.messages.models import Sample
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.store_lane import Answer, ChunkRefused, ChunkReply, ChunkRequest
 from hydra.protocol.wires.wire import Delivery, PeerGone, StoreHub, TheyBrokeTheRules, WireFull
@@ -32,12 +32,12 @@ class StoreServer:
 
     hub: StoreHub
     lender: Lender
-    aside: RunBlocking  # abandons what is cancelled: a read that hangs must not hold the process
+    run_blocking: RunBlocking  # abandons what is cancelled: a read that hangs must not hold the process
     auth: str = ""
     told_bytes: int = attrs.field(default=0, init=False)
     refused: int = attrs.field(default=0, init=False)
     dropped: int = attrs.field(default=0, init=False)  # answers that found nobody, or a full queue
-    nonsense: int = attrs.field(default=0, init=False)
+    malformed: int = attrs.field(default=0, init=False)
 
     async def run(self) -> NoReturn:
         """Until cancelled."""
@@ -55,7 +55,7 @@ class StoreServer:
             ("bytes", "Bytes of models' files handed out on the store lane.", self.told_bytes),
             ("refusals", "Questions on the store lane that were refused.", self.refused),
             ("dropped", "Answers on the store lane that nobody took.", self.dropped),
-            ("nonsense", "Messages refused at the door of the store lane.", self.nonsense),
+            ("nonsense", "Messages refused at the door of the store lane.", self.malformed),
         )
         return tuple(
             Sample(name=f"hydra_store_{what}_total", kind="counter", help=text, value=value)
@@ -67,7 +67,7 @@ class StoreServer:
             try:
                 ask = store_lane.decode_ask(delivery.frames)
             except TheyBrokeTheRules as why:
-                self.nonsense += 1
+                self.malformed += 1
                 log.warning("nonsense on the store lane", why=str(why))
                 continue
             self._send(delivery, await self._answer(ask))
@@ -77,7 +77,7 @@ class StoreServer:
             return self._no(ask, Refusal(code="unauthorized", message="the cluster's join token was not shown"))
         with trio.move_on_after(READ_LEASE_S):
             try:
-                lent = await self.aside(self.lender.read, ask.fingerprint, ask.file, ask.offset, ask.length)
+                lent = await self.run_blocking(self.lender.read, ask.fingerprint, ask.file, ask.offset, ask.length)
             except RefusalError as why:
                 return self._no(ask, why.refusal)
             except OSError as why:  # a disk that fails fails this one question

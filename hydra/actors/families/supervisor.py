@@ -18,7 +18,7 @@ from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send
 from hydra.actors.core.names import REGISTRY
 from hydra.actors.families.death_book import DeathBook
 from hydra.protocol.ids import NodeId
-from hydra.protocol.messages import ChildExited, KillWorker, SpawnWorker
+from hydra.protocol.messages.membership import ChildExited, KillWorker
 
 DEATHS_MAX = 5  # of a child that has never come up
 PAUSE_MOST_S = {"coordinator": 2.0, "frontend": 2.0, "worker": 8.0}  # without one of the first two nobody is served
@@ -209,8 +209,6 @@ class Supervisor:
             case Received(message=KillWorker(node_id=name, pid=pid)):
                 child = self._children.get(name)
                 return [SignalChild(name, pid, signal.SIGKILL)] if child is not None and child.pid == pid else []
-            case Received(message=SpawnWorker(node_id=name)) if name in self._children:
-                return [CancelTimer(("start", name)), *self._start(name)]
             case _:
                 return []  # membership came or went: children do not depend on it
 

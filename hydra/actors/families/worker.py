@@ -37,7 +37,8 @@ from hydra.actors.stage.stage import (
 from hydra.actors.stage.stage_line import FenceBoard, StageLine
 from hydra.actors.stage.stage_thread import StageThread
 from hydra.protocol.ids import Generation, NodeId
-from hydra.protocol.messages import PROTOCOL_VERSION, Dial, Heartbeat, Hello, LoadPhase, LoadSlice, StageProgress
+from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello, StageProgress
+from hydra.protocol.messages.plans import Dial, LoadPhase, LoadSlice
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wires.wire import BlockingSource, DataLane, Dialler, Spoke
 
@@ -67,7 +68,7 @@ class WorkerParts:
     spoke: Spoke
     pipeline_addr: str  # as others reach it
     compute: Compute
-    aside: RunBlocking
+    run_blocking: RunBlocking
     host: str
     pid: int
     auth: str = ""
@@ -89,56 +90,55 @@ class Worker:
 
     parts: WorkerParts
     line: StageLine = attrs.field(factory=lambda: StageLine(FenceBoard()), init=False)
-    house: ActorHost = attrs.field(init=False)
+    actor_host: ActorHost = attrs.field(init=False)
     stage: Stage = attrs.field(factory=Stage, init=False)
     member: Member = attrs.field(init=False)
     wake: Callable[[], None] = attrs.field(default=lambda: None, init=False)
     progress: Callable[[], tuple[StageProgress, ...]] = attrs.field(default=lambda: (), init=False)
     _chores: trio.MemorySendChannel[Effect] = attrs.field(init=False)
     _orders: trio.MemoryReceiveChannel[Effect] = attrs.field(init=False)
-    _post: Gateway = attrs.field(init=False)
+    _gateway: Gateway = attrs.field(init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         spoke = self.parts.spoke
         self._chores, self._orders = trio.open_memory_channel(CHORES_MAX)
-        self._post = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
+        self._gateway = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
         self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(STAGE,))
-        self.house = ActorHost(spoke.peer, self._post.carry)
-        self.house.add(MEMBER, self.member, self._perform)
-        self.house.add(STAGE, self.stage, self._perform)
-        self.house.add(SCOUT, Scout(), self._perform)
+        self.actor_host = ActorHost(spoke.peer, self._gateway.carry)
+        self.actor_host.add(MEMBER, self.member, self._perform)
+        self.actor_host.add(STAGE, self.stage, self._perform)
+        self.actor_host.add(SCOUT, Scout(), self._perform)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Membership, stage and loader, until cancelled. The computing is somebody else's task."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self.house.keep_timers)
-            nursery.start_soon(self._post.pump, self.house)
+            nursery.start_soon(self.actor_host.keep_timers)
+            nursery.start_soon(self._gateway.pump, self.actor_host)
             nursery.start_soon(self._do_chores)
             if self.parts.store is not None:
                 nursery.start_soon(self.parts.store.run)
-            self.house.post(MEMBER, Start())
+            self.actor_host.post(MEMBER, Start())
             task_status.started()
 
     def silence_s(self) -> float:
         """How long nothing has come from the coordinator."""
-        return trio.current_time() - self._post.last_heard_s
+        return trio.current_time() - self._gateway.last_heard_s
 
     def leave(self, why: str) -> None:
         """Says goodbye, so that nobody has to wait for a lease."""
-        self.house.post(MEMBER, Leave(why))
+        self.actor_host.post(MEMBER, Leave(why))
 
     def hear(self, event: object) -> None:
         """A word from the compute thread, brought into the loop."""
-        self.house.post(STAGE, event)
+        self.actor_host.post(STAGE, event)
 
     def _hello(self, term: int) -> Hello:
         return Hello(
             node_id=self.parts.node_id,
             role="worker",
             version=PROTOCOL_VERSION,
-            capabilities=(),
             auth=self.parts.auth,
             family=self.parts.family,
             host=self.parts.host,
@@ -183,7 +183,7 @@ class Worker:
 
     async def _dial(self, order: Dial) -> None:
         unanswered = await dial_all(self.parts.dial, order.step_addrs, order.store_addrs)
-        self.house.post(SCOUT, ScoutBack(order.ask, unanswered))
+        self.actor_host.post(SCOUT, ScoutBack(order.ask, unanswered))
 
     async def _do_chores(self) -> None:
         async for chore in self._orders:
@@ -193,9 +193,9 @@ class Worker:
                 case RunActivate() as plan:
                     await self._activate(plan)
                 case RunDrop(route=route, weights=True):
-                    await self.parts.aside(self.parts.compute.drop, route)
+                    await self.parts.run_blocking(self.parts.compute.drop, route)
                 case RunDrop(route=route):
-                    await self.parts.aside(self.parts.compute.free_pool, route)
+                    await self.parts.run_blocking(self.parts.compute.free_pool, route)
 
     async def _load(self, order: LoadSlice) -> None:
         if not self.stage.wants(order.route, order.epoch):
@@ -205,20 +205,20 @@ class Worker:
             """Asked from the loader thread: another order or a drop has taken this one's place."""
             return not self.stage.wants(order.route, order.epoch)
 
-        aside, compute, supply = self.parts.aside, self.parts.compute, self.parts.supply
+        run_blocking, compute, supply = self.parts.run_blocking, self.parts.compute, self.parts.supply
         try:
-            wanted = await aside(compute.still_to_read, order)
+            wanted = await run_blocking(compute.still_to_read, order)
             if wanted is None:  # all of it is in memory: no file is looked at, nothing new can be lent
-                facts = await aside(compute.load, order, self._teller(order, "reading"))
+                facts = await run_blocking(compute.load, order, self._teller(order, "reading"))
             else:
-                at_hand = await aside(supply.ensure, wanted, self._teller(order, "fetching"), let_go)
-                facts = await aside(compute.load, at_hand, self._teller(order, "reading"))
-                await aside(self._confirm, at_hand)
+                at_hand = await run_blocking(supply.ensure, wanted, self._teller(order, "fetching"), let_go)
+                facts = await run_blocking(compute.load, at_hand, self._teller(order, "reading"))
+                await run_blocking(self._confirm, at_hand)
                 await self._lend(at_hand)
         except RefusalError as why:
-            self.house.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
+            self.actor_host.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
         else:
-            self.house.post(STAGE, SliceIn(order.route, order.epoch, facts))
+            self.actor_host.post(STAGE, SliceIn(order.route, order.epoch, facts))
 
     def _confirm(self, at_hand: LoadSlice) -> None:
         """Weights that may be of two versions are held no longer. Raises RefusalError."""
@@ -232,18 +232,18 @@ class Worker:
         if not self.stage.wants(plan.route, plan.epoch):
             return
         try:
-            await self.parts.aside(self.parts.compute.activate, plan.route, plan.kv_blocks)
+            await self.parts.run_blocking(self.parts.compute.activate, plan.route, plan.kv_blocks)
         except RefusalError as why:
-            self.house.post(STAGE, SliceRefused(plan.route, plan.epoch, why.refusal))
+            self.actor_host.post(STAGE, SliceRefused(plan.route, plan.epoch, why.refusal))
         else:
-            self.house.post(STAGE, Activated(plan.route, plan.epoch))
+            self.actor_host.post(STAGE, Activated(plan.route, plan.epoch))
 
     async def _lend(self, at_hand: LoadSlice) -> None:
         """From now on others may fetch this slice here. That nobody can is no reason not to serve it."""
         if self.parts.store is None:
             return
         try:
-            await self.parts.aside(self.parts.store.lender.lend_slice, at_hand)
+            await self.parts.run_blocking(self.parts.store.lender.lend_slice, at_hand)
         except (OSError, RefusalError) as why:
             log.warning("the loaded slice cannot be lent to others", folder=at_hand.sources[0], why=str(why))
 
@@ -260,7 +260,7 @@ class Worker:
                 return
             told_bytes, told_s = bytes_done, time.monotonic()
             moved = SliceMoved(order.route, order.epoch, bytes_done, bytes_total, phase)
-            token.run_sync_soon(self.house.post, STAGE, moved)
+            token.run_sync_soon(self.actor_host.post, STAGE, moved)
 
         return tell
 

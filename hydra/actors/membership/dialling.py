@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import trio
 
-from hydra.protocol.messages import Unanswered
+from hydra.protocol.messages.plans import Unanswered
 from hydra.protocol.wires.wire import Dialler, Lane
 
 DIAL_S = 2.0  # an address that does not answer for so long is not reached

@@ -33,7 +33,7 @@ from hydra.actors.core.machine import Effect, Event, Received, Send, SetTimer, T
 from hydra.actors.core.names import BROKER_NAME, MEMBER, PARENT, PLANNER_NAME
 from hydra.protocol.ids import TERM_MAX, Address, Generation, NodeId, PeerId, StepId
 from hydra.protocol.loopback import host_of, is_loopback
-from hydra.protocol.messages import (
+from hydra.protocol.messages.membership import (
     PROTOCOL_VERSION,
     Beacon,
     ChildExited,
@@ -104,7 +104,6 @@ class Registry:
     host_of: Callable[[PeerId], str] = lambda peer: ""  # from where a peer is connected; empty: from this machine
     changes: int = attrs.field(default=0, init=False)
     stale_dropped: int = attrs.field(default=0, init=False)  # by workers that are gone
-    lost_nodes: list[tuple[NodeId, str]] = attrs.field(factory=list, init=False)
     _log_lines_lost: Counter[str] = attrs.field(factory=Counter, init=False)  # by role, of members that are gone
     _members: dict[NodeId, Lease] = attrs.field(factory=dict, init=False)
     _granted: int = attrs.field(default=0, init=False)
@@ -293,8 +292,6 @@ class Registry:
         self.changes += 1
         self.stale_dropped += member.stale_dropped
         self._log_lines_lost[member.hello.role] += member.log_lines_lost
-        self.lost_nodes.append((node, why))
-        del self.lost_nodes[:-100]
         effects: list[Effect] = []
         if expel:
             effects.append(Send(Address(member.peer, MEMBER), Expelled(generation=member.generation, why=why)))

@@ -8,7 +8,7 @@ import attrs
 from hydra.actors.core.machine import Effect, Event, Received, Send
 from hydra.actors.core.names import PLANNER
 from hydra.protocol.ids import AskId
-from hydra.protocol.messages import Dial, Dialled, Unanswered
+from hydra.protocol.messages.plans import Dial, Dialled, Unanswered
 
 
 @attrs.frozen

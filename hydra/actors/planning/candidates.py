@@ -22,45 +22,49 @@ class Candidate:
     held: frozenset[int] = frozenset()
 
 
-def possible_orders(seats: Sequence[Candidate], blocked: Links = frozenset()) -> list[tuple[Candidate, ...]]:
+def possible_orders(candidates: Sequence[Candidate], blocked: Links = frozenset()) -> list[tuple[Candidate, ...]]:
     """Orders of all these seats in which no one is followed by another that it cannot send to.
 
     Join order first, so that it wins among equals. Empty when there is none, or none was found in STEPS_MAX steps.
     """
-    if len(seats) > PERMUTED_NODES_MAX:
-        by_held = sorted(seats, key=lambda seat: min(seat.held, default=1 << 30))
-        orders = [tuple(seats), tuple(by_held)] if any(seat.held for seat in seats) else [tuple(seats)]
-        return [order for order in orders if _is_free(order, blocked)] or _first_free(seats, blocked)
-    if not any(seat.held for seat in seats) and _is_free(seats, blocked):
-        return [tuple(seats)]
-    return [order for order in permutations(seats) if _is_free(order, blocked)]
+    if len(candidates) > PERMUTED_NODES_MAX:
+        by_held = sorted(candidates, key=lambda candidate: min(candidate.held, default=1 << 30))
+        orders = (
+            [tuple(candidates), tuple(by_held)]
+            if any(candidate.held for candidate in candidates)
+            else [tuple(candidates)]
+        )
+        return [order for order in orders if _is_free(order, blocked)] or _first_free(candidates, blocked)
+    if not any(candidate.held for candidate in candidates) and _is_free(candidates, blocked):
+        return [tuple(candidates)]
+    return [order for order in permutations(candidates) if _is_free(order, blocked)]
 
 
-def most_blocked(seats: Sequence[Candidate], blocked: Links) -> Candidate:
+def most_blocked(candidates: Sequence[Candidate], blocked: Links) -> Candidate:
     """Whom to do without when no order of all is possible; among equals the one that joined last."""
 
-    def links_of(seat: Candidate) -> int:
-        there = {other.node for other in seats}
-        return sum(seat.node in link and there.issuperset(link) for link in blocked)
+    def links_of(candidate: Candidate) -> int:
+        there = {other.node for other in candidates}
+        return sum(candidate.node in link and there.issuperset(link) for link in blocked)
 
-    return max(reversed(seats), key=links_of)
+    return max(reversed(candidates), key=links_of)
 
 
 def _is_free(order: Sequence[Candidate], blocked: Links) -> bool:
     return not any((one.node, other.node) in blocked for one, other in pairwise(order))
 
 
-def _first_free(seats: Sequence[Candidate], blocked: Links) -> list[tuple[Candidate, ...]]:
+def _first_free(candidates: Sequence[Candidate], blocked: Links) -> list[tuple[Candidate, ...]]:
     """Depth first, in join order."""
     steps = iter(range(STEPS_MAX))
 
     def longer(order: tuple[Candidate, ...], left: tuple[Candidate, ...]) -> Iterator[tuple[Candidate, ...]]:
         if not left:
             yield order
-        for seat in left:
+        for candidate in left:
             if next(steps, None) is None:
                 return
-            if not order or (order[-1].node, seat.node) not in blocked:
-                yield from longer((*order, seat), tuple(other for other in left if other is not seat))
+            if not order or (order[-1].node, candidate.node) not in blocked:
+                yield from longer((*order, candidate), tuple(other for other in left if other is not candidate))
 
-    return list(next(([order] for order in longer((), tuple(seats))), []))
+    return list(next(([order] for order in longer((), tuple(candidates))), []))

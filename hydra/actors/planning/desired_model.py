@@ -9,7 +9,7 @@ import math
 import attrs
 
 from hydra.protocol.ids import NodeId
-from hydra.protocol.messages import NodeLoad
+from hydra.protocol.messages.models import NodeLoad
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal
 
@@ -100,7 +100,7 @@ class SaveState:
     """Effect: write term, wishes and the last placement's nodes to the state directory before anything is sent."""
 
     term: int
-    wishes: tuple[DesiredModel, ...]
+    desired: tuple[DesiredModel, ...]
     nodes: tuple[NodeId, ...]
 
 
@@ -110,7 +110,7 @@ class Recover:
     and those `nodes` that computed in a former life, at most `nodes_s` (and `patience_s`).
     """
 
-    wishes: tuple[DesiredModel, ...]
+    desired: tuple[DesiredModel, ...]
     expected: int
     nodes: tuple[NodeId, ...]
     patience_s: float

@@ -9,7 +9,7 @@ import attrs
 from hydra.actors.core.facts import NodeJoined
 from hydra.actors.planning.candidates import Candidate
 from hydra.actors.planning.desired_model import Policy
-from hydra.actors.planning.placement import Route, route_dtype, seats_for
+from hydra.actors.planning.placement import Route, candidates_for, route_dtype
 from hydra.actors.planning.reach import Reach
 from hydra.actors.planning.split import LayerShare, SplitLimits, split_vram
 from hydra.protocol.ids import NodeId
@@ -36,8 +36,8 @@ class Draft:
     moves: bool
 
     @classmethod
-    def of(cls, dtype: Dtype, shares: tuple[LayerShare, ...], seats: Iterable[Candidate]) -> "Draft":
-        held = {seat.node: seat.held for seat in seats}
+    def of(cls, dtype: Dtype, shares: tuple[LayerShare, ...], candidates: Iterable[Candidate]) -> "Draft":
+        held = {candidate.node: candidate.held for candidate in candidates}
         moves = any(not held[share.node].issuperset(range(share.first_layer, share.end_layer)) for share in shares)
         return cls(dtype, shares, moves)
 
@@ -67,12 +67,12 @@ class Drafter:
 
     def _over(self, wanted: Wanted, nodes: Mapping[NodeId, NodeJoined], now_s: float) -> Draft:
         dtype = route_dtype(wanted.spec, wanted.dtype, list(nodes.values()))
-        terms = SplitLimits(
+        limits = SplitLimits(
             dtype=dtype,
             reserve_bytes=self.policy.reserve_bytes,
             kv_fraction=self.policy.kv_fraction,
             context_tokens=self.policy.max_model_len,
             block_size=self.policy.block_size,
         )
-        seats = seats_for(wanted.spec, dtype, nodes, held=wanted.held, others=wanted.others)
-        return Draft.of(dtype, split_vram(wanted.spec, seats, terms, self.reach.blocked(now_s)), seats)
+        candidates = candidates_for(wanted.spec, dtype, nodes, held=wanted.held, others=wanted.others)
+        return Draft.of(dtype, split_vram(wanted.spec, candidates, limits, self.reach.blocked(now_s)), candidates)

@@ -9,7 +9,7 @@ from typing import Literal
 import attrs
 
 from hydra.actors.planning.placement import Route, StagePlacement
-from hydra.protocol.messages import JobStatus, NodeLoad
+from hydra.protocol.messages.models import JobStatus, NodeLoad
 from hydra.protocol.refusal import Refusal, refuse
 
 JOBS_MAX = 64  # remembered; the oldest finished one is forgotten first
@@ -53,13 +53,13 @@ class Jobs:
 
 def node_loads(route: Route | None) -> tuple[NodeLoad, ...]:
     """How far every node of a route has come."""
-    return tuple(_node_load(placed) for placed in route.stages) if route is not None else ()
+    return tuple(_node_load(placement) for placement in route.stages) if route is not None else ()
 
 
-def _node_load(placed: StagePlacement) -> NodeLoad:
+def _node_load(placement: StagePlacement) -> NodeLoad:
     return NodeLoad(
-        node_id=placed.share.node,
-        state="loaded" if placed.loaded is not None else placed.phase,
-        bytes_done=placed.bytes_done,
-        bytes_total=placed.bytes_total,
+        node_id=placement.share.node,
+        state="loaded" if placement.loaded is not None else placement.phase,
+        bytes_done=placement.bytes_done,
+        bytes_total=placement.bytes_total,
     )

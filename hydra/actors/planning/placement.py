@@ -9,7 +9,7 @@ from hydra.actors.core.facts import NodeJoined
 from hydra.actors.planning.candidates import Candidate
 from hydra.actors.planning.split import LayerShare, context_needed
 from hydra.protocol.ids import Epoch, NodeId, RouteId
-from hydra.protocol.messages import LoadPhase, SliceLoaded
+from hydra.protocol.messages.plans import LoadPhase, SliceLoaded
 from hydra.protocol.model.model_spec import Dtype, ModelSpec
 from hydra.protocol.refusal import refuse
 
@@ -43,7 +43,7 @@ class Route:
     max_model_len: int = 0
 
     def nodes(self) -> tuple[NodeId, ...]:
-        return tuple(placed.share.node for placed in self.stages)
+        return tuple(placement.share.node for placement in self.stages)
 
 
 def route_dtype(spec: ModelSpec, wanted: str, nodes: list[NodeJoined]) -> Dtype:
@@ -75,7 +75,7 @@ def _offers(nodes: list[NodeJoined]) -> str:
     return ", ".join(f"{node.node} offers {'/'.join(node.offer.dtypes)}" for node in nodes)
 
 
-def seats_for(
+def candidates_for(
     spec: ModelSpec, dtype: Dtype, nodes: Mapping[NodeId, NodeJoined], held: Route | None, others: Iterable[Route]
 ) -> list[Candidate]:
     """The nodes with the memory they have left beside other models' routes, in join order.
@@ -84,36 +84,36 @@ def seats_for(
     """
     taken: dict[NodeId, int] = {}
     for route in others:
-        for placed in route.stages:
-            used = placed.share.weight_bytes + _pool_bytes(route, placed)
-            taken[placed.share.node] = taken.get(placed.share.node, 0) + used
-    seats: list[Candidate] = []
+        for placement in route.stages:
+            used = placement.share.weight_bytes + _pool_bytes(route, placement)
+            taken[placement.share.node] = taken.get(placement.share.node, 0) + used
+    candidates: list[Candidate] = []
     for name, node in nodes.items():
         room = node.offer.memory_total_bytes - taken.get(name, 0)
         if room > 0:
-            seats.append(Candidate(node=name, memory_bytes=room, held=_held_layers(spec, dtype, node, held)))
-    return seats
+            candidates.append(Candidate(node=name, memory_bytes=room, held=_held_layers(spec, dtype, node, held)))
+    return candidates
 
 
-def _pool_bytes(route: Route, placed: StagePlacement) -> int:
+def _pool_bytes(route: Route, placement: StagePlacement) -> int:
     """What the KV pool really takes, once it has been sized; until then all that it might."""
-    if not route.kv_blocks or placed.loaded is None or not placed.loaded.kv_blocks_max:
-        return placed.share.kv_memory_bytes
-    return placed.share.kv_memory_bytes * route.kv_blocks // placed.loaded.kv_blocks_max
+    if not route.kv_blocks or placement.loaded is None or not placement.loaded.kv_blocks_max:
+        return placement.share.kv_memory_bytes
+    return placement.share.kv_memory_bytes * route.kv_blocks // placement.loaded.kv_blocks_max
 
 
 def _held_layers(spec: ModelSpec, dtype: Dtype, node: NodeJoined, route: Route | None) -> frozenset[int]:
-    for placed in route.stages if route is not None and route.dtype == dtype else ():
-        if placed.node is node and placed.loaded is not None:
-            return frozenset(range(placed.share.first_layer, placed.share.end_layer))
+    for placement in route.stages if route is not None and route.dtype == dtype else ():
+        if placement.node is node and placement.loaded is not None:
+            return frozenset(range(placement.share.first_layer, placement.share.end_layer))
     same = [held for held in node.held if held.fingerprint == spec.fingerprint and held.dtype == dtype]
     return frozenset(layer for held in same for layer in held.layers)
 
 
-def lane_source(coordinator_addr: str, lenders: Iterable[NodeJoined]) -> tuple[str, ...]:
+def lane_source(coordinator_addr: str, weight_sources: Iterable[NodeJoined]) -> tuple[str, ...]:
     """Where a slice may be had on the store lane, as LoadSlice names it: all who may hold it as one source, the
     coordinator first. Nothing, when nobody lends."""
-    workers = [node.store_addr for node in lenders if node.store_addr][:LENDERS_MAX]
+    workers = [node.store_addr for node in weight_sources if node.store_addr][:LENDERS_MAX]
     addrs = [addr for addr in (coordinator_addr, *workers) if addr]
     return ("lane:" + ",".join(addrs),) if addrs else ()
 
@@ -126,12 +126,12 @@ def pool_size(spec: ModelSpec, route: Route, context_tokens: int, block_size: in
     """
     limit = context_tokens or spec.max_positions
     useful = running_max * -(-limit // block_size)
-    blocks = min(useful, *(placed.loaded.kv_blocks_max for placed in route.stages if placed.loaded))
+    blocks = min(useful, *(placement.loaded.kv_blocks_max for placement in route.stages if placement.loaded))
     needed = context_needed(spec, context_tokens)
     if blocks * block_size < needed:
         short = min(
-            (placed for placed in route.stages if placed.loaded),
-            key=lambda placed: placed.loaded.kv_blocks_max if placed.loaded else 0,
+            (placement for placement in route.stages if placement.loaded),
+            key=lambda placement: placement.loaded.kv_blocks_max if placement.loaded else 0,
         )
         raise refuse(
             "does_not_fit",

@@ -9,7 +9,7 @@ from hydra.actors.planning.desired_model import DesiredModel
 from hydra.actors.planning.outage import Outage
 from hydra.actors.planning.placement import Route
 from hydra.protocol.ids import Address, AskId
-from hydra.protocol.messages import ModelReply
+from hydra.protocol.messages.models import ModelReply
 from hydra.protocol.model.model_spec import Described, ModelCard
 from hydra.protocol.refusal import Refusal
 
@@ -25,7 +25,7 @@ _SHOWN: dict[Phase, Literal["loading", "ready", "degraded", "failed"]] = {
 class PlannedModel:
     """Those in `asks` wait for its first Ready, or for the refusal."""
 
-    wish: DesiredModel
+    desired: DesiredModel
     model_id: str
     job: str
     asks: list[tuple[Address, AskId]] = attrs.field(factory=list)

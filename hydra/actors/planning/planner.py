@@ -60,26 +60,28 @@ from hydra.actors.planning.split import check_max_model_len
 from hydra.actors.planning.startup_quorum import StartupQuorum
 from hydra.actors.planning.weight_sources import WeightSources
 from hydra.protocol.ids import COORDINATOR, Address, AskId, Epoch, NodeId, PeerId, RouteId
-from hydra.protocol.messages import (
+from hydra.protocol.messages.models import (
     CancelJob,
-    Dialled,
-    Fenced,
     JobsReply,
     JobsRequest,
-    LoadFailed,
     LoadModel,
-    LoadProgress,
-    LoadSlice,
     ModelReply,
     ModelsChanged,
     NodeLoad,
+    Rebalance,
+    UnloadModel,
+)
+from hydra.protocol.messages.plans import (
+    Dialled,
+    Fenced,
+    LoadFailed,
+    LoadProgress,
+    LoadSlice,
     ReachReport,
     Ready,
-    Rebalance,
     RouteBroken,
     SliceLoaded,
     Unanswered,
-    UnloadModel,
 )
 from hydra.protocol.model.model_name import default_model_id, hub_parts
 from hydra.protocol.model.model_spec import Described, ModelCard, TensorRange
@@ -108,16 +110,16 @@ class Planner:
     _suspects: set[NodeId] = attrs.field(factory=set, init=False)
     _models: dict[str, PlannedModel] = attrs.field(factory=dict, init=False)
     _frontends: list[PeerId] = attrs.field(factory=list, init=False)
-    _muster: StartupQuorum = attrs.field(factory=StartupQuorum, init=False)
+    _quorum: StartupQuorum = attrs.field(factory=StartupQuorum, init=False)
     _next_route: int = attrs.field(default=1, init=False)
     _jobs: Jobs = attrs.field(factory=Jobs, init=False)
-    _lenders: WeightSources = attrs.field(init=False)
+    _weight_sources: WeightSources = attrs.field(init=False)
     _reach: Reach = attrs.field(init=False)
     _drafter: Drafter = attrs.field(init=False)
     _mustered: set[NodeId] = attrs.field(factory=set, init=False)  # those that could be counted on, once
 
     def __attrs_post_init__(self) -> None:
-        self._lenders = WeightSources(self.store_addr)
+        self._weight_sources = WeightSources(self.store_addr)
         self._reach = Reach(self.results_addr, self.store_addr)
         self._drafter = Drafter(self.policy, self._reach)
 
@@ -162,8 +164,8 @@ class Planner:
             case Undelivered() as undelivered:
                 return self._undelivered(undelivered, now_s)
             case TimerFired(key=startup_quorum.AWAITED):
-                self._muster.forget_former()
-                return self._settle_if_complete(now_s) if self._muster.waiting else []
+                self._quorum.forget_former()
+                return self._settle_if_complete(now_s) if self._quorum.waiting else []
             case TimerFired(key=startup_quorum.PATIENCE):
                 return self._settle(now_s)
             case TimerFired(key=("again", str(model_id))):
@@ -226,30 +228,30 @@ class Planner:
     # ------------------------------------------------------------ wishes
 
     def _begin(self, begin: Recover, now_s: float) -> list[Effect]:
-        effects = self._muster.begin(begin, now_s)
-        for wish in begin.wishes:
-            effects += self._want(wish, None)
+        effects = self._quorum.begin(begin, now_s)
+        for desired in begin.desired:
+            effects += self._want(desired, None)
         for model in self._models.values():
             model.kept = True
         return [self._save(), *effects]
 
-    def _want(self, wish: DesiredModel, asker: tuple[Address, AskId] | None) -> list[Effect]:
-        model_id = wish.model_id or default_model_id(wish.model_path)
-        job = self._jobs.begin(self.term, model_id, wish.model_path)
-        model = PlannedModel(wish, model_id, job, created_s=self.wall_s)
+    def _want(self, desired: DesiredModel, asker: tuple[Address, AskId] | None) -> list[Effect]:
+        model_id = desired.model_id or default_model_id(desired.model_path)
+        job = self._jobs.begin(self.term, model_id, desired.model_path)
+        model = PlannedModel(desired, model_id, job, created_s=self.wall_s)
         if asker is not None:
             model.asks.append(asker)
         self._models[model_id] = model
         known = ModelKnown(model_id=model_id, max_model_len=0)  # so that sessions of a former life may wait already
-        return [Tell(BROKER_NAME, known), Describe(wish.place)]
+        return [Tell(BROKER_NAME, known), Describe(desired.place)]
 
     def _load(self, sender: Address, ask: LoadModel) -> list[Effect]:
-        wish = DesiredModel(ask.model_path, ask.model_id, ask.dtype)
-        model_id = wish.model_id or default_model_id(wish.model_path)
+        desired = DesiredModel(ask.model_path, ask.model_id, ask.dtype)
+        model_id = desired.model_id or default_model_id(desired.model_path)
         if model_id in self._models and self._models[model_id].phase != "failed":
             message = f"a model {model_id!r} is there already; unload it first, or give another model_id"
             return self._told(sender, ask.ask, refusal=Refusal(code="invalid_value", message=message, param="model_id"))
-        effects = self._want(wish, (sender, ask.ask) if ask.wait else None)
+        effects = self._want(desired, (sender, ask.ask) if ask.wait else None)
         model = self._models[model_id]
         model.total_layers = ask.total_layers
         told = [] if ask.wait else self._told(sender, ask.ask, model_id=model_id, state="loading", job=model.job)
@@ -258,7 +260,7 @@ class Planner:
     def _described(self, path: str, described: Described, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         for model in list(self._models.values()):
-            if model.phase != "describing" or model.wish.place != path:
+            if model.phase != "describing" or model.desired.place != path:
                 continue
             layers = described.spec.n_layers
             if model.total_layers not in (None, layers):
@@ -269,21 +271,21 @@ class Planner:
             try:
                 check_max_model_len(described.spec, self.policy.max_model_len)
             except RefusalError as why:
-                effects += self._endure(model, why.refusal, now_s)
+                effects += self._not_planned(model, why.refusal, now_s)
                 continue
             model.described, model.phase = described, "waiting"
             if hub_parts(described.model_path) is not None:
-                model.wish = attrs.evolve(model.wish, pinned=described.model_path)
+                model.desired = attrs.evolve(model.desired, pinned=described.model_path)
             known = ModelKnown(model_id=model.model_id, max_model_len=model.context(self.policy.max_model_len))
             effects.append(Tell(BROKER_NAME, known))
             effects += [self._save(), *self._announce(), *self._plan(model, now_s)]
         return effects
 
     def _not_described(self, path: str, refusal: Refusal, now_s: float) -> list[Effect]:
-        wanted = [m for m in self._models.values() if m.phase == "describing" and m.wish.place == path]
-        return [effect for model in wanted for effect in self._endure(model, refusal, now_s)]
+        wanted = [m for m in self._models.values() if m.phase == "describing" and m.desired.place == path]
+        return [effect for model in wanted for effect in self._not_planned(model, refusal, now_s)]
 
-    def _endure(self, model: PlannedModel, refusal: Refusal, now_s: float) -> list[Effect]:
+    def _not_planned(self, model: PlannedModel, refusal: Refusal, now_s: float) -> list[Effect]:
         """A model that is wanted whatever happens, or that has served, is tried again; any other has failed."""
         if model.asks or not (model.kept or model.served):
             return self._fail(model, refusal)
@@ -296,11 +298,11 @@ class Planner:
             return []
         if model.described is None:
             model.phase = "describing"
-            return [Describe(model.wish.place)]
+            return [Describe(model.desired.place)]
         return self._plan(model, now_s)
 
     def _fail(self, model: PlannedModel, refusal: Refusal) -> list[Effect]:
-        """The wish cannot be granted: whoever asked is told, and nothing of the model stays (but see `_endure`)."""
+        """The model cannot be served: who asked for it is told, and nothing of it stays (but see `_not_planned`)."""
         model.phase, model.why = "failed", refusal.message
         self._jobs.end(model.job, refusal, model.route)
         effects: list[Effect] = [Tell(BROKER_NAME, ModelGone(model_id=model.model_id, refusal=refusal, forget=True))]
@@ -372,7 +374,7 @@ class Planner:
     def _joined(self, joined: NodeJoined, now_s: float) -> list[Effect]:
         """It counts as soon as the ways to it and from it have been tried."""
         self._nodes[joined.node] = joined
-        self._lenders.holds(joined.node, (held.fingerprint for held in joined.held))
+        self._weight_sources.holds(joined.node, (held.fingerprint for held in joined.held))
         self._suspects.discard(joined.node)
         self._mustered.discard(joined.node)
         return self._reach.joined(joined, now_s)
@@ -389,8 +391,8 @@ class Planner:
         for name in self._nodes:
             if name not in self._mustered and self._reach.tried(name) and not self._reach.fault_of(name, now_s):
                 self._mustered.add(name)
-                effects += [*self._muster.joined(now_s), *self._relieve(now_s)]
-        return [*effects, *(self._settle_if_complete(now_s) if self._muster.waiting else self._plan_waiting(now_s))]
+                effects += [*self._quorum.joined(now_s), *self._relieve(now_s)]
+        return [*effects, *(self._settle_if_complete(now_s) if self._quorum.waiting else self._plan_waiting(now_s))]
 
     def _relieve(self, now_s: float) -> list[Effect]:
         """Somebody has come: what is being made ready with nodes that failed at it before may be done without them."""
@@ -413,7 +415,7 @@ class Planner:
 
     def _settle_if_complete(self, now_s: float) -> list[Effect]:
         present = [name for name in self._nodes if name in self._mustered]
-        return self._settle(now_s) if self._muster.complete(present) else []
+        return self._settle(now_s) if self._quorum.complete(present) else []
 
     def _plan_waiting(self, now_s: float) -> list[Effect]:
         waiting = [m for m in self._models.values() if m.phase == "waiting" or (m.phase == "ready" and m.dialling)]
@@ -421,11 +423,11 @@ class Planner:
 
     def _settle(self, now_s: float) -> list[Effect]:
         present = [name for name in self._nodes if name in self._mustered]
-        return [*self._muster.end(present), *self._plan_waiting(now_s)]
+        return [*self._quorum.end(present), *self._plan_waiting(now_s)]
 
     def _lost(self, node: NodeId, now_s: float) -> list[Effect]:
         self._nodes.pop(node, None)
-        self._lenders.forget(node)
+        self._weight_sources.forget(node)
         self._reach.lost(node)
         self._suspects.discard(node)
         self._mustered.discard(node)
@@ -447,7 +449,7 @@ class Planner:
         model = self._model_of(broken.route, broken.epoch)
         if model is None or model.route is None:
             return []
-        peers = [placed.node.peer for placed in model.route.stages]
+        peers = [placement.node.peer for placement in model.route.stages]
         if peer == COORDINATOR:
             return self._break(model, len(peers) if broken.side == "in" else 0, broken.why, now_s)
         if peer not in peers:
@@ -476,7 +478,7 @@ class Planner:
 
     def _plan(self, model: PlannedModel, now_s: float) -> list[Effect]:
         """A new epoch over the nodes present now; or their dialling first; or a wait for better times."""
-        if self._muster.waiting or model.described is None:
+        if self._quorum.waiting or model.described is None:
             return []
         model.dialling = False
         try:
@@ -496,7 +498,7 @@ class Planner:
         assert model.described is not None
         return Wanted(
             spec=model.described.spec,
-            dtype=model.wish.dtype or self.policy.dtype,
+            dtype=model.desired.dtype or self.policy.dtype,
             held=model.route,
             others=tuple(m.route for m in self._models.values() if m is not model and m.route is not None),
         )
@@ -525,18 +527,18 @@ class Planner:
         effects.append(SetTimer(("silence", model.model_id), now_s + _SILENT_S[model.phase]))
         dropped = [name for name in (old.nodes() if old else ()) if name not in route.nodes() and name in self._nodes]
         effects += stage_orders.drop(route.route, route.epoch, [self._nodes[name] for name in dropped])
-        effects += [self._order(described, route, placed) for placed in route.stages]
+        effects += [self._order(described, route, placement) for placement in route.stages]
         return [*effects, *self._announce()]
 
-    def _order(self, described: Described, route: Route, placed: StagePlacement) -> Effect:
-        share, to = placed.share, placed.share.node
+    def _order(self, described: Described, route: Route, placement: StagePlacement) -> Effect:
+        share, to = placement.share, placement.share.node
         others = [node for name, node in self._nodes.items() if name != to and name not in self._suspects]
         return stage_orders.load(
             described,
             route,
-            placed,
+            placement,
             tensors=self.ranges(described, share.first_layer, share.end_layer),
-            sources=self._lenders.sources(described, others),
+            sources=self._weight_sources.sources(described, others),
             block_size=self.policy.block_size,
         )
 
@@ -544,11 +546,11 @@ class Planner:
         found = self._placed(peer, said.route, said.epoch)
         if found is None:
             return []
-        model, placed = found
-        placed.heard_s = now_s
-        placed.bytes_done, placed.bytes_total, placed.phase = said.bytes_done, said.bytes_total, said.phase
+        model, placement = found
+        placement.heard_s = now_s
+        placement.bytes_done, placement.bytes_total, placement.phase = said.bytes_done, said.bytes_total, said.phase
         load = NodeLoad(
-            node_id=placed.share.node, state=said.phase, bytes_done=said.bytes_done, bytes_total=said.bytes_total
+            node_id=placement.share.node, state=said.phase, bytes_done=said.bytes_done, bytes_total=said.bytes_total
         )
         return [LoadMoved(model.model_id, load)]
 
@@ -556,11 +558,11 @@ class Planner:
         found = self._placed(peer, loaded.route, loaded.epoch)
         if found is None:
             return []
-        model, placed = found
-        placed.loaded = loaded
+        model, placement = found
+        placement.loaded = loaded
         route = model.route
         assert route is not None and model.described is not None
-        self._lenders.holds(placed.share.node, (model.described.spec.fingerprint,))
+        self._weight_sources.holds(placement.share.node, (model.described.spec.fingerprint,))
         if model.phase != "loading" or any(stage.loaded is None for stage in route.stages):
             return []
         model.phase = "activating"
@@ -579,8 +581,8 @@ class Planner:
         found = self._placed(peer, route_id, epoch)
         if found is None:
             return []
-        model, placed = found
-        placed.ready = True
+        model, placement = found
+        placement.ready = True
         route = model.route
         assert route is not None and model.described is not None
         if model.phase != "activating" or not all(stage.ready for stage in route.stages):
@@ -606,9 +608,9 @@ class Planner:
         try:
             nodes = {share.node for share in self._draft(model, now_s).shares}
         except RefusalError as why:
-            return self._endure(model, why.refusal, now_s)
+            return self._not_planned(model, why.refusal, now_s)
         if nodes & self._reach.shaky(now_s) or (model.route is not None and nodes == set(model.route.nodes())):
-            return self._endure(model, refusal, now_s)
+            return self._not_planned(model, refusal, now_s)
         return [*self._down(model, now_s, death=False), *self._plan(model, now_s)]
 
     def _silence(self, model_id: str, now_s: float) -> list[Effect]:
@@ -699,7 +701,7 @@ class Planner:
         if model is None or model.outage is None:
             return []
         loads = model.route.stages if model.route is not None and model.phase == "loading" else []
-        if loads and model.outage.is_moving(sum(placed.bytes_done for placed in loads)):
+        if loads and model.outage.is_moving(sum(placement.bytes_done for placement in loads)):
             return [SetTimer(("recovery", model_id), now_s + MOVING_S)]
         reason = model.why or f"the model is {model.phase}"
         message = f"no answer could go on within the recovery deadline: {reason}"
@@ -726,15 +728,15 @@ class Planner:
     def _placed(self, peer: PeerId, route: RouteId, epoch: Epoch) -> tuple[PlannedModel, StagePlacement] | None:
         for model in self._models.values():
             if model.route is not None and model.route.route == route and model.route.epoch == epoch:
-                for placed in model.route.stages:
-                    if placed.node.peer == peer:
-                        return model, placed
+                for placement in model.route.stages:
+                    if placement.node.peer == peer:
+                        return model, placement
         return None
 
     def _save(self) -> SaveState:
         nodes = dict.fromkeys(name for m in self._models.values() if m.route for name in m.route.nodes())
-        wishes = tuple(m.wish for m in self._models.values() if m.phase != "failed")
-        return SaveState(self.term, wishes, tuple(nodes))
+        desired = tuple(m.desired for m in self._models.values() if m.phase != "failed")
+        return SaveState(self.term, desired, tuple(nodes))
 
     def _announce(self) -> list[Effect]:
         return self._tell_models(self._frontends)

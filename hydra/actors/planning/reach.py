@@ -16,7 +16,7 @@ from hydra.actors.core.machine import CancelTimer, Effect, Send, SetTimer
 from hydra.actors.core.names import SCOUT
 from hydra.protocol.ids import Address, AskId, NodeId
 from hydra.protocol.loopback import host_of, is_loopback
-from hydra.protocol.messages import Dial, Unanswered
+from hydra.protocol.messages.plans import Dial, Unanswered
 
 HERE = NodeId("")  # the coordinator's own end; no node has that name
 SCOUT_S = 3.5  # a process that does not say for so long what came of its dialling (2.5 s at most) cannot be counted on

@@ -85,19 +85,19 @@ def context_needed(spec: ModelSpec, context_tokens: int) -> int:
 
 
 def split_vram(
-    spec: ModelSpec, seats: Sequence[Candidate], terms: SplitLimits, blocked: Links = frozenset()
+    spec: ModelSpec, candidates: Sequence[Candidate], limits: SplitLimits, blocked: Links = frozenset()
 ) -> tuple[LayerShare, ...]:
     """The split over these seats, in the order that moves the fewest layers. Raises RefusalError does_not_fit.
 
     More seats than layers: the roomiest ones sit. If the seats cannot all be used, fewer are tried. No stage follows
     another that is `blocked` from sending to it (pairs: from, to).
     """
-    if not seats:
+    if not candidates:
         raise refuse("no_workers", "no worker has joined; start one with `python -m hydra worker`", retry_after_s=2.0)
-    chosen = list(seats)
+    chosen = list(candidates)
     if len(chosen) > spec.n_layers:
-        roomiest = sorted(chosen, key=lambda seat: -seat.memory_bytes)[: spec.n_layers]
-        chosen = [seat for seat in chosen if seat in roomiest]
+        roomiest = sorted(chosen, key=lambda candidate: -candidate.memory_bytes)[: spec.n_layers]
+        chosen = [candidate for candidate in chosen if candidate in roomiest]
     refused: RefusalError | None = None
     while chosen:
         orders = possible_orders(chosen, blocked)
@@ -105,21 +105,23 @@ def split_vram(
             chosen.remove(most_blocked(chosen, blocked))
             continue
         try:
-            return _split_over(spec, orders, terms)
+            return _split_over(spec, orders, limits)
         except RefusalError as why:
             refused = refused or why  # the figures of all seats say most
-        chosen.remove(min(reversed(chosen), key=lambda seat: seat.memory_bytes))
+        chosen.remove(min(reversed(chosen), key=lambda candidate: candidate.memory_bytes))
     assert refused is not None
     raise refused
 
 
-def _split_over(spec: ModelSpec, orders: Sequence[tuple[Candidate, ...]], terms: SplitLimits) -> tuple[LayerShare, ...]:
+def _split_over(
+    spec: ModelSpec, orders: Sequence[tuple[Candidate, ...]], limits: SplitLimits
+) -> tuple[LayerShare, ...]:
     """In one of these orders of the same seats, or RefusalError."""
     best: tuple[int, tuple[LayerShare, ...]] | None = None
     refused: RefusalError | None = None
     for order in orders:
         try:
-            shares = _split_in_order(spec, order, terms)
+            shares = _split_in_order(spec, order, limits)
         except RefusalError as why:
             refused = refused or why
             continue
@@ -136,41 +138,41 @@ def _split_over(spec: ModelSpec, orders: Sequence[tuple[Candidate, ...]], terms:
 
 def _moves(shares: tuple[LayerShare, ...], order: Sequence[Candidate]) -> int:
     return sum(
-        len(set(range(share.first_layer, share.end_layer)) - seat.held)
-        for share, seat in zip(shares, order, strict=True)
+        len(set(range(share.first_layer, share.end_layer)) - candidate.held)
+        for share, candidate in zip(shares, order, strict=True)
     )
 
 
-def _split_in_order(spec: ModelSpec, order: Sequence[Candidate], terms: SplitLimits) -> tuple[LayerShare, ...]:
-    weights = [seat.memory_bytes - reserve_of(seat.memory_bytes, terms.reserve_bytes) for seat in order]
+def _split_in_order(spec: ModelSpec, order: Sequence[Candidate], limits: SplitLimits) -> tuple[LayerShare, ...]:
+    weights = [candidate.memory_bytes - reserve_of(candidate.memory_bytes, limits.reserve_bytes) for candidate in order]
     counts = proportional(spec.n_layers, weights)
     for _ in range(spec.n_layers * len(order)):
-        shares = _shares(spec, order, counts, terms)
-        short = [i for i, share in enumerate(shares) if not _fits(spec, share, terms)]
+        shares = _shares(spec, order, counts, limits)
+        short = [i for i, share in enumerate(shares) if not _fits(spec, share, limits)]
         if not short:
             return shares
-        if not _move_one(spec, shares, counts, short[0], terms):
+        if not _move_one(spec, shares, counts, short[0], limits):
             break
-    raise refuse("does_not_fit", _numbers(spec, _shares(spec, order, counts, terms), order, terms))
+    raise refuse("does_not_fit", _numbers(spec, _shares(spec, order, counts, limits), order, limits))
 
 
 def _shares(
-    spec: ModelSpec, order: Sequence[Candidate], counts: list[int], terms: SplitLimits
+    spec: ModelSpec, order: Sequence[Candidate], counts: list[int], limits: SplitLimits
 ) -> tuple[LayerShare, ...]:
     shares: list[LayerShare] = []
     first = 0
-    for seat, count in zip(order, counts, strict=True):
+    for candidate, count in zip(order, counts, strict=True):
         end = first + count
-        usable = seat.memory_bytes - reserve_of(seat.memory_bytes, terms.reserve_bytes)
-        weight_bytes = spec.slice_bytes(first, end, terms.dtype)
+        usable = candidate.memory_bytes - reserve_of(candidate.memory_bytes, limits.reserve_bytes)
+        weight_bytes = spec.slice_bytes(first, end, limits.dtype)
         left = usable - weight_bytes - _activation_bytes(spec, end == spec.n_layers)
         shares.append(
             LayerShare(
-                node=seat.node,
+                node=candidate.node,
                 first_layer=first,
                 end_layer=end,
                 weight_bytes=weight_bytes,
-                kv_memory_bytes=int(left * terms.kv_fraction),
+                kv_memory_bytes=int(left * limits.kv_fraction),
             )
         )
         first = end
@@ -182,23 +184,23 @@ def _activation_bytes(spec: ModelSpec, with_head: bool) -> int:
     return ACTIVATION_TOKENS * 4 * spec.layer_width + (64 * 4 * spec.vocab if with_head else 0)
 
 
-def _kv_needed(spec: ModelSpec, share: LayerShare, terms: SplitLimits) -> int:
+def _kv_needed(spec: ModelSpec, share: LayerShare, limits: SplitLimits) -> int:
     layers = share.end_layer - share.first_layer
-    blocks = -(-context_needed(spec, terms.context_tokens) // terms.block_size)
-    return blocks * terms.block_size * spec.kv_token_bytes(layers, terms.dtype)
+    blocks = -(-context_needed(spec, limits.context_tokens) // limits.block_size)
+    return blocks * limits.block_size * spec.kv_token_bytes(layers, limits.dtype)
 
 
-def _fits(spec: ModelSpec, share: LayerShare, terms: SplitLimits) -> bool:
-    return share.kv_memory_bytes >= _kv_needed(spec, share, terms)
+def _fits(spec: ModelSpec, share: LayerShare, limits: SplitLimits) -> bool:
+    return share.kv_memory_bytes >= _kv_needed(spec, share, limits)
 
 
 def _move_one(
-    spec: ModelSpec, shares: tuple[LayerShare, ...], counts: list[int], short: int, terms: SplitLimits
+    spec: ModelSpec, shares: tuple[LayerShare, ...], counts: list[int], short: int, limits: SplitLimits
 ) -> bool:
     """Takes one layer from a node that is short and gives it to the one with the most room. False: nobody has any."""
     if counts[short] <= 1:
         return False
-    room = [share.kv_memory_bytes - _kv_needed(spec, share, terms) for share in shares]
+    room = [share.kv_memory_bytes - _kv_needed(spec, share, limits) for share in shares]
     roomiest = max(range(len(shares)), key=lambda i: room[i])
     if roomiest == short or room[roomiest] <= 0:
         return False
@@ -207,18 +209,18 @@ def _move_one(
     return True
 
 
-def _numbers(spec: ModelSpec, shares: tuple[LayerShare, ...], order: Sequence[Candidate], terms: SplitLimits) -> str:
+def _numbers(spec: ModelSpec, shares: tuple[LayerShare, ...], order: Sequence[Candidate], limits: SplitLimits) -> str:
     """The refusal in figures, 1 GB = 10^9 bytes."""
-    needed = spec.slice_bytes(0, spec.n_layers, terms.dtype)
+    needed = spec.slice_bytes(0, spec.n_layers, limits.dtype)
     lines = [
-        f"{spec.architecture} with {spec.n_layers} layers in {terms.dtype} needs {needed / 1e9:.2f} GB of weights "
-        f"and KV for {context_needed(spec, terms.context_tokens)} tokens"
+        f"{spec.architecture} with {spec.n_layers} layers in {limits.dtype} needs {needed / 1e9:.2f} GB of weights "
+        f"and KV for {context_needed(spec, limits.context_tokens)} tokens"
     ]
-    for share, seat in zip(shares, order, strict=True):
-        kv = _kv_needed(spec, share, terms)
+    for share, candidate in zip(shares, order, strict=True):
+        kv = _kv_needed(spec, share, limits)
         lines.append(
             f"{share.node}: layers {share.first_layer}-{share.end_layer - 1} need {share.weight_bytes / 1e9:.2f} GB "
-            f"and {kv / 1e9:.2f} GB of KV; it offers {seat.memory_bytes / 1e9:.2f} GB, of which "
-            f"{reserve_of(seat.memory_bytes, terms.reserve_bytes) / 1e9:.2f} GB are kept in reserve"
+            f"and {kv / 1e9:.2f} GB of KV; it offers {candidate.memory_bytes / 1e9:.2f} GB, of which "
+            f"{reserve_of(candidate.memory_bytes, limits.reserve_bytes) / 1e9:.2f} GB are kept in reserve"
         )
     return "; ".join(lines)

@@ -7,7 +7,7 @@ from hydra.actors.core.machine import Effect, Send
 from hydra.actors.core.names import STAGE
 from hydra.actors.planning.placement import Route, StagePlacement
 from hydra.protocol.ids import Address, Epoch, RouteId
-from hydra.protocol.messages import Activate, DropSlice, LoadSlice
+from hydra.protocol.messages.plans import Activate, DropSlice, LoadSlice
 from hydra.protocol.model.model_spec import Described, TensorRange
 
 EXTRA_CREDITS = 2  # beyond one micro-batch per stage
@@ -16,13 +16,13 @@ EXTRA_CREDITS = 2  # beyond one micro-batch per stage
 def load(
     described: Described,
     route: Route,
-    placed: StagePlacement,
+    placement: StagePlacement,
     *,
     tensors: tuple[TensorRange, ...],
     sources: tuple[str, ...],
     block_size: int,
 ) -> Effect:
-    share = placed.share
+    share = placement.share
     order = LoadSlice(
         route=route.route,
         epoch=route.epoch,
@@ -36,7 +36,7 @@ def load(
         block_size=block_size,
         kv_memory_bytes=share.kv_memory_bytes,
     )
-    return Send(_stage_of(placed.node), order)
+    return Send(_stage_of(placement.node), order)
 
 
 def activate(route: Route, results_addr: str) -> list[Effect]:

@@ -1,7 +1,7 @@
 """Who is computed when. The Broker takes generations in, keeps every route busy, and hands tokens back.
 
-It holds one RouteScheduler per route that is up, and a bounded queue of generations that wait for room or for a route. It
-decides eos, stop ids and max_tokens; stop strings and leaving clients are the Session's. When a route goes down it
+It holds one RouteScheduler per route that is up, and a bounded queue of generations that wait for room or for a route.
+It decides eos, stop ids and max_tokens; stop strings and leaving clients are the Session's. When a route goes down it
 tells every session that had a row there to open again, and says which of them were in flight when a stage died.
 It does not know which nodes exist, what a layer is, or where a token is shown.
 """
@@ -34,15 +34,9 @@ from hydra.actors.scheduling.vocabulary_check import beyond_vocabulary, of_the_v
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.ids import Address, Epoch, PeerId, RouteId, RowId, SessionId
-from hydra.protocol.messages import (
-    Close,
-    Open,
-    OpenRefused,
-    ReadyRequest,
-    Reopen,
-    RouteBroken,
-    Tokens,
-)
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.models import ReadyRequest
+from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.refusal import Refusal
 
 STEP_LEASE_S = 2.0

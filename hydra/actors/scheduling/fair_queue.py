@@ -24,7 +24,7 @@ import attrs
 
 from hydra.actors.scheduling.ranking import Ranking
 from hydra.actors.scheduling.row import RequestKey, RowKey, request_of
-from hydra.protocol.messages import Open
+from hydra.protocol.messages.generations import Open
 from hydra.protocol.refusal import Refusal
 
 

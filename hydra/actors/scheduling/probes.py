@@ -10,7 +10,8 @@ from hydra.actors.core.names import PROBE_PEER
 from hydra.actors.scheduling.row import RowKey
 from hydra.protocol.batch import int32
 from hydra.protocol.ids import Address, AskId, Attempt, SessionId
-from hydra.protocol.messages import Open, ReadyReply
+from hydra.protocol.messages.generations import Open
+from hydra.protocol.messages.models import ReadyReply
 from hydra.protocol.sampling import GREEDY
 
 READY_FOR_S = 30.0  # a token so recent proves that the route works

@@ -9,7 +9,7 @@ import attrs
 
 from hydra.actors.core.suspicion import DEATHS_MAX, SOLITARY_TOKENS
 from hydra.protocol.ids import PeerId, RowId, SessionId
-from hydra.protocol.messages import Open
+from hydra.protocol.messages.generations import Open
 
 
 @attrs.frozen

@@ -24,7 +24,7 @@ from hydra.actors.scheduling.row_faults import RowFault
 from hydra.actors.scheduling.step_bound import StepBound
 from hydra.protocol.batch import ROW_FINE, Batch, StepResult
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
-from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
+from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 from hydra.protocol.model.decoder_spec import LengthRule
 
 COHORT_ROWS_MAX = 64  # decoding rows in one micro-batch; more only lengthens everybody's step

@@ -6,7 +6,7 @@ are: the vocabulary is a number.
 
 from hydra.protocol.batch import StepResult
 from hydra.protocol.codec import highest
-from hydra.protocol.messages import Open
+from hydra.protocol.messages.generations import Open
 from hydra.protocol.refusal import Refusal
 
 

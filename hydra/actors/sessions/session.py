@@ -19,7 +19,15 @@ from hydra.actors.core.names import BROKER
 from hydra.actors.core.suspicion import DEATHS_MAX, SOLITARY_TOKENS
 from hydra.protocol.batch import Int32Column, int32
 from hydra.protocol.ids import Attempt, SessionId
-from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Close, Open, OpenRefused, Reopen
+from hydra.protocol.messages.generations import (
+    FINISH_LENGTH,
+    FINISH_NONE,
+    FINISH_STOP,
+    Close,
+    Open,
+    OpenRefused,
+    Reopen,
+)
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 

@@ -10,7 +10,7 @@ from hydra.actors.core.facts import Joined, Left, Undelivered
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
 from hydra.actors.sessions.session import Begin, Drawn, Emit, Fail, Orphaned, Session, Stop
 from hydra.protocol.ids import SessionId
-from hydra.protocol.messages import Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.generations import Open, OpenRefused, Reopen, Tokens
 from hydra.protocol.refusal import Refusal
 
 

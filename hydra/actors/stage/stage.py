@@ -20,7 +20,7 @@ from hydra.actors.core.names import PLANNER
 from hydra.actors.stage.stage_line import Fence
 from hydra.actors.stage.step_limits import limits_of
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import (
+from hydra.protocol.messages.plans import (
     Activate,
     DropSlice,
     Fenced,

@@ -21,7 +21,7 @@ from hydra.protocol import codec_data
 from hydra.protocol.batch import Outcome, Run, Step, StepResult
 from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import Epoch, RouteId, StepId
-from hydra.protocol.messages import StageProgress
+from hydra.protocol.messages.membership import StageProgress
 from hydra.protocol.wires.wire import BlockingLink, BlockingSource, DataLane, TheyBrokeTheRules, WireError
 
 IDLE_WAIT_S = 0.2  # how long one receive waits; a wake ends it at once
@@ -51,7 +51,6 @@ class StageThread:
     _seen: Mapping[RouteId, Fence] | None = attrs.field(default=None, init=False)
     _acked: dict[RouteId, tuple[Epoch, bool]] = attrs.field(factory=dict, init=False)
     _sent: dict[RouteId, tuple[Epoch, StepId]] = attrs.field(factory=dict, init=False)
-    _running_since_s: float | None = attrs.field(default=None, init=False)
     _fault: Exception | None = attrs.field(default=None, init=False)  # of the outlet
     _stopping: threading.Event = attrs.field(factory=threading.Event, init=False)
     _launched: queue.Queue[tuple[Run, Ticket | None] | None] = attrs.field(
@@ -93,15 +92,12 @@ class StageThread:
 
     def progress(self) -> tuple[StageProgress, ...]:
         """From any thread: how far each route has come, for the heartbeat."""
-        since_s = self._running_since_s
-        running_s = None if since_s is None else max(0.0, time.monotonic() - since_s)
         return tuple(
             StageProgress(
                 route=fence.route,
                 epoch=fence.epoch,
                 accepted=self.line.accepted(fence.route, fence.epoch),
                 sent=self._sent_of(fence),
-                running_s=running_s,
             )
             for fence in self.board.all()
             if fence.open
@@ -117,11 +113,7 @@ class StageThread:
         except TheyBrokeTheRules as why:
             log.warning("nonsense on the data lane", why=str(why))
             return
-        self._running_since_s = time.monotonic()
-        try:
-            self._compute(step)
-        finally:
-            self._running_since_s = None
+        self._compute(step)
 
     def _compute(self, step: Step) -> None:
         accepted = self.line.accept(step)

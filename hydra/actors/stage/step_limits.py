@@ -11,7 +11,7 @@ import attrs
 
 from hydra.protocol.batch import RowOpening, Step
 from hydra.protocol.codec import highest
-from hydra.protocol.messages import Activate, LoadSlice
+from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.model_spec import Dtype
 
 

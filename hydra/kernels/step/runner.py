@@ -26,7 +26,8 @@ from hydra.kernels.weights.reader import Progress
 from hydra.kernels.weights.resident_weights import ResidentWeights, WeightsKey
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
-from hydra.protocol.messages import DeviceOffer, Held, LoadSlice
+from hydra.protocol.messages.membership import DeviceOffer, Held
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.layout import Part, part_of, slice_parts
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Dtype, ModelSpec, TensorRange
@@ -69,7 +70,7 @@ class Runner:
             torch.set_num_threads(threads)
         self._dtypes = native_dtypes(self._device) if dtypes is None else dtypes
         self._cap = memory_bytes or None
-        self._shelf = ResidentWeights()
+        self._resident = ResidentWeights()
         self._routes: dict[RouteId, _Route] = {}
         self._loading = threading.Lock()
         self._lane = _lane(self._device)
@@ -89,12 +90,12 @@ class Runner:
         )
 
     def held(self) -> tuple[Held, ...]:
-        return self._shelf.held()
+        return self._resident.held()
 
     def still_to_read(self, order: LoadSlice) -> LoadSlice | None:
         """As Compute.still_to_read."""
         needed = slice_parts(order.spec, order.first_layer, order.end_layer)
-        missing = needed - self._shelf.parts((order.spec.fingerprint, order.dtype)).keys()
+        missing = needed - self._resident.parts((order.spec.fingerprint, order.dtype)).keys()
         if not missing:
             return None
         return attrs.evolve(order, tensors=tuple(source for source in order.tensors if _goes_to(source, missing)))
@@ -110,7 +111,7 @@ class Runner:
                 self._tidy()
                 raise
             self._routes[order.route] = loaded
-            held = self._shelf.parts(loaded.copy)
+            held = self._resident.parts(loaded.copy)
         per_token = order.spec.kv_token_bytes(order.end_layer - order.first_layer, order.dtype)
         return SliceFacts(
             weight_bytes=sum(held[part].n_bytes for part in loaded.parts),
@@ -127,7 +128,7 @@ class Runner:
         parts = slice_parts(order.spec, order.first_layer, order.end_layer)
         self._make_room(order, copy, parts)
         read_bytes, pack_s = self._fetch(order, copy, parts, progress)
-        held, dtype = self._shelf.parts(copy), TORCH_DTYPES[order.dtype]
+        held, dtype = self._resident.parts(copy), TORCH_DTYPES[order.dtype]
         piece = build_slice(order.spec, order.first_layer, order.end_layer, held, dtype, self._device)
         finish(self._device)
         return _Route(copy, parts, piece, order.block_size), read_bytes, pack_s
@@ -201,13 +202,13 @@ class Runner:
             del self._routes[route]
 
     def _missing_bytes(self, order: LoadSlice, copy: WeightsKey, parts: frozenset[Part]) -> int:
-        held = sum(weights.n_bytes for part, weights in self._shelf.parts(copy).items() if part in parts)
+        held = sum(weights.n_bytes for part, weights in self._resident.parts(copy).items() if part in parts)
         return order.spec.slice_bytes(order.first_layer, order.end_layer, order.dtype) - held
 
     def _fetch(
         self, order: LoadSlice, copy: WeightsKey, parts: frozenset[Part], progress: Progress
     ) -> tuple[int, float]:
-        missing = parts - self._shelf.parts(copy).keys()
+        missing = parts - self._resident.parts(copy).keys()
         made, read_bytes = fetch_parts(
             order.spec,
             missing,
@@ -220,7 +221,7 @@ class Runner:
         read_at_s = time.monotonic()
         for part in made:
             made[part] = packed(made[part])  # one after the other: at most one part is held twice
-        self._shelf.put(copy, made)
+        self._resident.put(copy, made)
         return read_bytes, time.monotonic() - read_at_s
 
     def _tidy(self, copy: WeightsKey | None = None, parts: frozenset[Part] = frozenset()) -> None:
@@ -228,11 +229,11 @@ class Runner:
         claims: dict[WeightsKey, frozenset[Part]] = {} if copy is None else {copy: parts}
         for route in self._routes.values():
             claims[route.copy] = claims.get(route.copy, frozenset()) | route.parts
-        self._shelf.keep_only(claims)
+        self._resident.keep_only(claims)
         give_back(self._device)
 
     def _used_bytes(self) -> int:
-        return self._shelf.n_bytes + sum(r.pool.n_bytes for r in list(self._routes.values()) if r.pool is not None)
+        return self._resident.n_bytes + sum(r.pool.n_bytes for r in list(self._routes.values()) if r.pool is not None)
 
 
 def _lane(device: torch.device) -> Lane:

@@ -21,7 +21,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from hydra.kernels.weights import staging as landing
+from hydra.kernels.weights import staging
 from hydra.kernels.weights.staging import Staging
 from hydra.protocol.model.model_spec import DTYPE_BYTES, TensorRange
 from hydra.protocol.refusal import refuse
@@ -119,7 +119,7 @@ def _open(folder: Path, source: TensorRange) -> tuple[int, int]:
 
 def _chunks(source: TensorRange, target: Tensor) -> Iterator[_Chunk]:
     item_bytes = DTYPE_BYTES[source.dtype]
-    flat, step = target.view(-1), landing.chunk_bytes(target) // item_bytes
+    flat, step = target.view(-1), staging.chunk_bytes(target) // item_bytes
     for first in range(0, target.numel(), step):
         yield _Chunk(source, source.offset + first * item_bytes, flat[first : first + step])
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from hydra.kernels.weights.part_weights import PartWeights
-from hydra.protocol.messages import Held
+from hydra.protocol.messages.membership import Held
 from hydra.protocol.model.layout import Part
 from hydra.protocol.model.model_spec import Dtype
 

@@ -53,7 +53,7 @@ class RangeCache:
     """
 
     room: CacheRoom
-    patience: RetryPolicy = attrs.field(factory=RetryPolicy)
+    policy: RetryPolicy = attrs.field(factory=RetryPolicy)
     threads: int = THREADS
     _hold: Hold | None = attrs.field(default=None, init=False)
     _sure: dict[Path, _Sure] = attrs.field(factory=dict, init=False)
@@ -75,7 +75,7 @@ class RangeCache:
         try:
             hold = self._take_hold(entry_name(key, files))
             with self._opened(hold.folder, files, ranges) as opened:
-                fetch = Fetch(tuple(sources), self.patience, progress, cancelled)
+                fetch = Fetch(tuple(sources), self.policy, progress, cancelled)
                 sure = self._check(opened, fetch)
                 fetch.report()
                 missing = _pieces(opened)

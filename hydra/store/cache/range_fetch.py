@@ -38,7 +38,7 @@ class Fetch:
     """One `ensure` at work; shared by its threads."""
 
     sources: tuple[RangeSource, ...]
-    patience: RetryPolicy
+    policy: RetryPolicy
     progress: Callable[[int, int], None]
     cancelled: Callable[[], bool]
     failure: BaseException | None = attrs.field(default=None, init=False)  # the first: the others follow from it
@@ -82,13 +82,13 @@ class Fetch:
         """Goes briefly through all sources, and then, if none gave it, once more with all patience for those of which
         anything has been heard."""
         faults: dict[str, SourceFault] = {}
-        rounds = (self.patience.brief(), self.patience) if len(self.sources) > 1 else (self.patience,)
-        for patience in rounds:
+        rounds = (self.policy.brief(), self.policy) if len(self.sources) > 1 else (self.policy,)
+        for policy in rounds:
             for source in sorted(self.sources, key=lambda source: source.name in self._spent):
                 if self._hopeless(source, faults.get(source.name)):
                     continue
                 try:
-                    self._from(source, piece, patience)
+                    self._from(source, piece, policy)
                     return
                 except SourceFault as fault:
                     faults[source.name] = fault
@@ -101,41 +101,41 @@ class Fetch:
             return source.name not in self._heard
         return isinstance(fault, SourceUnfit)
 
-    def _from(self, source: RangeSource, piece: Piece, patience: RetryPolicy) -> None:
+    def _from(self, source: RangeSource, piece: Piece, policy: RetryPolicy) -> None:
         """Raises SourceFault once patience with this source is at its end."""
-        trial = Retry(patience, self._leave, heard=source.name in self._heard)
+        attempt = Retry(policy, self._leave, heard=source.name in self._heard)
         while gaps := piece.file.missing(piece.start, piece.end):
             self._check_wanted()
             whole = (source.name, piece.file) in self._whole_only
             try:
                 if whole:
-                    self._whole_file(source, piece, trial)
+                    self._whole_file(source, piece, attempt)
                 else:
                     for start, end in gaps:
-                        self._take(source, piece.file, start, end, trial)
+                        self._take(source, piece.file, start, end, attempt)
             except RangeIgnored as fault:
                 if whole:
                     raise SourceUnfit("gives neither ranges nor the whole file") from fault
                 self._whole_only.add((source.name, piece.file))
             except SourceFault as fault:
                 self._check_wanted()
-                trial.endure(fault)
+                attempt.wait_or_raise(fault)
             finally:
-                if trial.heard:
+                if attempt.heard:
                     self._heard.add(source.name)
 
-    def _whole_file(self, source: RangeSource, piece: Piece, trial: Retry) -> None:
+    def _whole_file(self, source: RangeSource, piece: Piece, attempt: Retry) -> None:
         """One thread takes all of it; whoever waited for the same file then finds its piece there."""
         with piece.file.whole:
             if piece.file.missing(piece.start, piece.end):
-                self._take(source, piece.file, 0, piece.file.stored.size_bytes, trial)
+                self._take(source, piece.file, 0, piece.file.stored.size_bytes, attempt)
 
-    def _take(self, source: RangeSource, file: RangeFile, start: int, end: int, trial: Retry) -> None:
+    def _take(self, source: RangeSource, file: RangeFile, start: int, end: int, attempt: Retry) -> None:
         """One transfer of [start, end). What came before it broke is kept."""
         at, buffer = start, bytearray()
         stream = source.read(file.stored.file, start, end - start)
         try:
-            for data in self._flowing(stream, trial):
+            for data in self._flowing(stream, attempt):
                 self._check_wanted()
                 if at + len(buffer) + len(data) > end:
                     raise SourceUnfit(f"sends more of {file.stored.file} than it was asked for")
@@ -152,18 +152,18 @@ class Fetch:
         if at < end:
             raise SourceFault(f"the body of {file.stored.file} ended at byte {at} instead of {end}")
 
-    def _flowing(self, stream: Iterator[bytes], trial: Retry) -> Iterator[bytes]:
+    def _flowing(self, stream: Iterator[bytes], attempt: Retry) -> Iterator[bytes]:
         """The stream, as long as it does more than trickle. Raises SourceFault."""
-        patience, since_s, came = self.patience, self.patience.now(), 0
+        policy, since_s, came = self.policy, self.policy.now(), 0
         for data in stream:
-            trial.heard = True
+            attempt.heard = True
             came += len(data)
-            if came >= patience.floor_bytes:
-                trial.progressed()
-            if patience.now() - since_s > patience.stall_s:
-                if came < patience.floor_bytes:
-                    raise SourceFault(f"only {came} bytes in {patience.stall_s:g} s")
-                since_s, came = patience.now(), 0
+            if came >= policy.floor_bytes:
+                attempt.progressed()
+            if policy.now() - since_s > policy.stall_s:
+                if came < policy.floor_bytes:
+                    raise SourceFault(f"only {came} bytes in {policy.stall_s:g} s")
+                since_s, came = policy.now(), 0
             yield data
 
     def _put(self, file: RangeFile, at: int, data: bytearray) -> None:

@@ -54,12 +54,12 @@ class RetryPolicy:
 class Retry:
     """One source being tried again and again. `stopped` is asked while waiting and ends the wait."""
 
-    patience: RetryPolicy
+    policy: RetryPolicy
     stopped: Callable[[], bool] = lambda: False
     heard: bool = False  # something has come back from this source, if only an error
     _faults: int = attrs.field(default=0, init=False)
     _since_s: float = attrs.field(default=0.0, init=False)
-    _began_s: float = attrs.field(default=attrs.Factory(lambda self: self.patience.now(), takes_self=True), init=False)
+    _began_s: float = attrs.field(default=attrs.Factory(lambda self: self.policy.now(), takes_self=True), init=False)
 
     def progressed(self) -> None:
         """Something came: the count begins anew."""
@@ -68,39 +68,39 @@ class Retry:
 
     def reply_s(self) -> float:
         """How long the next answer may take."""
-        patience = self.patience
+        policy = self.policy
         if self.heard:
-            return patience.reply_s
-        return min(patience.reply_s, self._began_s + patience.silence_s - patience.now())
+            return policy.reply_s
+        return min(policy.reply_s, self._began_s + policy.silence_s - policy.now())
 
-    def endure(self, fault: SourceFault) -> None:
+    def wait_or_raise(self, fault: SourceFault) -> None:
         """Waits before the next try, or raises `fault` when there should be none."""
-        patience, now_s = self.patience, self.patience.now()
+        policy, now_s = self.policy, self.policy.now()
         if self._faults == 0:
             self._since_s = now_s
         self._faults += 1
         self.heard = self.heard or not isinstance(fault, SourceSilent)
-        longest = min(patience.longest_s, patience.first_s * 2 ** (self._faults - 1))
-        delay_s = max(longest * (0.5 + 0.5 * patience.jitter()), fault.retry_after_s or 0.0)
-        left_s = self._since_s + patience.deadline_s - now_s
+        longest = min(policy.longest_s, policy.first_s * 2 ** (self._faults - 1))
+        delay_s = max(longest * (0.5 + 0.5 * policy.jitter()), fault.retry_after_s or 0.0)
+        left_s = self._since_s + policy.deadline_s - now_s
         if not self.heard:
-            left_s = min(left_s, self._began_s + patience.silence_s - now_s)
-        if isinstance(fault, SourceUnfit) or self._faults >= patience.tries or delay_s > left_s:
+            left_s = min(left_s, self._began_s + policy.silence_s - now_s)
+        if isinstance(fault, SourceUnfit) or self._faults >= policy.tries or delay_s > left_s:
             raise fault
         while delay_s > 0 and not self.stopped():
-            patience.sleep(min(delay_s, 0.25))
+            policy.sleep(min(delay_s, 0.25))
             delay_s -= 0.25
 
 
-def retry(call: Callable[[], T], patience: RetryPolicy, *, heard: bool = False) -> T:
+def retry(call: Callable[[], T], policy: RetryPolicy, *, heard: bool = False) -> T:
     """What `call` returns in the end. Raises its last SourceFault; any other exception at once. A call that does not
     return in time is a silent source, whatever becomes of it. `heard`: this source has answered before.
     """
-    trial = Retry(patience, heard=heard)
+    attempt = Retry(policy, heard=heard)
     while True:
         try:
-            return within(trial.reply_s(), call)
+            return within(attempt.reply_s(), call)
         except StillAtWork as why:
-            trial.endure(SourceSilent(str(why)))
+            attempt.wait_or_raise(SourceSilent(str(why)))
         except SourceFault as fault:
-            trial.endure(fault)
+            attempt.wait_or_raise(fault)

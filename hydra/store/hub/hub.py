@@ -67,7 +67,7 @@ class Hub:
 
     access: HubAccess
     cache_dir: Path
-    patience: RetryPolicy = attrs.field(factory=RetryPolicy)
+    policy: RetryPolicy = attrs.field(factory=RetryPolicy)
     silence: str = attrs.field(default="", init=False)  # the last word on a Hub that said nothing; empty: it spoke
     _spoke: bool = attrs.field(default=False, init=False)  # it has answered in this process
     _api: HfApi = attrs.field(init=False)
@@ -87,15 +87,15 @@ class Hub:
         `briefly`: a Hub that is away is not waited for long, for there is another answer. Raises SourceFault when it
         cannot be asked, and RefusalError: model_not_found, access_denied, source_unreachable, bad_model.
         """
-        patience = attrs.evolve(self.patience.brief(), tries=CACHED_TRIES) if briefly else self.patience
+        policy = attrs.evolve(self.policy.brief(), tries=CACHED_TRIES) if briefly else self.policy
         try:
-            commit = retry(lambda: self._told(ref, lambda: self._commit(ref)), patience)
+            commit = retry(lambda: self._told(ref, lambda: self._commit(ref)), policy)
         except SourceSilent as fault:
             self.silence = str(fault)
             raise
         self.silence, self._spoke = "", True
         at = HubRef(ref.repo, commit)
-        files = retry(lambda: self._told(at, lambda: self._list(at)), patience, heard=True)
+        files = retry(lambda: self._told(at, lambda: self._list(at)), policy, heard=True)
         folder = self._folder(at)
         made = Snapshot(ref=at, folder=folder, files=tuple(item for item in files if is_plain_name(item.file)))
         try:
@@ -123,7 +123,7 @@ class Hub:
         if self.access.offline:
             raise self._missing(snapshot.ref, f"the header of {stored.file}", "offline mode is on")
         try:
-            raw = retry(lambda: _read_header(source, stored), self.patience, heard=self._spoke)
+            raw = retry(lambda: _read_header(source, stored), self.policy, heard=self._spoke)
         except SourceFault as fault:
             raise self._unreachable(snapshot.ref, fault) from fault
         write_whole(kept, raw)
@@ -154,7 +154,7 @@ class Hub:
             return
         content = read_small(self.hf_cache.snapshot(at), stored)
         if content is None:
-            unhurried = attrs.evolve(self.patience, reply_s=SMALL_REPLY_S)
+            unhurried = attrs.evolve(self.policy, reply_s=SMALL_REPLY_S)
             retry(lambda: self._told(at, lambda: self._fetch_small(at, stored.file)), unhurried, heard=True)
         else:
             write_whole(self._folder(at) / stored.file, content)

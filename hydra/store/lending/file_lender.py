@@ -16,7 +16,7 @@ from typing import Protocol
 
 import attrs
 
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import locate

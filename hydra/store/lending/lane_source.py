@@ -12,7 +12,7 @@ from contextlib import closing
 
 import attrs
 
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.range_window import RangeWindow
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.store_lane import ChunkRefused, decode_answer, encode_ask

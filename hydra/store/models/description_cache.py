@@ -14,7 +14,7 @@ import attrs
 import structlog
 
 from hydra.protocol import codec
-from hydra.protocol.messages import PROTOCOL_VERSION
+from hydra.protocol.messages.membership import PROTOCOL_VERSION
 from hydra.protocol.model.model_name import hub_parts
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import RefusalError

@@ -9,20 +9,14 @@ from hydra.actors.core.facts import LaneBroken
 from hydra.actors.core.gateway import ACCEPTS, Gateway
 from hydra.actors.core.host import ActorHost
 from hydra.protocol import codec
-from hydra.protocol.messages import (
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Message,
-    Open,
-    Rebalance,
-    RouteBroken,
-    SliceLoaded,
-    StatusRequest,
-)
+from hydra.protocol.messages import Message
+from hydra.protocol.messages.generations import Open
+from hydra.protocol.messages.membership import Goodbye, Heartbeat, Hello
+from hydra.protocol.messages.models import Rebalance, StatusRequest
+from hydra.protocol.messages.plans import RouteBroken, SliceLoaded
 from hydra.protocol.wires.wire import Delivery
 
-HERE = {"registry", "planner", "broker", "desk"}  # who lives in the coordinator
+HERE = {"registry", "planner", "broker", "status"}  # who lives in the coordinator
 
 
 def test_every_message_has_its_speakers():
@@ -70,14 +64,14 @@ class Desk:
         return []
 
 
-def office(speaker, desk):
+def office(speaker, status):
     post = Gateway(lambda peer, frames: None, None, "registry", lambda peer: speaker[peer])
-    house, registry = ActorHost("coordinator", post.carry), Desk()
-    house.add("desk", desk, None)
-    house.add("registry", registry, None)
+    host, registry = ActorHost("coordinator", post.carry), Desk()
+    host.add("status", status, None)
+    host.add("registry", registry, None)
 
     def comes(peer, message, number):
-        post._deliver(house, Delivery(peer, tuple(codec.encode("desk", "asks", message, number))))
+        post._deliver(host, Delivery(peer, tuple(codec.encode("status", "asks", message, number))))
 
     return post, registry, comes
 
@@ -86,17 +80,17 @@ ASKED = StatusRequest(ask=1)
 
 
 async def test_what_is_not_theirs_to_say_is_dropped_and_counted():
-    desk = Desk()
-    post, registry, comes = office({"s": "stranger", "w": "worker", "f": "frontend", "coordinator": "impostor"}, desk)
+    status = Desk()
+    post, registry, comes = office({"s": "stranger", "w": "worker", "f": "frontend", "coordinator": "impostor"}, status)
     for number, peer in enumerate(("s", "w", "coordinator"), 1):
         comes(peer, ASKED, number)
-    assert desk.asked == [] and registry.asked == [] and post.forbidden == 3 and post.nonsense == 0
+    assert status.asked == [] and registry.asked == [] and post.forbidden == 3 and post.malformed == 0
     assert {sample.name: sample.value for sample in post.samples()} == {
         "hydra_forbidden_messages_total": 3,
         "hydra_contained_faults_total": 0,
     }
     comes("f", ASKED, 1)
-    assert len(desk.asked) == 1
+    assert len(status.asked) == 1
 
 
 async def test_what_a_stranger_says_does_not_count_among_a_members_messages():
@@ -111,9 +105,9 @@ async def test_what_a_stranger_says_does_not_count_among_a_members_messages():
 
 
 async def test_a_message_that_makes_an_actor_raise_ends_its_senders_membership_and_nothing_else():
-    desk = Desk(raises=[ASKED])
-    post, registry, comes = office({"f": "frontend", "g": "frontend"}, desk)
+    status = Desk(raises=[ASKED])
+    post, registry, comes = office({"f": "frontend", "g": "frontend"}, status)
     comes("f", ASKED, 1)
     assert [(lost.peer, "StatusRequest" in lost.why) for lost in registry.asked] == [("f", True)]
     comes("g", StatusRequest(ask=2), 1)
-    assert len(desk.asked) == 2 and post.contained == 1
+    assert len(status.asked) == 2 and post.contained == 1

@@ -23,18 +23,9 @@ from hydra.actors.scheduling.row_faults import FAILURES_MAX, NO_MEMORY, RowFault
 from hydra.protocol.batch import Logprobs, StepResult, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.ids import Address, Epoch
-from hydra.protocol.messages import (
-    FINISH_LENGTH,
-    FINISH_STOP,
-    Close,
-    Open,
-    OpenRefused,
-    ReadyReply,
-    ReadyRequest,
-    Reopen,
-    RouteBroken,
-    Tokens,
-)
+from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_STOP, Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.models import ReadyReply, ReadyRequest
+from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import GREEDY, SamplingParams

@@ -4,7 +4,7 @@ import pytest
 
 from hydra.actors.core.facts import FrontendLost
 from hydra.protocol.batch import int32
-from hydra.protocol.messages import Close, OpenRefused, Tokens
+from hydra.protocol.messages.generations import Close, OpenRefused, Tokens
 from tests.unit.actors.test_broker import Table, mail, opening
 
 

@@ -9,7 +9,7 @@ from hydra.actors.scheduling.fair_queue import FairQueue, Waiting, few_of, reser
 from hydra.actors.scheduling.ranking import Ranking
 from hydra.actors.scheduling.row import RowKey
 from hydra.protocol.batch import int32
-from hydra.protocol.messages import Open
+from hydra.protocol.messages.generations import Open
 from hydra.protocol.sampling import GREEDY
 
 OPENING = Open(

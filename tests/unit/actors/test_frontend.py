@@ -12,7 +12,7 @@ from hydra.actors.core.machine import Received
 from hydra.actors.core.names import ASKS, BROKER, SESSIONS
 from hydra.actors.families.frontend import LOOK_EVERY_S, SILENCE_MAX_S, Frontend, FrontendParts
 from hydra.protocol.batch import int32
-from hydra.protocol.messages import FINISH_NONE, FINISH_STOP, Tokens
+from hydra.protocol.messages.generations import FINISH_NONE, FINISH_STOP, Tokens
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import GREEDY
 from tests.unit.actors.silent_spoke import SilentSpoke
@@ -33,7 +33,7 @@ def tell(frontend, position, token, finish=FINISH_NONE):
     """The Broker, of the first session."""
     column = {"session": 1, "attempt": 0, "position": position, "token": token, "finish": finish, "cached": 0}
     tokens = Tokens(**{name: int32([value]) for name, value in column.items()})
-    frontend.house.post(SESSIONS, Received(BROKER, tokens))
+    frontend.actor_host.post(SESSIONS, Received(BROKER, tokens))
 
 
 async def test_a_generation_that_hears_nothing_ends_with_a_timeout(autojump_clock):
@@ -68,14 +68,14 @@ async def test_a_reader_that_was_away_finds_all_that_came_meanwhile(autojump_clo
 
 async def test_a_question_that_is_too_large_is_refused_and_nobody_is_expelled(autojump_clock):
     async with standing_frontend() as frontend:
-        frontend.house.post(ASKS, Joined(welcome=None))
-        said = dict(frontend._post._said)
+        frontend.actor_host.post(ASKS, Joined(welcome=None))
+        said = dict(frontend._gateway._said)
         with pytest.raises(RefusalError) as caught:
             await frontend.load_model(
                 model_path="x" * (1 << 21), model_id=None, total_layers=None, dtype=None, wait=False
             )
         assert caught.value.refusal.code == "invalid_value" and "LoadModel" in caught.value.refusal.message
-        assert frontend._post._said == said, "it left no hole in the count"
+        assert frontend._gateway._said == said, "it left no hole in the count"
 
 
 async def test_a_request_that_is_too_large_is_refused_and_the_others_go_on(autojump_clock):

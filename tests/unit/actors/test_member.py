@@ -8,7 +8,7 @@ from hydra.actors.core.membership import GREET_AGAIN_S, Leave, Member, Start, Tu
 from hydra.actors.core.names import REGISTRY
 from hydra.actors.membership.registry import Registry
 from hydra.protocol.ids import Address
-from hydra.protocol.messages import (
+from hydra.protocol.messages.membership import (
     PROTOCOL_VERSION,
     Beacon,
     Expelled,
@@ -27,7 +27,6 @@ def greeting(term):
         node_id="n",
         role="frontend",
         version=PROTOCOL_VERSION,
-        capabilities=(),
         auth="",
         host="h",
         pid=1,
@@ -151,8 +150,8 @@ def test_however_often_it_greeted_a_slow_coordinator_both_come_to_rest(greetings
         if not outbox:
             break
     assert outbox == [], "they still talk"
-    (seat,) = registry.members()
-    assert seat.generation == one.generation
+    (candidate,) = registry.members()
+    assert candidate.generation == one.generation
 
 
 def test_whoever_missed_a_word_leaves_and_greets_again():

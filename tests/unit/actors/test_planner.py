@@ -36,25 +36,19 @@ from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
 from hydra.actors.planning.startup_quorum import GATHER_S
 from hydra.protocol.ids import Address, Epoch
-from hydra.protocol.messages import (
+from hydra.protocol.messages.membership import DeviceOffer, Held
+from hydra.protocol.messages.models import JobsReply, LoadModel, ModelReply, ModelsChanged, Rebalance, UnloadModel
+from hydra.protocol.messages.plans import (
     Activate,
-    DeviceOffer,
     Dial,
     Dialled,
     DropSlice,
-    Held,
-    JobsReply,
     LoadFailed,
-    LoadModel,
     LoadSlice,
-    ModelReply,
-    ModelsChanged,
     Ready,
-    Rebalance,
     RouteBroken,
     SliceLoaded,
     Unanswered,
-    UnloadModel,
 )
 from hydra.protocol.model.decoder_spec import LengthRule, RopeSpec, plain_decoder
 from hydra.protocol.model.model_spec import Described, ModelSpec
@@ -532,7 +526,7 @@ def test_wrong_total_layers_are_refused_by_name():
     (told,) = answers(effects)
     assert (told.refusal.code, told.refusal.param) == ("invalid_value", "total_layers")
     assert "32" in told.refusal.message and "12" in told.refusal.message
-    assert not orders(effects) and hall.planner.models() == () and hall.saved[-1].wishes == ()
+    assert not orders(effects) and hall.planner.models() == () and hall.saved[-1].desired == ()
 
 
 def test_right_total_layers_are_fine():
@@ -602,7 +596,7 @@ def test_unload_frees_every_stage_and_forgets_the_wish():
     effects = hall.hears(UnloadModel(ask=5, model_id="m"))
     assert answers(effects) == [ModelReply(ask=5, model_id="m", state="unloaded")]
     assert [(to.peer, drop.epoch > up.epoch) for to, drop in sent(effects, DropSlice)] == [("a-1", True), ("b-1", True)]
-    assert facts(effects, ModelGone)[0].forget and hall.saved[-1].wishes == ()
+    assert facts(effects, ModelGone)[0].forget and hall.saved[-1].desired == ()
     (told,) = answers(hall.hears(UnloadModel(ask=6, model_id="m")))
     assert told.refusal.code == "model_not_found"
 
@@ -644,9 +638,9 @@ def test_frontends_hear_of_every_change():
         ((("float32", "float16"), ("float32", "float16")), "float16", "float16"),
     ],
 )
-def test_the_dtype_is_one_that_every_device_runs(offers, wish, dtype):
+def test_the_dtype_is_one_that_every_device_runs(offers, desired, dtype):
     hall = Hall()
-    hall.tell(Recover((DesiredModel("/models/m", dtype=wish),), 2, (), 6.0))
+    hall.tell(Recover((DesiredModel("/models/m", dtype=desired),), 2, (), 6.0))
     hall.tell(WasDescribed("/models/m", MODEL))
     hall.tell(joined("a", dtypes=offers[0]))
     assert {o.dtype for o in orders(hall.tell(joined("b", dtypes=offers[1]))).values()} == {dtype}

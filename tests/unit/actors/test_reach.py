@@ -10,17 +10,8 @@ from hydra.actors.planning.outage import MOVING_S
 from hydra.actors.planning.planner import ACTIVATE_SILENT_S, LOAD_SILENT_S, RETRY_AFTER_S, TRY_AGAIN_S
 from hydra.actors.planning.reach import FORGIVEN_S, QUARANTINE_S, REDIAL, DialOut, Reach
 from hydra.protocol.ids import COORDINATOR, Address
-from hydra.protocol.messages import (
-    Dial,
-    Dialled,
-    LoadFailed,
-    LoadModel,
-    LoadProgress,
-    ReachReport,
-    Ready,
-    Rebalance,
-    RouteBroken,
-)
+from hydra.protocol.messages.models import LoadModel, Rebalance
+from hydra.protocol.messages.plans import Dial, Dialled, LoadFailed, LoadProgress, ReachReport, Ready, RouteBroken
 from hydra.protocol.refusal import Refusal
 from tests.unit.actors.test_planner import (
     MODEL,
@@ -319,13 +310,13 @@ def test_at_start_one_from_elsewhere_does_not_stand_in_for_an_awaited_local_work
 # ------------------------------------------------------------ orders around what is blocked
 
 
-def seats(n):
+def candidates(n):
     return [Candidate(node=f"n{number}", memory_bytes=1) for number in range(n)]
 
 
 @pytest.mark.parametrize("n_seats", [3, PERMUTED_NODES_MAX + 3])
 def test_an_order_that_nothing_blocks_is_found_if_there_is_one(n_seats):
-    row = seats(n_seats)
+    row = candidates(n_seats)
     assert possible_orders(row)[0] == tuple(row)
     backwards = frozenset((one.node, other.node) for one in row for other in row if one.node < other.node)
     assert possible_orders(row, backwards)[0] == tuple(reversed(row))

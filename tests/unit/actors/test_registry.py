@@ -18,7 +18,7 @@ from hydra.actors.core.machine import Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import MEMBER
 from hydra.actors.membership.registry import TERM_JUMP_MAX, Broadcast, NotLetIn, Opened, Registry
 from hydra.protocol.ids import TERM_MAX, Address, Epoch
-from hydra.protocol.messages import (
+from hydra.protocol.messages.membership import (
     PROTOCOL_VERSION,
     ChildExited,
     DeviceOffer,
@@ -47,7 +47,6 @@ def hello(node, **changes):
         node_id=node,
         role="worker",
         version=PROTOCOL_VERSION,
-        capabilities=(),
         auth="",
         host="h",
         pid=100,
@@ -73,7 +72,7 @@ class Room:
         return mail(effects, Welcome)[0].generation
 
     def beats(self, node, generation, *, accepted=0, sent=0, route=1, epoch=EPOCH):
-        progress = (StageProgress(route=route, epoch=epoch, accepted=accepted, sent=sent, running_s=None),)
+        progress = (StageProgress(route=route, epoch=epoch, accepted=accepted, sent=sent),)
         return self.hears(
             f"{node}-1",
             Heartbeat(generation=generation, memory_free_bytes=5, stale_dropped=2, progress=progress),

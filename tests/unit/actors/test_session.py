@@ -25,7 +25,15 @@ from hydra.actors.sessions.session import (
 )
 from hydra.actors.sessions.sessions import Sessions, Show, Start
 from hydra.protocol.ids import SessionId
-from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Close, Open, OpenRefused, Reopen
+from hydra.protocol.messages.generations import (
+    FINISH_LENGTH,
+    FINISH_NONE,
+    FINISH_STOP,
+    Close,
+    Open,
+    OpenRefused,
+    Reopen,
+)
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import GREEDY
 

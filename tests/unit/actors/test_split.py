@@ -41,13 +41,13 @@ def model(n_layers, layer_params=100_000_000, **changes):
     return attrs.evolve(spec, **changes)
 
 
-def terms(reserve_gb=2.0, context=0):
+def limits(reserve_gb=2.0, context=0):
     return SplitLimits(
         dtype="float16", reserve_bytes=int(reserve_gb * GB), kv_fraction=0.9, context_tokens=context, block_size=16
     )
 
 
-def seats(*gigabytes):
+def candidates(*gigabytes):
     return [Candidate(node=f"n{i}", memory_bytes=int(gb * GB)) for i, gb in enumerate(gigabytes)]
 
 
@@ -56,7 +56,7 @@ def layers(shares):
 
 
 def test_the_worked_example():
-    shares = split_vram(model(32), seats(11, 32, 32), terms())
+    shares = split_vram(model(32), candidates(11, 32, 32), limits())
     assert layers(shares) == [("n0", 0, 5), ("n1", 5, 18), ("n2", 18, 32)]
 
 
@@ -93,8 +93,8 @@ def test_every_seat_gets_a_layer_and_every_layer_a_seat(weights, extra):
 )
 def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_layers, layer_params, reserve, tied):
     spec = model(n_layers, layer_params, tied=tied, head_params=0 if tied else 32000 * 1024)
-    rules = terms(reserve)
-    offered = seats(*gigabytes)
+    rules = limits(reserve)
+    offered = candidates(*gigabytes)
     try:
         shares = split_vram(spec, offered, rules)
     except RefusalError as no:
@@ -103,7 +103,7 @@ def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_lay
     assert shares[0].first_layer == 0 and shares[-1].end_layer == n_layers
     assert all(one.end_layer == other.first_layer for one, other in pairwise(shares))
     assert all(share.first_layer < share.end_layer for share in shares)
-    memory = {seat.node: seat.memory_bytes for seat in offered}
+    memory = {candidate.node: candidate.memory_bytes for candidate in offered}
     names = [share.node for share in shares]
     assert names == [name for name in memory if name in names], "not in the order of the seats"
     for share in shares:
@@ -119,8 +119,8 @@ def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_lay
 @pytest.mark.parametrize(("context", "needed"), [(16, 16), (17, 32), (100, 112), (0, 2048)])
 def test_one_sequence_has_whole_blocks(context, needed):
     """As the pool is made of them: a plan that fits must not fail when it is carried out, nor be served shorter."""
-    spec, rules = model(1), attrs.evolve(terms(0, context), kv_fraction=1.0)
-    (plenty,) = split_vram(spec, seats(10), rules)
+    spec, rules = model(1), attrs.evolve(limits(0, context), kv_fraction=1.0)
+    (plenty,) = split_vram(spec, candidates(10), rules)
     least = 10 * GB - plenty.kv_memory_bytes + needed * spec.kv_token_bytes(1, "float16")
     assert split_vram(spec, [Candidate(node="n", memory_bytes=least)], rules)
     with pytest.raises(RefusalError):
@@ -129,15 +129,15 @@ def test_one_sequence_has_whole_blocks(context, needed):
 
 def test_layers_move_from_a_seat_that_is_short_to_the_one_with_room():
     big_ends = model(10, 100_000_000, embedding_params=900_000_000)  # 1.8 GB beside the first seat's layers
-    plain = split_vram(model(10, 100_000_000), seats(3, 4), terms(reserve_gb=0.5))
-    moved = split_vram(big_ends, seats(3, 4), terms(reserve_gb=0.5))
+    plain = split_vram(model(10, 100_000_000), candidates(3, 4), limits(reserve_gb=0.5))
+    moved = split_vram(big_ends, candidates(3, 4), limits(reserve_gb=0.5))
     assert layers(plain) == [("n0", 0, 5), ("n1", 5, 10)]
     assert moved[0].end_layer < plain[0].end_layer and moved[1].end_layer == 10
 
 
 def test_a_refusal_gives_the_figures():
     with pytest.raises(RefusalError) as no:
-        split_vram(model(32), seats(3, 4), terms())
+        split_vram(model(32), candidates(3, 4), limits())
     said = no.value.refusal.message
     assert no.value.refusal.code == "does_not_fit"
     assert "n0: layers 0-" in said and "it offers 3.00 GB, of which 1.50 GB" in said
@@ -147,17 +147,17 @@ def test_a_refusal_gives_the_figures():
 
 def test_without_seats_there_is_nobody_to_ask():
     with pytest.raises(RefusalError) as no:
-        split_vram(model(3), [], terms())
+        split_vram(model(3), [], limits())
     assert no.value.refusal.code == "no_workers"
 
 
 def test_more_seats_than_layers_and_the_roomiest_sit():
-    shares = split_vram(model(2), seats(3, 9, 4, 8), terms())
+    shares = split_vram(model(2), candidates(3, 9, 4, 8), limits())
     assert layers(shares) == [("n1", 0, 1), ("n3", 1, 2)]
 
 
 def test_a_seat_too_small_for_one_layer_stands_aside():
-    shares = split_vram(model(8), seats(8, 0.1, 8), terms())
+    shares = split_vram(model(8), candidates(8, 0.1, 8), limits())
     assert layers(shares) == [("n0", 0, 4), ("n2", 4, 8)]
 
 
@@ -166,7 +166,7 @@ def test_layers_stay_where_they_are_held():
         Candidate(node="a", memory_bytes=10 * GB, held=frozenset(range(4, 8))),
         Candidate(node="b", memory_bytes=10 * GB, held=frozenset(range(4))),
     ]
-    assert layers(split_vram(model(8), here, terms())) == [("b", 0, 4), ("a", 4, 8)]
+    assert layers(split_vram(model(8), here, limits())) == [("b", 0, 4), ("a", 4, 8)]
 
 
 def test_a_survivor_keeps_its_end_and_the_spare_fills_the_gap():
@@ -175,11 +175,11 @@ def test_a_survivor_keeps_its_end_and_the_spare_fills_the_gap():
         Candidate(node="tail", memory_bytes=10 * GB, held=frozenset(range(8, 12))),
         Candidate(node="head", memory_bytes=10 * GB, held=frozenset(range(4))),
     ]
-    assert layers(split_vram(model(12), here, terms())) == [("head", 0, 4), ("spare", 4, 8), ("tail", 8, 12)]
+    assert layers(split_vram(model(12), here, limits())) == [("head", 0, 4), ("spare", 4, 8), ("tail", 8, 12)]
 
 
 def test_join_order_wins_where_nothing_is_held():
-    assert [share.node for share in split_vram(model(6), seats(8, 32, 9), terms())] == ["n0", "n1", "n2"]
+    assert [share.node for share in split_vram(model(6), candidates(8, 32, 9), limits())] == ["n0", "n1", "n2"]
 
 
 def test_the_width_of_a_layer_counts_every_expert_a_token_goes_to():

@@ -24,7 +24,8 @@ from hydra.actors.stage.stage import (
 from hydra.actors.stage.stage_line import Fence
 from hydra.actors.stage.step_limits import StepLimits
 from hydra.protocol.ids import Epoch
-from hydra.protocol.messages import (
+from hydra.protocol.messages.membership import Welcome
+from hydra.protocol.messages.plans import (
     Activate,
     DropSlice,
     Fenced,
@@ -34,7 +35,6 @@ from hydra.protocol.messages import (
     Ready,
     RouteBroken,
     SliceLoaded,
-    Welcome,
 )
 from hydra.protocol.refusal import Refusal
 from hydra.simulation.pocket_model import VOCAB, pocket_spec

@@ -120,7 +120,7 @@ async def test_nonsense_is_counted_and_the_next_question_is_answered(autojump_cl
             line.send(frames)
         line.send(encode_ask(ASK))
         assert decode_answer(await line.receive()).number == 5
-        assert lane.server.nonsense == 3
+        assert lane.server.malformed == 3
 
 
 async def test_a_disk_that_hangs_is_told_so_and_holds_up_no_more_than_its_readers(autojump_clock):

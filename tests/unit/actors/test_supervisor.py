@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, TimerFired
+from hydra.actors.core.machine import Send, SetTimer, TimerFired
 from hydra.actors.families.death_book import LIVED_WELL_S, PAUSE_FIRST_S
 from hydra.actors.families.supervisor import (
     ASLEEP_S,
@@ -30,8 +30,7 @@ from hydra.actors.families.supervisor import (
     TellDeath,
     TellGivenUp,
 )
-from hydra.protocol.ids import Address
-from hydra.protocol.messages import ChildExited, SpawnWorker
+from hydra.protocol.messages.membership import ChildExited
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
@@ -142,36 +141,36 @@ def test_a_death_is_told_at_once_and_mended_after_a_while():
 # ---------------------------------------------------------------- another try
 
 
-def pauses(house, name, times, **how):
-    return [of_kind(house.dies(name, **how), TellDeath)[0].next_start_s for _ in range(times)]
+def pauses(host, name, times, **how):
+    return [of_kind(host.dies(name, **how), TellDeath)[0].next_start_s for _ in range(times)]
 
 
 @pytest.mark.parametrize("name", ["coordinator", "w0", "frontend"])
 def test_who_has_served_is_started_again_without_end(name):
     """After pauses that grow up to a limit, and with a word each time."""
-    house = House(supervisor())
-    house.tell(ChildUp(name))
-    told = pauses(house, name, 30)
-    most_s = PAUSE_MOST_S[house.made._children[name].plan.role]
+    host = House(supervisor())
+    host.tell(ChildUp(name))
+    told = pauses(host, name, 30)
+    most_s = PAUSE_MOST_S[host.made._children[name].plan.role]
     ceilings = [min(most_s, PAUSE_FIRST_S * 2**n) for n in range(30)]
     assert all(ceiling / 2 <= pause <= ceiling for pause, ceiling in zip(told, ceilings, strict=True))
-    assert house.made.restarts[name] == 30 and not of_kind(house.effects, Finish)
+    assert host.made.restarts[name] == 30 and not of_kind(host.effects, Finish)
 
 
 @pytest.mark.parametrize(("lived_s", "grows"), [(LIVED_WELL_S - 1, True), (LIVED_WELL_S, False)])
 def test_a_good_life_makes_up_for_a_death(lived_s, grows):
-    house = House(supervisor())
-    told = pauses(house, "w0", 8, up=True, after_s=lived_s)
+    host = House(supervisor())
+    told = pauses(host, "w0", 8, up=True, after_s=lived_s)
     assert (told[-1] > 8 * PAUSE_FIRST_S) == grows and (max(told) <= PAUSE_FIRST_S) == (not grows)
     if grows:
-        (pause_s,) = pauses(house, "w0", 1, up=True, after_s=100 * LIVED_WELL_S)
+        (pause_s,) = pauses(host, "w0", 1, up=True, after_s=100 * LIVED_WELL_S)
         assert pause_s <= PAUSE_FIRST_S, "all is forgiven"
 
 
 def test_time_before_it_came_up_is_no_good_life():
-    house = House(supervisor())
-    house.tell(ChildUp("w0"))
-    assert pauses(house, "w0", 8, after_s=2 * LIVED_WELL_S)[-1] > 8 * PAUSE_FIRST_S
+    host = House(supervisor())
+    host.tell(ChildUp("w0"))
+    assert pauses(host, "w0", 8, after_s=2 * LIVED_WELL_S)[-1] > 8 * PAUSE_FIRST_S
 
 
 @pytest.mark.parametrize(
@@ -179,11 +178,11 @@ def test_time_before_it_came_up_is_no_good_life():
     [(1, 5.0, "once"), (2, 5.0, "2 times in 5 s"), (6, 24.0, "6 times in 2 minutes"), (3, 30.0, "3 times in a minute")],
 )
 def test_how_often_it_died_is_said_in_words(deaths, every_s, words):
-    house = House(supervisor())
-    house.tell(ChildUp("w0"))
+    host = House(supervisor())
+    host.tell(ChildUp("w0"))
     for number in range(deaths):
-        house.now_s = 1.0 + number * every_s
-        effects = house.dies("w0")
+        host.now_s = 1.0 + number * every_s
+        effects = host.dies("w0")
     (told,) = of_kind(effects, TellDeath)
     assert (told.name, told.how, told.often) == ("w0", "signal 9", words)
 
@@ -192,13 +191,12 @@ def test_how_often_it_died_is_said_in_words(deaths, every_s, words):
 
 
 def test_who_never_came_up_is_given_up_after_some_deaths_however_slow_they_are():
-    house = House(supervisor())
+    host = House(supervisor())
     for _ in range(DEATHS_MAX):
-        assert of_kind(house.dies("w0", 1, after_s=400.0), TellDeath)
-    (told,) = of_kind(house.dies("w0", 1, after_s=400.0), TellGivenUp)
+        assert of_kind(host.dies("w0", 1, after_s=400.0), TellDeath)
+    (told,) = of_kind(host.dies("w0", 1, after_s=400.0), TellGivenUp)
     assert (told.name, told.how) == ("w0", "exit 1") and told.fix
-    spawn = Received(Address("coordinator", "registry"), SpawnWorker(node_id="w0"))
-    assert not of_kind(house.tell(spawn), StartChild) and not of_kind(house.effects, Finish)
+    assert not of_kind(host.tell(TimerFired(("start", "w0"))), StartChild) and not of_kind(host.effects, Finish)
 
 
 DEATHS = {"what it says is hopeless": (1, 2), "it dies again and again": (DEATHS_MAX + 1, 1)}
@@ -211,17 +209,17 @@ DEATHS = {"what it says is hopeless": (1, 2), "it dies again and again": (DEATHS
     ids=["nobody else", "others may come", "it has been ready"],
 )
 def test_up_ends_when_no_worker_is_left_that_could_serve(times, returncode, settings, ready, ends):
-    house = House(supervisor(**settings))
+    host = House(supervisor(**settings))
     if ready:
-        house.tell(ChildReady("frontend"))
+        host.tell(ChildReady("frontend"))
     for name in ("w0", "w1"):
-        assert not of_kind(house.effects, SignalChild)
+        assert not of_kind(host.effects, SignalChild)
         for _ in range(times):
-            effects = house.dies(name, returncode)
+            effects = host.dies(name, returncode)
     assert of_kind(effects, TellGivenUp)
     assert [child.name for child in of_kind(effects, SignalChild)] == (["coordinator", "frontend"] if ends else [])
     if ends:
-        finish = house.end()
+        finish = host.end()
         assert (finish.exit_code, finish.asked) == (2 if returncode == 2 else 4, False)
         assert "no worker is left" in finish.why and f"exit {returncode}" in finish.why
 
@@ -230,21 +228,21 @@ def test_up_ends_when_no_worker_is_left_that_could_serve(times, returncode, sett
 @pytest.mark.parametrize(("up", "times", "returncode", "exit_code"), [(False, DEATHS_MAX + 1, 1, 4), (True, 1, 7, 7)])
 def test_a_house_cannot_stand_without_a_vital_child(name, up, times, returncode, exit_code):
     """What is wrong with a model is found out by a child that has come up."""
-    house = House(supervisor())
+    host = House(supervisor())
     for _ in range(times):
-        effects = house.dies(name, returncode, up=up)
+        effects = host.dies(name, returncode, up=up)
     assert of_kind(effects, TellGivenUp) and len(of_kind(effects, SignalChild)) == 3
-    finish = house.end()
+    finish = host.end()
     assert finish.exit_code == exit_code and name in finish.why and f"exit {returncode}" in finish.why
 
 
 @pytest.mark.parametrize("name", ["coordinator", "w0", "frontend"])
 def test_after_all_was_ready_nobody_who_served_is_taken_for_hopeless(name):
-    house = House(supervisor())
+    host = House(supervisor())
     for child in PIDS:
-        house.tell(ChildUp(child))
-    house.tell(ChildReady("frontend"))
-    assert of_kind(house.dies(name, 7), TellDeath)
+        host.tell(ChildUp(child))
+    host.tell(ChildReady("frontend"))
+    assert of_kind(host.dies(name, 7), TellDeath)
 
 
 @pytest.mark.parametrize(
@@ -254,35 +252,25 @@ def test_the_only_child_of_a_worker_ends_it_with_its_own_word(times, returncode,
     made = Supervisor((ChildPlan(name="w0", role="worker", vital=True),), random.Random(1))
     made.handle(Began(), 0.0)
     made.handle(ChildStarted("w0", PIDS["w0"]), 0.0)
-    house = House(made)
+    host = House(made)
     for _ in range(times):
-        effects = house.dies("w0", returncode)
+        effects = host.dies("w0", returncode)
     (finish,) = of_kind(effects, Finish)
     assert (finish.exit_code, finish.asked) == (exit_code, False)
 
 
 def test_a_machine_that_starts_no_process_now_is_asked_again():
-    house = House(supervisor())
-    house.tell(ChildUp("w0"))
-    house.now_s = 5.0
-    (start,) = of_kind(house.dies("w0"), SetTimer)
-    effects = house.tell(ChildGone("w0", house.pids["w0"], -9))
-    house.now_s = start.at_s
+    host = House(supervisor())
+    host.tell(ChildUp("w0"))
+    host.now_s = 5.0
+    (start,) = of_kind(host.dies("w0"), SetTimer)
+    effects = host.tell(ChildGone("w0", host.pids["w0"], -9))
+    host.now_s = start.at_s
     for _ in range(10):
         (told,) = of_kind(effects, TellDeath)
-        assert of_kind(house.tell(TimerFired(("start", "w0"))), StartChild)
-        effects = house.tell(ChildNotStarted("w0", "no memory"))
+        assert of_kind(host.tell(TimerFired(("start", "w0"))), StartChild)
+        effects = host.tell(ChildNotStarted("w0", "no memory"))
     assert told.how == "could not be started: no memory" and not of_kind(effects, Send)
-
-
-def test_who_is_asked_to_start_a_worker_now_does_not_start_it_twice():
-    made = supervisor()
-    made.handle(ChildGone("w0", 11, -9), 1.0)
-    spawn = Received(Address("coordinator", "registry"), SpawnWorker(node_id="w0"))
-    assert made.handle(spawn, 1.1) == [CancelTimer(("start", "w0")), StartChild("w0")]
-    made.handle(ChildStarted("w0", 20), 1.1)
-    assert made.handle(TimerFired(("start", "w0")), 1.2) == []
-    assert of_kind(made.handle(spawn, 1.3), StartChild) == []
 
 
 # ---------------------------------------------------------------- stopping

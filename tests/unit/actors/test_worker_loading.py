@@ -15,7 +15,7 @@ from hydra.actors.families.worker import Worker, WorkerParts
 from hydra.actors.stage.stage import ThreadFenced
 from hydra.protocol import codec
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import Activate, LoadFailed, LoadSlice, Ready, SliceLoaded
+from hydra.protocol.messages.plans import Activate, LoadFailed, LoadSlice, Ready, SliceLoaded
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import refuse
 from hydra.simulation.pocket_model import pocket_spec
@@ -87,7 +87,7 @@ class Spoke(SilentSpoke):
         self.said.append(codec.decode(frames).message)
 
 
-async def aside(do, *args):
+async def run_blocking(do, *args):
     return do(*args)
 
 
@@ -99,12 +99,12 @@ async def standing_worker(memory, disk):
         spoke=spoke,
         pipeline_addr="tcp://here:1",
         compute=memory,
-        aside=aside,
+        run_blocking=run_blocking,
         dial=None,
         host="here",
         pid=1,
         supply=disk,
-        store=StoreServer(None, disk, aside),
+        store=StoreServer(None, disk, run_blocking),
     )
     worker = Worker(parts)
     async with trio.open_nursery() as nursery:
@@ -112,8 +112,8 @@ async def standing_worker(memory, disk):
 
         async def ordered(message):
             """What the planner hears in the end."""
-            worker.house.post(STAGE, Received(PLANNER, message))
-            worker.house.post(STAGE, ThreadFenced(message.route, message.epoch))
+            worker.actor_host.post(STAGE, Received(PLANNER, message))
+            worker.actor_host.post(STAGE, ThreadFenced(message.route, message.epoch))
             await trio.testing.wait_all_tasks_blocked()
             return spoke.said[-1]
 

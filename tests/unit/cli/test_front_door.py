@@ -86,7 +86,7 @@ def test_a_chat_template_that_is_not_there_is_a_complaint(tmp_path):
 def test_up_ends_when_it_is_to_serve_more_positions_than_the_model_has(tmp_path):
     """Even a model that it remembers to have served."""
     model = ensure_demo_model(tmp_path / "demo")
-    write_state(tmp_path / "state", SavedState(term=3, wishes=(DesiredModel(str(model)),), nodes=(NodeId("w0"),)))
+    write_state(tmp_path / "state", SavedState(term=3, desired=(DesiredModel(str(model)),), nodes=(NodeId("w0"),)))
     environ = {f"HYDRA_ZMQ_{name}_ADDR": "tcp://127.0.0.1:0" for name in ("ROUTER", "BROADCAST")}
     argv = [sys.executable, "-m", "hydra", "up", str(model), "--workers", "0", "--http", "127.0.0.1:0"]
     argv += ["--max-model-len", "4096", "--state-dir", str(tmp_path / "state")]

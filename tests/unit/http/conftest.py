@@ -15,7 +15,7 @@ from hydra.text.tokenizer import ModelTokenizer
 from tests.unit.http.fake_cluster import FakeCluster, spell
 
 
-def shelf_of(load=ModelTokenizer.load, chat_template=None) -> TokenizerCache:
+def tokenizers_of(load=ModelTokenizer.load, chat_template=None) -> TokenizerCache:
     """ModelTokenizer are read in a thread. A frontend tries them before (see test_words_trial)."""
     return TokenizerCache(partial(trio.to_thread.run_sync, load), chat_template)
 
@@ -24,8 +24,14 @@ async def at_once(work, *args):
     return work(*args)
 
 
-def threadless(cluster, shutdown, shelf):
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf, encoders=Encoders(aside=at_once))
+def threadless(cluster, shutdown, tokenizers):
+    return make_app(
+        cluster,
+        max_body_bytes=100_000,
+        shutdown=shutdown,
+        tokenizers=tokenizers,
+        encoders=Encoders(run_blocking=at_once),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +68,10 @@ def shutdown():
 
 @pytest.fixture
 def app(cluster, shutdown):
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of())
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of())
 
 
 @pytest.fixture
 def quick_app(cluster, shutdown, words):
     """Whose words are there already, and which has no threads: it may live in virtual time."""
-    return threadless(cluster, shutdown, shelf_of(lambda *_: words))
+    return threadless(cluster, shutdown, tokenizers_of(lambda *_: words))

@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from hydra.actors.client import GenerateRequest, Piece, TokenLogprobs
-from hydra.protocol.messages import JobStatus, ModelReply, NodeLoad, ReadyReply, StatusReply
+from hydra.protocol.messages.models import JobStatus, ModelReply, NodeLoad, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 
@@ -104,9 +104,9 @@ class FakeCluster:
         self.ready_asked.append(tuple(models))
         return ReadyReply(ask=1, ready=self.is_ready, why="" if self.is_ready else "asleep", retry_after_s=2.0)
 
-    async def load_model(self, **wish: Any) -> ModelReply:
-        model_id = wish["model_id"] or "m"
-        if wish["wait"]:
+    async def load_model(self, **desired: Any) -> ModelReply:
+        model_id = desired["model_id"] or "m"
+        if desired["wait"]:
             return ModelReply(ask=1, model_id=model_id, state="ready")
         return ModelReply(ask=1, model_id=model_id, state="loading", job=self.job.job)
 

@@ -10,7 +10,7 @@ from hydra.http.app import make_app
 from hydra.protocol.context_length import context_overflow
 from hydra.simulation.asgi_client import ask
 from hydra.text.tokenizer import ModelTokenizer
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 
 POST = httpx2.Request("POST", "http://test/v1/completions")
 
@@ -18,7 +18,7 @@ POST = httpx2.Request("POST", "http://test/v1/completions")
 @pytest.fixture
 def app(cluster, shutdown):
     """Over words that are not tried first: these tests are about requests."""
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(ModelTokenizer.load))
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of(ModelTokenizer.load))
 
 
 OVERFLOWS = [

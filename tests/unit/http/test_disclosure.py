@@ -7,7 +7,7 @@ from hydra.http.app import make_app
 from hydra.http.disclosure import HIDDEN, without_paths
 from hydra.protocol.refusal import Refusal, refuse
 from hydra.simulation.asgi_client import ask
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -54,7 +54,7 @@ async def test_nor_does_what_is_wrong_with_a_models_words(cluster, shutdown, met
     def load(*_):
         raise refuse("bad_model", TOLD)
 
-    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(load))
+    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of(load))
     method = "GET" if path == "/ready" else "POST"
     answer = await ask(app, method, path, TEXT if path == "/v1/completions" else CHAT)
     assert HIDDEN in answer.json()["error"]["message"] and b"/srv" not in answer.body and b"shadow" not in answer.body

@@ -8,7 +8,7 @@ from werkzeug.datastructures import Headers
 from hydra.http.app import make_app
 from hydra.http.door import Door, NotJson, _check_type
 from hydra.simulation.asgi_client import ask
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}
 CHANGES = {
@@ -30,7 +30,9 @@ def headers(**named):
 def open_app(cluster, shutdown, words):
     """For names and pages that the operator has listed."""
     door = Door.of("bound.example", ["LLM.example.com", ".corp.example"], ["https://chat.example.com/"])
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(lambda *_: words), door=door)
+    return make_app(
+        cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of(lambda *_: words), door=door
+    )
 
 
 def untouched(cluster):

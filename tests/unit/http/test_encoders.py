@@ -17,7 +17,7 @@ from hydra.http.openai_request import parse_json
 from hydra.protocol.refusal import RefusalError
 from hydra.simulation.asgi_client import ask, exchange
 from hydra.text.tokenizer_files import encode, encode_with_places
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}
 LARGE = {**TEXT, "prompt": "x" * 2 * SMALL_BYTES}
@@ -93,7 +93,9 @@ def gate():
 
 async def test_a_full_lane_refuses_and_the_other_goes_on(wide, shutdown, words, nursery, gate):
     encoders = Encoders(large=Lane(threads=1, waiting_max=1))
-    app = make_app(wide, max_body_bytes=1 << 20, shutdown=shutdown, shelf=shelf_of(lambda *_: words), encoders=encoders)
+    app = make_app(
+        wide, max_body_bytes=1 << 20, shutdown=shutdown, tokenizers=tokenizers_of(lambda *_: words), encoders=encoders
+    )
     nursery.start_soon(encoders.run, 1 << 20, gate)
     async with exchange(app, "POST", "/v1/completions", LARGE) as waiting:
         while not encoders.large.full:

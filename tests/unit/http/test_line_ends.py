@@ -8,7 +8,7 @@ from hydra.http.app import make_app
 from hydra.http.openai_response import json_bytes, sse
 from hydra.simulation.asgi_client import ask
 from hydra.text.tokenizer import ModelTokenizer
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 from tests.unit.http.fake_cluster import spell
 
 ENDS = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg\x1dh\x1ei\rj\nk"
@@ -19,7 +19,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 @pytest.fixture
 def app(cluster, shutdown):
     """Over words that are not tried first: these tests are about requests."""
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(ModelTokenizer.load))
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of(ModelTokenizer.load))
 
 
 def events_by_lines(body: str) -> list[str]:

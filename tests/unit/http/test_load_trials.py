@@ -31,10 +31,10 @@ def read(cluster, shutdown, words):
             return words if self.said is None else attrs.evolve(words, templates={"default": self.said})
 
         def __init__(self):
-            self.shelf = TokenizerCache(self.load)
-            self.trials = LoadTrials(cluster, self.shelf)
+            self.tokenizers = TokenizerCache(self.load)
+            self.trials = LoadTrials(cluster, self.tokenizers)
             self.app = make_app(
-                cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=self.shelf, trials=self.trials
+                cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=self.tokenizers, trials=self.trials
             )
 
     return Read()

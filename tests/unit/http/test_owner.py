@@ -3,7 +3,7 @@
 import pytest
 
 from hydra.http.owner import owner_of
-from hydra.protocol.messages import OWNER_LENGTH_MAX
+from hydra.protocol.messages.generations import OWNER_LENGTH_MAX
 from hydra.simulation.asgi_client import ask
 
 TEXT = {"model": "m", "prompt": ["hi", "ho"], "n": 2, "max_tokens": 5}

@@ -9,7 +9,7 @@ from hydra.http.openai_request import parse_request
 from hydra.protocol.refusal import RefusalError
 from hydra.simulation.asgi_client import ask
 from hydra.text.tokenizer import ModelTokenizer
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 
 USER = {"role": "user", "content": "hi"}
 BODIES = {"chat": {"model": "m", "messages": [USER]}, "text": {"model": "m", "prompt": "hi"}}
@@ -88,7 +88,7 @@ CASES = [(kind, name, *values) for kind in BODIES for name, values in REFUSED.it
 @pytest.fixture
 def app(cluster, shutdown):
     """Over words that are not tried first: these tests are about requests."""
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(ModelTokenizer.load))
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of(ModelTokenizer.load))
 
 
 def parse(kind, **changes):

@@ -19,7 +19,7 @@ from hydra.text.cache import ChatTemplateFile, TokenizerCache, is_model_at
 from hydra.text.tokenizer import ModelTokenizer
 from hydra.text.trial import load_tried
 from tests.fake_hub import fake_hub
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 
 LONG_S = 60.0
 
@@ -66,8 +66,10 @@ def other(directory, tmp_path, cluster):
     return copy, attrs.evolve(cluster.card, model_id="other", model_path=str(copy), folder=str(copy))
 
 
-def app_of(cluster, shutdown, shelf=None):
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf or shelf_of(ModelTokenizer.load))
+def app_of(cluster, shutdown, tokenizers=None):
+    return make_app(
+        cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers or tokenizers_of(ModelTokenizer.load)
+    )
 
 
 @pytest.mark.parametrize(("spoil", "reason"), SPOILT.values(), ids=SPOILT.keys())
@@ -116,7 +118,7 @@ async def test_a_first_start_learns_that_its_model_never_will_before_the_weights
     (copy / "tokenizer.json").unlink()
     cluster.card, cluster.is_ready = attrs.evolve(card, state="loading"), False
     with trio.fail_after(10):
-        fault = await Readiness(cluster, shelf_of(ModelTokenizer.load)).wait(str(copy))
+        fault = await Readiness(cluster, tokenizers_of(ModelTokenizer.load)).wait(str(copy))
     assert fault.refusal.code == "bad_model" and "no such file" in fault.refusal.message and "beside" in fault.fix
 
 
@@ -198,28 +200,28 @@ async def test_a_later_life_waits_for_another_model_and_says_once_what_is_wrong(
 
 
 async def test_a_bug_in_reading_words_costs_the_model_and_not_the_process(cluster):
-    shelf = TokenizerCache(load_of(RuntimeError("the secret of /etc/passwd")))
+    tokenizers = TokenizerCache(load_of(RuntimeError("the secret of /etc/passwd")))
     with structlog.testing.capture_logs() as lines, pytest.raises(RefusalError) as caught:
-        await shelf.words_of(cluster.card, (cluster.card,))
+        await tokenizers.words_of(cluster.card, (cluster.card,))
     assert caught.value.refusal.code == "internal_error" and "secret" not in caught.value.refusal.message
     assert [line["log_level"] for line in lines] == ["error"]
 
 
 async def test_a_tokenizer_with_more_ids_than_the_model_is_warned_of(cluster, words):
-    shelf = TokenizerCache(load_of(words))
+    tokenizers = TokenizerCache(load_of(words))
     with structlog.testing.capture_logs() as lines:
-        assert await shelf.fault_of(cluster.card, (cluster.card,)) is None
+        assert await tokenizers.fault_of(cluster.card, (cluster.card,)) is None
         assert lines == []
         small = attrs.evolve(cluster.card, vocab=200, created_s=2)
-        assert await shelf.fault_of(small, (small,)) is None
+        assert await tokenizers.fault_of(small, (small,)) is None
     assert [(line["log_level"], line["last_id"], line["vocabulary"]) for line in lines] == [("warning", 260, 200)]
 
 
 async def test_the_operators_own_template_is_named(cluster, directory, tmp_path):
     file = tmp_path / "mine.jinja"
     file.write_text("{% for %}")
-    shelf = shelf_of(ModelTokenizer.load, ChatTemplateFile(file, str(directory)))
-    fault = await shelf.fault_of(cluster.card, (cluster.card,))
+    tokenizers = tokenizers_of(ModelTokenizer.load, ChatTemplateFile(file, str(directory)))
+    fault = await tokenizers.fault_of(cluster.card, (cluster.card,))
     assert fault.fix == f"mend {file}, or leave --chat-template out" and "makes no sense" in fault.refusal.message
 
 
@@ -232,7 +234,7 @@ async def test_a_repository_without_a_tokenizer_is_told_as_one(cluster, other, t
         described = await trio.to_thread.run_sync(library.describe, "org/mute")
     cluster.card = attrs.evolve(card, model_path=described.model_path, folder=described.folder)
     assert is_model_at(cluster.card, "org/mute")
-    fault = await Readiness(cluster, shelf_of(load_tried)).wait("org/mute")
+    fault = await Readiness(cluster, tokenizers_of(load_tried)).wait("org/mute")
     assert "tokenizer.json cannot be read" in fault.refusal.message and "repository" in fault.fix
 
 

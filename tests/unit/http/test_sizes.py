@@ -11,7 +11,8 @@ from hydra.http.cluster_routes import LAYERS_MAX, NAME_MAX, PATH_MAX
 from hydra.http.openai_request import BIAS_MAX, STOP_IDS_MAX, parse_json, parse_request
 from hydra.protocol.codec import decode, encode
 from hydra.protocol.ids import ActorName, Attempt, SessionId
-from hydra.protocol.messages import LoadModel, Open
+from hydra.protocol.messages.generations import Open
+from hydra.protocol.messages.models import LoadModel
 from hydra.protocol.refusal import RefusalError
 from hydra.simulation.asgi_client import ask
 
@@ -106,5 +107,5 @@ async def test_a_job_of_an_endless_name_is_not_asked_for(app):
 
 def test_the_largest_load_fits_its_message():
     path, name = "🎉" * PATH_MAX, "🎉" * NAME_MAX
-    wish = LoadModel(ask=1, model_path=path, model_id=name, total_layers=LAYERS_MAX, dtype=name, wait=True)
-    assert decode(encode(BROKER.actor, ActorName("asks"), wish)).message == wish
+    desired = LoadModel(ask=1, model_path=path, model_id=name, total_layers=LAYERS_MAX, dtype=name, wait=True)
+    assert decode(encode(BROKER.actor, ActorName("asks"), desired)).message == desired

@@ -1,4 +1,4 @@
-"""ModelTokenizer follow the files that a load finds: what was read for one load serves the next only if nothing has changed."""
+"""A tokenizer follows the files that a load finds: what was read for one load serves the next if nothing changed."""
 
 import os
 import shutil
@@ -83,29 +83,29 @@ async def test_what_is_unloaded_changed_and_loaded_is_used_as_it_is_now(cluster,
 async def test_a_model_that_stays_loaded_keeps_its_words(cluster, model):
     """A file half written must not reach the requests of meanwhile."""
     reader = Reader()
-    shelf, card = TokenizerCache(reader), cluster.card
-    words = await shelf.words_of(card, (card,))
+    tokenizers, card = TokenizerCache(reader), cluster.card
+    words = await tokenizers.words_of(card, (card,))
     (model / "tokenizer.json").write_text("{")
-    assert await shelf.words_of(attrs.evolve(card, state="degraded"), (card,)) is words and reader.reads == 1
+    assert await tokenizers.words_of(attrs.evolve(card, state="degraded"), (card,)) is words and reader.reads == 1
 
 
 @pytest.mark.parametrize("change", [lambda model: None, shutil.rmtree], ids=["the same files", "none any more"])
 async def test_a_new_coordinator_needs_no_second_reading(cluster, model, change):
     reader = Reader()
-    shelf, card = TokenizerCache(reader), cluster.card
-    words = await shelf.words_of(card, (card,))
+    tokenizers, card = TokenizerCache(reader), cluster.card
+    words = await tokenizers.words_of(card, (card,))
     change(model)
     again = attrs.evolve(card, load="load-2-1", created_s=card.created_s + 9)
-    assert await shelf.words_of(again, (again,)) is words and reader.reads == 1
+    assert await tokenizers.words_of(again, (again,)) is words and reader.reads == 1
 
 
 async def test_two_models_of_one_folder_share_its_words(cluster, model):
     reader = Reader()
-    shelf = TokenizerCache(reader)
+    tokenizers = TokenizerCache(reader)
     cards = (cluster.card, attrs.evolve(cluster.card, model_id="n", load="load-1-2"))
     for _ in range(3):
         for card in cards:
-            await shelf.words_of(card, cards)
+            await tokenizers.words_of(card, cards)
     assert reader.reads == 1
 
 
@@ -116,20 +116,20 @@ async def test_what_was_refused_is_tried_again_by_the_next_load(cluster, model):
         reads.append(path)
         raise refuse("bad_model", "it took too long")
 
-    shelf = TokenizerCache(load)
+    tokenizers = TokenizerCache(load)
     for name, count in (("load-1-1", 1), ("load-1-1", 1), ("load-1-2", 2)):
         card = attrs.evolve(cluster.card, load=name)
         with pytest.raises(RefusalError):
-            await shelf.words_of(card, (card,))
+            await tokenizers.words_of(card, (card,))
         assert len(reads) == count
 
 
 async def test_the_operators_own_template_is_looked_at_too(cluster, model, tmp_path):
     own, reader = tmp_path / "own.jinja", Reader()
     own.write_text("one")
-    shelf, card = TokenizerCache(reader, ChatTemplateFile(own, str(model))), cluster.card
-    await shelf.words_of(card, (card,))
+    tokenizers, card = TokenizerCache(reader, ChatTemplateFile(own, str(model))), cluster.card
+    await tokenizers.words_of(card, (card,))
     in_place(own, "two")
     again = attrs.evolve(card, load="load-1-2")
-    await shelf.words_of(again, (again,))
+    await tokenizers.words_of(again, (again,))
     assert reader.reads == 2

@@ -17,7 +17,7 @@ from hydra.simulation.asgi_client import ask
 from hydra.text.cache import ChatTemplateFile, TokenizerCache
 from hydra.text.tokenizer import ChatInput, ModelTokenizer
 from hydra.text.trial import load_tried
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 from tests.unit.text.tokenizer_zoo import CHATML, ZOO, byte_level, save
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
@@ -158,7 +158,7 @@ async def test_a_bad_tokenizer_is_a_400_for_every_request_and_is_tried_once(clus
         tried.append((path, template))
         raise refuse("bad_model", "tokenizer.json makes no sense")
 
-    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(load))
+    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of(load))
     for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", {"model": "m", "prompt": "x"})) * 2:
         answer = await ask(app, "POST", path, body)
         assert (answer.status, answer.json()["error"]["code"]) == (400, "bad_model")
@@ -169,7 +169,7 @@ async def test_a_model_with_a_bad_tokenizer_does_not_stay_loaded(cluster, shutdo
     def load(path, template):
         raise refuse("bad_model", "tokenizer.json makes no sense")
 
-    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(load))
+    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of(load))
     answer = await ask(app, "POST", "/api/models/load", {"model_path": "/x"})
     assert (answer.status, answer.json()["error"]["code"]) == (400, "bad_model")
     assert cluster.unloaded == ["m"]
@@ -178,7 +178,7 @@ async def test_a_model_with_a_bad_tokenizer_does_not_stay_loaded(cluster, shutdo
 async def test_a_template_bomb_is_a_400_for_chats_and_nothing_for_others(cluster, shutdown, tmp_path):
     made = save(tmp_path, byte_level(), LOOP)
     cluster.card = attrs.evolve(cluster.card, model_path=str(made), folder=str(made), vocab=1000)
-    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of())
+    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of())
     answer = await ask(app, "POST", "/v1/chat/completions", CHAT)
     error = answer.json()["error"]
     assert answer.status == 400 and error["param"] == "messages" and "chat template" in error["message"]
@@ -190,7 +190,7 @@ async def test_the_operators_template_is_for_one_model(cluster, shutdown, direct
     file = tmp_path / "mine.jinja"
     file.write_text("AAAA")
     template = ChatTemplateFile(file, str(directory) if mine else "/elsewhere")
-    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(chat_template=template))
+    app = make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of(chat_template=template))
     assert (await ask(app, "POST", "/v1/chat/completions", CHAT)).status == 200
     assert (cluster.requests[0].prompt_ids.tolist() == [65] * 4) is mine
 
@@ -203,11 +203,11 @@ async def test_many_first_requests_are_one_reading(cluster, words):
         await gate.wait()
         return words
 
-    shelf = TokenizerCache(load)
+    tokenizers = TokenizerCache(load)
     found = []
 
     async def one():
-        found.append(await shelf.words_of(cluster.card, (cluster.card,)))
+        found.append(await tokenizers.words_of(cluster.card, (cluster.card,)))
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
@@ -226,10 +226,10 @@ async def test_words_are_read_before_anybody_asks(cluster, words, autojump_clock
             raise refuse("bad_model", "no")
         return words
 
-    shelf = TokenizerCache(load)
+    tokenizers = TokenizerCache(load)
     cluster.card = attrs.evolve(cluster.card, state="loading")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(shelf.read_ahead, cluster.models)
+        nursery.start_soon(tokenizers.read_ahead, cluster.models)
         await trio.sleep(5)
         assert len(readings) == 1, "before its weights are there"
         cluster.card = attrs.evolve(cluster.card, state="ready")
@@ -238,7 +238,7 @@ async def test_words_are_read_before_anybody_asks(cluster, words, autojump_clock
         cluster.card = attrs.evolve(cluster.card, created_s=2)
         await trio.sleep(5)
         assert len(readings) == 2
-        assert await shelf.words_of(cluster.card, (cluster.card,)) is words and len(readings) == 2
+        assert await tokenizers.words_of(cluster.card, (cluster.card,)) is words and len(readings) == 2
         nursery.cancel_scope.cancel()
 
 
@@ -250,13 +250,13 @@ async def test_a_model_that_is_loaded_anew_is_read_anew(cluster, words):
             raise why
         return words
 
-    shelf = TokenizerCache(load)
+    tokenizers = TokenizerCache(load)
     with pytest.raises(RefusalError):
-        await shelf.words_of(cluster.card, (cluster.card,))
+        await tokenizers.words_of(cluster.card, (cluster.card,))
     with pytest.raises(RefusalError):
-        await shelf.words_of(cluster.card, (cluster.card,))
+        await tokenizers.words_of(cluster.card, (cluster.card,))
     again = attrs.evolve(cluster.card, created_s=2)
-    assert await shelf.words_of(again, (again,)) is words
+    assert await tokenizers.words_of(again, (again,)) is words
 
 
 def test_what_ends_the_process_is_a_refusal(tmp_path):

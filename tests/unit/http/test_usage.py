@@ -12,7 +12,7 @@ from hydra.http.teller import Delta
 from hydra.protocol.refusal import RefusalError
 from hydra.simulation.asgi_client import ask
 from hydra.text.tokenizer import ModelTokenizer
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 from tests.unit.http.fake_cluster import spell
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 50}
@@ -22,7 +22,7 @@ WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 @pytest.fixture
 def app(cluster, shutdown):
     """Over words that are not tried first: these tests are about requests."""
-    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, shelf=shelf_of(ModelTokenizer.load))
+    return make_app(cluster, max_body_bytes=100_000, shutdown=shutdown, tokenizers=tokenizers_of(ModelTokenizer.load))
 
 
 async def usage_of(app, **changes):

@@ -5,7 +5,7 @@ import pytest
 
 from hydra.http.app import make_app
 from hydra.simulation.asgi_client import ask, exchange
-from tests.unit.http.conftest import shelf_of
+from tests.unit.http.conftest import tokenizers_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -21,7 +21,11 @@ def state(request, cluster):
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_request_to_a_model_that_is_loaded_waits_or_is_refused(cluster, shutdown, words, state, waits, body):
     app = make_app(
-        cluster, max_body_bytes=1000, shutdown=shutdown, shelf=shelf_of(lambda *_: words), waits_for_loads=waits
+        cluster,
+        max_body_bytes=1000,
+        shutdown=shutdown,
+        tokenizers=tokenizers_of(lambda *_: words),
+        waits_for_loads=waits,
     )
     answer = await ask(app, "POST", "/v1/completions" if "prompt" in body else "/v1/chat/completions", body)
     if waits or state != "loading":

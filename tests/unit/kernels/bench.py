@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Batch, OpenRow, Outcome, Run, int32
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
 from hydra.protocol.sampling import GREEDY, SamplingParams
 from hydra.store.models.library import LocalLibrary

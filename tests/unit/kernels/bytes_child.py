@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.store.models.library import LocalLibrary
 
 

@@ -12,7 +12,7 @@ import torch
 
 from hydra.kernels.step.runner import Runner
 from hydra.kernels.tensors import blob_of, tensor_of, to_device
-from hydra.kernels.weights import staging as landing
+from hydra.kernels.weights import staging
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
 from hydra.protocol.model.decoder_spec import RopeSpec
@@ -114,12 +114,12 @@ def plain(matrix):
 
 
 def test_small_chunks_and_dtype_conversion_place_every_byte(untied, monkeypatch):
-    monkeypatch.setattr(landing, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(staging, "CHUNK_BYTES", 1000)
     runner = Runner("cpu", dtypes=("bfloat16",))
     facts = runner.load(order(untied, 3, 4, dtype="bfloat16"), quiet)
     assert facts.read_bytes == 2 * facts.weight_bytes == n_bytes(untied.ranges(3, 4))
     piece, reference = runner._routes[ROUTE].slice, untied.reference
-    layer = runner._shelf.parts((untied.spec.fingerprint, "bfloat16"))[3]
+    layer = runner._resident.parts((untied.spec.fingerprint, "bfloat16"))[3]
     attention, mlp = reference.model.layers[3].self_attn, reference.model.layers[3].mlp
     projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
     assert torch.equal(plain(layer["qkv"]), torch.cat(projections).bfloat16())

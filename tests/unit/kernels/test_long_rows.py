@@ -12,7 +12,7 @@ from hydra.actors.stage.stage_line import Fence, FenceBoard, StageLine
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Run, Step, StepResult, int32
 from hydra.protocol.ids import EPOCH_ZERO
-from hydra.protocol.messages import Open
+from hydra.protocol.messages.generations import Open
 from hydra.protocol.sampling import GREEDY
 from tests.unit.kernels.bench import EPOCH, ROUTE, greedy, order, prompt, quiet
 from tests.unit.kernels.family_models import SHAPES, publish_family

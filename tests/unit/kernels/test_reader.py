@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hydra.kernels.step.runner import Runner
-from hydra.kernels.weights import staging as landing
+from hydra.kernels.weights import staging
 from hydra.kernels.weights.reader import read_ranges
 from hydra.kernels.weights.weight_memory import HUGE_BYTES, weight_memory
 from hydra.protocol.model.model_spec import TensorRange
@@ -76,7 +76,7 @@ def check(stored: Stored, wanted: list[tuple[TensorRange, torch.Tensor]]) -> Non
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_item_lands_in_its_place(stored, monkeypatch, chunk, threads, dtype):
-    monkeypatch.setattr(landing, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(staging, "CHUNK_BYTES", chunk)
     wanted = stored.targets(dtype)
     assert read_ranges(stored.folder, wanted, quiet, threads) == sum(source.length for source in stored.sources)
     check(stored, wanted)
@@ -108,7 +108,7 @@ class LateCopy:
         if not self.done:
             self.done = True
             self.target.copy_(self.landed)
-            flag = landing.overflowed(self.landed, self.target)
+            flag = staging.overflowed(self.landed, self.target)
             if flag is not None:
                 self.lost.copy_(flag)
             self.waited.append(self.target.numel())
@@ -117,9 +117,9 @@ class LateCopy:
 @pytest.mark.parametrize("chunk", [1000, 1 << 20])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_slab_is_read_into_only_when_the_device_has_let_go_of_it(stored, monkeypatch, chunk, threads):
-    monkeypatch.setattr(landing, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(staging, "CHUNK_BYTES", chunk)
     waited: list[int] = []
-    monkeypatch.setattr(landing, "mover_for", lambda device: Late(waited))
+    monkeypatch.setattr(staging, "mover_for", lambda device: Late(waited))
     wanted = stored.targets(torch.bfloat16)
     read_ranges(stored.folder, wanted, quiet, threads)
     check(stored, wanted)
@@ -129,7 +129,7 @@ def test_a_slab_is_read_into_only_when_the_device_has_let_go_of_it(stored, monke
 def test_one_slab_is_filled_while_the_other_is_being_copied(stored):
     """The overlap: when the second chunk is read, nobody has waited for the first."""
     waited: list[int] = []
-    slabs, seen = landing.Slabs(Late(waited)), []
+    slabs, seen = staging.Slabs(Late(waited)), []
     source, target = stored.sources[0], torch.empty(3, 100)
 
     def fill(buffer: memoryview) -> None:
@@ -145,7 +145,7 @@ def test_one_slab_is_filled_while_the_other_is_being_copied(stored):
 @pytest.mark.parametrize("late", [False, True])
 def test_what_float16_cannot_hold_is_refused_by_name(stored, monkeypatch, late):
     if late:
-        monkeypatch.setattr(landing, "mover_for", lambda device: Late([]))
+        monkeypatch.setattr(staging, "mover_for", lambda device: Late([]))
     large = stored.sources[2]
     with (stored.folder / large.file).open("r+b") as file:
         file.seek(large.offset + 400)
@@ -195,13 +195,13 @@ def test_ranges_are_checked_before_the_first_byte(stored, number, changes, words
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_file_that_shrinks_while_it_is_read_is_refused(stored, monkeypatch, threads):
-    monkeypatch.setattr(landing, "CHUNK_BYTES", 400)
+    monkeypatch.setattr(staging, "CHUNK_BYTES", 400)
     last = stored.sources[-2]
 
     def cut(bytes_done: int, bytes_total: int) -> None:
         os.truncate(stored.folder / last.file, last.offset)
 
-    monkeypatch.setattr(landing.Landing, "take", slowed(landing.Landing.take, last, cut))
+    monkeypatch.setattr(staging.Landing, "take", slowed(staging.Landing.take, last, cut))
     with pytest.raises(RefusalError, match=r"b\.safetensors ends within b3: byte \d+ is missing"):
         read_ranges(stored.folder, stored.targets(), quiet, threads)
 
@@ -261,7 +261,7 @@ def test_a_damaged_norm_is_refused_by_name_and_the_runner_holds_nothing(untied, 
 
 
 def test_whoever_listens_may_end_it(stored, monkeypatch):
-    monkeypatch.setattr(landing, "CHUNK_BYTES", 40)
+    monkeypatch.setattr(staging, "CHUNK_BYTES", 40)
 
     class Enough(Exception):
         pass

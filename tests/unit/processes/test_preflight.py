@@ -107,9 +107,9 @@ def test_this_machine_is_seen_as_torch_sees_it():
 
 
 def test_auto_takes_only_what_torch_can_use():
-    assert [wish.device for wish in local_workers(None, "auto", TWO_GPUS)] == ["cuda:0", "cuda:1"]
-    assert [wish.device for wish in local_workers(None, "auto", but(CPU_ONLY, cuda_devices=2))] == ["cpu", "cpu"]
-    assert [wish.device for wish in local_workers(None, "cuda", TWO_GPUS)] == ["cuda:0"]
+    assert [desired.device for desired in local_workers(None, "auto", TWO_GPUS)] == ["cuda:0", "cuda:1"]
+    assert [desired.device for desired in local_workers(None, "auto", but(CPU_ONLY, cuda_devices=2))] == ["cpu", "cpu"]
+    assert [desired.device for desired in local_workers(None, "cuda", TWO_GPUS)] == ["cuda:0"]
 
 
 def test_a_device_that_no_worker_would_use_is_refused():

@@ -172,10 +172,10 @@ async def test_a_parent_with_the_wrong_token_ends_in_a_complaint(nursery):
         hub = wires.hub(f"tcp://{LOOPBACK}:0", f"tcp://{LOOPBACK}:0")
         door = registry.Registry(term=1, results_addr="tcp://x:1", join_token="sesame")
         post = Gateway(hub.send_nowait, hub.receive, registry.PLANNER_NAME, door.speaker_of)
-        house = ActorHost(COORDINATOR, post.carry)
-        house.add(ActorName("registry"), door, lambda effect: None)
-        nursery.start_soon(house.keep_timers)
-        nursery.start_soon(post.pump, house)
+        host = ActorHost(COORDINATOR, post.carry)
+        host.add(ActorName("registry"), door, lambda effect: None)
+        nursery.start_soon(host.keep_timers)
+        nursery.start_soon(post.pump, host)
         run = ParentRun(
             supervisor=Supervisor((ChildPlan(name=NodeId("den"), role="worker", vital=True),), random.Random(0)),
             commands={NodeId("den"): ChildCommand(argv=("sleep", "60"))},

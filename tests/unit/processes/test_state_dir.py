@@ -13,7 +13,7 @@ from hydra.protocol.ids import TERM_MAX
 
 STATE = SavedState(
     term=4,
-    wishes=(DesiredModel("/models/m", "m", "float32"), DesiredModel("org/m", pinned="org/m@0123")),
+    desired=(DesiredModel("/models/m", "m", "float32"), DesiredModel("org/m", pinned="org/m@0123")),
     nodes=("w0", "w1"),
 )
 
@@ -29,7 +29,7 @@ def test_what_was_written_is_read(tmp_path):
 def test_what_an_earlier_version_wrote_is_read_too(tmp_path):
     old = {"term": 2, "wishes": [{"model_path": "/m", "model_id": None, "dtype": None}], "nodes": []}
     (tmp_path / FILE_NAME).write_text(json.dumps(old))
-    assert read_state(tmp_path) == SavedState(term=2, wishes=(DesiredModel("/m"),))
+    assert read_state(tmp_path) == SavedState(term=2, desired=(DesiredModel("/m"),))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,6 @@ def test_a_new_up_is_noted_and_forgets_commits_and_nothing_else(tmp_path):
     write_state(tmp_path, STATE)
     assert not read_state(tmp_path).first_life
     begin_anew(tmp_path)
-    wishes = (STATE.wishes[0], DesiredModel("org/m"))
-    assert read_state(tmp_path) == SavedState(term=4, wishes=wishes, nodes=STATE.nodes, anew=True)
+    desired = (STATE.desired[0], DesiredModel("org/m"))
+    assert read_state(tmp_path) == SavedState(term=4, desired=desired, nodes=STATE.nodes, anew=True)
     assert read_state(tmp_path).first_life

@@ -17,20 +17,10 @@ from hydra.protocol import codec
 from hydra.protocol.batch import Logprobs, int32
 from hydra.protocol.ids import Epoch, NodeId
 from hydra.protocol.limits import PATH_MAX
-from hydra.protocol.messages import (
-    Activate,
-    Beacon,
-    Close,
-    DeviceOffer,
-    Hello,
-    LoadSlice,
-    Message,
-    Open,
-    OpenRefused,
-    SayHello,
-    Tokens,
-    Welcome,
-)
+from hydra.protocol.messages import Message
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Tokens
+from hydra.protocol.messages.membership import Beacon, DeviceOffer, Hello, SayHello, Welcome
+from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.decoder_spec import plain_decoder
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
@@ -113,7 +103,7 @@ def test_every_sentence_comes_back_whole(kind, data):
     assert there == codec.Envelope("broker", "sessions", message, 7)
 
 
-def sentence(name, fields, to="desk", sender="parent", number=1):
+def sentence(name, fields, to="status", sender="parent", number=1):
     return [msgpack.packb([number, to, sender, name, fields])]
 
 
@@ -123,7 +113,7 @@ REFUSED = {
     "two frames": sentence("Close", GOOD_CLOSE) * 2,
     "empty": [b""],
     "trailing bytes": [sentence("Close", GOOD_CLOSE)[0] + b"\0"],
-    "not five": [msgpack.packb([1, "desk", "parent", "Close"])],
+    "not five": [msgpack.packb([1, "status", "parent", "Close"])],
     "a negative number": sentence("Close", GOOD_CLOSE, number=-1),
     "text for the count": sentence("Close", GOOD_CLOSE, number="1"),
     "bool for the count": sentence("Close", GOOD_CLOSE, number=True),
@@ -159,7 +149,7 @@ def test_near_misses_are_misses(frames):
 
 
 def fields_of(message):
-    return msgpack.unpackb(codec.encode("desk", "parent", message)[0])[4]
+    return msgpack.unpackb(codec.encode("status", "parent", message)[0])[4]
 
 
 OPEN = Open(

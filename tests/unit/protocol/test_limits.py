@@ -10,18 +10,11 @@ import pytest
 from hydra.protocol import codec, limits
 from hydra.protocol.batch import RowOpening
 from hydra.protocol.ids import TERM_MAX, Epoch
-from hydra.protocol.messages import (
-    Activate,
-    Beacon,
-    Hello,
-    LoadModel,
-    Message,
-    Open,
-    SayHello,
-    StatusRequest,
-    Tokens,
-    Welcome,
-)
+from hydra.protocol.messages import Message
+from hydra.protocol.messages.generations import Open, Tokens
+from hydra.protocol.messages.membership import Beacon, Hello, SayHello, Welcome
+from hydra.protocol.messages.models import LoadModel, StatusRequest
+from hydra.protocol.messages.plans import Activate
 from hydra.protocol.wires.wire import MessageTooBig, TheyBrokeTheRules
 from tests.extremes import Extremes, bent, leaves
 
@@ -72,7 +65,7 @@ def test_no_field_takes_a_value_beyond_all_reason(kind):
 
 GOOD = {
     Hello: Hello(
-        node_id="w1", role="worker", version=5, capabilities=(), auth="", host="h", pid=1, term_seen=0,
+        node_id="w1", role="worker", version=6, auth="", host="h", pid=1, term_seen=0,
         pipeline_addr="tcp://127.0.0.1:5",
     ),
     Welcome: Welcome(generation=1, term=1, heartbeat_s=0.5, results_addr="tcp://127.0.0.1:5"),
@@ -130,7 +123,7 @@ def test_nothing_is_said_that_its_reader_would_refuse():
     with pytest.raises(MessageTooBig, match="LoadModel"):
         codec.encode("planner", "asks", LoadModel(ask=1, model_path="x" * 5000))
     with pytest.raises(MessageTooBig, match="StatusRequest"):
-        codec.encode("desk", "asks", StatusRequest(ask=2**63))
+        codec.encode("status", "asks", StatusRequest(ask=2**63))
 
 
 def test_limits_name_fields_that_there_are():

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache import range_cache, range_fetch
 from hydra.store.cache.cache_room import LOCK, CacheRoom

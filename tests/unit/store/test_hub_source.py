@@ -115,7 +115,7 @@ def test_a_page_in_place_of_the_file_is_a_fault(hub, source_of, portal, length):
 @pytest.mark.parametrize("portal", PORTALS, ids=str)
 def test_nothing_of_such_a_page_enters_the_cache(hub, source_of, tmp_path, portal):
     hub.portal = portal
-    cache = RangeCache(CacheRoom(root=tmp_path), patience=RetryPolicy(sleep=lambda delay_s: None, tries=4))
+    cache = RangeCache(CacheRoom(root=tmp_path), policy=RetryPolicy(sleep=lambda delay_s: None, tries=4))
     asked = ("k", (STORED,), (WANTED,), (source_of(),), lambda done, total: None, lambda: False)
     with closing(cache):
         with pytest.raises(RefusalError) as caught:
@@ -226,7 +226,7 @@ def every(n: int, fault: Fault):
 @pytest.mark.parametrize("ranges", [True, False])
 def test_the_cache_gets_through_faults(hub, source_of, tmp_path, fault, ranges):
     hub.fault, hub.ranges = fault, ranges
-    cache = RangeCache(CacheRoom(root=tmp_path), patience=RetryPolicy(sleep=lambda delay_s: None))
+    cache = RangeCache(CacheRoom(root=tmp_path), policy=RetryPolicy(sleep=lambda delay_s: None))
     with closing(cache):
         folder = cache.ensure("k", (STORED,), (WANTED,), (source_of(),), lambda done, total: None, lambda: False)
     raw = (folder / FILE).read_bytes()

@@ -187,10 +187,10 @@ def test_a_disk_that_keeps_nothing_stops_nobody(life, copy_of, tmp_path):
 def test_a_hub_model_outlives_the_hub_and_the_caches(life, saved, tmp_path):
     with fake_hub() as hub:
         commit = hub.add("org/m", saved / "single")
-        patience = RetryPolicy(tries=1)
+        policy = RetryPolicy(tries=1)
 
         def library():
-            return HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", patience))
+            return HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", policy))
 
         first = life(library=library()).describe("org/m")
         shutil.rmtree(tmp_path / "cache" / "hub")

@@ -67,7 +67,7 @@ class Clock:
 
     now_s: float = 0.0
 
-    def patience(self, **changes) -> RetryPolicy:
+    def policy(self, **changes) -> RetryPolicy:
         return RetryPolicy(now=lambda: self.now_s, sleep=self.sleep, jitter=lambda: 1.0, **changes)
 
     def sleep(self, delay_s):
@@ -75,7 +75,7 @@ class Clock:
 
 
 def cache_at(root, **changes) -> RangeCache:
-    changes = {"patience": Clock().patience(), "threads": 1} | changes
+    changes = {"patience": Clock().policy(), "threads": 1} | changes
     return RangeCache(CacheRoom(root=root, max_bytes=changes.pop("max_bytes", None)), **changes)
 
 
@@ -170,7 +170,7 @@ def test_a_cut_body_costs_nothing_that_had_come(tmp_path):
 def test_a_source_is_tried_with_growing_waits_then_the_next_one(tmp_path):
     clock = Clock()
     bad, good = MemorySource(name="bad", faults=[SourceFault("HTTP 500")] * 99), MemorySource(name="good")
-    folder = ensure(cache_at(tmp_path, patience=clock.patience()), (bad, good), A, B)
+    folder = ensure(cache_at(tmp_path, policy=clock.policy()), (bad, good), A, B)
     assert held(folder, A, B) and len(bad.reads) == 3 and len(good.reads) == 3
     assert clock.now_s == 0.5 + 1.0, "no longer, where somebody else has it; and once for all pieces"
 
@@ -179,21 +179,21 @@ def test_the_only_source_left_is_tried_for_longer(tmp_path):
     clock = Clock()
     slow = MemorySource(name="slow", faults=[SourceFault("HTTP 500")] * 9)
     unfit = MemorySource(name="unfit", faults=[SourceUnfit("not here")] * 9)
-    folder = ensure(cache_at(tmp_path, patience=clock.patience()), (slow, unfit), B)
+    folder = ensure(cache_at(tmp_path, policy=clock.policy()), (slow, unfit), B)
     assert held(folder, B) and len(slow.reads) == 3 + 7 and len(unfit.reads) == 1
     slow.faults = [SourceFault("HTTP 500")] * 99
     with pytest.raises(RefusalError, match="slow: HTTP 500; unfit: not here"):
-        ensure(cache_at(tmp_path / "other", patience=clock.patience()), (slow, unfit), B)
+        ensure(cache_at(tmp_path / "other", policy=clock.policy()), (slow, unfit), B)
 
 
 def test_retry_after_is_honoured_and_bounded(tmp_path):
     clock = Clock()
     source = MemorySource(faults=[SourceFault("HTTP 429", retry_after_s=7.0)])
-    ensure(cache_at(tmp_path, patience=clock.patience()), source, B)
+    ensure(cache_at(tmp_path, policy=clock.policy()), source, B)
     assert clock.now_s == 7.0
     source = MemorySource(faults=[SourceFault("HTTP 429", retry_after_s=3000.0)])
     with pytest.raises(RefusalError, match="429"):
-        ensure(cache_at(tmp_path / "other", patience=clock.patience()), source, B)
+        ensure(cache_at(tmp_path / "other", policy=clock.policy()), source, B)
     assert clock.now_s == 7.0
 
 
@@ -218,7 +218,7 @@ def test_a_trickle_is_a_fault(tmp_path):
 
     slow, good = Dripping(name="slow"), MemorySource(name="good")
     wanted = tensor("a.safetensors", 0, 5000)
-    folder = ensure(cache_at(tmp_path, patience=clock.patience(tries=2)), (slow, good), wanted)
+    folder = ensure(cache_at(tmp_path, policy=clock.policy(tries=2)), (slow, good), wanted)
     assert held(folder, wanted) and len(slow.reads) == 2 and good.handed.total() == 5000 - 2 * 700
 
 
@@ -268,7 +268,7 @@ def test_cancelling_ends_a_wait(tmp_path):
     clock = Clock()
     source = MemorySource(faults=[SourceFault("HTTP 503", retry_after_s=200.0)])
     with pytest.raises(RefusalError) as caught:
-        ensure(cache_at(tmp_path, patience=clock.patience()), source, A, cancelled=lambda: clock.now_s > 3)
+        ensure(cache_at(tmp_path, policy=clock.policy()), source, A, cancelled=lambda: clock.now_s > 3)
     assert caught.value.refusal.code == "cancelled" and clock.now_s < 4
 
 

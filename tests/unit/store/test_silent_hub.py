@@ -98,8 +98,8 @@ def test_what_is_in_the_cache_is_described_and_what_is_missing_is_not_waited_for
         assert time.monotonic() - began_s < SOON_S and endpoint in str(caught.value)
 
 
-def fetched(root, described, source, patience=QUICK):
-    with closing(RangeCache(CacheRoom(root=root), patience)) as cache, closing(source):
+def fetched(root, described, source, policy=QUICK):
+    with closing(RangeCache(CacheRoom(root=root), policy)) as cache, closing(source):
         key = described.spec.fingerprint
         wanted = described.tensors
         return cache.ensure(key, described.files, wanted, [source], lambda done, total: None, lambda: False)

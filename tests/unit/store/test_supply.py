@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
@@ -51,7 +51,7 @@ def supply_of(hub, tmp_path):
 
     def make(name="w0", **access):
         access = HubAccess(**({"endpoint": hub.url} | access))
-        cache = RangeCache(CacheRoom(root=tmp_path / name), patience=RetryPolicy(tries=2, sleep=lambda delay_s: None))
+        cache = RangeCache(CacheRoom(root=tmp_path / name), policy=RetryPolicy(tries=2, sleep=lambda delay_s: None))
         return StoreSupply(cache, hub_opener(access))
 
     return make

@@ -10,7 +10,7 @@ from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.scheduler import COHORT_ROWS_MAX, RouteScheduler
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Batch, StepResult, int32
 from hydra.protocol.ids import Epoch
-from hydra.protocol.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
+from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
 from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.sampling import GREEDY, SamplingParams
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hydra.protocol.ids import Epoch, RouteId
-from hydra.protocol.messages import LoadSlice
+from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache import range_fetch
 from hydra.store.cache.cache_room import CacheRoom

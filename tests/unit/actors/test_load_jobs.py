@@ -8,18 +8,16 @@ from hydra.actors.core.machine import TimerFired
 from hydra.actors.planning.desired_model import Describe, DesiredModel, LoadMoved, NotDescribed, Recover, WasDescribed
 from hydra.actors.planning.load_jobs import JOBS_MAX
 from hydra.protocol.ids import Address
-from hydra.protocol.messages import (
+from hydra.protocol.messages.models import (
     CancelJob,
-    DropSlice,
     JobsReply,
     JobsRequest,
     LoadModel,
-    LoadProgress,
     ModelReply,
     NodeLoad,
-    SliceLoaded,
     UnloadModel,
 )
+from hydra.protocol.messages.plans import DropSlice, LoadProgress, SliceLoaded
 from hydra.protocol.model.model_spec import StoredFile
 from hydra.protocol.refusal import Refusal
 from tests.unit.actors.test_planner import ASKER, MODEL, Hall, answers, facts, joined, orders, sent
@@ -69,14 +67,14 @@ class Desk(Hall):
 
 
 def test_a_hub_model_goes_by_its_id_and_its_sources():
-    desk = Desk()
-    assert answers(desk.told) == [ModelReply(ask=7, model_id="org/m", state="loading", job="load-3-1")]
-    assert Describe(HUB_ID) in desk.told
-    for order in orders(desk.described()).values():
+    status = Desk()
+    assert answers(status.told) == [ModelReply(ask=7, model_id="org/m", state="loading", job="load-3-1")]
+    assert Describe(HUB_ID) in status.told
+    for order in orders(status.described()).values():
         assert order.sources == HUB_MODEL.sources and order.files == HUB_MODEL.files
-    (card,) = desk.planner.cards()
+    (card,) = status.planner.cards()
     assert (card.model_id, card.model_path, card.folder) == ("org/m", "org/m@0123", "/cache/org--m")
-    assert desk.saved[-1].wishes == (DesiredModel(HUB_ID, pinned="org/m@0123"),)
+    assert status.saved[-1].desired == (DesiredModel(HUB_ID, pinned="org/m@0123"),)
 
 
 def test_a_later_life_describes_the_commit_that_the_first_one_found():
@@ -89,99 +87,99 @@ def test_a_later_life_describes_the_commit_that_the_first_one_found():
 
 
 def test_a_job_shows_each_node_until_it_is_ready():
-    desk = Desk()
-    assert (desk.job().state, desk.job().nodes, desk.job().model_path) == ("loading", (), HUB_ID)
-    effects = desk.described()
-    assert [node.state for node in desk.job().nodes] == ["waiting", "waiting"]
-    told = desk.moves(effects, 4)
+    status = Desk()
+    assert (status.job().state, status.job().nodes, status.job().model_path) == ("loading", (), HUB_ID)
+    effects = status.described()
+    assert [node.state for node in status.job().nodes] == ["waiting", "waiting"]
+    told = status.moves(effects, 4)
     fetching = NodeLoad(node_id="a", state="fetching", bytes_done=4, bytes_total=10)
     assert told["a-1"] == [LoadMoved("org/m", fetching)]
-    assert desk.job().nodes == (fetching, attrs.evolve(fetching, node_id="b"))
-    desk.moves(effects, 10, phase="reading")
-    assert {node.state for node in desk.job().nodes} == {"reading"}
-    loaded = desk.loads(effects)
-    assert {node.state for node in desk.job().nodes} == {"loaded"} and desk.job().state == "loading"
-    assert facts(desk.warms(loaded), RouteUp)
-    job = desk.job()
+    assert status.job().nodes == (fetching, attrs.evolve(fetching, node_id="b"))
+    status.moves(effects, 10, phase="reading")
+    assert {node.state for node in status.job().nodes} == {"reading"}
+    loaded = status.loads(effects)
+    assert {node.state for node in status.job().nodes} == {"loaded"} and status.job().state == "loading"
+    assert facts(status.warms(loaded), RouteUp)
+    job = status.job()
     assert job.state == "ready" and {node.bytes_done for node in job.nodes} == {10} and job.refusal is None
-    desk.hears(UnloadModel(ask=1, model_id="org/m"))
-    assert desk.job() == job, "its last word stays"
+    status.hears(UnloadModel(ask=1, model_id="org/m"))
+    assert status.job() == job, "its last word stays"
 
 
 def test_progress_of_another_epoch_is_nothing():
-    desk = Desk()
-    effects = desk.described()
-    desk.tell(NodeLost(node="b", generation=1, why="exit"))
-    desk.moves(effects, 4)
-    assert not any(node.bytes_done for node in desk.job().nodes)
+    status = Desk()
+    effects = status.described()
+    status.tell(NodeLost(node="b", generation=1, why="exit"))
+    status.moves(effects, 4)
+    assert not any(node.bytes_done for node in status.job().nodes)
 
 
 def test_a_job_that_failed_says_why():
-    desk = Desk()
+    status = Desk()
     no = Refusal(code="access_denied", message="accept the terms")
-    desk.tell(NotDescribed(HUB_ID, no))
-    assert (desk.job().state, desk.job().refusal) == ("failed", no)
+    status.tell(NotDescribed(HUB_ID, no))
+    assert (status.job().state, status.job().refusal) == ("failed", no)
 
 
 @pytest.mark.parametrize("wait", [True, False])
 def test_a_job_that_is_called_off_drops_its_slices_and_its_wish(wait):
-    desk = Desk(wait=wait)
-    order = next(iter(orders(desk.described()).values()))
-    effects, told = desk.cancel()
+    status = Desk(wait=wait)
+    order = next(iter(orders(status.described()).values()))
+    effects, told = status.cancel()
     assert [(to.peer, drop.epoch > order.epoch) for to, drop in sent(effects, DropSlice)] == [
         ("a-1", True),
         ("b-1", True),
     ]
     assert told.jobs[0].state == "cancelled" and told.jobs[0].refusal.code == "cancelled"
     assert [answer.refusal.code for answer in answers(effects)] == (["cancelled"] if wait else [])
-    assert facts(effects, ModelGone)[0].forget and desk.saved[-1].wishes == () and desk.planner.models() == ()
+    assert facts(effects, ModelGone)[0].forget and status.saved[-1].desired == () and status.planner.models() == ()
 
 
 def test_a_job_can_be_called_off_while_the_model_is_being_described():
-    desk = Desk()
-    _, told = desk.cancel()
+    status = Desk()
+    _, told = status.cancel()
     assert told.jobs[0].state == "cancelled"
-    assert not orders(desk.described())
+    assert not orders(status.described())
 
 
 def test_a_wish_of_the_start_can_be_called_off_and_is_not_tried_again():
     hall = Hall()
     hall.begin()
     (told,) = [m for _, m in sent(hall.hears(CancelJob(ask=1, job="load-3-1")), JobsReply)]
-    assert told.jobs[0].state == "cancelled" and hall.saved[-1].wishes == ()
+    assert told.jobs[0].state == "cancelled" and hall.saved[-1].desired == ()
     assert hall.tell(TimerFired(("again", "m"))) == []
 
 
 def test_what_is_ready_cannot_be_called_off():
-    desk = Desk()
-    desk.serves(desk.described())
-    effects, told = desk.cancel()
-    assert told.jobs[0].state == "ready" and len(effects) == 1 and desk.phase() == "ready"
+    status = Desk()
+    status.serves(status.described())
+    effects, told = status.cancel()
+    assert told.jobs[0].state == "ready" and len(effects) == 1 and status.phase() == "ready"
 
 
 def test_an_unknown_job_is_refused():
-    desk = Desk()
+    status = Desk()
     for message in (JobsRequest(ask=1, job="load-3-2"), CancelJob(ask=1, job="load-2-1")):
-        (told,) = [m for _, m in sent(desk.hears(message), JobsReply)]
+        (told,) = [m for _, m in sent(status.hears(message), JobsReply)]
         assert told.refusal.code == "job_not_found" and told.jobs == ()
 
 
 def test_finished_jobs_are_forgotten_oldest_first_and_running_ones_never():
-    desk = Desk()
+    status = Desk()
     for number in range(JOBS_MAX + 5):
-        desk.hears(LoadModel(ask=number, model_path="/x", wait=False))
-        desk.tell(NotDescribed("/x", Refusal(code="bad_model", message="no")))
-    (told,) = [m for _, m in sent(desk.hears(JobsRequest(ask=1)), JobsReply)]
+        status.hears(LoadModel(ask=number, model_path="/x", wait=False))
+        status.tell(NotDescribed("/x", Refusal(code="bad_model", message="no")))
+    (told,) = [m for _, m in sent(status.hears(JobsRequest(ask=1)), JobsReply)]
     assert len(told.jobs) == JOBS_MAX
     assert told.jobs[0].job == "load-3-1" and told.jobs[-1].job == f"load-3-{JOBS_MAX + 6}"
 
 
 def test_a_loaded_slice_ends_its_nodes_part():
-    desk = Desk()
-    effects = desk.described()
+    status = Desk()
+    effects = status.described()
     order = orders(effects)["a-1"]
     loaded = SliceLoaded(
         route=order.route, epoch=order.epoch, kv_blocks_max=500, weight_bytes=1, read_bytes=1, load_s=0.1
     )
-    desk.hears(loaded, Address("a-1", "stage"))
-    assert [node.state for node in desk.job().nodes] == ["loaded", "waiting"]
+    status.hears(loaded, Address("a-1", "stage"))
+    assert [node.state for node in status.job().nodes] == ["loaded", "waiting"]

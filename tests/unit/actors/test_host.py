@@ -7,7 +7,7 @@ import trio
 from hydra.actors.core.host import LATE_S, MAIL_FIRST_S, ActorHost
 from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.protocol.ids import Address
-from hydra.protocol.messages import RouteBroken
+from hydra.protocol.messages.plans import RouteBroken
 
 
 @attrs.define
@@ -22,7 +22,7 @@ class Scripted:
         return self.script.pop(event, [])
 
 
-def house(**machines):
+def host(**machines):
     carried, performed = [], []
     made = ActorHost("here", lambda *mail: carried.append(mail))
     for name, machine in machines.items():
@@ -49,7 +49,7 @@ async def test_one_event_is_handled_whole_before_the_next():
     shared = []
     a = Scripted({"go": [Tell("b", 1), Tell("a", 2), Tell("b", 3)], 2: [Tell("b", 4)]}, shared)
     b = Scripted({1: [Tell("a", 5)]}, shared)
-    made, _, _ = house(a=a, b=b)
+    made, _, _ = host(a=a, b=b)
     made.post("a", "go")
     assert shared == ["go", 1, 2, 3, 5, 4]
 
@@ -57,14 +57,14 @@ async def test_one_event_is_handled_whole_before_the_next():
 async def test_mail_for_a_sibling_stays_in_the_house_and_names_its_sender():
     b = Scripted()
     away = Address("there", "x")
-    made, carried, _ = house(a=Scripted({"go": [Send(Address("here", "b"), word("w")), Send(away, word("v"))]}), b=b)
+    made, carried, _ = host(a=Scripted({"go": [Send(Address("here", "b"), word("w")), Send(away, word("v"))]}), b=b)
     made.post("a", "go")
     assert b.diary == [Received(Address("here", "a"), word("w"))]
     assert carried == [(away, "a", word("v"))]
 
 
 async def test_what_a_machine_asks_of_its_process_is_performed():
-    made, _, performed = house(a=Scripted({"go": ["load", "drop"]}))
+    made, _, performed = host(a=Scripted({"go": ["load", "drop"]}))
     made.post("a", "go")
     assert performed == ["load", "drop"]
 
@@ -79,13 +79,13 @@ async def test_posting_while_draining_queues_behind_what_is_there():
 
 async def test_mail_for_nobody_is_dropped():
     a = Scripted({"go": [Tell("ghost", 1), Tell("a", 2)]})
-    made, _, _ = house(a=a)
+    made, _, _ = host(a=a)
     made.post("a", "go")
     assert a.diary == ["go", 2] and made.has("a") and not made.has("ghost")
 
 
 async def test_a_name_is_given_once():
-    made, _, _ = house(a=Scripted())
+    made, _, _ = host(a=Scripted())
     with pytest.raises(AssertionError, match="two actors"):
         made.add("a", Scripted(), print)
 
@@ -98,7 +98,7 @@ async def test_a_fault_leaves_post_and_the_house_can_be_posted_to_again():
             return super().handle(event, now_s)
 
     a = Faulty()
-    made, _, _ = house(a=a)
+    made, _, _ = host(a=a)
     with pytest.raises(ZeroDivisionError):
         made.post("a", "bad")
     made.post("a", "good")
@@ -121,7 +121,7 @@ class Clockwork:
 
 async def test_timers_fire_in_the_order_of_their_hours(hours, autojump_clock):
     clock = Clockwork()
-    made, _, _ = house(a=clock)
+    made, _, _ = host(a=clock)
     await hours(made)
     start_s = trio.current_time()
     made.post("a", [SetTimer("late", start_s + 5), SetTimer("soon", start_s + 1), SetTimer("mid", start_s + 3)])
@@ -131,7 +131,7 @@ async def test_timers_fire_in_the_order_of_their_hours(hours, autojump_clock):
 
 async def test_a_timer_of_the_same_key_is_replaced(hours, autojump_clock):
     clock = Clockwork()
-    made, _, _ = house(a=clock)
+    made, _, _ = host(a=clock)
     await hours(made)
     start_s = trio.current_time()
     made.post("a", [SetTimer("x", start_s + 1), SetTimer("x", start_s + 4), SetTimer("y", start_s + 6)])
@@ -142,7 +142,7 @@ async def test_a_timer_of_the_same_key_is_replaced(hours, autojump_clock):
 
 async def test_a_cancelled_timer_never_fires_and_may_be_set_again(hours, autojump_clock):
     clock = Clockwork()
-    made, _, _ = house(a=clock)
+    made, _, _ = host(a=clock)
     await hours(made)
     start_s = trio.current_time()
     made.post("a", [SetTimer("x", start_s + 1), SetTimer("z", start_s + 1), CancelTimer("x"), CancelTimer("never")])
@@ -154,7 +154,7 @@ async def test_a_cancelled_timer_never_fires_and_may_be_set_again(hours, autojum
 
 async def test_a_timer_may_set_itself_again_and_one_that_is_due_fires_at_once(hours, autojump_clock):
     clock = Clockwork()
-    made, _, _ = house(a=clock)
+    made, _, _ = host(a=clock)
     await hours(made)
     start_s = trio.current_time()
     clock.then = {"beat": [SetTimer("beat", start_s + 2), SetTimer("due", start_s)]}
@@ -165,7 +165,7 @@ async def test_a_timer_may_set_itself_again_and_one_that_is_due_fires_at_once(ho
 
 async def test_equal_keys_of_two_actors_are_two_timers(hours, autojump_clock):
     a, b = Clockwork(), Clockwork()
-    made, _, _ = house(a=a, b=b)
+    made, _, _ = host(a=a, b=b)
     await hours(made)
     start_s = trio.current_time()
     made.post("a", [SetTimer("x", start_s + 1)])
@@ -178,7 +178,7 @@ async def test_equal_keys_of_two_actors_are_two_timers(hours, autojump_clock):
 async def test_after_a_standstill_the_mail_is_read_before_the_timers_fire(hours, autojump_clock):
     """The process stood still: what its peers said meanwhile is in the sockets, some turns of the loop away."""
     clock = Clockwork()
-    made, _, _ = house(a=clock)
+    made, _, _ = host(a=clock)
     await hours(made)
     start_s = trio.current_time()
     made.post("a", [SetTimer("lease", start_s + 1), SetTimer("young", start_s + 4.9)])
@@ -192,7 +192,7 @@ async def test_after_a_standstill_the_mail_is_read_before_the_timers_fire(hours,
 
 async def test_a_timer_that_is_a_little_late_fires_at_once(hours, autojump_clock):
     clock = Clockwork()
-    made, _, _ = house(a=clock)
+    made, _, _ = host(a=clock)
     await hours(made)
     start_s = trio.current_time()
     made.post("a", [SetTimer("x", start_s + 1)])

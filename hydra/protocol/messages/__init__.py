@@ -1,0 +1,93 @@
+"""Every sentence the cluster can say on the command lane: one union that closes the list.
+
+Grouped by conversation, one file each; SPEC.md says who may say what when. A new message that nobody handles fails type
+checking at the first `assert_never`, not in production.
+"""
+
+from typing import TypeAlias
+
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.membership import (
+    Beacon,
+    ChildExited,
+    Expelled,
+    Goodbye,
+    Heartbeat,
+    HeartbeatSeen,
+    Hello,
+    HelloRefused,
+    KillWorker,
+    SayHello,
+    Welcome,
+)
+from hydra.protocol.messages.models import (
+    CancelJob,
+    JobsReply,
+    JobsRequest,
+    LoadModel,
+    ModelReply,
+    ModelsChanged,
+    ReadyReply,
+    ReadyRequest,
+    Rebalance,
+    StatusReply,
+    StatusRequest,
+    UnloadModel,
+)
+from hydra.protocol.messages.plans import (
+    Activate,
+    Dial,
+    Dialled,
+    DropSlice,
+    Fenced,
+    LoadFailed,
+    LoadProgress,
+    LoadSlice,
+    ReachReport,
+    Ready,
+    RouteBroken,
+    SliceLoaded,
+)
+
+Message: TypeAlias = (
+    Hello
+    | Welcome
+    | HelloRefused
+    | SayHello
+    | Expelled
+    | Goodbye
+    | Heartbeat
+    | HeartbeatSeen
+    | Beacon
+    | ChildExited
+    | KillWorker
+    | LoadSlice
+    | LoadProgress
+    | SliceLoaded
+    | LoadFailed
+    | Activate
+    | Ready
+    | Fenced
+    | DropSlice
+    | RouteBroken
+    | Dial
+    | Dialled
+    | ReachReport
+    | LoadModel
+    | UnloadModel
+    | Rebalance
+    | ModelReply
+    | JobsRequest
+    | CancelJob
+    | JobsReply
+    | ModelsChanged
+    | StatusRequest
+    | StatusReply
+    | ReadyRequest
+    | ReadyReply
+    | Open
+    | OpenRefused
+    | Reopen
+    | Tokens
+    | Close
+)

@@ -1,0 +1,84 @@
+"""One generation between a frontend's Session and the Broker."""
+
+from typing import Literal
+
+import attrs
+import numpy as np
+
+from hydra.protocol.batch import Int32Column, Logprobs, int32
+from hydra.protocol.ids import Attempt, SessionId
+from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampling import SamplingParams
+
+
+def _ids() -> Int32Column:
+    return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), converter=int32)
+
+
+@attrs.frozen(kw_only=True)
+class Open:
+    """Session -> Broker. Serve me from `history` on: the prompt, plus what I have already shown (a replay).
+
+    `max_tokens` counts generated tokens over all attempts; `deaths` counts stage deaths this session was in flight
+    at. A replayed session is never refused for capacity. Rows are shared between owners and their requests.
+    """
+
+    session: SessionId
+    attempt: Attempt
+    model_id: str
+    history: Int32Column = _ids()
+    prompt_tokens: int
+    max_tokens: int
+    params: SamplingParams
+    stop_ids: tuple[int, ...]
+    deaths: int = 0
+    request: int = 0  # all answers of one request of this frontend have one number; 0: it stands for itself
+    owner: str = ""  # a digest of the API key that was presented, never the key; empty: none was
+
+
+@attrs.frozen(kw_only=True)
+class OpenRefused:
+    """Broker -> Session. The end of this session."""
+
+    session: SessionId
+    attempt: Attempt
+    refusal: Refusal
+
+
+@attrs.frozen(kw_only=True)
+class Reopen:
+    """Broker -> Session. Your row is gone; send Open with attempt + 1. `death`: it was in flight when a stage died."""
+
+    session: SessionId
+    attempt: Attempt
+    why: Literal["epoch", "preempted", "coordinator"]
+    death: bool = False
+
+
+FINISH_NONE, FINISH_STOP, FINISH_LENGTH = 0, 1, 2
+OWNER_LENGTH_MAX = 64  # characters
+
+
+@attrs.frozen(kw_only=True)
+class Tokens:
+    """Broker -> one frontend: the tokens of one step, in columns. `finish` is one of FINISH_*.
+
+    `position[i]` is the token's index in its session's history; `cached[i]` how many prompt tokens came from the
+    prefix cache.
+    """
+
+    session: Int32Column = _ids()
+    attempt: Int32Column = _ids()
+    position: Int32Column = _ids()
+    token: Int32Column = _ids()
+    finish: Int32Column = _ids()
+    cached: Int32Column = _ids()
+    logprobs: Logprobs | None = None  # rows as in the columns
+
+
+@attrs.frozen(kw_only=True)
+class Close:
+    """Session -> Broker. Stop string, or the client left: free the row."""
+
+    session: SessionId
+    attempt: Attempt
