@@ -50,13 +50,13 @@ def _parsed(saved: Any) -> SavedState:
         raise TypeError("a term is a whole number, wishes and nodes are lists")
     return SavedState(
         term=saved["term"],
-        desired=tuple(_wish(desired) for desired in saved["wishes"]),
+        desired=tuple(_desired(desired) for desired in saved["wishes"]),
         nodes=tuple(NodeId(str(node)) for node in saved["nodes"]),
         anew=saved.get("anew") is True,
     )
 
 
-def _wish(saved: Any) -> DesiredModel:
+def _desired(saved: Any) -> DesiredModel:
     if type(saved) is not dict:
         raise TypeError("a wish is a map")
     optional = [saved.get(key) for key in ("model_id", "dtype", "pinned")]

@@ -55,7 +55,7 @@ class StoreServer:
             ("bytes", "Bytes of models' files handed out on the store lane.", self.told_bytes),
             ("refusals", "Questions on the store lane that were refused.", self.refused),
             ("dropped", "Answers on the store lane that nobody took.", self.dropped),
-            ("nonsense", "Messages refused at the door of the store lane.", self.malformed),
+            ("malformed", "Messages refused at the door of the store lane.", self.malformed),
         )
         return tuple(
             Sample(name=f"hydra_store_{what}_total", kind="counter", help=text, value=value)

@@ -631,7 +631,7 @@ def test_frontends_hear_of_every_change():
 
 
 @pytest.mark.parametrize(
-    ("offers", "wish", "dtype"),
+    ("offers", "desired", "dtype"),
     [
         ((("float32", "bfloat16"), ("float32", "bfloat16")), None, "float32"),
         ((("float16",), ("float16", "float32")), None, "float16"),

@@ -4,7 +4,7 @@ import pytest
 
 from hydra.actors.scheduling.prefill_turns import TURN_TOKENS
 from hydra.actors.scheduling.scheduler import BATCH_TOKENS_AUTO
-from tests.unit.actors.test_engine import add, answer, engine, sent
+from tests.unit.actors.test_scheduler import add, answer, engine, sent
 
 TURN_STEPS = TURN_TOKENS // BATCH_TOKENS_AUTO
 
