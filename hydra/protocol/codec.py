@@ -15,7 +15,8 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from hydra.protocol.batch import Logprobs
-from hydra.protocol.blob import Buffer
+from hydra.protocol.blob import Buffer, Frames
+from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName
 from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN, Limit, Range
 from hydra.protocol.messages import Message
@@ -24,7 +25,6 @@ from hydra.protocol.messages.membership import Beacon, Heartbeat, HeartbeatSeen
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.model_spec import Place, StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
-from hydra.protocol.wires.wire import Frames, MessageTooBig, TheyBrokeTheRules
 
 CONTROL_BYTES_MAX = 4 << 20
 STRING_BYTES_MAX = 1 << 20

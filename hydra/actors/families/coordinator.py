@@ -39,22 +39,14 @@ from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
 from hydra.actors.scheduling.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, SendStep, StepBack
 from hydra.protocol import codec, codec_data
+from hydra.protocol.blob import Frames
+from hydra.protocol.faults import TheyBrokeTheRules, WireError
 from hydra.protocol.ids import COORDINATOR, AskId, Epoch, NodeId, RouteId
 from hydra.protocol.messages.models import NodeLoad, Sample
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
-from hydra.protocol.wires.wire import (
-    DataLane,
-    Dialler,
-    Frames,
-    Hub,
-    StepLink,
-    StepSource,
-    TheyBrokeTheRules,
-    WireError,
-    WireFull,
-)
+from hydra.protocol.wires.wire import DataLane, Dialler, Hub, StepLink, StepSource, WireFull
 
 log = structlog.get_logger()
 SHOW_EVERY_S = 3.0

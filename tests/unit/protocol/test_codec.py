@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hydra.protocol import codec
 from hydra.protocol.batch import Logprobs, int32
+from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import Epoch, NodeId
 from hydra.protocol.limits import PATH_MAX
 from hydra.protocol.messages import Message
@@ -25,7 +26,6 @@ from hydra.protocol.model.decoder_spec import plain_decoder
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
-from hydra.protocol.wires.wire import MessageTooBig, TheyBrokeTheRules
 
 KINDS = typing.get_args(Message)
 FLOATS = st.floats(0.0625, 1.0, width=32)
