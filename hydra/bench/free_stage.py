@@ -37,7 +37,7 @@ def main() -> None:
         first_layer=first,
         end_layer=end,
         tensors=library.slice_ranges(described, first, end),
-        sources=(str(directory),),
+        sources=described.sources,
         block_size=BLOCK_SIZE,
         kv_memory_bytes=1 << 30,
     )

@@ -38,7 +38,7 @@ def order_for(described: Described, dtype: Dtype) -> LoadSlice:
         first_layer=0,
         end_layer=spec.n_layers,
         tensors=described.tensors,
-        sources=(described.model_path,),
+        sources=described.sources,
         block_size=16,
         kv_memory_bytes=1 << 20,
     )

@@ -15,6 +15,7 @@ import trio  # noqa: F401 - the HTTP client needs it, and its import asks ldconf
 
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.model.model_spec import Described
+from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError
 from hydra.settings import Settings
 from hydra.store.cache.cache_room import CacheRoom
@@ -22,7 +23,7 @@ from hydra.store.cache.range_cache import RangeCache
 from hydra.store.hub.hub import Hub
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.hub.hub_login import with_login
-from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref, parse_source
+from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref
 
 SHOW_EVERY_S = 3.0
 
@@ -54,13 +55,13 @@ def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[st
 
 def _bring(described: Described, hub: Hub, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
     """The commit, and the directory that holds its weights in the end. Raises RefusalError."""
-    at = next(ref for ref in map(parse_source, described.sources) if ref is not None)
-    first = described.sources[0]
-    if parse_source(first) is None:
+    assert described.hub_commit is not None, "it was described at the Hub"
+    at, first = HubRef.of(described.hub_commit), described.sources[0]
+    if isinstance(first, Directory):
         n_bytes = sum(tensor.length for tensor in described.tensors)
         told.show(f"{told.model}: whole in the Hugging Face cache, {first}; nothing is fetched")
         told.first = told.total = n_bytes
-        return at, first
+        return at, first.path
     room = CacheRoom(root=settings.model.cache_path() / "ranges", max_bytes=settings.model.max_cache_bytes())
     with closing(RangeCache(room)) as cache, closing(hub.source_of(at, described.files)) as source:
         key = described.spec.fingerprint

@@ -8,7 +8,6 @@ import re
 
 import attrs
 
-from hydra.protocol.model.model_name import hub_parts
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal
 
@@ -30,4 +29,4 @@ def without_paths(refusal: Refusal) -> Refusal:
 
 def origin_of(card: ModelCard) -> str:
     """Where a model comes from, as anybody may know: its Hub id, or only its name."""
-    return card.model_path if hub_parts(card.model_path) is not None else card.model_id
+    return card.model_path if card.hub_commit is not None else card.model_id

@@ -7,7 +7,8 @@ decoded without a copy (read-only).
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast, get_args, get_origin
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 import cattrs
@@ -24,7 +25,9 @@ from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import FINISH_LENGTH, Open, Tokens
 from hydra.protocol.messages.membership import Beacon, Heartbeat, HeartbeatSeen
 from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.model_name import hub_parts
 from hydra.protocol.model.model_spec import Place, StoredFile, TensorRange
+from hydra.protocol.model.source import HubCommit
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
 
 CONTROL_BYTES_MAX = 4 << 20
@@ -184,6 +187,11 @@ def _rule_file(stored: TensorRange | StoredFile) -> bool:
     return _one_component(stored.file)
 
 
+def _rule_hub_commit(source: HubCommit) -> bool:
+    """Its parts become part of a URL and of a path."""
+    return hub_parts(f"{source.repo}@{source.commit}") == (source.repo, source.commit)
+
+
 def _no_rule(_: Any) -> bool:
     return True
 
@@ -196,6 +204,7 @@ RULES: dict[type, Callable[[Any], bool]] = {
     LoadSlice: _rule_slice,
     TensorRange: _rule_file,
     StoredFile: _rule_file,
+    HubCommit: _rule_hub_commit,
 }
 ROWS: tuple[type, ...] = (TensorRange, Place)  # a mixture of experts has tens of thousands in one message
 
@@ -219,6 +228,20 @@ def _ruled_hook(kind: type) -> Hook:
         return made
 
     return checked
+
+
+def _one_of_hook(union: Any) -> Hook:
+    """One of several classes, which is known by the names of its fields."""
+    kinds = {frozenset(field.name for field in attrs.fields(kind)): kind for kind in get_args(union)}
+    hooks = {names: (kind, converter.get_structure_hook(kind)) for names, kind in kinds.items()}
+
+    def read(value: Any, _: Any) -> Any:
+        if type(value) is not dict:
+            raise TypeError(f"expected a map, got {type(value).__name__}")
+        kind, hook = hooks[frozenset(value)]
+        return hook(value, kind)
+
+    return read
 
 
 def _row_hook(kind: type) -> Hook:
@@ -256,6 +279,12 @@ def _is_tuple(kind: Any) -> bool:
     return origin is tuple
 
 
+def _is_one_of(kind: Any) -> bool:
+    """A union of classes; one with None among them is an optional field, which cattrs knows."""
+    is_union = get_origin(kind) in (Union, UnionType)
+    return is_union and all(attrs.has(arg) for arg in get_args(kind))
+
+
 def _id_hook(kind: Any) -> Hook:
     return _exactly(*IDS[kind])
 
@@ -267,6 +296,7 @@ def _make_converter() -> cattrs.Converter:
     made.register_unstructure_hook(float, float)  # an int in a float's place is said as a float
     made.register_structure_hook_factory(lambda kind: kind in IDS, _id_hook)
     made.register_structure_hook_factory(_is_tuple, _tuple_hook)
+    made.register_structure_hook_factory(_is_one_of, _one_of_hook)
     made.register_structure_hook_factory(lambda kind: kind in RULES or kind in FIELDS, _ruled_hook)
     made.register_structure_hook_factory(lambda kind: kind in ROWS, _row_hook)
     made.register_unstructure_hook_factory(lambda kind: kind in ROWS, _row_unhook)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import attrs
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import TERM_MAX, AskId, Attempt, Epoch, Generation, NodeId, RouteId, RowId, SessionId, StepId
 from hydra.protocol.messages.generations import OWNER_LENGTH_MAX, Open
 from hydra.protocol.messages.membership import (
@@ -27,6 +28,7 @@ from hydra.protocol.messages.membership import (
 from hydra.protocol.messages.models import LoadModel, ReadyReply, UnloadModel
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.model_spec import ModelSpec
+from hydra.protocol.model.source import Directory, HubCommit, Peers
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
@@ -39,6 +41,7 @@ PATH_MAX = 4096
 NAME_MAX = 255
 AUTH_MAX = 4096
 LAYERS_MAX = 4096
+PEERS_MAX = 256  # named as one source
 ADDRESS = re.compile(
     r"tcp://([A-Za-z0-9][A-Za-z0-9_.-]{0,254}|\[[0-9A-Fa-f:.%]{2,64}\]):[0-9]{1,5}|(mem|inproc)://[\w.:-]{1,255}"
 )
@@ -125,6 +128,10 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
     ChildExited: {"pid": INT32},
     KillWorker: {"pid": INT32},
     ModelSpec: {"n_layers": Range(1, LAYERS_MAX)},
+    Directory: {"path": Length(PATH_MAX)},
+    HubCommit: {"repo": Length(NAME_MAX), "commit": Length(NAME_MAX)},
+    Endpoint: {"addr": ADDR, "public_key": Length(NAME_MAX, printable=True)},
+    Peers: {"endpoints": Length(PEERS_MAX)},
     LoadSlice: {
         "first_layer": Range(0, LAYERS_MAX),
         "end_layer": Range(1, LAYERS_MAX),

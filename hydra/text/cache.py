@@ -31,10 +31,10 @@ log = structlog.get_logger()
 
 def is_model_at(card: ModelCard, asked: str) -> bool:
     """Whether this is the model at `asked`: a directory, or a Hub id, of which the card names the commit as well."""
-    own, wanted = hub_parts(card.model_path), hub_parts(asked)
+    own, wanted = card.hub_commit, hub_parts(asked)
     if own is None or wanted is None:
         return card.model_path in (asked, os.path.normpath(asked))
-    return own[0] == wanted[0]
+    return own.repo == wanted[0]
 
 
 @attrs.frozen
@@ -92,7 +92,7 @@ class TokenizerCache:
         """
         found = await self._find(card, loaded)
         if isinstance(found, Refusal):
-            return TokenizerFault(found, TOKENIZER_FIX if hub_parts(card.model_path) is None else REPOSITORY_FIX)
+            return TokenizerFault(found, TOKENIZER_FIX if card.hub_commit is None else REPOSITORY_FIX)
         template = found.templates.get("default")
         if not isinstance(template, Refusal):
             return None

@@ -147,7 +147,7 @@ library = LocalLibrary()
 found = library.describe(sys.argv[1])
 order = LoadSlice(
     route=RouteId(1), epoch=Epoch(1, 1), spec=found.spec, dtype="float32", first_layer=0, end_layer=found.spec.n_layers,
-    tensors=library.slice_ranges(found, 0, found.spec.n_layers), sources=(found.model_path,), block_size=4,
+    tensors=library.slice_ranges(found, 0, found.spec.n_layers), sources=found.sources, block_size=4,
     kv_memory_bytes=1 << 20,
 )
 runner = Runner("cpu")

@@ -18,6 +18,7 @@ from hydra.kernels.step.runner import Runner
 from hydra.log.set_up import set_up_logging
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError
 from hydra.store.models.library import LocalLibrary
 from hydra.text.tokenizer import ChatInput
@@ -55,7 +56,7 @@ def steps(directory: str):
             first_layer=layer,
             end_layer=layer + 1,
             tensors=library.slice_ranges(found, layer, layer + 1),
-            sources=(directory,),
+            sources=(Directory(directory),),
             block_size=16,
             kv_memory_bytes=1 << 20,
         )

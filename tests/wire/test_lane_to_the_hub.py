@@ -8,8 +8,10 @@ import pytest
 import trio
 
 from hydra.actors.families.store_server import StoreServer
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.source import Peers, directory_of
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
@@ -87,13 +89,13 @@ def test_the_ranges_come_through_the_coordinator_and_nothing_else_leaves_the_hub
         cache = RangeCache(CacheRoom(root=tmp_path / "far"), RetryPolicy(tries=2, first_s=0.01))
         try:
             openers = {**hub_opener(NO_HUB), **lane_opener(wires.store_line, TOKEN)}
-            lane = f"lane:{coordinator.addr}"
+            lane = Peers((Endpoint(coordinator.addr),))
             sources = (*described.sources, lane) if listed == "after the Hub" else (lane,)
             order = order_of(described, ranges, sources)
             at_hand = StoreSupply(cache, openers).ensure(order, lambda done, total: None, lambda: False)
             for tensor in ranges:
                 whole = (directory / tensor.file).read_bytes()
-                with (Path(at_hand.sources[0]) / tensor.file).open("rb") as file:
+                with (Path(directory_of(at_hand.sources)) / tensor.file).open("rb") as file:
                     file.seek(tensor.offset)
                     assert file.read(tensor.length) == whole[tensor.offset : tensor.offset + tensor.length]
             wanted = sum(tensor.length for tensor in ranges)

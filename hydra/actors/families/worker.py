@@ -245,7 +245,7 @@ class Worker:
         try:
             await self.parts.run_blocking(self.parts.store.lender.lend_slice, at_hand)
         except (OSError, RefusalError) as why:
-            log.warning("the loaded slice cannot be lent to others", folder=at_hand.sources[0], why=str(why))
+            log.warning("the loaded slice cannot be lent to others", folder=str(at_hand.sources[0]), why=str(why))
 
     def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:
         """A progress that other threads may call; it speaks at the first word, the last, and not too often between."""

@@ -8,9 +8,11 @@ import attrs
 from hydra.actors.core.facts import NodeJoined
 from hydra.actors.planning.candidates import Candidate
 from hydra.actors.planning.split import LayerShare, context_needed
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch, NodeId, RouteId
 from hydra.protocol.messages.plans import LoadPhase, SliceLoaded
 from hydra.protocol.model.model_spec import Dtype, ModelSpec
+from hydra.protocol.model.source import Peers
 from hydra.protocol.refusal import refuse
 
 LENDERS_MAX = 8  # workers named as sources of one slice
@@ -110,12 +112,12 @@ def _held_layers(spec: ModelSpec, dtype: Dtype, node: NodeJoined, route: Route |
     return frozenset(layer for held in same for layer in held.layers)
 
 
-def lane_source(coordinator_addr: str, weight_sources: Iterable[NodeJoined]) -> tuple[str, ...]:
+def lane_source(coordinator_addr: str, weight_sources: Iterable[NodeJoined]) -> tuple[Peers, ...]:
     """Where a slice may be had on the store lane, as LoadSlice names it: all who may hold it as one source, the
     coordinator first. Nothing, when nobody lends."""
     workers = [node.store_addr for node in weight_sources if node.store_addr][:LENDERS_MAX]
-    addrs = [addr for addr in (coordinator_addr, *workers) if addr]
-    return ("lane:" + ",".join(addrs),) if addrs else ()
+    endpoints = tuple(Endpoint(addr) for addr in (coordinator_addr, *workers) if addr)
+    return (Peers(endpoints),) if endpoints else ()
 
 
 def pool_size(spec: ModelSpec, route: Route, context_tokens: int, block_size: int, running_max: int) -> tuple[int, int]:

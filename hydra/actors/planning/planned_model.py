@@ -65,6 +65,7 @@ class PlannedModel:
             total_layers=spec.n_layers,
             default_sampling=spec.default_sampling,
             folder=self.described.folder,
+            hub_commit=self.described.hub_commit,
             load=self.job,
         )
 

@@ -83,7 +83,7 @@ from hydra.protocol.messages.plans import (
     SliceLoaded,
     Unanswered,
 )
-from hydra.protocol.model.model_name import default_model_id, hub_parts
+from hydra.protocol.model.model_name import default_model_id
 from hydra.protocol.model.model_spec import Described, ModelCard, TensorRange
 from hydra.protocol.refusal import Refusal, RefusalError
 
@@ -274,7 +274,7 @@ class Planner:
                 effects += self._not_planned(model, why.refusal, now_s)
                 continue
             model.described, model.phase = described, "waiting"
-            if hub_parts(described.model_path) is not None:
+            if described.hub_commit is not None:
                 model.desired = attrs.evolve(model.desired, pinned=described.model_path)
             known = ModelKnown(model_id=model.model_id, max_model_len=model.context(self.policy.max_model_len))
             effects.append(Tell(BROKER_NAME, known))

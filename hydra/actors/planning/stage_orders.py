@@ -9,6 +9,7 @@ from hydra.actors.planning.placement import Route, StagePlacement
 from hydra.protocol.ids import Address, Epoch, RouteId
 from hydra.protocol.messages.plans import Activate, DropSlice, LoadSlice
 from hydra.protocol.model.model_spec import Described, TensorRange
+from hydra.protocol.model.source import Source
 
 EXTRA_CREDITS = 2  # beyond one micro-batch per stage
 
@@ -19,7 +20,7 @@ def load(
     placement: StagePlacement,
     *,
     tensors: tuple[TensorRange, ...],
-    sources: tuple[str, ...],
+    sources: tuple[Source, ...],
     block_size: int,
 ) -> Effect:
     share = placement.share

@@ -11,6 +11,7 @@ from hydra.actors.core.facts import NodeJoined
 from hydra.actors.planning.placement import lane_source
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.model_spec import Described
+from hydra.protocol.model.source import Source
 
 
 @attrs.define(eq=False)
@@ -27,12 +28,12 @@ class WeightSources:
     def forget(self, node: NodeId) -> None:
         self._held.pop(node, None)
 
-    def sources(self, described: Described, others: Iterable[NodeJoined]) -> tuple[str, ...]:
+    def sources(self, described: Described, others: Iterable[NodeJoined]) -> tuple[Source, ...]:
         """The model's own sources, and the store lane: the coordinator, and those of `others` that hold some of it.
 
         Of a Hub model those workers come first, since they are near, and the coordinator last: it would have to fetch.
         """
         lent = [node for node in others if described.spec.fingerprint in self._held.get(node.node, ())]
-        if any(source.startswith("hub:") for source in described.sources):
+        if described.hub_commit is not None:
             return (*lane_source("", lent), *described.sources, *lane_source(self.store_addr, ()))
         return (*described.sources, *lane_source(self.store_addr, lent))

@@ -31,6 +31,7 @@ from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.layout import Part, part_of, slice_parts
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Dtype, ModelSpec, TensorRange
+from hydra.protocol.model.source import directory_of
 from hydra.protocol.refusal import RefusalError, refuse
 
 
@@ -209,11 +210,12 @@ class Runner:
         self, order: LoadSlice, copy: WeightsKey, parts: frozenset[Part], progress: Progress
     ) -> tuple[int, float]:
         missing = parts - self._resident.parts(copy).keys()
+        folder = Path(directory_of(order.sources)) if missing else Path()  # what is in memory is read nowhere
         made, read_bytes = fetch_parts(
             order.spec,
             missing,
             order.tensors,
-            Path(order.sources[0]),
+            folder,
             TORCH_DTYPES[order.dtype],
             self._device,
             progress,

@@ -6,6 +6,7 @@ import attrs
 
 from hydra.protocol.ids import AskId, Epoch, Generation, RouteId
 from hydra.protocol.model.model_spec import Dtype, ModelSpec, StoredFile, TensorRange
+from hydra.protocol.model.source import Source
 from hydra.protocol.refusal import Refusal
 
 LoadPhase = Literal["fetching", "reading"]
@@ -16,8 +17,7 @@ class LoadSlice:
     """Planner -> Stage. Fence at this epoch, free the pool, hold exactly these layers, answer SliceLoaded.
 
     `tensors` are the byte ranges of the slice, `files` all weights files of the model, `sources` where to read them,
-    best first: an absolute path (a directory, if it is there and its fingerprint is equal), `hub:org/name@commit`, or
-    `lane:tcp://HOST:PORT,...`, all who may lend it.
+    best first.
     """
 
     route: RouteId
@@ -27,7 +27,7 @@ class LoadSlice:
     first_layer: int
     end_layer: int
     tensors: tuple[TensorRange, ...]
-    sources: tuple[str, ...]
+    sources: tuple[Source, ...]
     files: tuple[StoredFile, ...] = ()
     block_size: int
     kv_memory_bytes: int  # the pool may use so much of this node's memory

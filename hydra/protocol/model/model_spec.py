@@ -9,6 +9,7 @@ from typing import Literal
 import attrs
 
 from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.model.source import Directory, HubCommit, Source, hub_commit_of
 from hydra.protocol.sampling import DefaultSampling
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -161,8 +162,15 @@ class Described:
     spec: ModelSpec
     tensors: tuple[TensorRange, ...]  # of the whole model
     files: tuple[StoredFile, ...] = ()  # all weights files
-    sources: tuple[str, ...] = attrs.field(default=attrs.Factory(lambda self: (self.model_path,), takes_self=True))
+    sources: tuple[Source, ...] = attrs.field(
+        default=attrs.Factory(lambda self: (Directory(self.model_path),), takes_self=True)
+    )
     folder: str = attrs.field(default=attrs.Factory(lambda self: self.model_path, takes_self=True))
+
+    @property
+    def hub_commit(self) -> HubCommit | None:
+        """What it is at the Hub; None for a model of a directory."""
+        return hub_commit_of(self.sources)
 
 
 @attrs.frozen(kw_only=True)
@@ -181,4 +189,5 @@ class ModelCard:
     total_layers: int
     default_sampling: DefaultSampling = DefaultSampling()
     folder: str = attrs.field(default=attrs.Factory(lambda self: self.model_path, takes_self=True))
+    hub_commit: HubCommit | None = None  # where it is at the Hub; None for a model of a directory
     load: str = ""  # the job that loaded it: a later one may have found other files in the same folder

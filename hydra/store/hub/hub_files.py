@@ -15,6 +15,7 @@ import attrs
 import structlog
 
 from hydra.protocol.model.model_spec import Described, StoredFile
+from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.cache_room import unusable
 from hydra.store.cache.range_source import SourceFault
@@ -24,7 +25,7 @@ from hydra.store.hub.hub import Hub, Snapshot
 from hydra.store.hub.hub_source import HubSource
 from hydra.store.models.local_copy import why_unlike
 from hydra.store.models.model_dir import INDEX, SINGLE, describe_files
-from hydra.store.models.model_ref import HubRef, source_of
+from hydra.store.models.model_ref import HubRef
 from hydra.store.models.weight_files import LocalFiles, Located
 
 THREADS = 8
@@ -115,14 +116,14 @@ def _described(hub: Hub, snapshot: Snapshot) -> Described:
         files = HubFiles(hub, snapshot, source, directory)
         files.fetch_headers()
         model = describe_files(files, str(snapshot.ref), snapshot.ref.repo)
-    hub_source = source_of(snapshot.ref)
+    hub_source = snapshot.ref.as_source
     if directory is None:
         return attrs.evolve(model, sources=(hub_source,))
     reason = why_unlike(str(directory), model.spec)
     if reason is not None:
         log.info("the Hugging Face cache has not all of this model; its weights there are not used", reason=reason)
         return attrs.evolve(model, sources=(hub_source,))
-    return attrs.evolve(model, sources=(str(directory), hub_source))
+    return attrs.evolve(model, sources=(Directory(str(directory)), hub_source))
 
 
 def _at_hand(hub: Hub, ref: HubRef, why: str) -> Described:
@@ -140,7 +141,7 @@ def _at_hand(hub: Hub, ref: HubRef, why: str) -> Described:
         try:
             if directory is not None:
                 model = describe_files(LocalFiles(directory), str(at), at.repo)
-                return attrs.evolve(model, sources=(str(directory), source_of(at)))
+                return attrs.evolve(model, sources=(Directory(str(directory)), at.as_source))
         except RefusalError as refusal:
             reasons.append(_not_whole(at, directory, refusal))
     raise reasons[0] if reasons else hub.missing(ref, why)

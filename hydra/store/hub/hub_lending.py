@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from hydra.protocol.model.model_spec import Described, StoredFile, TensorRange
+from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
@@ -22,7 +23,7 @@ from hydra.store.files.spans import Spans
 from hydra.store.hub.hub_source import HubSource
 from hydra.store.lending.file_lender import FileLender, WholeFiles
 from hydra.store.lending.lent_file import HeldFile, Lent
-from hydra.store.models.model_ref import HubAccess, parse_source
+from hydra.store.models.model_ref import HubAccess, HubRef
 
 AHEAD_BYTES = 8 << 20  # of the same tensor: its asker will want them next, and a request to the Hub is dear
 BUSY_S = 5.0
@@ -120,9 +121,9 @@ def _never() -> bool:
 
 def lend_model(keeper: FileLender, described: Described, access: HubAccess, room: CacheRoom) -> None:
     """Lends a described model: from its directory, or through this machine's cache if it lies only at the Hub."""
-    ref = parse_source(described.sources[0])
-    if ref is None:  # the first source is a directory of this machine, whatever comes after it
-        keeper.lend_described(described)
-    else:
-        source = HubSource(ref, access, described.files)
-        keeper.lend(described.spec.fingerprint, HubPlace(described, source, room, source.close))
+    match described.sources[0]:
+        case HubCommit() as commit:
+            source = HubSource(HubRef.of(commit), access, described.files)
+            keeper.lend(described.spec.fingerprint, HubPlace(described, source, room, source.close))
+        case _:  # a directory of this machine, whatever comes after it
+            keeper.lend_described(described)

@@ -51,7 +51,7 @@ class HubSource:
 
     @property
     def name(self) -> str:
-        return f"hub:{self.ref}"
+        return str(self.ref.as_source)
 
     def close(self) -> None:
         self._client.close()

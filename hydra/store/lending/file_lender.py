@@ -18,6 +18,7 @@ import attrs
 
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.model_spec import Described
+from hydra.protocol.model.source import directory_of
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import locate
 from hydra.store.files.file_identity import FileIdentity
@@ -57,7 +58,7 @@ class FileLender:
     def lend_described(self, described: Described) -> None:
         """All files of a model whose weights lie in a directory of this machine, the small ones perhaps in another."""
         small = WholeFiles.of(Path(described.folder), LENT_FILES)
-        weights = WholeFiles.of(Path(described.sources[0]), {tensor.file for tensor in described.tensors})
+        weights = WholeFiles.of(Path(directory_of(described.sources)), {tensor.file for tensor in described.tensors})
         self.lend(described.spec.fingerprint, small.and_those_of(weights))
 
     def lend_slice(self, order: LoadSlice) -> None:
@@ -69,7 +70,7 @@ class FileLender:
         """
         with self._lock:
             former = self._places.get(order.spec.fingerprint)
-        place = HeldOpen.of(Path(order.sources[0]), order, former if isinstance(former, HeldOpen) else None)
+        place = HeldOpen.of(Path(directory_of(order.sources)), order, former if isinstance(former, HeldOpen) else None)
         with self._lock:
             taken_back = list(self._places.values())
             self._places = {order.spec.fingerprint: place}

@@ -12,15 +12,16 @@ from contextlib import closing
 
 import attrs
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import TheyBrokeTheRules, WireError
 from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.source import Peers, Source
 from hydra.protocol.range_window import RangeWindow
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.store_lane import ChunkRefused, decode_answer, encode_ask
 from hydra.protocol.wires.wire import BlockingStoreLine
 from hydra.store.cache.range_source import SourceFault, SourceUnfit
 
-LANE = "lane:"
 SILENCE_S = 15.0  # longer than a server may take for a chunk, and than a stopped one keeps its connection
 SHUNNED_S = 10.0
 
@@ -43,7 +44,7 @@ class LaneSource:
 
     @property
     def name(self) -> str:
-        return LANE + ",".join(self.addrs)
+        return str(Peers(tuple(map(Endpoint, self.addrs))))
 
     def read(self, file: str, offset: int, length: int) -> Iterator[bytes]:
         """Implements RangeSource. An address that does not hold the bytes is passed over at once.
@@ -102,13 +103,15 @@ class LaneSource:
             self._shunned_until[addr] = self.now() + SHUNNED_S
 
 
-def lane_opener(open_line: Callable[[str], BlockingStoreLine], auth: str) -> Mapping[str, Callable[..., LaneSource]]:
-    """Opens `lane:tcp://HOST:PORT,...` for a StoreSupply."""
+def lane_opener(
+    open_line: Callable[[str], BlockingStoreLine], auth: str
+) -> Mapping[type[Source], Callable[..., LaneSource]]:
+    """Opens Peers for a StoreSupply."""
 
-    def open_lane(name: str, order: LoadSlice) -> LaneSource:
-        return LaneSource(name.removeprefix(LANE).split(","), order.spec.fingerprint, open_line, auth)
+    def open_lane(peers: Peers, order: LoadSlice) -> LaneSource:
+        return LaneSource([endpoint.addr for endpoint in peers.endpoints], order.spec.fingerprint, open_line, auth)
 
-    return {LANE: open_lane}
+    return {Peers: open_lane}
 
 
 def _fault(refusal: Refusal) -> SourceFault:

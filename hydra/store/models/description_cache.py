@@ -15,14 +15,13 @@ import structlog
 
 from hydra.protocol import codec
 from hydra.protocol.messages.membership import PROTOCOL_VERSION
-from hydra.protocol.model.model_name import hub_parts
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import RefusalError
 from hydra.store.files.directory import locate
 from hydra.store.files.small_files import SMALL_FILES, SMALL_MAX_BYTES, TEMPLATES
 from hydra.store.files.whole_file import write_whole
 
-FORMAT = 1
+FORMAT = 2
 ENTRIES_MAX = 32
 ENTRY_MAX_BYTES = 64 << 20  # the largest mixtures of experts have about 10 MB
 SUFFIX, FILES_SUFFIX = ".description", ".files"
@@ -39,7 +38,7 @@ class DescriptionCache:
     def keep(self, place: str, described: Described) -> None:
         """From now on; what was kept for this place before is replaced."""
         try:
-            if hub_parts(described.model_path) is None:  # of a Hub model they lie in the cache already
+            if described.hub_commit is None:  # of a Hub model they lie in the cache already
                 described = attrs.evolve(described, folder=str(self._keep_files(place, Path(described.folder))))
             body = codec.pack([place, codec.converter.unstructure(described)])
             if len(body) > ENTRY_MAX_BYTES:
@@ -90,7 +89,7 @@ class DescriptionCache:
         """Whether the small files that were copied are the ones that were copied."""
         folder = Path(described.folder)
         if folder.parent != self.folder:
-            return hub_parts(described.model_path) is not None
+            return described.hub_commit is not None
         try:
             return folder.name.endswith(f"-{_digest_of_files(_small_files(folder))}{FILES_SUFFIX}")
         except (OSError, RefusalError):

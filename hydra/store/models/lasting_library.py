@@ -10,12 +10,11 @@ from pathlib import Path
 import attrs
 import structlog
 
-from hydra.protocol.model.model_name import hub_parts
 from hydra.protocol.model.model_spec import Described, TensorRange
+from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.store.models.description_cache import DescriptionCache
 from hydra.store.models.library import LocalLibrary
-from hydra.store.models.model_ref import parse_source
 
 log = structlog.get_logger()
 
@@ -53,17 +52,17 @@ class LastingLibrary:
 
 def _is_out_of_reach(kept: Described, refusal: Refusal) -> bool:
     """Whether the refusal is for want of the source, and not because of what it says now."""
-    if hub_parts(kept.model_path) is not None:
+    if kept.hub_commit is not None:
         return refusal.code in ("source_unreachable", "model_not_found", "access_denied")
     return refusal.code in ("model_not_found", "bad_model") and not files_are_there(kept)
 
 
 def files_are_there(described: Described) -> bool:
     """Whether config and weights lie where the description says; weights that are to be fetched lie nowhere yet."""
-    is_directory = hub_parts(described.model_path) is None  # then `folder` may be a copy
+    is_directory = described.hub_commit is None  # then `folder` may be a copy
     files = [Path(described.model_path if is_directory else described.folder) / "config.json"]
-    if parse_source(described.sources[0]) is None:
-        files += [Path(described.sources[0]) / stored.file for stored in described.files]
+    if isinstance(weights := described.sources[0], Directory):
+        files += [Path(weights.path) / stored.file for stored in described.files]
     try:
         return all(file.is_file() for file in files)
     except OSError:  # a disk that fails, a network drive that went away

@@ -6,7 +6,6 @@ asks.
 
 from pathlib import Path
 
-from hydra.protocol.model.model_name import hub_parts
 from hydra.protocol.model.model_spec import Described, ModelSpec
 from hydra.protocol.refusal import RefusalError
 from hydra.store.models.model_dir import describe
@@ -32,6 +31,6 @@ def source_fault(described: Described) -> str:
     """Why the directory of a described model cannot be read now; empty: it can, or the model is of the Hub, where only
     fetching tells.
     """
-    if hub_parts(described.model_path) is not None:
+    if described.hub_commit is not None:
         return ""
     return why_unlike(described.model_path, described.spec) or ""

@@ -13,10 +13,10 @@ from pathlib import Path
 import attrs
 
 from hydra.protocol.model.model_name import hub_parts
+from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import refuse
 
 ENDPOINT = "https://huggingface.co"
-HUB_SCHEME = "hub:"
 REVISION = "main"
 _YES = {"1", "on", "yes", "true"}  # as huggingface_hub reads its own switches
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
@@ -31,6 +31,15 @@ class HubRef:
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}"
+
+    @classmethod
+    def of(cls, source: HubCommit) -> "HubRef":
+        return cls(source.repo, source.commit)
+
+    @property
+    def as_source(self) -> HubCommit:
+        """Of a ref that names a commit: what a worker is told to read."""
+        return HubCommit(self.repo, self.revision)
 
     @property
     def is_commit(self) -> bool:
@@ -99,16 +108,3 @@ def parse_ref(model: str) -> Path | HubRef:
         f"There is no model directory at {model!r}, and it is no Hub id of the form org/name[@revision]. "
         "Check the path.",
     )
-
-
-def source_of(ref: HubRef) -> str:
-    """The Hub as a source in LoadSlice."""
-    return f"{HUB_SCHEME}{ref}"
-
-
-def parse_source(source: str) -> HubRef | None:
-    """The Hub source that `source` names; None when it names another kind."""
-    if not source.startswith(HUB_SCHEME):
-        return None
-    parts = hub_parts(source.removeprefix(HUB_SCHEME))
-    return None if parts is None or not parts[1] else HubRef(*parts)

@@ -19,6 +19,7 @@ from hydra.protocol.messages.models import (
 )
 from hydra.protocol.messages.plans import DropSlice, LoadProgress, SliceLoaded
 from hydra.protocol.model.model_spec import StoredFile
+from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import Refusal
 from tests.unit.actors.test_planner import ASKER, MODEL, Hall, answers, facts, joined, orders, sent
 
@@ -26,7 +27,7 @@ HUB_ID = "org/m@main"
 HUB_MODEL = attrs.evolve(
     MODEL,
     model_path="org/m@0123",
-    sources=("hub:org/m@0123",),
+    sources=(HubCommit("org/m", "0123"),),
     files=(StoredFile(file="f.safetensors", size_bytes=9, tag="t"),),
     folder="/cache/org--m",
 )

@@ -35,6 +35,7 @@ from hydra.actors.planning.desired_model import (
 from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
 from hydra.actors.planning.startup_quorum import GATHER_S
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages.membership import DeviceOffer, Held
 from hydra.protocol.messages.models import JobsReply, LoadModel, ModelReply, ModelsChanged, Rebalance, UnloadModel
@@ -52,6 +53,7 @@ from hydra.protocol.messages.plans import (
 )
 from hydra.protocol.model.decoder_spec import LengthRule, RopeSpec, plain_decoder
 from hydra.protocol.model.model_spec import Described, ModelSpec
+from hydra.protocol.model.source import Directory, HubCommit, Peers
 from hydra.protocol.refusal import Refusal
 
 GB = 10**9
@@ -697,6 +699,13 @@ def test_a_dtype_that_no_device_runs_is_said_aloud_at_the_start():
 # ---------------------------------------------------------------- where a slice may be had
 
 
+PATH = Directory("/models/m")
+
+
+def peers(*addrs):
+    return Peers(tuple(map(Endpoint, addrs)))
+
+
 def sources(effects):
     return {peer: order.sources for peer, order in orders(effects).items()}
 
@@ -713,15 +722,15 @@ def with_three_lenders(store_addr="tcp://c", held=()):
 
 def test_a_first_load_is_had_from_the_path_or_from_the_coordinator():
     _, effects = with_three_lenders()
-    assert set(sources(effects).values()) == {("/models/m", "lane:tcp://c")}
+    assert set(sources(effects).values()) == {(PATH, peers("tcp://c"))}
 
 
 def test_whoever_has_loaded_some_of_a_model_lends_it_to_the_others_and_not_to_itself():
     hall, effects = with_three_lenders()
     hall.warms(hall.loads(effects))
     again = sources(hall.hears(Rebalance(ask=1)))
-    assert again["a-1"] == ("/models/m", "lane:tcp://c,tcp://store-b,tcp://store-c")
-    assert again["b-1"] == ("/models/m", "lane:tcp://c,tcp://store-a,tcp://store-c")
+    assert again["a-1"] == (PATH, peers("tcp://c", "tcp://store-b", "tcp://store-c"))
+    assert again["b-1"] == (PATH, peers("tcp://c", "tcp://store-a", "tcp://store-c"))
 
 
 def test_a_slice_that_is_still_loading_is_not_lent():
@@ -732,7 +741,7 @@ def test_a_slice_that_is_still_loading_is_not_lent():
         Address(peer, "stage"),
     )
     lost = hall.tell(NodeLost(node="c", generation=1, why="x")) + hall.hears(Rebalance(ask=1))
-    assert sources(lost)["b-1"] == ("/models/m", f"lane:tcp://c,tcp://store-{peer[0]}")
+    assert sources(lost)["b-1"] == (PATH, peers("tcp://c", f"tcp://store-{peer[0]}"))
 
 
 def test_layers_that_a_worker_brings_along_are_lent_and_those_of_another_model_not():
@@ -740,8 +749,8 @@ def test_layers_that_a_worker_brings_along_are_lent_and_those_of_another_model_n
         _, effects = with_three_lenders(held=(Held(fingerprint=fingerprint, dtype="float32", layers=(1, 2)),))
         return sources(effects)["b-1"]
 
-    assert brought(SPEC.fingerprint)[1:] == ("lane:tcp://c,tcp://store-a,tcp://store-c",)
-    assert brought("another")[1:] == ("lane:tcp://c",)
+    assert brought(SPEC.fingerprint)[1:] == (peers("tcp://c", "tcp://store-a", "tcp://store-c"),)
+    assert brought("another")[1:] == (peers("tcp://c"),)
 
 
 def test_neither_the_lost_nor_the_suspect_lend():
@@ -749,27 +758,27 @@ def test_neither_the_lost_nor_the_suspect_lend():
     hall.warms(hall.loads(effects))
     hall.tell(NodeSuspect(node="c", suspect=True))
     after = sources(hall.tell(NodeLost(node="a", generation=1, why="x")))
-    assert after["b-1"] == ("/models/m", "lane:tcp://c")
+    assert after["b-1"] == (PATH, peers("tcp://c"))
 
 
 def test_nobody_lends_where_nobody_says_so():
     hall = Hall()
     hall.begin(expected=1)
     hall.tell(WasDescribed("/models/m", MODEL))
-    assert sources(hall.tell(joined("a")))["a-1"] == ("/models/m",)
+    assert sources(hall.tell(joined("a")))["a-1"] == (PATH,)
 
 
 def test_a_hub_model_is_had_from_a_worker_nearby_then_from_the_hub_and_last_through_the_coordinator():
     hall = Hall(store_addr="tcp://c")
     hall.begin(expected=2)
-    hub = "hub:org/name@" + "0" * 40
+    hub = HubCommit("org/name", "0" * 40)
     hall.tell(WasDescribed("/models/m", attrs.evolve(MODEL, sources=(hub,))))
     hall.tell(joined("a", store_addr="tcp://store-a"))
     effects = hall.tell(joined("b", store_addr="tcp://store-b"))
-    assert sources(effects) == {"a-1": (hub, "lane:tcp://c"), "b-1": (hub, "lane:tcp://c")}
+    assert sources(effects) == {"a-1": (hub, peers("tcp://c")), "b-1": (hub, peers("tcp://c"))}
     hall.warms(hall.loads(effects))
     again = sources(hall.hears(Rebalance(ask=1)))
-    assert again["a-1"] == ("lane:tcp://store-b", hub, "lane:tcp://c")
+    assert again["a-1"] == (peers("tcp://store-b"), hub, peers("tcp://c"))
 
 
 def hall_for(decoder):

@@ -17,6 +17,7 @@ from hydra.protocol import codec
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import Activate, LoadFailed, LoadSlice, Ready, SliceLoaded
 from hydra.protocol.model.model_spec import TensorRange
+from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import refuse
 from hydra.simulation.pocket_model import pocket_spec
 from tests.unit.actors.silent_spoke import SilentSpoke
@@ -65,7 +66,7 @@ class Disk:
         self.asked.append(order)
         if self.gone is not None:
             raise self.gone
-        return attrs.evolve(order, sources=("/cache",))
+        return attrs.evolve(order, sources=(Directory("/cache"),))
 
     def confirm(self, at_hand):
         if self.changed is not None:
@@ -130,7 +131,7 @@ def order(first=0, end=4, number=1):
         first_layer=first,
         end_layer=end,
         tensors=TENSORS,
-        sources=("/gone",),
+        sources=(Directory("/gone"),),
         block_size=16,
         kv_memory_bytes=100,
     )
@@ -149,7 +150,7 @@ async def test_of_what_is_partly_in_memory_the_rest_is_brought():
         assert isinstance(await ordered(order()), SliceLoaded)
     (brought,) = disk.asked
     assert brought.tensors == (TENSORS[0], TENSORS[3])
-    assert memory.loaded == disk.lent == [attrs.evolve(brought, sources=("/cache",))]
+    assert memory.loaded == disk.lent == [attrs.evolve(brought, sources=(Directory("/cache"),))]
 
 
 async def test_what_is_missing_and_cannot_be_brought_is_refused_as_before():

@@ -5,12 +5,14 @@ import pytest
 
 from hydra.http.app import make_app
 from hydra.http.disclosure import HIDDEN, without_paths
+from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import Refusal, refuse
 from hydra.simulation.asgi_client import ask
 from tests.unit.http.conftest import tokenizers_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+HUB_PATH = "org/name@0123456789abcdef"
 TOLD = "config.json in /srv/secret models/a is a link to '/etc/shadow', outside the model directory."
 
 
@@ -70,9 +72,9 @@ async def test_who_loads_a_model_is_told_where_it_looked(quick_app, cluster, mon
 
 
 async def test_a_models_card_names_no_directory(quick_app, cluster):
-    hub = attrs.evolve(cluster.card, model_id="h", model_path="org/name@0123456789abcdef")
+    hub = attrs.evolve(cluster.card, model_id="h", model_path=HUB_PATH, hub_commit=HubCommit("org/name", HUB_PATH[9:]))
     cluster.others = (hub,)
     answer = await ask(quick_app, "GET", "/v1/models")
-    assert [model["root"] for model in answer.json()["data"]] == ["m", "org/name@0123456789abcdef"]
+    assert [model["root"] for model in answer.json()["data"]] == ["m", HUB_PATH]
     one = await ask(quick_app, "GET", "/v1/models/m")
     assert cluster.card.model_path.encode() not in answer.body + one.body

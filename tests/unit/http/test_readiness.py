@@ -10,6 +10,7 @@ import trio
 
 from hydra.http.app import make_app
 from hydra.http.readiness import RETRY_AFTER_S, Readiness
+from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.simulation.asgi_client import ask
 from hydra.store.hub.hub import Hub
@@ -232,7 +233,9 @@ async def test_a_repository_without_a_tokenizer_is_told_as_one(cluster, other, t
         hub.add("org/mute", copy)
         library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
         described = await trio.to_thread.run_sync(library.describe, "org/mute")
-    cluster.card = attrs.evolve(card, model_path=described.model_path, folder=described.folder)
+    cluster.card = attrs.evolve(
+        card, model_path=described.model_path, folder=described.folder, hub_commit=described.hub_commit
+    )
     assert is_model_at(cluster.card, "org/mute")
     fault = await Readiness(cluster, tokenizers_of(load_tried)).wait("org/mute")
     assert "tokenizer.json cannot be read" in fault.refusal.message and "repository" in fault.fix
@@ -253,4 +256,6 @@ async def test_a_repository_without_a_tokenizer_is_told_as_one(cluster, other, t
     ],
 )
 def test_a_model_is_known_by_what_was_asked_for(cluster, asked, path, same):
-    assert is_model_at(attrs.evolve(cluster.card, model_path=path), asked) is same
+    repo, _, commit = path.partition("@")
+    card = attrs.evolve(cluster.card, model_path=path, hub_commit=HubCommit(repo, commit) if commit else None)
+    assert is_model_at(card, asked) is same

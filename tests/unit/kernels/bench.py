@@ -15,6 +15,7 @@ from hydra.protocol.batch import Batch, OpenRow, Outcome, Run, int32
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
+from hydra.protocol.model.source import Directory
 from hydra.protocol.sampling import GREEDY, SamplingParams
 from hydra.store.models.library import LocalLibrary
 
@@ -76,7 +77,7 @@ def order(model: Published, first: int, end: int, **changes: object) -> LoadSlic
         first_layer=first,
         end_layer=end,
         tensors=model.ranges(first, end),
-        sources=(str(model.path),),
+        sources=(Directory(str(model.path)),),
         block_size=4,
         kv_memory_bytes=1 << 20,
     )

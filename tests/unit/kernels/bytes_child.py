@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.source import Directory
 from hydra.store.models.library import LocalLibrary
 
 
@@ -37,7 +38,7 @@ def main() -> None:
             first_layer=first,
             end_layer=end,
             tensors=tensors,
-            sources=(directory,),
+            sources=(Directory(directory),),
             block_size=16,
             kv_memory_bytes=1 << 20,
         )

@@ -59,7 +59,7 @@ class Line:
                 first_layer=first,
                 end_layer=end,
                 tensors=library.slice_ranges(described, first, end),
-                sources=(described.model_path,),
+                sources=described.sources,
                 block_size=BLOCK,
                 kv_memory_bytes=1 << 24,
             )

@@ -14,9 +14,11 @@ from hydra.kernels.step.runner import Runner
 from hydra.kernels.tensors import blob_of, tensor_of, to_device
 from hydra.kernels.weights import staging
 from hydra.protocol.blob import Blob
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import RouteId
 from hydra.protocol.model.decoder_spec import RopeSpec
 from hydra.protocol.model.model_spec import Place
+from hydra.protocol.model.source import Directory, Peers
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import ROUTE, Pipeline, Row, greedy, order, prompt, publish, quiet
 
@@ -27,7 +29,7 @@ def n_bytes(ranges) -> int:
 
 def test_what_is_in_memory_is_served_without_its_files(untied, tmp_path):
     """Not even a header is looked at; of what is partly there the rest is named, and only that is read."""
-    runner, gone = Runner("cpu"), (str(tmp_path / "gone"),)
+    runner, gone = Runner("cpu"), (Peers((Endpoint("tcp://gone:1"),)),)
     whole = order(untied, 0, 3)
     assert runner.still_to_read(whole) == whole
     runner.load(whole, quiet)
@@ -145,7 +147,7 @@ def test_a_truncated_file_is_refused_by_name_and_leaves_nothing(untied, tmp_path
     runner = Runner("cpu")
     runner.load(order(untied, 1, 2), quiet)
     with pytest.raises(RefusalError) as refused:
-        runner.load(order(untied, 1, 3, sources=(str(folder),)), quiet)
+        runner.load(order(untied, 1, 3, sources=(Directory(str(folder)),)), quiet)
     assert refused.value.refusal.code == "bad_model"
     assert last.file in str(refused.value)
     assert last.name in str(refused.value)
@@ -160,7 +162,7 @@ def test_a_norm_that_is_not_a_number_is_refused(untied, tmp_path):
         file.seek(norm.offset + 8)
         file.write(struct.pack("<f", float("nan")))
     with pytest.raises(RefusalError, match=r"layers\.0\.post_attention_layernorm\.weight holds NaN"):
-        Runner("cpu").load(order(untied, 0, 1, sources=(str(folder),)), quiet)
+        Runner("cpu").load(order(untied, 0, 1, sources=(Directory(str(folder)),)), quiet)
 
 
 DOWN = "model.layers.0.mlp.down_proj.weight"

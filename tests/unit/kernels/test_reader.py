@@ -15,6 +15,7 @@ from hydra.kernels.weights import staging
 from hydra.kernels.weights.reader import read_ranges
 from hydra.kernels.weights.weight_memory import HUGE_BYTES, weight_memory
 from hydra.protocol.model.model_spec import TensorRange
+from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import order, quiet
 
@@ -255,7 +256,7 @@ def test_a_damaged_norm_is_refused_by_name_and_the_runner_holds_nothing(untied, 
     runner = Runner("cpu")
     runner.load(order(untied, 0, 2), quiet)
     with pytest.raises(RefusalError, match=rf"{norm.file}: model\.norm\.weight holds NaN or infinity"):
-        runner.load(order(untied, 2, 4, sources=(str(folder),)), quiet)
+        runner.load(order(untied, 2, 4, sources=(Directory(str(folder)),)), quiet)
     assert runner.held() == () and runner._used_bytes() == 0
     assert runner.load(order(untied, 2, 4), quiet).read_bytes == sum(t.length for t in untied.ranges(2, 4))
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hydra.protocol import codec
 from hydra.protocol.batch import Logprobs, int32
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import Epoch, NodeId
 from hydra.protocol.limits import PATH_MAX
@@ -24,6 +25,7 @@ from hydra.protocol.messages.membership import Beacon, DeviceOffer, Hello, SayHe
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.decoder_spec import plain_decoder
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
+from hydra.protocol.model.source import Directory, HubCommit, Peers
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
@@ -79,6 +81,8 @@ def strategy(kind):
         Activate: {"next_addr": ADDRS, "credits": st.integers(1, 99)},
         LoadSlice: {"block_size": st.integers(1, 99), "first_layer": st.just(0), "end_layer": st.just(1)},
         ModelSpec: {"n_layers": st.integers(1, 99)},
+        Endpoint: {"addr": ADDRS, "public_key": HOSTS},
+        HubCommit: {"repo": st.just("org/m"), "commit": st.sampled_from(["main", "0" * 40])},
     }
     return st.builds(kind, **(fields | special.get(kind, {})))
 
@@ -207,8 +211,9 @@ EXPERT = TensorRange(
     length=2**22, dtype="bfloat16", shape=(768, 2048), place=Place(role="expert_gate_up", layer=47, expert=127),
 )  # fmt: skip
 SLICE = LoadSlice(
-    route=1, epoch=Epoch(1, 1), dtype="bfloat16", first_layer=0, end_layer=48, tensors=(EXPERT,), sources=("/m",),
-    block_size=16, kv_memory_bytes=1,
+    route=1, epoch=Epoch(1, 1), dtype="bfloat16", first_layer=0, end_layer=48, tensors=(EXPERT,),
+    sources=(Directory("/m"), HubCommit("org/m", "0123"),    Peers((Endpoint("tcp://c:1"),))), block_size=16,
+    kv_memory_bytes=1,
     spec=ModelSpec(
         architecture="Qwen3MoeForCausalLM", fingerprint="f" * 64, n_layers=48, hidden=2048, intermediate=6144,
         n_heads=32, n_kv_heads=4, head_dim=128, vocab=151_936, max_positions=40_960, tied=False,
@@ -216,6 +221,32 @@ SLICE = LoadSlice(
         head_params=1, norm_params=1, bos_id=None, eos_ids=(),
     ),
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/m",
+        {},
+        {"path": 1},
+        {"path": "/m", "repo": "org/m", "commit": "0123"},
+        {"repo": "org/m"},
+        {"repo": "org/m", "commit": ""},
+        {"repo": "org/../m", "commit": "0123"},
+        {"repo": "org/m", "commit": "../0123"},
+        {"repo": "org/m@0123", "commit": "4567"},
+        {"endpoints": "tcp://c:1"},
+        {"endpoints": ["tcp://c:1"]},
+        {"endpoints": [{"addr": "tcp://c:1,hub:org/m@0123", "public_key": ""}]},
+        {"endpoints": [{"addr": "tcp://c:1", "public_key": "\n"}]},
+        {"endpoints": [{"addr": "tcp://c:1", "public_key": ""}] * 257},
+    ],
+)  # fmt: skip
+def test_a_source_is_one_of_three_kinds_and_nothing_that_is_parsed_again(source):
+    fields = codec.converter.unstructure(SLICE)
+    assert codec.decode(sentence("LoadSlice", fields)).message.sources == SLICE.sources
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields | {"sources": [source]}))
 
 
 def test_one_worker_can_be_told_all_of_a_model_with_128_experts_in_48_layers():

@@ -10,6 +10,7 @@ import pytest
 
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.source import Directory, directory_of
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache import range_fetch
 from hydra.store.cache.cache_room import CacheRoom
@@ -48,7 +49,7 @@ def order_of(described, first, end, folder):
         first_layer=first,
         end_layer=end,
         tensors=slice_ranges(described, first, end),
-        sources=(str(folder),),
+        sources=(Directory(str(folder)),),
         files=described.files,
         block_size=16,
         kv_memory_bytes=0,
@@ -320,7 +321,7 @@ def test_a_cache_never_keeps_bytes_of_a_file_that_was_rewritten(keeper, copy_of,
         cached(tmp_path / "cache", described, Lenders(print_, keeper))
     assert caught.value.refusal.code == "source_unreachable"
     good.lend_slice(order_of(described, 0, 5, saved / "sharded"))
-    folder = Path(cached(tmp_path / "cache", described, Lenders(print_, keeper, good)).sources[0])
+    folder = Path(directory_of(cached(tmp_path / "cache", described, Lenders(print_, keeper, good)).sources))
     for tensor in described.tensors:
         true = (saved / "sharded" / tensor.file).read_bytes()[tensor.offset :][: tensor.length]
         assert (folder / tensor.file).read_bytes()[tensor.offset :][: tensor.length] == true
@@ -338,7 +339,7 @@ def test_what_is_lent_from_a_cache_is_confirmed_by_its_checksums(keeper, saved, 
     cached(tmp_path / "cache", described, Lenders(described.spec.fingerprint, source), 2, 3)
     assert lends(keeper, described, 1, 2) and not lends(keeper, described, 2, 3)
     tensor = max(order.tensors, key=lambda tensor: tensor.length)
-    path = Path(order.sources[0]) / tensor.file
+    path = Path(directory_of(order.sources)) / tensor.file
     raw = bytearray(path.read_bytes())
     raw[tensor.offset + tensor.length // 2] ^= 1
     path.write_bytes(raw)

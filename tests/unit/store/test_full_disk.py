@@ -11,6 +11,7 @@ import pytest
 
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.source import Directory as OnDisk
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache import range_cache, range_fetch
 from hydra.store.cache.cache_room import LOCK, CacheRoom
@@ -151,7 +152,7 @@ def order_of(described, folder):
         first_layer=0,
         end_layer=5,
         tensors=described.tensors,
-        sources=(str(folder),),
+        sources=(OnDisk(str(folder)),),
         files=described.files,
         block_size=16,
         kv_memory_bytes=0,

@@ -13,6 +13,8 @@ import structlog
 from huggingface_hub.utils import _shared_blobs
 
 from hydra.cli.pull import pull
+from hydra.protocol.endpoint import Endpoint
+from hydra.protocol.model.source import Directory, HubCommit, Peers, directory_of
 from hydra.protocol.refusal import RefusalError
 from hydra.settings import Model, Settings
 from hydra.store.cache.cache_room import CacheRoom
@@ -111,7 +113,7 @@ def test_a_whole_snapshot_serves_and_nothing_is_fetched(hub, library, saved, fil
     before = state_of(root)
     described = library().describe("org/m")
     assert described == attrs.evolve(
-        without, folder=described.folder, sources=(str(snapshot), f"hub:org/m@{commit}")
+        without, folder=described.folder, sources=(Directory(str(snapshot)), HubCommit("org/m", commit))
     ), "the fingerprint too"
     assert {path.name for path in Path(described.folder).iterdir()} >= {"config.json", *WORDS}
     assert not hub.sent and all(path.startswith("/api/") for _, path, _ in hub.requests)
@@ -139,7 +141,7 @@ def test_a_link_beyond_the_blobs_is_refused_as_ever(hub, library, saved, fill, r
     if mark == "directory":
         (root / "blobs" / ".huggingface-shared-blobs").mkdir()
     assert "outside the model directory" in refused(LocalLibrary().describe, str(snapshot)).message
-    assert library().describe("org/m").sources == (f"hub:org/m@{snapshot.name}",)
+    assert library().describe("org/m").sources == (HubCommit("org/m", snapshot.name),)
 
 
 @pytest.mark.parametrize("away", ["offline", "503", "nobody"])
@@ -152,7 +154,8 @@ def test_without_the_hub_a_snapshot_is_enough(hub, library, saved, fill, away):
     access = {"offline": {"offline": True}, "nobody": {"endpoint": "http://127.0.0.1:9"}}.get(away, {})
     for ref in ("org/m", "org/m@main", f"org/m@{commit}"):
         described = library(**access).describe(ref)
-        assert described == attrs.evolve(there, folder=str(snapshot), sources=(str(snapshot), *there.sources))
+        sources = (Directory(str(snapshot)), *there.sources)
+        assert described == attrs.evolve(there, folder=str(snapshot), sources=sources)
     assert not hub.sent and (not hub.requests or away == "503")
     refusal = refused(library(**access).describe, "org/m@v2")
     assert refusal.code == "source_unreachable" and "pull org/m@v2" in refusal.message
@@ -175,7 +178,7 @@ def test_a_snapshot_without_one_shard_lends_its_headers_and_no_weights(hub, libr
     snapshot = fill(ignore_patterns=[SHARD])
     with structlog.testing.capture_logs() as logs:
         described = library().describe("org/m")
-    assert described.sources == (f"hub:org/m@{snapshot.name}",)
+    assert described.sources == (HubCommit("org/m", snapshot.name),)
     assert {path.rsplit("/", 1)[1] for path, _, _ in hub.sent} == {SHARD}, "the other headers are here"
     (line,) = [line for line in logs if "Hugging Face cache" in line["event"]]
     assert SHARD in line["reason"]
@@ -190,10 +193,10 @@ def test_an_interrupted_download_is_no_file(hub, library, saved, fill, root):
     snapshot = fill()
     blob = (snapshot / "model.safetensors").resolve()
     blob.rename(blob.with_name(f"{blob.name}.0123abcd.incomplete"))
-    assert library().describe("org/m").sources == (f"hub:org/m@{snapshot.name}",)
+    assert library().describe("org/m").sources == (HubCommit("org/m", snapshot.name),)
     assert refused(library("other", offline=True).describe, "org/m").code == "source_unreachable"
     blob.write_bytes(b"")
-    assert library().describe("org/m").sources == (f"hub:org/m@{snapshot.name}",)
+    assert library().describe("org/m").sources == (HubCommit("org/m", snapshot.name),)
     assert "model.safetensors" in refused(library("other", offline=True).describe, "org/m").message
 
 
@@ -203,7 +206,8 @@ def test_small_files_that_are_missing_come_from_the_hub_and_the_weights_are_used
     snapshot = fill(ignore_patterns=["tokenizer.json"])
     described = library().describe("org/m")
     folder = Path(described.folder)
-    assert described.sources[0] == str(snapshot) and (folder / "tokenizer.json").read_bytes() == WORDS["tokenizer.json"]
+    assert described.sources[0] == Directory(str(snapshot))
+    assert (folder / "tokenizer.json").read_bytes() == WORDS["tokenizer.json"]
     assert (folder / "additional_chat_templates" / "tool.jinja").read_bytes() == b"{{ messages }}"
     assert {path.rsplit("/", 1)[1] for _, path, _ in hub.requests if "/resolve/" in path} == {"tokenizer.json"}
 
@@ -224,8 +228,8 @@ def test_copies_in_place_of_links_serve_offline(hub, library, saved, fill, monke
     hub.add("org/m", saved / "single")
     snapshot = fill()
     assert not (snapshot / "model.safetensors").is_symlink()
-    assert library("other", offline=True).describe("org/m").sources[0] == str(snapshot)
-    assert library().describe("org/m").sources == (f"hub:org/m@{snapshot.name}",)
+    assert library("other", offline=True).describe("org/m").sources[0] == Directory(str(snapshot))
+    assert library().describe("org/m").sources == (HubCommit("org/m", snapshot.name),)
 
 
 @pytest.mark.parametrize("later", ["ours", "theirs"])
@@ -274,7 +278,7 @@ def test_a_wrong_token_is_refused_though_the_weights_are_here(hub, library, save
     fill()
     hub.token = "right"
     assert refused(library(token="wrong").describe, "org/m").code == "access_denied"
-    assert library(token="right").describe("org/m").sources[0].startswith("/")
+    assert library(token="right").describe("org/m").sources[0].path.startswith("/")
 
 
 # ---------------------------------------------------------------- workers, lending, pull
@@ -287,8 +291,7 @@ def supply_of(hub, tmp_path, root, name="w0", **access) -> StoreSupply:
 
 def ensured(supply, order) -> str:
     with closing(supply.cache):
-        (folder,) = supply.ensure(order, lambda done, total: None, lambda: False).sources
-    return folder
+        return directory_of(supply.ensure(order, lambda done, total: None, lambda: False).sources)
 
 
 def test_workers_read_the_snapshot_wherever_their_own_cache_is(hub, library, saved, fill, tmp_path, root):
@@ -302,8 +305,8 @@ def test_workers_read_the_snapshot_wherever_their_own_cache_is(hub, library, sav
     there = elsewhere / snapshot.relative_to(root)
     assert ensured(supply_of(hub, tmp_path, elsewhere, offline=True), order) == str(there)
     assert not hub.sent and not (tmp_path / "w0").exists(), "nothing was fetched, and nothing copied"
-    lane = attrs.evolve(order, sources=("lane:tcp://10.0.0.1:1", *order.sources))
-    openers = {**hub_opener(HubAccess()), "lane:": lambda name, order: pytest.fail("nobody needs to be asked")}
+    lane = attrs.evolve(order, sources=(Peers((Endpoint("tcp://10.0.0.1:1"),)), *order.sources))
+    openers = {**hub_opener(HubAccess()), Peers: lambda name, order: pytest.fail("nobody needs to be asked")}
     supply = StoreSupply(RangeCache(CacheRoom(root=tmp_path / "w1")), openers, HfCache(elsewhere))
     assert ensured(supply, lane) == str(there)
 

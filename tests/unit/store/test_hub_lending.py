@@ -5,6 +5,7 @@ import threading
 import attrs
 import pytest
 
+from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_source import SourceFault
@@ -150,7 +151,7 @@ def test_a_directory_is_lent_as_it_is_and_a_hub_model_through_the_cache(lent, tm
     lend_model(keeper, lent.described, HubAccess(), room)
     assert len(keeper.read(*asked).data) == 4 and not room.root.exists()
     nowhere = HubAccess(endpoint="http://127.0.0.1:1")
-    lend_model(keeper, attrs.evolve(lent.described, sources=(f"hub:org/name@{'0' * 40}",)), nowhere, room)
+    lend_model(keeper, attrs.evolve(lent.described, sources=(HubCommit("org/name", "0" * 40),)), nowhere, room)
     with pytest.raises(RefusalError) as caught:
         keeper.read(*asked)
     assert caught.value.refusal.code == "source_unreachable"

@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.hub.hub import HEADER_GUESS_BYTES, Hub
@@ -50,7 +51,7 @@ def test_a_hub_model_is_described_like_its_directory(hub, library, saved, name):
     assert there.tensors == here.tensors
     assert attrs.evolve(there.spec, fingerprint="") == attrs.evolve(here.spec, fingerprint="")
     assert (there.model_path, there.default_id) == (f"org/m@{commit}", "org/m")
-    assert there.sources == (f"hub:org/m@{commit}",)
+    assert there.sources == (HubCommit("org/m", commit),)
     assert [(item.file, item.size_bytes) for item in there.files] == [(i.file, i.size_bytes) for i in here.files]
     assert all(item.tag == tag_of((saved / name / item.file).read_bytes(), item.file) for item in there.files)
     assert len(hub.sent) == len(here.files)

@@ -106,7 +106,7 @@ def cut(path):
 
 
 def of_another_version(path):
-    path.write_bytes(path.read_bytes().replace(b"hydra description 1 ", b"hydra description 0 ", 1))
+    path.write_bytes(path.read_bytes().replace(b"hydra description 2 ", b"hydra description 1 ", 1))
 
 
 def without_its_small_files(path):

@@ -9,8 +9,9 @@ import huggingface_hub
 import pytest
 
 from hydra.protocol.model.model_name import default_model_id, hub_parts
+from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import RefusalError
-from hydra.store.models.model_ref import ENDPOINT, HubAccess, HubRef, parse_ref, parse_source, source_of
+from hydra.store.models.model_ref import ENDPOINT, HubAccess, HubRef, parse_ref
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -48,8 +49,7 @@ def test_neither_a_directory_nor_a_hub_id(text):
 
 def test_a_source_names_a_commit():
     ref = HubRef("org/name", COMMIT)
-    assert source_of(ref) == f"hub:org/name@{COMMIT}" and parse_source(source_of(ref)) == ref
-    assert [parse_source(text) for text in ("/models/x", "lane:w0", "hub:org/name", "hub:/etc@x")] == [None] * 4
+    assert ref.as_source == HubCommit("org/name", COMMIT) and HubRef.of(ref.as_source) == ref
 
 
 @pytest.mark.parametrize(

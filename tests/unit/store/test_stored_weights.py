@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
+from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
@@ -103,7 +104,9 @@ def test_a_worker_with_a_copy_of_its_own_does_not_compare_again(copy_of, tmp_pat
     assert describe(str(path), tied=described.spec.tied) == described and described.spec.tied == same
     supply = StoreSupply(RangeCache(CacheRoom(root=tmp_path / "cache")), {})
     order = order_of(LocalLibrary(), described, 0, 5)
-    assert supply.ensure(order, lambda *_: None, lambda: False).sources == (str(path),), "its own copy will do"
+    assert supply.ensure(order, lambda *_: None, lambda: False).sources == (Directory(str(path)),), (
+        "its own copy will do"
+    )
 
 
 def test_a_head_of_the_same_numbers_in_another_dtype_is_another_head(copy_of):
