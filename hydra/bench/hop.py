@@ -19,6 +19,7 @@ from hydra.bench.child import child
 from hydra.bench.echo_compute import EchoCompute
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.sampling import GREEDY
 from hydra.protocol.wires.zmq_wire import ZmqWires
@@ -30,7 +31,7 @@ CREDITS = 4
 WAIT_S = 10.0
 
 
-def open_line(next_addr: str) -> StageLine:
+def open_line(next_addr: Endpoint) -> StageLine:
     line = StageLine(FenceBoard())
     line.board.publish(Fence(route=ROUTE, epoch=EPOCH, open=True, next_addr=next_addr, credits=CREDITS))
     return line
@@ -53,12 +54,12 @@ class _Ours:
         self._step = 0
 
     def connect(self, addr: str) -> None:
-        def thread(kind: type[StageThread], next_addr: str) -> StageThread:
+        def thread(kind: type[StageThread], next_addr: Endpoint) -> StageThread:
             return kind(
                 source=self.source, lane=self._wires, line=open_line(next_addr), compute=self._compute, report=_broken
             )
 
-        self._before, self._after = thread(StageThread, addr), thread(_LastHop, "")
+        self._before, self._after = thread(StageThread, Endpoint(addr)), thread(_LastHop, Endpoint(""))
 
     def prepare(self) -> Run:
         """A step that the stage before has accepted and computed: here the clock begins."""

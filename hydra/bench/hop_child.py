@@ -9,6 +9,7 @@ from hydra.actors.stage.stage_thread import StageThread
 from hydra.bench.child import say
 from hydra.bench.echo_compute import EchoCompute
 from hydra.bench.hop import HIDDEN_BYTES, open_line
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     stage = StageThread(
         source=source,
         lane=wires,
-        line=open_line(our_back),
+        line=open_line(Endpoint(our_back)),
         compute=EchoCompute(HIDDEN_BYTES),
         report=lambda event: None,
     )

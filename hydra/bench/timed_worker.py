@@ -7,6 +7,7 @@ import trio
 
 from hydra.actors.families.worker import Worker, WorkerParts, run_worker
 from hydra.bench.echo_compute import EchoCompute
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
@@ -20,7 +21,7 @@ async def main() -> None:
     parts = WorkerParts(
         node_id=NodeId(node_id),
         spoke=wires.spoke(PeerId(f"{node_id}-{os.getpid()}"), router, broadcast),
-        pipeline_addr=source.addr,
+        pipeline_addr=Endpoint(source.addr),
         compute=EchoCompute(HIDDEN_BYTES, float(step_s)),
         run_blocking=trio.to_thread.run_sync,
         dial=wires.dial,

@@ -25,6 +25,7 @@ from hydra.complaint import MODEL_SETTINGS, Complaint, exit_code_of
 from hydra.log.set_up import flush_log, log_lines_lost, say_at_end
 from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec
 from hydra.processes.turned_away import Doorstep
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal
@@ -231,9 +232,9 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
         raise Complaint(refused[0].message, "the model cannot be served", fix, code)
 
 
-def _advertised(addr: str, host: str) -> str:
-    """An address as others reach it; without a host of its own, as bound."""
-    return f"tcp://{host}:{addr.rpartition(':')[2]}" if host else addr
+def _advertised(addr: str, host: str) -> Endpoint:
+    """As others reach what is bound at `addr`; without a host of its own, as bound."""
+    return Endpoint(f"tcp://{host}:{addr.rpartition(':')[2]}" if host else addr)
 
 
 @attrs.define

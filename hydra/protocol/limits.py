@@ -112,8 +112,6 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
         "host": Length(NAME_MAX, printable=True),
         "pid": INT32,
         "term_seen": TERM,
-        "pipeline_addr": ADDR,
-        "store_addr": ADDR,
         "held": Length(1024),
     },
     DeviceOffer: {
@@ -121,7 +119,7 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
         "name": Length(NAME_MAX, printable=True),
         "dtypes": Length(8),
     },
-    Welcome: {"term": TERM, "heartbeat_s": Range(0.001, 3600.0), "results_addr": ADDR},
+    Welcome: {"term": TERM, "heartbeat_s": Range(0.001, 3600.0)},
     SayHello: {"term": TERM},
     Beacon: {"term": TERM},
     Heartbeat: {"progress": Length(1024)},
@@ -137,7 +135,7 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
         "end_layer": Range(1, LAYERS_MAX),
         "block_size": Range(1, 1 << 16),
     },
-    Activate: {"kv_blocks": INT32, "credits": Range(1, 1 << 16), "next_addr": ADDR},  # credits bound a socket's queue
+    Activate: {"kv_blocks": INT32, "credits": Range(1, 1 << 16)},  # credits bound a socket's queue
     LoadModel: {"model_path": Length(PATH_MAX), "model_id": Length(PATH_MAX), "dtype": Length(NAME_MAX)},
     UnloadModel: {"model_id": Length(PATH_MAX)},
     ReadyReply: {"retry_after_s": DELAY_S},

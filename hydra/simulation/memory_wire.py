@@ -9,6 +9,7 @@ from typing import NoReturn
 import trio
 
 from hydra.protocol.blob import Frames
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import COORDINATOR, PeerId
 from hydra.protocol.wires.wire import STORE_BOUND, Delivery, Lane, PeerGone, WireFull
 from hydra.simulation.memory_ends import Dialler, Inbox, Listener
@@ -164,9 +165,9 @@ class MemoryWires:
     def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> MemorySpoke:
         return MemorySpoke(self._network, self._life, peer, command_addr, bound)
 
-    async def dial(self, addr: str, lane: Lane, timeout_s: float) -> str:
+    async def dial(self, to: Endpoint, lane: Lane, timeout_s: float) -> str:
         made = _StoreKnock if lane == "store" else _StepKnock
-        knock = made(self._network, self._life, addr)
+        knock = made(self._network, self._life, to.addr)
         try:
             with trio.move_on_after(timeout_s):
                 await knock.answered.wait()
@@ -178,21 +179,21 @@ class MemoryWires:
     def step_source(self, addr: str, bound: int) -> MemoryStepSource:
         return MemoryStepSource(self._network, self._life, addr)
 
-    def step_link(self, addr: str, bound: int) -> MemoryStepLink:
-        return MemoryStepLink(self._network, self._life, addr, bound)
+    def step_link(self, to: Endpoint, bound: int) -> MemoryStepLink:
+        return MemoryStepLink(self._network, self._life, to.addr, bound)
 
     def blocking_source(self, addr: str, bound: int) -> NoReturn:
         raise RuntimeError("no threads in a simulation")
 
-    def blocking_link(self, addr: str, bound: int) -> NoReturn:
+    def blocking_link(self, to: Endpoint, bound: int) -> NoReturn:
         raise RuntimeError("no threads in a simulation")
 
     def store_hub(self, addr: str, bound: int = STORE_BOUND) -> MemoryStoreHub:
         return MemoryStoreHub(self._network, self._life, addr, bound)
 
-    def waiting_store_line(self, addr: str, bound: int = STORE_BOUND) -> MemoryStoreLine:
+    def waiting_store_line(self, to: Endpoint, bound: int = STORE_BOUND) -> MemoryStoreLine:
         """In place of `store_line`: a simulated loader waits in the loop."""
-        return MemoryStoreLine(self._network, self._life, addr, bound)
+        return MemoryStoreLine(self._network, self._life, to.addr, bound)
 
-    def store_line(self, addr: str, bound: int = STORE_BOUND) -> NoReturn:
+    def store_line(self, to: Endpoint, bound: int = STORE_BOUND) -> NoReturn:
         raise RuntimeError("no threads in a simulation")

@@ -7,6 +7,7 @@ from typing import Any
 import trio
 
 from hydra.protocol.blob import Frames
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.wires.wire import Lane
 from hydra.simulation.memory_network import MemoryNetwork
 from hydra.simulation.memory_wire import MemoryStepLink, MemoryWires
@@ -59,14 +60,14 @@ class SeverableWires(MemoryWires):
         super().__init__(network, node)
         self._severed = severed
 
-    def step_link(self, addr: str, bound: int) -> SeverableLink:
-        return SeverableLink(self._network, self._life, addr, bound, self._severed)
+    def step_link(self, to: Endpoint, bound: int) -> SeverableLink:
+        return SeverableLink(self._network, self._life, to.addr, bound, self._severed)
 
-    async def dial(self, addr: str, lane: Lane, timeout_s: float) -> str:
+    async def dial(self, to: Endpoint, lane: Lane, timeout_s: float) -> str:
         """Empty when somebody answered."""
-        there = self._network.listeners.get(addr)
+        there = self._network.listeners.get(to.addr)
         if lane == "steps" and there is not None and (self._life.name, there.life.name) in self._severed.hops:
             await trio.sleep(timeout_s)
             return "no answer"
-        answer: str = await super().dial(addr, lane, timeout_s)
+        answer: str = await super().dial(to, lane, timeout_s)
         return answer

@@ -127,7 +127,7 @@ class SimStage:
         if held is not None:
             held[1].close()
         fence = self.line.board.read(run.route)
-        if fence is None or fence.epoch != run.epoch or not fence.open:
+        if fence is None or fence.epoch != run.epoch or not fence.open or fence.next_addr is None:
             return None
         link = self.wires.step_link(fence.next_addr, fence.credits)
         self._links[run.route] = (run.epoch, link)

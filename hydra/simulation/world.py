@@ -37,6 +37,7 @@ from hydra.http.app import make_app
 from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.batch import Run
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.messages.membership import PROTOCOL_VERSION, ChildExited, Heartbeat, Hello, KillWorker
 from hydra.protocol.model.model_spec import Described
@@ -612,7 +613,7 @@ class World:
             WorkerParts(
                 node_id=NodeId(node.name),
                 spoke=spoke,
-                pipeline_addr=source.addr,
+                pipeline_addr=Endpoint(source.addr),
                 compute=compute,
                 run_blocking=run_blocking,
                 dial=wires.dial,

@@ -23,6 +23,7 @@ from hydra.actors.sessions.sessions import Start as Begin
 from hydra.actors.stage.stage import Activated, Publish, RunActivate, RunLoad, SliceIn, Stage, ThreadFenced
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import StepResult
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.ids import COORDINATOR, Epoch, Generation, NodeId, RouteId, SessionId, StepId
 from hydra.protocol.messages.generations import Open
@@ -59,7 +60,7 @@ FRONTENDS_MAY = (StatusRequest, Open, Rebalance, LoadModel, UnloadModel, JobsReq
 
 
 def hello(role: str) -> Hello:
-    worker = {"device": NO_ROOM, "pipeline_addr": "mem://evil:1"} if role == "worker" else {}
+    worker = {"device": NO_ROOM, "pipeline_addr": Endpoint("mem://evil:1")} if role == "worker" else {}
     return Hello(
         node_id=f"evil-{role}",
         role=role,
@@ -85,7 +86,7 @@ class Cuckoo:
 
     def sends(self, peer: str, frames: list[bytes]) -> None:
         coordinator = self.world.coordinator
-        coordinator._gateway._deliver(coordinator.host, Delivery(peer, tuple(frames)))
+        coordinator._gateway._deliver(coordinator.actor_host, Delivery(peer, tuple(frames)))
 
     def greets(self, role: str) -> None:
         self.says(f"evil-{role}-1", hello(role))
@@ -324,7 +325,7 @@ def _frontend() -> tuple[Gateway, ActorHost]:
 async def test_no_sentence_kills_a_worker_a_parent_or_a_frontend(autojump_clock, n_sentences):
     rng = random.Random(29)
     child = _Child()
-    welcome = Welcome(generation=Generation(9), term=1, heartbeat_s=0.5, results_addr="mem://results")
+    welcome = Welcome(generation=Generation(9), term=1, heartbeat_s=0.5, results_addr=Endpoint("mem://results"))
     hints = {
         RouteId: [RouteId(1)], Epoch: [Epoch(1, 1), Epoch(1, 2)], Generation: [Generation(9)], NodeId: [NodeId("w1")],
         Welcome: [welcome], ModelSpec: [pocket_spec(2)], SessionId: [SessionId(1), SessionId(2)],

@@ -11,6 +11,7 @@ from hydra.actors.stage.stage_line import FenceBoard, StageLine
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
 from hydra.protocol.blob import Blob
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.ids import COORDINATOR, Address, Epoch, RouteId
 from hydra.protocol.messages.plans import Activate, LoadSlice
@@ -30,8 +31,8 @@ def _stage(index: int) -> tuple[StageLine, PocketCompute]:
         end_layer=index + 1, tensors=(), sources=(), block_size=BLOCK_SIZE, kv_memory_bytes=1,
     )  # fmt: skip
     plan = Activate(
-        route=RouteId(1), epoch=Epoch(1, 1), kv_blocks=KV_BLOCKS, next_addr="mem://x:1", credits=3, stage_index=index,
-        n_stages=2,
+        route=RouteId(1), epoch=Epoch(1, 1), kv_blocks=KV_BLOCKS, next_addr=Endpoint("mem://x:1"), credits=3,
+        stage_index=index, n_stages=2,
     )  # fmt: skip
     heard = Address(COORDINATOR, "planner")
     facts = compute.load(order, lambda *_: None)

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from hydra.actors.families.store_server import StoreServer
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.range_window import OPEN_MAX, RangeWindow
 from hydra.protocol.refusal import refuse
 from hydra.protocol.store_lane import ChunkRefused, decode_answer, encode_ask
@@ -111,7 +112,7 @@ class Play:
     async def _from(self, name, start, end, got):
         at = start + len(got)
         window = RangeWindow("token", PRINT, "file", at, end - at, chunk_bytes=CHUNK)
-        line = MemoryWires(self.network, "loader").waiting_store_line(f"mem://{name}")
+        line = MemoryWires(self.network, "loader").waiting_store_line(Endpoint(f"mem://{name}"))
         try:
             while not window.over:
                 for ask in window.asks():

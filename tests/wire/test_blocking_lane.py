@@ -6,6 +6,7 @@ import time
 import pytest
 
 from hydra.protocol.blob import BLOB_BYTES_MAX
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.wires.wire import AddressTaken
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
@@ -33,7 +34,7 @@ def test_two_threads_play_ping_pong(wires, size):
     heard_all = threading.Event()
 
     def echo():
-        link = wires.blocking_link(left.addr, 4)
+        link = wires.blocking_link(Endpoint(left.addr), 4)
         for _ in range(200):
             send(link, right.receive(WAIT_S))
         heard_all.wait(WAIT_S)  # closing does not linger: the last answer would be lost
@@ -41,7 +42,7 @@ def test_two_threads_play_ping_pong(wires, size):
 
     thread = threading.Thread(target=echo)
     thread.start()
-    link = wires.blocking_link(right.addr, 4)
+    link = wires.blocking_link(Endpoint(right.addr), 4)
     for i in range(200):
         send(link, [b"%d" % i, b"", hidden])
         number, nothing, back = left.receive(WAIT_S)
@@ -72,11 +73,11 @@ def test_time_runs_out(wires):
 
 
 def test_nobody_there_takes_nothing_and_a_full_queue_neither(wires):
-    nobody = wires.blocking_link("tcp://127.0.0.1:1", 4)
+    nobody = wires.blocking_link(Endpoint("tcp://127.0.0.1:1"), 4)
     assert not nobody.try_send([b"x"])
     nobody.close()
     source = wires.blocking_source("tcp://127.0.0.1:0", 2)
-    link = wires.blocking_link(source.addr, 2)
+    link = wires.blocking_link(Endpoint(source.addr), 2)
     send(link, [b"first"])
     big = bytes(4 << 20)
     assert not all(link.try_send([big]) for _ in range(100))
@@ -96,7 +97,7 @@ def test_an_address_is_taken_once(wires):
 def test_a_queue_that_was_emptied_takes_more_at_once(wires):
     """Quick ping-pong with a small bound: a sender that believes old news would find its queue full."""
     there, back = wires.blocking_source("tcp://127.0.0.1:*", 4), wires.blocking_source("tcp://127.0.0.1:*", 4)
-    to, fro = wires.blocking_link(there.addr, 4), wires.blocking_link(back.addr, 4)
+    to, fro = wires.blocking_link(Endpoint(there.addr), 4), wires.blocking_link(Endpoint(back.addr), 4)
     try:
         for link in (to, fro):
             deadline_s = time.monotonic() + 5

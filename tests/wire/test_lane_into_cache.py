@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.model.model_spec import StoredFile, TensorRange
 from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
 from hydra.protocol.refusal import RefusalError
@@ -82,12 +83,12 @@ class Load:
 
     def __init__(self, root, *addrs):
         self.wires, self.came = ZmqWires(), Came()
-        self.source = LaneSource(addrs, PRINT, self._open, TOKEN)
+        self.source = LaneSource([Endpoint(addr) for addr in addrs], PRINT, self._open, TOKEN)
         patience = RetryPolicy(tries=200, first_s=0.05, longest_s=0.1, deadline_s=60.0)
         self.cache = RangeCache(CacheRoom(root=root), patience, THREADS)
 
-    def _open(self, addr):
-        return CountedLine(self.wires.store_line(addr), self.came)
+    def _open(self, endpoint):
+        return CountedLine(self.wires.store_line(endpoint), self.came)
 
     def run(self, strike):
         return self.cache.ensure("key", FILES, RANGES, [self.source], lambda done, total: strike(done), lambda: False)

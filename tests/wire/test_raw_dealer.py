@@ -15,6 +15,7 @@ from hydra.actors.planning.planner import Planner
 from hydra.actors.scheduling.broker import Broker, Limits, OpenLink, SendStep
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import Batch, Step, StepResult
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch
 from hydra.protocol.messages.generations import Open
 from hydra.protocol.messages.membership import (
@@ -158,7 +159,7 @@ async def test_who_never_greeted_is_not_heard_and_numbers_kill_nobody(coordinato
 
 async def test_an_address_that_is_none_ends_an_epoch_and_no_process(coordinator):
     made, _ = coordinator
-    made._perform(OpenLink(1, Epoch(1, 1), "mem://no-socket:1", 3))
+    made._perform(OpenLink(1, Epoch(1, 1), Endpoint("mem://no-socket:1"), 3))
     made._perform(SendStep(Step(route=1, epoch=Epoch(1, 1), step=1, batch=Batch())))
     assert not made._links
 
@@ -179,4 +180,4 @@ async def test_a_result_that_makes_the_broker_raise_ends_its_epoch_and_no_proces
     result = StepResult(route=1, epoch=Epoch(1, 1), step=1)
     made._take_result([bytes(frame) for frame in codec_data.encode_result(result)])
     made._take_result([b"nonsense"])
-    assert broken == [(1, Epoch(1, 1))] and made._gateway.contained == 1 and made._gateway.nonsense == 1
+    assert broken == [(1, Epoch(1, 1))] and made._gateway.contained == 1 and made._gateway.malformed == 1

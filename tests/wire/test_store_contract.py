@@ -6,6 +6,7 @@ import random
 import pytest
 import trio
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.store_lane import CHUNK_BYTES_MAX
 from hydra.protocol.wires.wire import AddressTaken, LineBroken, PeerGone, WireClosed, WireFull
 from hydra.protocol.wires.zmq_wire import ZmqWires
@@ -37,7 +38,7 @@ async def lane(request):
         with trio.fail_after(60):
             yield (
                 lambda addr=ANY, bound=16: wires.store_hub(addr, bound),
-                lambda addr, bound=16: ThreadLine(wires.store_line(addr, bound)),
+                lambda addr, bound=16: ThreadLine(wires.store_line(Endpoint(addr), bound)),
             )
         wires.close()
         return
@@ -47,7 +48,7 @@ async def lane(request):
         with trio.fail_after(60):
             yield (
                 lambda addr=ANY, bound=16: MemoryWires(network, "c").store_hub(addr, bound),
-                lambda addr, bound=16: MemoryWires(network, "w").waiting_store_line(addr, bound),
+                lambda addr, bound=16: MemoryWires(network, "w").waiting_store_line(Endpoint(addr), bound),
             )
         nursery.cancel_scope.cancel()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
 from hydra.protocol.wires.zmq_sockets import as_reached
 from hydra.protocol.wires.zmq_wire import ZmqWires
@@ -53,7 +54,7 @@ def serving(directory, addr=ANY, disk_s=0.0):
 
 
 def source(wires, *addrs, auth=TOKEN, silence_s=20.0):
-    return LaneSource(addrs, PRINT, wires.store_line, auth, silence_s)
+    return LaneSource([Endpoint(addr) for addr in addrs], PRINT, wires.store_line, auth, silence_s)
 
 
 def take(pieces, n):
@@ -159,7 +160,7 @@ def test_a_lane_bound_everywhere_is_reached_by_way_of_the_coordinators_host(dire
             everywhere = addr.replace("127.0.0.2", "0.0.0.0")
             assert len(b"".join(source(wires, everywhere).read("model", 0, 9))) == 9
             left = wires.blocking_source("tcp://127.0.0.2:0", 4)
-            link = wires.blocking_link(left.addr.replace("127.0.0.2", "0.0.0.0"), 4)
+            link = wires.blocking_link(Endpoint(left.addr.replace("127.0.0.2", "0.0.0.0")), 4)
             while not link.try_send([b"hello"]):
                 pass
             assert left.receive(20.0) == (b"hello",)

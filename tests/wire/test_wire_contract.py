@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from hydra.processes.held_port import HeldPort
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import COORDINATOR
 from hydra.protocol.wires.wire import AddressTaken, PeerGone, WireClosed, WireFull, Wires
 from hydra.protocol.wires.zmq_wire import ZmqWires
@@ -208,7 +209,7 @@ async def test_everybody_hears_the_broadcast(star):
 
 async def test_steps_travel_in_order_and_big(wires):
     source = wires("b").step_source("tcp://127.0.0.1:0", 64)
-    link = wires("a").step_link(source.addr, 64)
+    link = wires("a").step_link(Endpoint(source.addr), 64)
     for i in range(20):
         link.send_nowait([b"%d" % i, BIG])
     got = []
@@ -221,7 +222,7 @@ async def test_steps_travel_in_order_and_big(wires):
 
 
 async def test_a_link_to_nobody_is_full_at_its_bound(wires):
-    link = wires("a").step_link("tcp://127.0.0.1:1", 3)
+    link = wires("a").step_link(Endpoint("tcp://127.0.0.1:1"), 3)
     for _ in range(3):
         link.send_nowait([b"x"])
     with pytest.raises(WireFull):
@@ -237,7 +238,7 @@ async def test_an_address_is_taken_once(wires, star):
 async def test_closing_wakes_the_receiver_and_ends_sending(wires, star):
     spoke = star.spoke("w-1")
     source = wires("b").step_source("tcp://127.0.0.1:0", 4)
-    link = wires("a").step_link(source.addr, 4)
+    link = wires("a").step_link(Endpoint(source.addr), 4)
 
     async def hears_the_end(end):
         with pytest.raises(WireClosed):
@@ -264,13 +265,14 @@ async def test_closing_wakes_the_receiver_and_ends_sending(wires, star):
 async def test_a_dial_is_answered_by_an_end_of_that_lane_and_leaves_nothing_behind(wires):
     here, there = wires("a"), wires("b")
     source, store = there.step_source("tcp://127.0.0.1:0", 8), there.store_hub("tcp://127.0.0.1:0")
-    assert await here.dial(source.addr, "steps", 5.0) == ""
-    assert await here.dial(store.addr, "store", 5.0) == ""
-    link = here.step_link(source.addr, 8)
+    assert await here.dial(Endpoint(source.addr), "steps", 5.0) == ""
+    assert await here.dial(Endpoint(store.addr), "store", 5.0) == ""
+    link = here.step_link(Endpoint(source.addr), 8)
     link.send_nowait([b"step"])
     assert [bytes(frames[0]) for frames in await source.receive()] == [b"step"], "and nothing before it"
     link.close()
     source.close()
-    while not await here.dial(source.addr, "steps", 0.05):  # until the world has noticed that nobody is there any more
+    there = Endpoint(source.addr)
+    while not await here.dial(there, "steps", 0.05):  # until the world has noticed that nobody is there any more
         await trio.lowlevel.checkpoint()
     store.close()

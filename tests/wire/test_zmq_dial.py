@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from hydra.processes.held_port import HeldPort
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.wires.zmq_sockets import is_of_this_machine
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
@@ -20,20 +21,20 @@ async def wires():
 
 async def test_what_is_wrong_is_said_in_words(wires):
     held = HeldPort.take("127.0.0.1")  # bound, and nobody listens
-    assert await wires.dial(f"tcp://127.0.0.1:{held.port}", "steps", 0.05) == "connection refused"
+    assert await wires.dial(Endpoint(f"tcp://127.0.0.1:{held.port}"), "steps", 0.05) == "connection refused"
     with socket.socket() as dumb:
         dumb.bind(("127.0.0.1", 0))
         dumb.listen()
-        reason = await wires.dial(f"tcp://127.0.0.1:{dumb.getsockname()[1]}", "steps", 0.05)
+        reason = await wires.dial(Endpoint(f"tcp://127.0.0.1:{dumb.getsockname()[1]}"), "steps", 0.05)
         assert "no such process" in reason
-    assert await wires.dial("tcp://no-such-host.invalid:1", "steps", 0.05)
-    assert await wires.dial("nonsense", "steps", 0.05)
+    assert await wires.dial(Endpoint("tcp://no-such-host.invalid:1"), "steps", 0.05)
+    assert await wires.dial(Endpoint("nonsense"), "steps", 0.05)
 
 
 async def test_an_end_of_another_lane_is_no_answer(wires):
     source, store = wires.step_source("tcp://127.0.0.1:0", 8), wires.store_hub("tcp://127.0.0.1:0")
-    assert await wires.dial(source.addr, "store", 0.1)
-    assert await wires.dial(store.addr, "steps", 0.1)
+    assert await wires.dial(Endpoint(source.addr), "store", 0.1)
+    assert await wires.dial(Endpoint(store.addr), "steps", 0.1)
     source.close()
     store.close()
 
@@ -41,7 +42,7 @@ async def test_an_end_of_another_lane_is_no_answer(wires):
 async def test_whoever_is_bound_everywhere_is_dialled_where_the_coordinator_is(wires):
     source = wires.step_source("tcp://*:0", 8)
     assert source.addr.startswith("tcp://0.0.0.0:")
-    assert await wires.dial(source.addr, "steps", 5.0) == ""
+    assert await wires.dial(Endpoint(source.addr), "steps", 5.0) == ""
     source.close()
 
 

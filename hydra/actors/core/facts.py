@@ -7,6 +7,7 @@ from typing import Literal
 
 import attrs
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Address, Epoch, Generation, NodeId, PeerId, RouteId, StepId
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.membership import DeviceOffer, Held, Welcome
@@ -22,10 +23,10 @@ class NodeJoined:
     peer: PeerId
     generation: Generation
     offer: DeviceOffer
-    pipeline_addr: str
+    pipeline_addr: Endpoint
     held: tuple[Held, ...]
     term_seen: int
-    store_addr: str | None = None
+    store_addr: Endpoint | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -88,7 +89,7 @@ class RouteUp:
     route: RouteId
     epoch: Epoch
     nodes: tuple[NodeId, ...]  # in stage order
-    first_addr: str
+    first_addr: Endpoint
     kv_blocks: int
     block_size: int
     max_model_len: int

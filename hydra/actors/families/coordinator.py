@@ -40,6 +40,7 @@ from hydra.actors.planning.reach import DialledOut, DialOut
 from hydra.actors.scheduling.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, SendStep, StepBack
 from hydra.protocol import codec, codec_data
 from hydra.protocol.blob import Frames
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import TheyBrokeTheRules, WireError
 from hydra.protocol.ids import COORDINATOR, AskId, Epoch, NodeId, RouteId
 from hydra.protocol.messages.models import NodeLoad, Sample
@@ -118,7 +119,7 @@ class Coordinator:
         term = parts.saved.term + 1
         self.registry = Registry(
             term=term,
-            results_addr=parts.results.addr,
+            results_addr=Endpoint(parts.results.addr),
             heartbeat_s=parts.heartbeat_s,
             beats_missed_max=parts.beats_missed_max,
             join_token=parts.join_token,
@@ -128,9 +129,9 @@ class Coordinator:
             term=term,
             policy=parts.policy,
             ranges=parts.library.slice_ranges,
-            results_addr=parts.results.addr,
+            results_addr=Endpoint(parts.results.addr),
             wall_s=parts.wall_s,
-            store_addr=parts.store.hub.addr if parts.store is not None else "",
+            store_addr=Endpoint(parts.store.hub.addr) if parts.store is not None else None,
         )
         self.broker = Broker(limits=parts.limits)
         self._gateway = Gateway(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor, self.registry.speaker_of)
@@ -229,7 +230,7 @@ class Coordinator:
         try:
             link = self.parts.lane.step_link(effect.addr, effect.credits)
         except WireError as why:
-            log.warning("the first stage cannot be reached", addr=effect.addr, why=str(why))
+            log.warning("the first stage cannot be reached", addr=str(effect.addr), why=str(why))
             self.actor_host.post(BROKER.actor, LinkFull(effect.route, effect.epoch))
         else:
             self._links[effect.route] = (effect.epoch, link)
@@ -261,7 +262,7 @@ class Coordinator:
     async def _check_source(self, model_id: str, described: Described) -> None:
         self.actor_host.post(PLANNER.actor, SourceChecked(model_id, await self.parts.check_source(described)))
 
-    async def _dial_out(self, ask: AskId, addrs: tuple[str, ...]) -> None:
+    async def _dial_out(self, ask: AskId, addrs: tuple[Endpoint, ...]) -> None:
         self.actor_host.post(PLANNER.actor, DialledOut(ask, await dial_all(self.parts.dial, addrs, ())))
 
     async def _take_results(self) -> None:

@@ -81,7 +81,7 @@ class ClusterStatus:
             memory_total_bytes=hello.device.memory_total_bytes,
             memory_free_bytes=member.memory_free_bytes,
             last_seen_s=max(0.0, now_s - member.last_seen_s),
-            pipeline_addr=hello.pipeline_addr,
+            pipeline_addr=str(hello.pipeline_addr),
             stages=tuple(stages),
             why=fault,
         )

@@ -36,6 +36,7 @@ from hydra.actors.stage.stage import (
 )
 from hydra.actors.stage.stage_line import FenceBoard, StageLine
 from hydra.actors.stage.stage_thread import StageThread
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Generation, NodeId
 from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello, StageProgress
 from hydra.protocol.messages.plans import Dial, LoadPhase, LoadSlice
@@ -66,7 +67,7 @@ class WorkerParts:
 
     node_id: NodeId
     spoke: Spoke
-    pipeline_addr: str  # as others reach it
+    pipeline_addr: Endpoint  # as others reach it
     compute: Compute
     run_blocking: RunBlocking
     host: str
@@ -76,7 +77,7 @@ class WorkerParts:
     family: str = ""  # see Hello
     supply: Supply = AlreadyLocal()
     store: StoreServer | None = None  # lends to others what was loaded here
-    store_addr: str | None = None  # as others reach it
+    store_addr: Endpoint | None = None  # as others reach it
     log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
     turned_away: Callable[[Refusal], None] = _say_turned_away
 

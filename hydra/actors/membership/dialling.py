@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import trio
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.messages.plans import Unanswered
 from hydra.protocol.wires.wire import Dialler, Lane
 
@@ -11,16 +12,16 @@ DIAL_S = 2.0  # an address that does not answer for so long is not reached
 
 
 async def dial_all(
-    dial: Dialler, step_addrs: Iterable[str], store_addrs: Iterable[str], timeout_s: float = DIAL_S
+    dial: Dialler, step_addrs: Iterable[Endpoint], store_addrs: Iterable[Endpoint], timeout_s: float = DIAL_S
 ) -> tuple[Unanswered, ...]:
     """All at once. Those that did not answer in time, in order."""
-    lanes: list[tuple[str, Lane]] = [
+    lanes: list[tuple[Endpoint, Lane]] = [
         *((addr, "steps") for addr in step_addrs),
         *((addr, "store") for addr in store_addrs),
     ]
-    faults: dict[tuple[str, Lane], str] = {}
+    faults: dict[tuple[Endpoint, Lane], str] = {}
 
-    async def dial_one(addr: str, lane: Lane) -> None:
+    async def dial_one(addr: Endpoint, lane: Lane) -> None:
         faults[addr, lane] = await dial(addr, lane, timeout_s)
 
     async with trio.open_nursery() as nursery:

@@ -31,6 +31,7 @@ from hydra.actors.core.facts import (
 )
 from hydra.actors.core.machine import Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import BROKER_NAME, MEMBER, PARENT, PLANNER_NAME
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import TERM_MAX, Address, Generation, NodeId, PeerId, StepId
 from hydra.protocol.loopback import host_of, is_loopback
 from hydra.protocol.messages.membership import (
@@ -97,7 +98,7 @@ class Registry:
     """Keeps the members of the cluster, workers, frontends and parents alike."""
 
     term: int
-    results_addr: str
+    results_addr: Endpoint
     heartbeat_s: float = 0.5
     beats_missed_max: int = 3
     join_token: str = ""
@@ -217,7 +218,8 @@ class Registry:
         if hello.role == "worker" and (hello.device is None or hello.pipeline_addr is None):
             return no("invalid_value", f"{hello.node_id} offers no device or no address", 30.0)
         elsewhere = self.host_of(peer)
-        if hello.role == "worker" and elsewhere and is_loopback(host_of(hello.pipeline_addr or "")):
+        reached_at = hello.pipeline_addr.addr if hello.pipeline_addr is not None else ""
+        if hello.role == "worker" and elsewhere and is_loopback(host_of(reached_at)):
             message = (
                 f"{hello.node_id} comes from {elsewhere} and says it is reached at {hello.pipeline_addr}, which is "
                 "this machine; start it with --bind and --advertise an address of its own"

@@ -112,11 +112,11 @@ def _held_layers(spec: ModelSpec, dtype: Dtype, node: NodeJoined, route: Route |
     return frozenset(layer for held in same for layer in held.layers)
 
 
-def lane_source(coordinator_addr: str, weight_sources: Iterable[NodeJoined]) -> tuple[Peers, ...]:
+def lane_source(coordinator: Endpoint | None, weight_sources: Iterable[NodeJoined]) -> tuple[Peers, ...]:
     """Where a slice may be had on the store lane, as LoadSlice names it: all who may hold it as one source, the
     coordinator first. Nothing, when nobody lends."""
-    workers = [node.store_addr for node in weight_sources if node.store_addr][:LENDERS_MAX]
-    endpoints = tuple(Endpoint(addr) for addr in (coordinator_addr, *workers) if addr)
+    workers = [node.store_addr for node in weight_sources if node.store_addr is not None][:LENDERS_MAX]
+    endpoints = tuple(endpoint for endpoint in (coordinator, *workers) if endpoint is not None)
     return (Peers(endpoints),) if endpoints else ()
 
 

@@ -59,6 +59,7 @@ from hydra.actors.planning.reach import HERE, REDIAL, DialledOut, Reach
 from hydra.actors.planning.split import check_max_model_len
 from hydra.actors.planning.startup_quorum import StartupQuorum
 from hydra.actors.planning.weight_sources import WeightSources
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import COORDINATOR, Address, AskId, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages.models import (
     CancelJob,
@@ -102,9 +103,9 @@ class Planner:
     term: int
     policy: Policy
     ranges: Callable[[Described, int, int], tuple[TensorRange, ...]]
-    results_addr: str
+    results_addr: Endpoint
     wall_s: int = 0
-    store_addr: str = ""  # where the coordinator lends the files of what it described; empty: it does not
+    store_addr: Endpoint | None = None  # where the coordinator lends the files of what it described; None: it does not
     number: int = attrs.field(default=0, init=False)
     _nodes: dict[NodeId, NodeJoined] = attrs.field(factory=dict, init=False)
     _suspects: set[NodeId] = attrs.field(factory=set, init=False)

@@ -14,6 +14,7 @@ import attrs
 from hydra.actors.core.facts import NodeJoined
 from hydra.actors.core.machine import CancelTimer, Effect, Send, SetTimer
 from hydra.actors.core.names import SCOUT
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Address, AskId, NodeId
 from hydra.protocol.loopback import host_of, is_loopback
 from hydra.protocol.messages.plans import Dial, Unanswered
@@ -34,7 +35,7 @@ class DialOut:
     """Effect: the coordinator itself dials these steps' addresses, and posts DialledOut."""
 
     ask: AskId
-    addrs: tuple[str, ...]
+    addrs: tuple[Endpoint, ...]
 
 
 @attrs.frozen
@@ -51,7 +52,7 @@ class Hop:
 
     source: NodeId
     target: NodeId
-    addr: str
+    addr: Endpoint
     store: bool = False
 
 
@@ -74,8 +75,8 @@ class _Breaks:
 class Reach:
     """`results_addr` and `store_addr` are the coordinator's; no `store_addr`: it lends nothing."""
 
-    results_addr: str
-    store_addr: str = ""
+    results_addr: Endpoint
+    store_addr: Endpoint | None = None
     _nodes: dict[NodeId, NodeJoined] = attrs.field(factory=dict, init=False)
     _findings: dict[Hop, _Finding] = attrs.field(factory=dict, init=False)
     _under_way: dict[tuple[AskId, NodeId], tuple[Hop, ...]] = attrs.field(factory=dict, init=False)
@@ -222,7 +223,7 @@ class Reach:
     def _own_hops(self, node: NodeJoined) -> list[Hop]:
         """What every stage needs, wherever in the route it sits."""
         hops = [Hop(HERE, node.node, node.pipeline_addr), Hop(node.node, HERE, self.results_addr)]
-        return [*hops, Hop(node.node, HERE, self.store_addr, store=True)] if self.store_addr else hops
+        return [*hops, Hop(node.node, HERE, self.store_addr, store=True)] if self.store_addr is not None else hops
 
     def _hop(self, source: NodeId, target: NodeId) -> Hop:
         return Hop(source, target, self._nodes[target].pipeline_addr)
@@ -254,7 +255,7 @@ def _sentence(hop: Hop, fault: str) -> str:
     if fault == NO_WORD:
         return fault
     if hop.source == HERE:
-        loopback = is_loopback(host_of(hop.addr))
+        loopback = is_loopback(host_of(hop.addr.addr))
         remedy = (
             " (from another machine: start it with --bind and --advertise an address of its own)" if loopback else ""
         )

@@ -6,6 +6,7 @@ from hydra.actors.core.facts import NodeJoined, RouteUp
 from hydra.actors.core.machine import Effect, Send
 from hydra.actors.core.names import STAGE
 from hydra.actors.planning.placement import Route, StagePlacement
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Address, Epoch, RouteId
 from hydra.protocol.messages.plans import Activate, DropSlice, LoadSlice
 from hydra.protocol.model.model_spec import Described, TensorRange
@@ -40,7 +41,7 @@ def load(
     return Send(_stage_of(placement.node), order)
 
 
-def activate(route: Route, results_addr: str) -> list[Effect]:
+def activate(route: Route, results_addr: Endpoint) -> list[Effect]:
     """To every stage: where the next one listens; the last one sends its results to the coordinator."""
     addrs = [*(stage.node.pipeline_addr for stage in route.stages[1:]), results_addr]
     return [

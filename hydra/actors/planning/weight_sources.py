@@ -9,6 +9,7 @@ import attrs
 
 from hydra.actors.core.facts import NodeJoined
 from hydra.actors.planning.placement import lane_source
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.model.source import Source
@@ -16,9 +17,9 @@ from hydra.protocol.model.source import Source
 
 @attrs.define(eq=False)
 class WeightSources:
-    """`store_addr` is where the coordinator lends what it described; empty: it does not."""
+    """`store_addr` is where the coordinator lends what it described; None: it does not."""
 
-    store_addr: str
+    store_addr: Endpoint | None
     _held: dict[NodeId, frozenset[str]] = attrs.field(factory=dict, init=False)  # fingerprints
 
     def holds(self, node: NodeId, fingerprints: Iterable[str]) -> None:
@@ -35,5 +36,5 @@ class WeightSources:
         """
         lent = [node for node in others if described.spec.fingerprint in self._held.get(node.node, ())]
         if described.hub_commit is not None:
-            return (*lane_source("", lent), *described.sources, *lane_source(self.store_addr, ()))
+            return (*lane_source(None, lent), *described.sources, *lane_source(self.store_addr, ()))
         return (*described.sources, *lane_source(self.store_addr, lent))

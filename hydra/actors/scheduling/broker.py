@@ -33,6 +33,7 @@ from hydra.actors.scheduling.scheduler import Drawn, RouteScheduler, SharePrefix
 from hydra.actors.scheduling.vocabulary_check import beyond_vocabulary, of_the_vocabulary
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
 from hydra.protocol.context_length import context_overflow
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Address, Epoch, PeerId, RouteId, RowId, SessionId
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
 from hydra.protocol.messages.models import ReadyRequest
@@ -50,7 +51,7 @@ class OpenLink:
 
     route: RouteId
     epoch: Epoch
-    addr: str
+    addr: Endpoint
     credits: int
 
 

@@ -12,6 +12,7 @@ import attrs
 
 from hydra.actors.stage.step_limits import StepLimits
 from hydra.protocol.batch import Batch, OpenRow, Run, Step
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import EPOCH_ZERO, Attempt, Epoch, RouteId, RowId, StepId
 
 DropReason = Literal[
@@ -37,7 +38,7 @@ class Fence:
     epoch: Epoch
     open: bool
     last: bool = False  # of the route's stages
-    next_addr: str = ""
+    next_addr: Endpoint | None = None  # of an open one where its steps go
     credits: int = 0
     limits: StepLimits | None = None  # of what an open one lets through; None: what is behind it takes any step
 

@@ -164,7 +164,7 @@ class StageThread:
         if held is not None:
             held.link.close()
         fence = self.board.read(run.route)
-        if fence is None or fence.epoch != run.epoch or not fence.open:
+        if fence is None or fence.epoch != run.epoch or not fence.open or fence.next_addr is None:
             return None
         try:
             link = self.lane.blocking_link(fence.next_addr, fence.credits)

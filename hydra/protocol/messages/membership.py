@@ -7,6 +7,7 @@ from typing import Literal
 
 import attrs
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch, Generation, NodeId, RouteId, StepId
 from hydra.protocol.model.model_spec import Dtype
 from hydra.protocol.refusal import Refusal
@@ -50,8 +51,8 @@ class Hello:
     pid: int
     term_seen: int  # the highest term this process has heard of
     device: DeviceOffer | None = None  # workers only
-    pipeline_addr: str | None = None  # workers only: where the stage's PULL socket can be reached
-    store_addr: str | None = None  # where this process answers on the store lane, if it does
+    pipeline_addr: Endpoint | None = None  # workers only: where the stage's PULL socket can be reached
+    store_addr: Endpoint | None = None  # where this process answers on the store lane, if it does
     held: tuple[Held, ...] = ()
     family: str = ""  # a secret of a parent and the children it started: only among them one speaks of the other
 
@@ -63,7 +64,7 @@ class Welcome:
     generation: Generation
     term: int
     heartbeat_s: float
-    results_addr: str  # where the last stage of a route sends its results
+    results_addr: Endpoint  # where the last stage of a route sends its results
 
 
 @attrs.frozen(kw_only=True)

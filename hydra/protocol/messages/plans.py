@@ -4,6 +4,7 @@ from typing import Literal
 
 import attrs
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import AskId, Epoch, Generation, RouteId
 from hydra.protocol.model.model_spec import Dtype, ModelSpec, StoredFile, TensorRange
 from hydra.protocol.model.source import Source
@@ -75,7 +76,7 @@ class Activate:
     route: RouteId
     epoch: Epoch
     kv_blocks: int
-    next_addr: str  # the next stage's pipeline address, or the results address after the last
+    next_addr: Endpoint  # the next stage's pipeline address, or the results address after the last
     credits: int  # micro-batches that may be in flight: the bound of every data queue on this route
     stage_index: int
     n_stages: int
@@ -123,15 +124,15 @@ class Dial:
     """Planner -> a worker's Scout. Do they answer? On the data lane `step_addrs`, on the store lane `store_addrs`."""
 
     ask: AskId
-    step_addrs: tuple[str, ...]
-    store_addrs: tuple[str, ...]
+    step_addrs: tuple[Endpoint, ...]
+    store_addrs: tuple[Endpoint, ...]
 
 
 @attrs.frozen(kw_only=True)
 class Unanswered:
     """An address that was dialled in vain."""
 
-    addr: str
+    addr: Endpoint
     reason: str
 
 

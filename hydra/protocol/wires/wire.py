@@ -15,11 +15,12 @@ from typing import Literal, Protocol, TypeAlias
 import attrs
 
 from hydra.protocol.blob import Buffer, Frames
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import WireError
 from hydra.protocol.ids import PeerId
 
 Lane = Literal["steps", "store"]
-Dialler: TypeAlias = Callable[[str, Lane, float], Awaitable[str]]  # as Wires.dial
+Dialler: TypeAlias = Callable[[Endpoint, Lane, float], Awaitable[str]]  # as Wires.dial
 
 STORE_BOUND = 16  # messages per connection of the store lane; an asker has far fewer questions open
 
@@ -137,11 +138,11 @@ class DataLane(Protocol):
 
     def step_source(self, addr: str, bound: int) -> StepSource: ...
 
-    def step_link(self, addr: str, bound: int) -> StepLink: ...
+    def step_link(self, to: Endpoint, bound: int) -> StepLink: ...
 
     def blocking_source(self, addr: str, bound: int) -> BlockingSource: ...
 
-    def blocking_link(self, addr: str, bound: int) -> BlockingLink: ...
+    def blocking_link(self, to: Endpoint, bound: int) -> BlockingLink: ...
 
 
 class StoreHub(Protocol):
@@ -179,7 +180,7 @@ class StoreLane(Protocol):
     def store_hub(self, addr: str, bound: int = STORE_BOUND) -> StoreHub:
         """Raises AddressTaken."""
 
-    def store_line(self, addr: str, bound: int = STORE_BOUND) -> BlockingStoreLine: ...
+    def store_line(self, to: Endpoint, bound: int = STORE_BOUND) -> BlockingStoreLine: ...
 
 
 class Wires(DataLane, StoreLane, Protocol):
@@ -190,6 +191,6 @@ class Wires(DataLane, StoreLane, Protocol):
 
     def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> Spoke: ...
 
-    async def dial(self, addr: str, lane: Lane, timeout_s: float) -> str:
-        """Empty when an end of that lane answered at `addr` within the time; else why not, for people."""
+    async def dial(self, to: Endpoint, lane: Lane, timeout_s: float) -> str:
+        """Empty when an end of that lane answered there within the time; else why not, for people."""
         ...

@@ -13,6 +13,7 @@ import zmq
 
 from hydra.protocol.blob import BLOB_BYTES_MAX, Buffer, Frames
 from hydra.protocol.codec import CONTROL_BYTES_MAX
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import WireError
 from hydra.protocol.ids import COORDINATOR, PeerId
 from hydra.protocol.wires.wire import STORE_BOUND, Delivery, Lane, WireClosed, WireFull
@@ -252,26 +253,26 @@ class ZmqWires:
     def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> ZmqSpoke:
         return ZmqSpoke(self._context, peer, command_addr, broadcast_addr, bound)
 
-    async def dial(self, addr: str, lane: Lane, timeout_s: float) -> str:
-        return await dial(self._context, as_reached(addr, self._via), lane, timeout_s)
+    async def dial(self, to: Endpoint, lane: Lane, timeout_s: float) -> str:
+        return await dial(self._context, as_reached(to.addr, self._via), lane, timeout_s)
 
     def step_source(self, addr: str, bound: int) -> ZmqStepSource:
         return ZmqStepSource(self._context, addr, bound)
 
-    def step_link(self, addr: str, bound: int) -> ZmqStepLink:
-        return ZmqStepLink(self._context, as_reached(addr, self._via), bound)
+    def step_link(self, to: Endpoint, bound: int) -> ZmqStepLink:
+        return ZmqStepLink(self._context, as_reached(to.addr, self._via), bound)
 
     def blocking_source(self, addr: str, bound: int) -> ZmqBlockingSource:
         return ZmqBlockingSource(self._context, addr, bound)
 
-    def blocking_link(self, addr: str, bound: int) -> ZmqBlockingLink:
-        return ZmqBlockingLink(self._context, as_reached(addr, self._via), bound)
+    def blocking_link(self, to: Endpoint, bound: int) -> ZmqBlockingLink:
+        return ZmqBlockingLink(self._context, as_reached(to.addr, self._via), bound)
 
     def store_hub(self, addr: str, bound: int = STORE_BOUND) -> ZmqStoreHub:
         return ZmqStoreHub(self._context, addr, bound)
 
-    def store_line(self, addr: str, bound: int = STORE_BOUND) -> ZmqStoreLine:
-        return ZmqStoreLine(self._context, as_reached(addr, self._via), bound)
+    def store_line(self, to: Endpoint, bound: int = STORE_BOUND) -> ZmqStoreLine:
+        return ZmqStoreLine(self._context, as_reached(to.addr, self._via), bound)
 
     def close(self) -> None:
         self._context.destroy()

@@ -30,21 +30,21 @@ SHUNNED_S = 10.0
 class LaneSource:
     """All who may hold one model. Several threads may read at once; each transfer has a line of its own.
 
-    `addrs` are tcp://HOST:PORT, best first. `open_line` connects without waiting.
+    `endpoints` are at tcp://HOST:PORT, best first. `open_line` connects without waiting.
     """
 
-    addrs: Sequence[str]
+    endpoints: Sequence[Endpoint]
     fingerprint: str
-    open_line: Callable[[str], BlockingStoreLine]
+    open_line: Callable[[Endpoint], BlockingStoreLine]
     auth: str = attrs.field(default="", repr=False)
     silence_s: float = SILENCE_S
     now: Callable[[], float] = time.monotonic
-    _shunned_until: dict[str, float] = attrs.field(factory=dict, init=False)
+    _shunned_until: dict[Endpoint, float] = attrs.field(factory=dict, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     @property
     def name(self) -> str:
-        return str(Peers(tuple(map(Endpoint, self.addrs))))
+        return str(Peers(tuple(self.endpoints)))
 
     def read(self, file: str, offset: int, length: int) -> Iterator[bytes]:
         """Implements RangeSource. An address that does not hold the bytes is passed over at once.
@@ -53,29 +53,29 @@ class LaneSource:
         """
         reasons: list[str] = []
         done, may_hold = 0, False
-        for addr in self._in_order():
+        for endpoint in self._in_order():
             try:
-                with closing(self._read_from(addr, file, offset + done, length - done)) as pieces:
+                with closing(self._read_from(endpoint, file, offset + done, length - done)) as pieces:
                     for piece in pieces:
                         done += len(piece)
                         yield piece
                 return
             except SourceUnfit as why:
-                reasons.append(f"{addr}: {why}")
+                reasons.append(f"{endpoint}: {why}")
             except SourceFault as why:
-                reasons.append(f"{addr}: {why}")
+                reasons.append(f"{endpoint}: {why}")
                 may_hold = True
-                self._shun(addr)
+                self._shun(endpoint)
         told = "; ".join(reasons) or "nobody to ask"
         raise SourceFault(told) if may_hold else SourceUnfit(told)
 
-    def _read_from(self, addr: str, file: str, offset: int, length: int) -> Generator[bytes, None, None]:
+    def _read_from(self, endpoint: Endpoint, file: str, offset: int, length: int) -> Generator[bytes, None, None]:
         """One line, one window. Raises SourceUnfit and SourceFault."""
-        if not addr.startswith("tcp://"):
+        if not endpoint.addr.startswith("tcp://"):
             raise SourceUnfit("no address of another machine")  # whoever said so chooses no socket file of ours
         window = RangeWindow(self.auth, self.fingerprint, file, offset, length)
         try:
-            with closing(self.open_line(addr)) as line:
+            with closing(self.open_line(endpoint)) as line:
                 while not window.over:
                     for ask in window.asks():
                         line.send(encode_ask(ask))
@@ -92,24 +92,24 @@ class LaneSource:
         except WireError as why:
             raise SourceFault(str(why)) from why
 
-    def _in_order(self) -> list[str]:
+    def _in_order(self) -> list[Endpoint]:
         """As given, save that those who failed of late come last."""
         now_s = self.now()
         with self._lock:
-            return sorted(self.addrs, key=lambda addr: self._shunned_until.get(addr, 0.0) > now_s)
+            return sorted(self.endpoints, key=lambda endpoint: self._shunned_until.get(endpoint, 0.0) > now_s)
 
-    def _shun(self, addr: str) -> None:
+    def _shun(self, endpoint: Endpoint) -> None:
         with self._lock:
-            self._shunned_until[addr] = self.now() + SHUNNED_S
+            self._shunned_until[endpoint] = self.now() + SHUNNED_S
 
 
 def lane_opener(
-    open_line: Callable[[str], BlockingStoreLine], auth: str
+    open_line: Callable[[Endpoint], BlockingStoreLine], auth: str
 ) -> Mapping[type[Source], Callable[..., LaneSource]]:
     """Opens Peers for a StoreSupply."""
 
     def open_lane(peers: Peers, order: LoadSlice) -> LaneSource:
-        return LaneSource([endpoint.addr for endpoint in peers.endpoints], order.spec.fingerprint, open_line, auth)
+        return LaneSource(peers.endpoints, order.spec.fingerprint, open_line, auth)
 
     return {Peers: open_lane}
 

@@ -22,6 +22,7 @@ from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.row_faults import FAILURES_MAX, NO_MEMORY, RowFaults
 from hydra.protocol.batch import Logprobs, StepResult, int32
 from hydra.protocol.context_length import context_overflow
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_STOP, Close, Open, OpenRefused, Reopen, Tokens
 from hydra.protocol.messages.models import ReadyReply, ReadyRequest
@@ -37,7 +38,7 @@ UP = RouteUp(
     route=1,
     epoch=Epoch(1, 1),
     nodes=("a", "b"),
-    first_addr="tcp://a",
+    first_addr=Endpoint("tcp://a"),
     kv_blocks=100,
     block_size=4,
     max_model_len=64,
@@ -318,7 +319,7 @@ def test_a_route_comes_up_with_a_fresh_link_and_refuses_what_grew_too_long():
     table.says(opening(1, max_tokens=40))
     table.says(opening(2))
     effects = table.rise(max_model_len=32)
-    assert effects[0] == OpenLink(1, Epoch(1, 1), "tcp://a", 4)
+    assert effects[0] == OpenLink(1, Epoch(1, 1), Endpoint("tcp://a"), 4)
     (refused,) = mail(effects, OpenRefused)
     assert (refused.session, refused.refusal.code) == (1, "context_length_exceeded")
     assert table.broker.statistics("m")[2:] == (1, 0)

@@ -7,6 +7,7 @@ from hydra.actors.core.machine import Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.membership import GREET_AGAIN_S, Leave, Member, Start, TurnedAway
 from hydra.actors.core.names import REGISTRY
 from hydra.actors.membership.registry import Registry
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Address
 from hydra.protocol.messages.membership import (
     PROTOCOL_VERSION,
@@ -43,7 +44,7 @@ def member():
 
 
 def welcome(generation=5, term=3):
-    return Welcome(generation=generation, term=term, heartbeat_s=0.25, results_addr="r")
+    return Welcome(generation=generation, term=term, heartbeat_s=0.25, results_addr=Endpoint("r"))
 
 
 def hears(one, message, now_s=10.0):
@@ -132,7 +133,7 @@ def test_it_leaves_with_a_word_if_it_was_ever_in():
 @pytest.mark.parametrize("greetings", [1, 2, 5])
 def test_however_often_it_greeted_a_slow_coordinator_both_come_to_rest(greetings):
     """A coordinator that was stopped reads many greetings at once. Nobody may chase anybody in circles."""
-    one, registry = member(), Registry(term=1, results_addr="r")
+    one, registry = member(), Registry(term=1, results_addr=Endpoint("r"))
     outbox = [Send(REGISTRY, greeting(0)) for _ in range(greetings)]
     for turn in range(20):
         inbox = [

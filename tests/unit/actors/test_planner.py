@@ -89,7 +89,7 @@ def joined(node, *, gigabytes=8.0, life=1, held=(), dtypes=("float32",), store_a
         peer=f"{node}-{life}",
         generation=life,
         offer=DeviceOffer(device="cpu", name=node, dtypes=dtypes, memory_total_bytes=memory, memory_free_bytes=memory),
-        pipeline_addr=f"tcp://{node}-{life}",
+        pipeline_addr=Endpoint(f"tcp://{node}-{life}"),
         held=held,
         term_seen=0,
         store_addr=store_addr,
@@ -99,10 +99,14 @@ def joined(node, *, gigabytes=8.0, life=1, held=(), dtypes=("float32",), store_a
 class Hall:
     """A planner, what it has ordered, and workers that do as they are told when asked to."""
 
-    def __init__(self, store_addr="", **policy):
+    def __init__(self, store_addr=None, **policy):
         rules = {"reserve_bytes": 1 * GB, "block_size": 16, "recovery_deadline_s": 60.0, **policy}
         self.planner = Planner(
-            term=3, policy=Policy(**rules), ranges=lambda *_: (), results_addr="tcp://results", store_addr=store_addr
+            term=3,
+            policy=Policy(**rules),
+            ranges=lambda *_: (),
+            results_addr=Endpoint("tcp://results"),
+            store_addr=store_addr,
         )
         self.now_s = 0.0
         self.filtered = set()  # (peer or "coordinator", address): nobody answers
@@ -136,7 +140,8 @@ class Hall:
                 yield from self._dialled(self.planner.handle(Received(Address(to.peer, "scout"), dialled), self.now_s))
 
     def _unanswered(self, source, addrs):
-        return tuple(Unanswered(addr=addr, reason="no answer") for addr in addrs if (source, addr) in self.filtered)
+        filtered = [addr for addr in addrs if (source, addr.addr) in self.filtered]
+        return tuple(Unanswered(addr=addr, reason="no answer") for addr in filtered)
 
     def hears(self, message, sender=ASKER):
         return self.tell(Received(sender, message))
@@ -221,15 +226,15 @@ def test_from_nodes_and_a_wish_to_a_route():
     plans = {to.peer: plan for to, plan in sent(activates, Activate)}
     assert {plan.kv_blocks for plan in plans.values()} == {80}, "the least of any stage"
     assert [(plans[p].next_addr, plans[p].stage_index) for p in ("a-1", "b-1")] == [
-        ("tcp://b-1", 0),
-        ("tcp://results", 1),
+        (Endpoint("tcp://b-1"), 0),
+        (Endpoint("tcp://results"), 1),
     ]
     assert {plan.credits for plan in plans.values()} == {4}
 
     to_first, to_last = sent(activates, Activate)
     assert not facts(hall.hears(Ready(route=1, epoch=Epoch(3, 1)), to_first[0]), RouteUp)
     (up,) = facts(hall.hears(Ready(route=1, epoch=Epoch(3, 1)), to_last[0]), RouteUp)
-    assert (up.nodes, up.first_addr, up.kv_blocks, up.credits) == (("a", "b"), "tcp://a-1", 80, 4)
+    assert (up.nodes, up.first_addr, up.kv_blocks, up.credits) == (("a", "b"), Endpoint("tcp://a-1"), 80, 4)
     assert up.max_model_len == 1024 and hall.phase() == "ready"
 
 
@@ -710,14 +715,14 @@ def sources(effects):
     return {peer: order.sources for peer, order in orders(effects).items()}
 
 
-def with_three_lenders(store_addr="tcp://c", held=()):
+def with_three_lenders(held=()):
     """A hall in which a, b and c have loaded the model, and lend what they hold."""
-    hall = Hall(store_addr=store_addr)
+    hall = Hall(store_addr=Endpoint("tcp://c"))
     hall.begin(expected=3)
     hall.tell(WasDescribed("/models/m", MODEL))
     for node in "ab":
-        hall.tell(joined(node, store_addr=f"tcp://store-{node}", held=held))
-    return hall, hall.tell(joined("c", store_addr="tcp://store-c", held=held))
+        hall.tell(joined(node, store_addr=Endpoint(f"tcp://store-{node}"), held=held))
+    return hall, hall.tell(joined("c", store_addr=Endpoint("tcp://store-c"), held=held))
 
 
 def test_a_first_load_is_had_from_the_path_or_from_the_coordinator():
@@ -769,12 +774,12 @@ def test_nobody_lends_where_nobody_says_so():
 
 
 def test_a_hub_model_is_had_from_a_worker_nearby_then_from_the_hub_and_last_through_the_coordinator():
-    hall = Hall(store_addr="tcp://c")
+    hall = Hall(store_addr=Endpoint("tcp://c"))
     hall.begin(expected=2)
     hub = HubCommit("org/name", "0" * 40)
     hall.tell(WasDescribed("/models/m", attrs.evolve(MODEL, sources=(hub,))))
-    hall.tell(joined("a", store_addr="tcp://store-a"))
-    effects = hall.tell(joined("b", store_addr="tcp://store-b"))
+    hall.tell(joined("a", store_addr=Endpoint("tcp://store-a")))
+    effects = hall.tell(joined("b", store_addr=Endpoint("tcp://store-b")))
     assert sources(effects) == {"a-1": (hub, peers("tcp://c")), "b-1": (hub, peers("tcp://c"))}
     hall.warms(hall.loads(effects))
     again = sources(hall.hears(Rebalance(ask=1)))

@@ -9,6 +9,7 @@ from hydra.actors.planning.desired_model import DesiredModel, NodeNoted, Recover
 from hydra.actors.planning.outage import MOVING_S
 from hydra.actors.planning.planner import ACTIVATE_SILENT_S, LOAD_SILENT_S, RETRY_AFTER_S, TRY_AGAIN_S
 from hydra.actors.planning.reach import FORGIVEN_S, QUARANTINE_S, REDIAL, DialOut, Reach
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import COORDINATOR, Address
 from hydra.protocol.messages.models import LoadModel, Rebalance
 from hydra.protocol.messages.plans import Dial, Dialled, LoadFailed, LoadProgress, ReachReport, Ready, RouteBroken
@@ -39,14 +40,15 @@ def keys(effects):
 
 
 def test_at_join_both_directions_are_dialled_and_until_then_a_node_does_not_count():
-    hall = Hall(store_addr="tcp://store")
+    hall = Hall(store_addr=Endpoint("tcp://store"))
     hall.begin(expected=1)
     hall.tell(WasDescribed("/models/m", MODEL))
     effects = hall.planner.handle(joined("a"), 0.0)
     (out,) = [effect for effect in effects if isinstance(effect, DialOut)]
     ((to, dial),) = sent(effects, Dial)
-    assert out.addrs == ("tcp://a-1",)
-    assert (to, dial.step_addrs, dial.store_addrs) == (Address("a-1", "scout"), ("tcp://results",), ("tcp://store",))
+    assert out.addrs == (Endpoint("tcp://a-1"),)
+    assert to == Address("a-1", "scout")
+    assert (dial.step_addrs, dial.store_addrs) == ((Endpoint("tcp://results"),), (Endpoint("tcp://store"),))
     assert not orders(effects) and not hall.planner.is_tried("a")
     back = Dialled(ask=dial.ask, unanswered=())
     assert not orders(hall.planner.handle(Received(Address("a-1", "scout"), back), 0.0)), "one direction is not both"
@@ -76,7 +78,7 @@ def test_at_every_plan_the_hops_that_have_not_answered_lately_are_dialled_and_wh
     ],
 )
 def test_a_node_that_is_not_reached_is_in_no_plan_says_so_and_counts_again_once_it_answers(filtered, why):
-    hall = Hall(store_addr="tcp://store")
+    hall = Hall(store_addr=Endpoint("tcp://store"))
     hall.running("a")
     hall.filtered.add(filtered)
     effects = hall.tell(joined("b"))

@@ -17,6 +17,7 @@ from hydra.actors.core.facts import (
 from hydra.actors.core.machine import Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import MEMBER
 from hydra.actors.membership.registry import TERM_JUMP_MAX, Broadcast, NotLetIn, Opened, Registry
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import TERM_MAX, Address, Epoch
 from hydra.protocol.messages.membership import (
     PROTOCOL_VERSION,
@@ -52,7 +53,7 @@ def hello(node, **changes):
         pid=100,
         term_seen=0,
         device=OFFER,
-        pipeline_addr=f"tcp://{node}",
+        pipeline_addr=Endpoint(f"tcp://{node}"),
     )
     return attrs.evolve(made, **changes)
 
@@ -61,7 +62,7 @@ class Room:
     """A registry and the hour."""
 
     def __init__(self, **settings):
-        self.registry = Registry(term=1, results_addr="tcp://r", **settings)
+        self.registry = Registry(term=1, results_addr=Endpoint("tcp://r"), **settings)
         self.now_s = 0.0
 
     def hears(self, peer, message):
@@ -103,12 +104,12 @@ def facts(effects, kind):
 
 def test_a_worker_is_welcomed_and_the_planner_hears_of_it():
     room = Room()
-    effects = room.hears("a-1", hello("a", store_addr="tcp://store"))
+    effects = room.hears("a-1", hello("a", store_addr=Endpoint("tcp://store")))
     (welcome,) = mail(effects, Welcome, "a-1")
-    assert (welcome.term, welcome.results_addr, welcome.heartbeat_s) == (1, "tcp://r", 0.5)
+    assert (welcome.term, welcome.results_addr, welcome.heartbeat_s) == (1, Endpoint("tcp://r"), 0.5)
     (joined,) = facts(effects, NodeJoined)
-    assert (joined.node, joined.peer, joined.offer, joined.pipeline_addr) == ("a", "a-1", OFFER, "tcp://a")
-    assert joined.store_addr == "tcp://store"
+    assert (joined.node, joined.peer, joined.offer, joined.pipeline_addr) == ("a", "a-1", OFFER, Endpoint("tcp://a"))
+    assert joined.store_addr == Endpoint("tcp://store")
     assert joined.generation == welcome.generation and room.states() == {"a": "ready"}
 
 
@@ -125,9 +126,9 @@ def test_generations_only_grow():
     room = Room()
     granted = [room.joins("a"), room.joins("b"), room.joins("a")]
     assert granted == sorted(set(granted))
-    assert Registry(term=2, results_addr="").handle(Received(Address("a-1", "member"), hello("a")), 0.0)[
-        0
-    ].message.generation > max(granted)
+    next_life = Registry(term=2, results_addr=Endpoint("tcp://r"))
+    welcomed, *_ = next_life.handle(Received(Address("a-1", "member"), hello("a")), 0.0)
+    assert welcomed.message.generation > max(granted)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +151,12 @@ def test_who_is_turned_away(changes, code):
 
 def test_a_worker_from_elsewhere_that_advertises_loopback_is_told_what_to_do():
     room = Room(host_of=lambda peer: "10.0.0.7" if peer == "far-1" else "")
-    effect, _ = room.hears("far-1", hello("far", pipeline_addr="tcp://127.0.0.1:6000"))
+    effect, _ = room.hears("far-1", hello("far", pipeline_addr=Endpoint("tcp://127.0.0.1:6000")))
     refusal = effect.message.refusal
     assert refusal.code == "unreachable" and room.states() == {}
     assert all(word in refusal.message for word in ("10.0.0.7", "tcp://127.0.0.1:6000", "--bind", "--advertise"))
-    assert room.joins("near", pipeline_addr="tcp://127.0.0.1:6000"), "here it is where it says"
-    assert Room(host_of=lambda peer: "10.0.0.7").joins("far", pipeline_addr="tcp://10.0.0.7:6000")
+    assert room.joins("near", pipeline_addr=Endpoint("tcp://127.0.0.1:6000")), "here it is where it says"
+    assert Room(host_of=lambda peer: "10.0.0.7").joins("far", pipeline_addr=Endpoint("tcp://10.0.0.7:6000"))
 
 
 def test_the_join_token_opens():

@@ -23,6 +23,7 @@ from hydra.actors.stage.stage import (
 )
 from hydra.actors.stage.stage_line import Fence
 from hydra.actors.stage.step_limits import StepLimits
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch
 from hydra.protocol.messages.membership import Welcome
 from hydra.protocol.messages.plans import (
@@ -42,6 +43,7 @@ from hydra.simulation.pocket_model import VOCAB, pocket_spec
 E1, E2, E3 = Epoch(1, 1), Epoch(1, 2), Epoch(1, 3)
 FACTS = SliceFacts(weight_bytes=10, read_bytes=8, kv_blocks_max=50, load_s=0.5)
 NO = Refusal(code="bad_model", message="a lie")
+NEXT = Endpoint("next")
 
 
 def order(epoch=E1, route=1):
@@ -60,7 +62,7 @@ def order(epoch=E1, route=1):
 
 
 def plan(epoch=E1, route=1, index=0, of=2):
-    return Activate(route=route, epoch=epoch, kv_blocks=40, next_addr="next", credits=4, stage_index=index, n_stages=of)
+    return Activate(route=route, epoch=epoch, kv_blocks=40, next_addr=NEXT, credits=4, stage_index=index, n_stages=of)
 
 
 def told(stage, event):
@@ -114,7 +116,7 @@ def test_from_an_order_to_ready():
     assert hears(stage, plan()) == [RunActivate(1, E1, 40)]
     publish, reply = told(stage, Activated(1, E1))
     limits = StepLimits(vocab=VOCAB + 2, kv_blocks=40, block_size=16, hidden=2, dtype="float32", first=True)
-    fence = Fence(route=1, epoch=E1, open=True, last=False, next_addr="next", credits=4, limits=limits)
+    fence = Fence(route=1, epoch=E1, open=True, last=False, next_addr=NEXT, credits=4, limits=limits)
     assert publish == Publish(fence)
     assert reply == Send(PLANNER, Ready(route=1, epoch=E1)), "the fence opens before anybody may send"
 
@@ -205,7 +207,7 @@ def test_out_of_the_cluster_it_fences_itself_and_keeps_only_weights():
     stage = ready()
     assert told(stage, Left(why="expelled")) == [closed(E1)]
     assert told(stage, ThreadFenced(1, E1)) == [RunDrop(1, weights=False)], "KV goes once no step runs any more"
-    welcome = Welcome(generation=2, term=1, heartbeat_s=0.5, results_addr="r")
+    welcome = Welcome(generation=2, term=1, heartbeat_s=0.5, results_addr=Endpoint("r"))
     assert told(stage, Joined(welcome=welcome)) == []
     assert hears(stage, plan()) == [], "what it had was of another life"
     assert hears(stage, order(E2)) == [closed(E2)]

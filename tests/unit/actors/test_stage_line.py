@@ -7,6 +7,7 @@ from hydra.actors.stage.stage_line import Drop, Fence, FenceBoard, StageLine
 from hydra.actors.stage.step_limits import StepLimits
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
 from hydra.protocol.blob import Blob
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch
 from hydra.protocol.sampling import GREEDY, SamplingParams
 
@@ -15,7 +16,8 @@ OLD, NOW, LATER = Epoch(1, 1), Epoch(1, 2), Epoch(2, 1)
 
 def line(epoch=NOW, *, is_open=True, limits=None):
     board = FenceBoard()
-    board.publish(Fence(route=1, epoch=epoch, open=is_open, last=True, next_addr="next", credits=3, limits=limits))
+    there = Endpoint("next")
+    board.publish(Fence(route=1, epoch=epoch, open=is_open, last=True, next_addr=there, credits=3, limits=limits))
     return StageLine(board)
 
 
@@ -142,7 +144,7 @@ def test_a_shared_prefix_is_where_a_row_begins():
 def test_a_result_leaves_only_while_its_epoch_lasts():
     at = line()
     run = at.accept(FIRST)
-    assert at.may_send(run).next_addr == "next"
+    assert at.may_send(run).next_addr == Endpoint("next")
     at.board.publish(Fence(route=1, epoch=NOW, open=False))
     assert at.may_send(run) is None
     at.board.publish(Fence(route=1, epoch=LATER, open=True))

@@ -13,6 +13,7 @@ from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, Outcome, RowOpening, Step, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.data_header import DATA_HEADER
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.sampling import GREEDY
 
@@ -98,7 +99,7 @@ def frames_of(number, starved=False):
 
 def thread_over(device, lane, *, overlapped, told, last=False, starved=()):
     line = StageLine(FenceBoard())
-    line.board.publish(Fence(route=ROUTE, epoch=EPOCH, open=True, next_addr="next", credits=4, last=last))
+    line.board.publish(Fence(route=ROUTE, epoch=EPOCH, open=True, next_addr=Endpoint("next"), credits=4, last=last))
     source = Source(deque(frames_of(number, number in starved) for number in range(1, STEPS + 1)))
     thread = StageThread(source=source, lane=lane, line=line, compute=device, report=told.append, overlapped=overlapped)
     source.at_the_end = thread.stop

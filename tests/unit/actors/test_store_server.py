@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from hydra.actors.families.store_server import READ_LEASE_S, READERS, StoreServer
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.refusal import refuse
 from hydra.protocol.store_lane import ChunkRefused, ChunkReply, ChunkRequest, decode_answer, encode_ask
 from hydra.protocol.wires.wire import STORE_BOUND, LineBroken
@@ -61,7 +62,7 @@ class Lane:
     disk: Disk
 
     def line(self, node="w", **kwargs):
-        return MemoryWires(self.network, node).waiting_store_line(self.server.hub.addr, **kwargs)
+        return MemoryWires(self.network, node).waiting_store_line(Endpoint(self.server.hub.addr), **kwargs)
 
     async def ask(self, ask):
         line = self.line()

@@ -14,6 +14,7 @@ from hydra.actors.families.store_server import StoreServer
 from hydra.actors.families.worker import Worker, WorkerParts
 from hydra.actors.stage.stage import ThreadFenced
 from hydra.protocol import codec
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import Activate, LoadFailed, LoadSlice, Ready, SliceLoaded
 from hydra.protocol.model.model_spec import TensorRange
@@ -98,7 +99,7 @@ async def standing_worker(memory, disk):
     parts = WorkerParts(
         node_id="w0",
         spoke=spoke,
-        pipeline_addr="tcp://here:1",
+        pipeline_addr=Endpoint("tcp://here:1"),
         compute=memory,
         run_blocking=run_blocking,
         dial=None,
@@ -184,7 +185,7 @@ async def test_an_activation_without_memory_is_an_answer_and_the_next_epoch_may_
                 route=RouteId(1),
                 epoch=Epoch(1, number),
                 kv_blocks=8,
-                next_addr="next",
+                next_addr=Endpoint("next"),
                 credits=2,
                 stage_index=0,
                 n_stages=1,

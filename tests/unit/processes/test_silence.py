@@ -28,6 +28,7 @@ from hydra.processes.open_answers import count_open, words
 from hydra.processes.parent_run import ParentRun
 from hydra.processes.silence import MOST_S, Silence, reason_of, tell_of_silence
 from hydra.processes.turned_away import LASTING_S, Doorstep, parents_doorstep
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import COORDINATOR, ActorName, NodeId
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.wires.zmq_wire import ZmqWires
@@ -170,7 +171,7 @@ async def test_a_parent_with_the_wrong_token_ends_in_a_complaint(nursery):
     """A whole parent with a child, before the door of a coordinator that is only a registry."""
     with closing(ZmqWires()) as wires:
         hub = wires.hub(f"tcp://{LOOPBACK}:0", f"tcp://{LOOPBACK}:0")
-        door = registry.Registry(term=1, results_addr="tcp://x:1", join_token="sesame")
+        door = registry.Registry(term=1, results_addr=Endpoint("tcp://x:1"), join_token="sesame")
         post = Gateway(hub.send_nowait, hub.receive, registry.PLANNER_NAME, door.speaker_of)
         host = ActorHost(COORDINATOR, post.carry)
         host.add(ActorName("registry"), door, lambda effect: None)

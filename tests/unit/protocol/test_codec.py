@@ -21,7 +21,7 @@ from hydra.protocol.ids import Epoch, NodeId
 from hydra.protocol.limits import PATH_MAX
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Tokens
-from hydra.protocol.messages.membership import Beacon, DeviceOffer, Hello, SayHello, Welcome
+from hydra.protocol.messages.membership import Beacon, DeviceOffer, Hello, SayHello
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.decoder_spec import plain_decoder
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
@@ -75,10 +75,9 @@ def strategy(kind):
         Open: {"prompt_tokens": st.just(0)},
         TensorRange: {"file": st.just("model.safetensors")},
         StoredFile: {"file": st.just("model.safetensors")},
-        Hello: {"host": HOSTS, "pipeline_addr": st.none() | ADDRS, "store_addr": st.none() | ADDRS},
+        Hello: {"host": HOSTS},
         DeviceOffer: {"device": st.sampled_from(["cpu", "cuda:0"]), "name": HOSTS},
-        Welcome: {"results_addr": ADDRS},
-        Activate: {"next_addr": ADDRS, "credits": st.integers(1, 99)},
+        Activate: {"credits": st.integers(1, 99)},
         LoadSlice: {"block_size": st.integers(1, 99), "first_layer": st.just(0), "end_layer": st.just(1)},
         ModelSpec: {"n_layers": st.integers(1, 99)},
         Endpoint: {"addr": ADDRS, "public_key": HOSTS},
@@ -247,6 +246,15 @@ def test_a_source_is_one_of_three_kinds_and_nothing_that_is_parsed_again(source)
     assert codec.decode(sentence("LoadSlice", fields)).message.sources == SLICE.sources
     with pytest.raises(TheyBrokeTheRules):
         codec.decode(sentence("LoadSlice", fields | {"sources": [source]}))
+
+
+def test_an_endpoint_travels_with_its_key():
+    ready = Activate(
+        route=1, epoch=Epoch(1, 1), kv_blocks=1, next_addr=Endpoint("tcp://c:1", "k" * 40), credits=1, stage_index=0,
+        n_stages=1,
+    )  # fmt: skip
+    assert codec.decode(codec.encode("stage", "planner", ready)).message.next_addr == Endpoint("tcp://c:1", "k" * 40)
+    assert str(ready.next_addr) == "tcp://c:1", "what people and the status read is the address alone"
 
 
 def test_one_worker_can_be_told_all_of_a_model_with_128_experts_in_48_layers():

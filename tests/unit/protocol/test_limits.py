@@ -9,6 +9,7 @@ import pytest
 
 from hydra.protocol import codec, limits
 from hydra.protocol.batch import RowOpening
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import TERM_MAX, Epoch
 from hydra.protocol.messages import Message
@@ -66,13 +67,14 @@ def test_no_field_takes_a_value_beyond_all_reason(kind):
 GOOD = {
     Hello: Hello(
         node_id="w1", role="worker", version=6, auth="", host="h", pid=1, term_seen=0,
-        pipeline_addr="tcp://127.0.0.1:5",
+        pipeline_addr=Endpoint("tcp://127.0.0.1:5"),
     ),
-    Welcome: Welcome(generation=1, term=1, heartbeat_s=0.5, results_addr="tcp://127.0.0.1:5"),
+    Welcome: Welcome(generation=1, term=1, heartbeat_s=0.5, results_addr=Endpoint("tcp://127.0.0.1:5")),
     SayHello: SayHello(term=1, generation=1),
     Beacon: Beacon(term=1, number=1, counter=1),
     Activate: Activate(
-        route=1, epoch=Epoch(1, 1), kv_blocks=1, next_addr="tcp://127.0.0.1:5", credits=3, stage_index=0, n_stages=1
+        route=1, epoch=Epoch(1, 1), kv_blocks=1, next_addr=Endpoint("tcp://127.0.0.1:5"), credits=3, stage_index=0,
+        n_stages=1,
     ),
 }  # fmt: skip
 
@@ -86,12 +88,16 @@ GOOD = {
         (Hello, "node_id", ""),
         (Hello, "node_id", "two\nlines"),
         (Hello, "node_id", "x" * 256),
-        (Hello, "pipeline_addr", "nonsense"),
-        (Hello, "pipeline_addr", "tcp://*:5"),
-        (Hello, "pipeline_addr", "tcp://-:5"),
-        (Hello, "pipeline_addr", "tcp://127.0.0.1:65536"),
-        (Hello, "pipeline_addr", "tcp://127.0.0.1"),
-        (Hello, "store_addr", "tcp://127.0.0.1:5,hub:org/name@x"),
+        (Hello, "pipeline_addr", {"addr": "nonsense", "public_key": ""}),
+        (Hello, "pipeline_addr", {"addr": "tcp://*:5", "public_key": ""}),
+        (Hello, "pipeline_addr", {"addr": "tcp://-:5", "public_key": ""}),
+        (Hello, "pipeline_addr", {"addr": "tcp://127.0.0.1:65536", "public_key": ""}),
+        (Hello, "pipeline_addr", {"addr": "tcp://127.0.0.1", "public_key": ""}),
+        (Hello, "store_addr", {"addr": "tcp://127.0.0.1:5,hub:org/name@x", "public_key": ""}),
+        (Hello, "pipeline_addr", "tcp://127.0.0.1:5"),
+        (Hello, "pipeline_addr", {"addr": "tcp://127.0.0.1:5", "public_key": "two\nlines"}),
+        (Welcome, "results_addr", {"addr": "nonsense", "public_key": ""}),
+        (Activate, "next_addr", {"addr": "nonsense", "public_key": ""}),
         (Hello, "family", "x" * 256),
         (Welcome, "heartbeat_s", 0.0),
         (Welcome, "term", 2**31),

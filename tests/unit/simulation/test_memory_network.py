@@ -5,6 +5,7 @@ import random
 import pytest
 import trio
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.wires.wire import AddressTaken, PeerGone, WireFull, Wires
 from hydra.simulation.memory_wire import MemoryNetwork, MemoryWires, uniform
 
@@ -112,7 +113,7 @@ async def test_a_pause_holds_both_directions_in_order(network, autojump_clock):
 
 async def test_a_full_link_says_so_until_something_is_taken(network, autojump_clock):
     source = MemoryWires(network, "b").step_source("mem://b:0", 4)
-    link = MemoryWires(network, "a").step_link(source.addr, 2)
+    link = MemoryWires(network, "a").step_link(Endpoint(source.addr), 2)
     link.send_nowait(number(0))
     assert await drain(source) == [b"0"]
     link.send_nowait(number(1))

@@ -5,6 +5,7 @@ from collections import deque
 import attrs
 import pytest
 
+from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.store_lane import ChunkRefused, ChunkReply, decode_ask, encode_answer
@@ -14,7 +15,7 @@ from hydra.store.lending.lane_source import SHUNNED_S, LaneSource
 
 FILE = bytes(range(251)) * (5 * CHUNK_BYTES // 251)
 LENGTH = len(FILE)
-A, B, C = "tcp://a:1", "tcp://b:1", "tcp://c:1"
+A, B, C = map(Endpoint, ("tcp://a:1", "tcp://b:1", "tcp://c:1"))
 
 
 def holds(ask):
@@ -168,7 +169,7 @@ def test_nobody_holds_it_is_unfit_and_somebody_may_is_a_fault():
     with pytest.raises(SourceFault) as caught:
         read(World({A: breaks, B: refuses("model_not_found")}).source())
     assert not isinstance(caught.value, SourceUnfit)
-    assert A in str(caught.value) and B in str(caught.value) and "not from here" in str(caught.value)
+    assert A.addr in str(caught.value) and B.addr in str(caught.value) and "not from here" in str(caught.value)
     with pytest.raises(SourceUnfit):
         read(World({}).source())
 
