@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import attrs
 
-from hydra.simulation.pocket_model import MODEL_ID, POISON, VOCAB, pocket_reply
+from hydra.simulation.pocket_model import MODEL_ID, POCKET_VOCAB, POISON, pocket_reply
 from hydra.simulation.world import Chat, Shape, World, open_world
 from scenarios.playbill import Playbill
 from scenarios.theatre import BLIND, Cast, Reader, Sight
@@ -80,7 +80,7 @@ class SimulatedTheatre:
     async def prompts(self, n: int) -> list[tuple[int, ...]]:
         while len(self._prompts) < n:
             length = 5 + 9 * (len(self._prompts) % 8)
-            self._prompts.append(tuple(self.rng.randrange(VOCAB) for _ in range(length)))
+            self._prompts.append(tuple(self.rng.randrange(POCKET_VOCAB) for _ in range(length)))
         return self._prompts[:n]
 
     def expected(self, prompt: tuple[int, ...], n_tokens: int) -> list[int]:

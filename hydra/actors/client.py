@@ -51,7 +51,7 @@ class Piece:
     cached_tokens: int = 0
 
 
-class Generation(Protocol):
+class GenerationStream(Protocol):
     """A running answer. Iteration ends after the piece with `finish`; it raises RefusalError when it cannot go on."""
 
     def __aiter__(self) -> AsyncIterator[Piece]: ...
@@ -63,7 +63,7 @@ class Cluster(Protocol):
     async def models(self) -> tuple[ModelCard, ...]:
         """The models there are now, as last told by the coordinator; waits for the first time it tells."""
 
-    def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[Generation]: ...
+    def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[GenerationStream]: ...
 
     async def status(self) -> StatusReply: ...
 

@@ -22,7 +22,7 @@ from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.sampling import GREEDY
-from hydra.protocol.wires.wire import Hub
+from hydra.protocol.wires.wire import CommandHub
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
 MODEL_ID = "bench"
@@ -31,7 +31,7 @@ ROUND_WITHIN_S = 300.0
 PROMPT_TOKENS = 16
 LOOK_EVERY_S = 0.01  # at a count whose time is taken with it: a late look blurs nothing
 
-Command = Callable[[NodeId, Hub], Sequence[str]]  # the argv of a worker process
+Command = Callable[[NodeId, CommandHub], Sequence[str]]  # the argv of a worker process
 
 
 @attrs.define(eq=False)

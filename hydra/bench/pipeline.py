@@ -16,7 +16,7 @@ from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.decoder_spec import plain_decoder
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
-from hydra.protocol.wires.wire import Hub
+from hydra.protocol.wires.wire import CommandHub
 from hydra.store.models.library import LocalLibrary
 
 STAGES = (2, 4, 8)
@@ -67,7 +67,7 @@ def measure_timed(*, rounds: int) -> Measured:
 
 
 async def _timed(stages: int, rounds: int) -> list[tuple[float, float]]:
-    def command(node: NodeId, hub: Hub) -> list[str]:
+    def command(node: NodeId, hub: CommandHub) -> list[str]:
         return ["hydra.bench.timed_worker", node, hub.command_addr, hub.broadcast_addr, str(STEP_S)]
 
     pairs: list[tuple[float, float]] = []
@@ -115,7 +115,7 @@ def measure_torch(scratch: Path, *, rounds: int) -> Measured:
 
 
 async def _torch(directory: Path, free_per_s: Callable[[], float], rounds: int) -> list[tuple[float, float]]:
-    def command(node: NodeId, hub: Hub) -> list[str]:
+    def command(node: NodeId, hub: CommandHub) -> list[str]:
         argv = ["hydra", "worker", "--node-id", node, "--coordinator", hub.command_addr]
         argv += ["--broadcast", hub.broadcast_addr, "--device", "cpu", "--pipeline-port", "0", "--threads", "1"]
         return [*argv, "--memory-gb", "2"]

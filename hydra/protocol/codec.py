@@ -20,7 +20,7 @@ from hydra.protocol.blob import Buffer, Frames
 from hydra.protocol.columns import INT32, column_of, lowest
 from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName
-from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN, Limit, Range
+from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN_LIMITS, Limit, Range
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import FINISH_LENGTH, Open, Tokens
 from hydra.protocol.messages.membership import Beacon, Heartbeat, HeartbeatSeen
@@ -34,7 +34,7 @@ CONTROL_BYTES_MAX = 4 << 20
 STRING_BYTES_MAX = 1 << 20
 ARRAY_ITEMS_MAX = 1 << 17
 MAP_ITEMS_MAX = 256
-NAME_LENGTH_MAX = 64  # of an actor
+ACTOR_NAME_LENGTH_MAX = 64  # of an actor
 ALTERNATIVES_MAX = 20
 
 T = TypeVar("T")
@@ -292,7 +292,7 @@ def _id_hook(kind: Any) -> Hook:
 def _make_converter() -> cattrs.Converter:
     made = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
     for kind in (int, str, float, bool, bytes):
-        made.register_structure_hook(kind, _exactly(kind, PLAIN.get(kind)))
+        made.register_structure_hook(kind, _exactly(kind, PLAIN_LIMITS.get(kind)))
     made.register_unstructure_hook(float, float)  # an int in a float's place is said as a float
     made.register_structure_hook_factory(lambda kind: kind in IDS, _id_hook)
     made.register_structure_hook_factory(_is_tuple, _tuple_hook)
@@ -375,7 +375,7 @@ def decode(frames: Frames) -> Envelope:
         if type(number) is not int or not 0 <= number <= INT63_MAX:
             raise TypeError("messages are counted by a number")
         for actor in (to, sender):
-            if type(actor) is not str or not 0 < len(actor) <= NAME_LENGTH_MAX:
+            if type(actor) is not str or not 0 < len(actor) <= ACTOR_NAME_LENGTH_MAX:
                 raise TypeError("an actor is named by a short string")
         kind, read = _READ[name]
         if type(fields) is not dict:

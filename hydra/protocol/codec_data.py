@@ -24,7 +24,14 @@ from hydra.protocol.batch import (
 from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer, Frames
 from hydra.protocol.codec import ALTERNATIVES_MAX, converter, pack, unpack
 from hydra.protocol.columns import ITEM_BYTES
-from hydra.protocol.data_header import DATA_HEADER, DTYPE_CODES, RESULT_KIND, STEP_KIND, read_header, write_header
+from hydra.protocol.data_header import (
+    DATA_HEADER,
+    DTYPE_CODES,
+    RESULT_KIND,
+    STEP_KIND,
+    read_data_header,
+    write_data_header,
+)
 from hydra.protocol.faults import TheyBrokeTheRules
 
 INLINE_BYTES_MAX = 64 << 10
@@ -53,7 +60,7 @@ def encode_step(step: Step) -> list[Buffer]:
         dtype_code = DTYPE_CODES[hidden.dtype]
     openings = pack(_write_openings(batch.opened)) if batch.opened else b""
     counts, columns = batch.packed or (BATCH_COLUMNS.counts(batch), BATCH_COLUMNS.join(batch))
-    header = write_header(STEP_KIND, dtype_code, step, (*counts, width), len(openings))
+    header = write_data_header(STEP_KIND, dtype_code, step, (*counts, width), len(openings))
     if hidden is None:
         return [b"".join((header, columns, openings))]
     if len(hidden.data) <= INLINE_BYTES_MAX:
@@ -64,7 +71,7 @@ def encode_step(step: Step) -> list[Buffer]:
 def decode_step(frames: Frames) -> Step:
     """The columns and the hidden blob look into the received buffers. Raises TheyBrokeTheRules and nothing else."""
     try:
-        code, out_of_memory, route, epoch, number, counts, n_tail = read_header(frames, STEP_KIND, STEP_COUNTS)
+        code, out_of_memory, route, epoch, number, counts, n_tail = read_data_header(frames, STEP_KIND, STEP_COUNTS)
         head, width, counts = frames[0], counts[-1], counts[:-1]
         layout = BATCH_COLUMNS.layout(counts)
         columns = BATCH_COLUMNS.cut(head, DATA_HEADER.size, layout)
@@ -106,14 +113,14 @@ def encode_result(result: StepResult) -> list[Buffer]:
     if logprobs is not None:
         asked, width, tail = LOGPROBS_COLUMNS.counts(logprobs), logprobs.top.shape[1], LOGPROBS_COLUMNS.join(logprobs)
     counts = (*RESULT_COLUMNS.counts(result), *asked, width)
-    header = write_header(RESULT_KIND, 0 if logprobs is None else 1, result, counts, len(tail))
+    header = write_data_header(RESULT_KIND, 0 if logprobs is None else 1, result, counts, len(tail))
     return [b"".join((header, RESULT_COLUMNS.join(result), tail))]
 
 
 def decode_result(frames: Frames) -> StepResult:
     """The other half of encode_result. Raises TheyBrokeTheRules and nothing else."""
     try:
-        asks, out_of_memory, route, epoch, number, counts, n_tail = read_header(frames, RESULT_KIND, RESULT_COUNTS)
+        asks, out_of_memory, route, epoch, number, counts, n_tail = read_data_header(frames, RESULT_KIND, RESULT_COUNTS)
         head, counts, asked = frames[0], counts[: RESULT_COLUMNS.n_counts], counts[RESULT_COLUMNS.n_counts :]
         if len(frames) != 1 or asks > 1 or (out_of_memory and any(counts)):
             raise ValueError("a result has one frame, log-probabilities or none, and no rows without memory")

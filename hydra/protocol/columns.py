@@ -21,7 +21,7 @@ import numpy as np
 
 from hydra.protocol.blob import Buffer
 
-Numbers: TypeAlias = np.ndarray[Any, Any]
+ColumnArray: TypeAlias = np.ndarray[Any, Any]
 Bound: TypeAlias = Literal["vocabulary", "pool's blocks", "pool's positions"]  # their sizes are not known here
 
 INT32 = np.dtype("<i4")
@@ -41,12 +41,12 @@ def column_of(data: Any, dtype: np.dtype[Any]) -> Any:
     return np.frombuffer(data, dtype)
 
 
-def lowest(column: Numbers) -> int:
+def lowest(column: ColumnArray) -> int:
     """0 for an empty one."""
     return min(column.tolist(), default=0) if len(column) <= SMALL_COLUMNS else int(column.min())
 
 
-def highest(column: Numbers) -> int:
+def highest(column: ColumnArray) -> int:
     """0 for an empty one."""
     return max(column.tolist(), default=0) if len(column) <= SMALL_COLUMNS else int(column.max())
 
@@ -73,12 +73,12 @@ class Layout:
     """Where each column lies among the numbers of one message."""
 
     n_values: int
-    take: Callable[[Numbers], tuple[Numbers, ...]]  # all columns at once, in the order of the table
+    take: Callable[[ColumnArray], tuple[ColumnArray, ...]]  # all columns at once, in the order of the table
     sums: tuple[tuple[int, slice, int, int, str], ...]  # of each ragged one: its counts and where, sum, least, name
     forms: tuple[tuple[int, np.dtype[Any], tuple[int, ...]], ...]  # of each that is no plain column of int32
 
 
-class Table:
+class ColumnTable:
     """The columns of one class, in its order, which is that of the wire.
 
     What can be known before a message comes is worked out here once; the rest takes part in every step of every stage.
@@ -137,19 +137,19 @@ class Table:
         forms = tuple((at, line.dtype, shape) for at, line, shape in shapes if line.wide or line.dtype != INT32)
         return Layout(ends[-1], _picker(itemgetter, slices), sums, forms)
 
-    def cut(self, buffer: Buffer, at: int, layout: Layout) -> Sequence[Numbers]:
+    def cut(self, buffer: Buffer, at: int, layout: Layout) -> Sequence[ColumnArray]:
         """The columns in their order, from byte `at` on; they look into the buffer. Raises ValueError for a lie."""
         values = np.frombuffer(buffer, INT32, layout.n_values, at) if layout.n_values else _NOTHING
         if not values.flags.aligned:
             values = values.copy()
-        columns: Sequence[Numbers] = layout.take(values)
+        columns: Sequence[ColumnArray] = layout.take(values)
         if layout.forms:
             columns = _formed(columns, layout)
         if self._checked:
             self._check(values, columns, layout)
         return columns
 
-    def _check(self, values: Numbers, columns: Sequence[Numbers], layout: Layout) -> None:
+    def _check(self, values: ColumnArray, columns: Sequence[ColumnArray], layout: Layout) -> None:
         """What the lines say of the numbers. One list of all of them, where they are few, is looked at fastest."""
         numbers = values.tolist() if layout.n_values <= SMALL_COLUMNS else None
         if self._natural and layout.n_values and (values.min() if numbers is None else min(numbers)) < 0:
@@ -168,7 +168,7 @@ class Table:
         parts = zip(self._all(of), self.columns, strict=True)
         return [np.ascontiguousarray(part, line.dtype).tobytes() for part, line in parts]
 
-    def gather(self, parts: Sequence[bytes], width: int = 0) -> Sequence[Numbers]:
+    def gather(self, parts: Sequence[bytes], width: int = 0) -> Sequence[ColumnArray]:
         """The other half of `apart`. Raises ValueError and TypeError for parts that do not fit together."""
         columns = [column_of(part, dtype) for part, dtype in zip(parts, self._dtypes, strict=True)]
         lengths = dict(zip(self.names, map(len, columns), strict=True))
@@ -189,7 +189,7 @@ class Table:
         return ""
 
 
-def _formed(columns: Sequence[Numbers], layout: Layout) -> list[Numbers]:
+def _formed(columns: Sequence[ColumnArray], layout: Layout) -> list[ColumnArray]:
     formed = list(columns)
     for at, dtype, shape in layout.forms:
         formed[at] = formed[at].view(dtype).reshape(shape)

@@ -30,7 +30,9 @@ DataHeader: TypeAlias = tuple[int, bool, RouteId, Epoch, StepId, tuple[int, ...]
 _epoch = lru_cache(16)(Epoch)  # the same one, step after step
 
 
-def write_header(kind: int, dtype_code: int, of: Step | StepResult, counts: tuple[int, ...], tail_bytes: int) -> bytes:
+def write_data_header(
+    kind: int, dtype_code: int, of: Step | StepResult, counts: tuple[int, ...], tail_bytes: int
+) -> bytes:
     """Raises struct.error, which is a bug of ours."""
     epoch = of.epoch
     if len(counts) < COUNTS:
@@ -41,7 +43,7 @@ def write_header(kind: int, dtype_code: int, of: Step | StepResult, counts: tupl
     )  # fmt: skip
 
 
-def read_header(frames: Frames, wanted: int, n_counts: int) -> DataHeader:
+def read_data_header(frames: Frames, wanted: int, n_counts: int) -> DataHeader:
     """Of a message of the wanted kind, before any column is looked at. Raises ValueError or struct.error."""
     if not 1 <= len(frames) <= 2:
         raise ValueError(f"{len(frames)} frames")

@@ -40,8 +40,8 @@ TEXT_MAX = 1 << 16
 PATH_MAX = 4096
 NAME_MAX = 255
 AUTH_MAX = 4096
-LAYERS_MAX = 4096
-PEERS_MAX = 256  # named as one source
+MODEL_LAYERS_MAX = 4096
+ENDPOINTS_MAX = 256  # named as one source
 ADDRESS = re.compile(
     r"tcp://([A-Za-z0-9][A-Za-z0-9_.-]{0,254}|\[[0-9A-Fa-f:.%]{2,64}\]):[0-9]{1,5}|(mem|inproc)://[\w.:-]{1,255}"
 )
@@ -89,15 +89,15 @@ class SocketAddress:
 
 LARGEST = math.nextafter(math.inf, 0.0)
 COUNT, FINITE, TEXT = Range(0, COUNT_MAX), Range(-LARGEST, LARGEST), Length(TEXT_MAX)
-INT32, UINT32, INT63, TERM = Range(0, INT32_MAX), Range(0, UINT32_MAX), Range(0, INT63_MAX), Range(0, TERM_MAX)
+INT31, UINT32, INT63, TERM = Range(0, INT32_MAX), Range(0, UINT32_MAX), Range(0, INT63_MAX), Range(0, TERM_MAX)
 DELAY_S = Range(0.0, 1e6)
 NAME, ADDR = Length(NAME_MAX, low=1, printable=True), SocketAddress()
 
-PLAIN: Mapping[type, Limit] = {int: COUNT, float: FINITE, str: TEXT}
+PLAIN_LIMITS: Mapping[type, Limit] = {int: COUNT, float: FINITE, str: TEXT}
 IDS: Mapping[Any, tuple[type, Limit]] = {
-    SessionId: (int, INT32),  # these three travel in columns
-    Attempt: (int, INT32),
-    RowId: (int, INT32),
+    SessionId: (int, INT31),  # these three travel in columns
+    Attempt: (int, INT31),
+    RowId: (int, INT31),
     RouteId: (int, UINT32),  # in the header of the data lane
     StepId: (int, INT63),
     Generation: (int, INT63),
@@ -110,7 +110,7 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
         "auth": Length(AUTH_MAX),
         "family": Length(NAME_MAX),
         "host": Length(NAME_MAX, printable=True),
-        "pid": INT32,
+        "pid": INT31,
         "term_seen": TERM,
         "held": Length(1024),
     },
@@ -123,19 +123,19 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
     SayHello: {"term": TERM},
     Beacon: {"term": TERM},
     Heartbeat: {"progress": Length(1024)},
-    ChildExited: {"pid": INT32},
-    KillWorker: {"pid": INT32},
-    ModelSpec: {"n_layers": Range(1, LAYERS_MAX)},
+    ChildExited: {"pid": INT31},
+    KillWorker: {"pid": INT31},
+    ModelSpec: {"n_layers": Range(1, MODEL_LAYERS_MAX)},
     Directory: {"path": Length(PATH_MAX)},
     HubCommit: {"repo": Length(NAME_MAX), "commit": Length(NAME_MAX)},
     Endpoint: {"addr": ADDR, "public_key": Length(NAME_MAX, printable=True)},
-    Peers: {"endpoints": Length(PEERS_MAX)},
+    Peers: {"endpoints": Length(ENDPOINTS_MAX)},
     LoadSlice: {
-        "first_layer": Range(0, LAYERS_MAX),
-        "end_layer": Range(1, LAYERS_MAX),
+        "first_layer": Range(0, MODEL_LAYERS_MAX),
+        "end_layer": Range(1, MODEL_LAYERS_MAX),
         "block_size": Range(1, 1 << 16),
     },
-    Activate: {"kv_blocks": INT32, "credits": Range(1, 1 << 16)},  # credits bound a socket's queue
+    Activate: {"kv_blocks": INT31, "credits": Range(1, 1 << 16)},  # credits bound a socket's queue
     LoadModel: {"model_path": Length(PATH_MAX), "model_id": Length(PATH_MAX), "dtype": Length(NAME_MAX)},
     UnloadModel: {"model_id": Length(PATH_MAX)},
     ReadyReply: {"retry_after_s": DELAY_S},
@@ -143,9 +143,9 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
     Open: {
         "owner": Length(OWNER_LENGTH_MAX),
         "model_id": Length(PATH_MAX),
-        "prompt_tokens": INT32,
-        "max_tokens": INT32,
-        "deaths": INT32,
+        "prompt_tokens": INT31,
+        "max_tokens": INT31,
+        "deaths": INT31,
     },
-    SamplingParams: {"seed": Range(0, (1 << 64) - 1), "choice": INT32},
+    SamplingParams: {"seed": Range(0, (1 << 64) - 1), "choice": INT31},
 }

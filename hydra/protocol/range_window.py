@@ -11,7 +11,7 @@ from hydra.protocol.blob import Buffer
 from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.store_lane import CHUNK_BYTES_MAX, ChunkReply, ChunkRequest
 
-CHUNK_BYTES = 1 << 20  # small enough that a chunk passes a line of 1 Mbit/s before the line is thought dead
+WINDOW_CHUNK_BYTES = 1 << 20  # small enough that a chunk passes a line of 1 Mbit/s before the line is thought dead
 OPEN_MAX = 4
 
 
@@ -24,7 +24,7 @@ class RangeWindow:
     file: str
     offset: int
     length: int
-    chunk_bytes: int = attrs.field(default=CHUNK_BYTES)
+    chunk_bytes: int = attrs.field(default=WINDOW_CHUNK_BYTES)
     open_max: int = OPEN_MAX
     _open: dict[int, ChunkRequest] = attrs.field(factory=dict, init=False)
     _early: dict[int, Buffer] = attrs.field(factory=dict, init=False)  # came before a chunk that precedes them

@@ -22,9 +22,9 @@ STORE_VERSION = 1
 CHUNK_BYTES_MAX = 4 << 20
 ASK_BYTES_MAX = 16 << 10
 ANSWER_BYTES_MAX = CHUNK_BYTES_MAX + (64 << 10)
-NAME_LENGTH_MAX = 255
+FILE_NAME_LENGTH_MAX = 255
 AUTH_LENGTH_MAX = 4096
-MESSAGE_LENGTH_MAX = 2000  # of a refusal: it fits its frame whatever it quotes
+REFUSAL_LENGTH_MAX = 2000  # of a refusal: it fits its frame whatever it quotes
 OFFSET_MAX = 1 << 62
 
 _size = and_(ge(0), le(OFFSET_MAX))
@@ -36,8 +36,8 @@ class ChunkRequest:
 
     number: int = attrs.field(validator=_size)
     auth: str = attrs.field(validator=max_len(AUTH_LENGTH_MAX), repr=False)  # the join token; empty on loopback
-    fingerprint: str = attrs.field(validator=max_len(NAME_LENGTH_MAX))
-    file: str = attrs.field(validator=max_len(NAME_LENGTH_MAX))
+    fingerprint: str = attrs.field(validator=max_len(FILE_NAME_LENGTH_MAX))
+    file: str = attrs.field(validator=max_len(FILE_NAME_LENGTH_MAX))
     offset: int = attrs.field(validator=_size)
     length: int = attrs.field(validator=and_(ge(0), le(CHUNK_BYTES_MAX)))
 
@@ -59,7 +59,7 @@ class ChunkRefused:
     refusal: Refusal
 
 
-Answer: TypeAlias = ChunkReply | ChunkRefused
+ChunkAnswer: TypeAlias = ChunkReply | ChunkRefused
 
 
 @attrs.frozen(kw_only=True)
@@ -87,19 +87,19 @@ def decode_ask(frames: Frames) -> ChunkRequest:
     return asked
 
 
-def encode_answer(answer: Answer) -> list[Buffer]:
+def encode_answer(answer: ChunkAnswer) -> list[Buffer]:
     """The chunk's frame is the answer's own buffer. A ValueError here is a bug of ours."""
     if isinstance(answer, ChunkReply):
         if len(answer.data) > CHUNK_BYTES_MAX:
             raise ValueError(f"a chunk of {len(answer.data)} bytes")
         head = _ToldHead(number=answer.number, file_bytes=answer.file_bytes)
         return [pack((STORE_VERSION, "told", converter.unstructure(head))), answer.data]
-    short = attrs.evolve(answer.refusal, message=answer.refusal.message[:MESSAGE_LENGTH_MAX])
+    short = attrs.evolve(answer.refusal, message=answer.refusal.message[:REFUSAL_LENGTH_MAX])
     fields = converter.unstructure(attrs.evolve(answer, refusal=short))
     return [pack((STORE_VERSION, "refused", fields))]
 
 
-def decode_answer(frames: Frames) -> Answer:
+def decode_answer(frames: Frames) -> ChunkAnswer:
     """The chunk looks into the received buffer. Raises TheyBrokeTheRules and nothing else."""
     try:
         if len(frames[0]) > ASK_BYTES_MAX:

@@ -11,7 +11,7 @@ import trio
 from hydra.protocol.blob import Frames
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import COORDINATOR, PeerId
-from hydra.protocol.wires.wire import STORE_BOUND, Delivery, Lane, PeerGone, WireFull
+from hydra.protocol.wires.wire import STORE_BOUND, Delivery, LaneName, PeerGone, WireFull
 from hydra.simulation.memory_ends import Dialler, Inbox, Listener
 from hydra.simulation.memory_network import Life, Link, MemoryNetwork, Pipe, Taken, uniform
 from hydra.simulation.memory_store import MemoryStoreHub, MemoryStoreLine
@@ -20,7 +20,7 @@ __all__ = ["Link", "MemoryNetwork", "MemoryWires", "uniform"]
 
 
 class MemoryHub(Listener):
-    """Implements Hub."""
+    """Implements CommandHub."""
 
     def __init__(self, network: MemoryNetwork, life: Life, addr: str, broadcast_addr: str, bound: int) -> None:
         self._inbox: Inbox[Delivery] = Inbox(life)
@@ -165,7 +165,7 @@ class MemoryWires:
     def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> MemorySpoke:
         return MemorySpoke(self._network, self._life, peer, command_addr, bound)
 
-    async def dial(self, to: Endpoint, lane: Lane, timeout_s: float) -> str:
+    async def dial(self, to: Endpoint, lane: LaneName, timeout_s: float) -> str:
         made = _StoreKnock if lane == "store" else _StepKnock
         knock = made(self._network, self._life, to.addr)
         try:

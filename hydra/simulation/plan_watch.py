@@ -13,7 +13,7 @@ from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import LoadSlice, RouteBroken
 
 Plan = tuple[tuple[Any, int, int], ...]  # (where, first layer, end layer) of every stage
-TRIED = ("Dialled", "DialledOut")  # events that say what came of dialling
+DIAL_EVENTS = ("Dialled", "DialledOut")  # events that say what came of dialling
 
 
 @attrs.define(eq=False)
@@ -43,7 +43,7 @@ class PlanWatch:
                     self._broken[route] = why
             case NodeLost():
                 self._broken.clear()  # whoever comes back is another life, and greeted anew
-            case _ if type(word).__name__ in TRIED:
+            case _ if type(word).__name__ in DIAL_EVENTS:
                 self.tried = True
                 self._broken.clear()
 

@@ -31,9 +31,9 @@ Numbers = npt.NDArray[np.uint64]
 
 MODEL_PATH = "/models/pocket"
 MODEL_ID = "pocket"
-VOCAB = 257
-POISON = VOCAB  # whoever computes this token dies of it
-FRAIL = VOCAB + 1  # so many positions behind this token, everything is NaN
+POCKET_VOCAB = 257
+POISON = POCKET_VOCAB  # whoever computes this token dies of it
+FRAIL = POCKET_VOCAB + 1  # so many positions behind this token, everything is NaN
 FRAIL_FOR = 12
 MAX_POSITIONS = 128
 _NAN, _FRAIL_KEY = np.uint64(0xFFF8_0000_0000_0000), np.uint64(0xFFF8_0000_0000_0001)
@@ -93,7 +93,7 @@ def _draw(state: Numbers, params: SamplingParams | None) -> int | None:
     number = int(state[-1])
     if params is not None and params.temperature > 0:
         number ^= (params.seed * 0x9E3779B1 + params.choice * 0x85EBCA6B) & 0xFFFF_FFFF
-    return (number >> 7) % VOCAB
+    return (number >> 7) % POCKET_VOCAB
 
 
 def pocket_reply(
@@ -132,7 +132,7 @@ def pocket_spec(n_layers: int) -> ModelSpec:
         n_heads=1,
         n_kv_heads=1,
         head_dim=2,
-        vocab=VOCAB + 2,  # poison and frail are tokens like any other, and never drawn
+        vocab=POCKET_VOCAB + 2,  # poison and frail are tokens like any other, and never drawn
         max_positions=MAX_POSITIONS,
         decoder=plain_decoder(n_layers, 2),
         tied=False,

@@ -8,7 +8,7 @@ import trio
 
 from hydra.protocol.blob import Frames
 from hydra.protocol.endpoint import Endpoint
-from hydra.protocol.wires.wire import Lane
+from hydra.protocol.wires.wire import LaneName
 from hydra.simulation.memory_network import MemoryNetwork
 from hydra.simulation.memory_wire import MemoryStepLink, MemoryWires
 
@@ -63,7 +63,7 @@ class SeverableWires(MemoryWires):
     def step_link(self, to: Endpoint, bound: int) -> SeverableLink:
         return SeverableLink(self._network, self._life, to.addr, bound, self._severed)
 
-    async def dial(self, to: Endpoint, lane: Lane, timeout_s: float) -> str:
+    async def dial(self, to: Endpoint, lane: LaneName, timeout_s: float) -> str:
         """Empty when somebody answered."""
         there = self._network.listeners.get(to.addr)
         if lane == "steps" and there is not None and (self._life.name, there.life.name) in self._severed.hops:

@@ -16,7 +16,7 @@ from hydra.protocol.sampling import GREEDY, SamplingParams
 from hydra.simulation.determinism import run_sim
 from hydra.simulation.http_reader import words_directory
 from hydra.simulation.memory_wire import uniform
-from hydra.simulation.pocket_model import FRAIL, FRAIL_FOR, MAX_POSITIONS, POISON, VOCAB, pocket_reply
+from hydra.simulation.pocket_model import FRAIL, FRAIL_FOR, MAX_POSITIONS, POCKET_VOCAB, POISON, pocket_reply
 from hydra.simulation.world import Chat, Shape, World, open_world
 
 FAULT_KINDS = (
@@ -112,11 +112,11 @@ def plot_of(seed: int) -> Plot:
         shape = attrs.evolve(shape, http=True, model_path=words_directory())
     poison = rng.random() < 0.08
     sender = rng.randbytes(1)[0]
-    shared = tuple(rng.randrange(VOCAB) for _ in range(40)) if rng.random() < 0.4 else ()
+    shared = tuple(rng.randrange(POCKET_VOCAB) for _ in range(40)) if rng.random() < 0.4 else ()
     talks: list[Talk] = []
     for _ in range(rng.randint(1, 8)):
         length = rng.randint(1, 60)
-        prompt = tuple((sender + rng.randrange(VOCAB)) % VOCAB for _ in range(length))
+        prompt = tuple((sender + rng.randrange(POCKET_VOCAB)) % POCKET_VOCAB for _ in range(length))
         if shared and rng.random() < 0.7:
             prompt = (shared + prompt)[: max(length, rng.randint(1, 60))]
         params = (
@@ -125,7 +125,7 @@ def plot_of(seed: int) -> Plot:
             else SamplingParams(seed=rng.getrandbits(40), choice=0 if shape.http else rng.randrange(3))
         )
         max_tokens = rng.randint(1, 40)
-        stop_ids = (rng.randrange(VOCAB), rng.randrange(VOCAB)) if rng.random() < 0.3 else ()
+        stop_ids = (rng.randrange(POCKET_VOCAB), rng.randrange(POCKET_VOCAB)) if rng.random() < 0.3 else ()
         if rng.random() < 0.3:  # a stop that is really met
             stop_ids = (pocket_reply(prompt, rng.randint(1, max_tokens), shape.layers, (), params)[0][-1],)
         talks.append(
@@ -174,14 +174,16 @@ def broken_row_plot(seed: int) -> Plot:
     in a third of the seeds the others come while it is being computed.
     """
     plot, rng = plot_of(seed), random.Random(f"a broken row {seed}")
-    shared = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(4, 40))) if rng.random() < 0.7 else ()
+    shared = tuple(rng.randrange(POCKET_VOCAB) for _ in range(rng.randint(4, 40))) if rng.random() < 0.7 else ()
     crowd, broken_s = rng.random() < 0.35, rng.uniform(0.6, 1.5)
     talks: list[Talk] = []
     for number in range(8):
-        prompt = shared + tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 30)))
+        prompt = shared + tuple(rng.randrange(POCKET_VOCAB) for _ in range(rng.randint(1, 30)))
         if number == 0:
             prompt = (*prompt[: rng.randint(len(shared), len(prompt))], FRAIL)
-            prompt += tuple(rng.randrange(VOCAB) for _ in range(FRAIL_FOR if crowd else rng.randint(0, FRAIL_FOR + 2)))
+            prompt += tuple(
+                rng.randrange(POCKET_VOCAB) for _ in range(FRAIL_FOR if crowd else rng.randint(0, FRAIL_FOR + 2))
+            )
         talk = Talk(
             at_s=broken_s if number == 0 else broken_s + rng.uniform(0.0, 0.05) if crowd else rng.uniform(0.0, 1.5),
             prompt=prompt,
@@ -202,14 +204,14 @@ def short_memory_plot(seed: int) -> Plot:
     plot, rng = plot_of(seed), random.Random(f"short memory {seed}")
     limits = [rng.choice((0, 2, 5, 11, 24)) for _ in range(plot.shape.workers)]
     limits[rng.randrange(len(limits))] = rng.choice((2, 5, 11, 24))
-    shared = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(8, 40))) if rng.random() < 0.7 else ()
+    shared = tuple(rng.randrange(POCKET_VOCAB) for _ in range(rng.randint(8, 40))) if rng.random() < 0.7 else ()
     together_s = rng.uniform(0.6, 1.5) if rng.random() < 0.5 else None
     talks: list[Talk] = []
     for _ in range(8):
         at_s = rng.uniform(0.0, 1.5) if together_s is None else together_s + rng.uniform(0.0, 0.06)
         talk = Talk(
             at_s=at_s,
-            prompt=shared + tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))),
+            prompt=shared + tuple(rng.randrange(POCKET_VOCAB) for _ in range(rng.randint(1, 30))),
             max_tokens=rng.randint(1, 40),
             params=GREEDY if rng.random() < 0.6 else SamplingParams(seed=rng.getrandbits(40)),
             stop_ids=(),

@@ -16,7 +16,7 @@ from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.ids import COORDINATOR, Address, Epoch, RouteId
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.sampling import GREEDY
-from hydra.simulation.pocket_model import VOCAB, PocketCompute, pocket_spec
+from hydra.simulation.pocket_model import POCKET_VOCAB, PocketCompute, pocket_spec
 from tests.extremes import Extremes, or_many
 
 KV_BLOCKS, BLOCK_SIZE = 8, 4
@@ -66,7 +66,9 @@ def _step(extremes: Extremes, number: int, known: list[int], index: int) -> list
     elif bend == "opening":
         extremes.wild = 0.0
         params = attrs.evolve(
-            GREEDY, stop_ids=tuple(extremes.column(2).tolist()), logit_bias=((rng.choice((1, VOCAB + 2, 2**40)), 1.0),)
+            GREEDY,
+            stop_ids=tuple(extremes.column(2).tolist()),
+            logit_bias=((rng.choice((1, POCKET_VOCAB + 2, 2**40)), 1.0),),
         )
         batch = attrs.evolve(batch, opened=(attrs.evolve(opening, params=params),))
     elif bend == "history":

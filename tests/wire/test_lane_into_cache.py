@@ -9,7 +9,7 @@ import pytest
 
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.model.model_spec import StoredFile, TensorRange
-from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
+from hydra.protocol.range_window import OPEN_MAX, WINDOW_CHUNK_BYTES
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.store_lane import decode_answer, decode_ask
 from hydra.protocol.wires.zmq_wire import ZmqWires
@@ -147,7 +147,7 @@ def test_a_lender_that_is_killed_leaves_the_rest_to_a_peer(seed, lent, loading):
         same(load.run(strike), lent)
         assert victim.wait(10) != 0, "it was never killed"
     assert load.came.most <= 2
-    assert load.came.total <= WANTED + THREADS * OPEN_MAX * CHUNK_BYTES
+    assert load.came.total <= WANTED + THREADS * OPEN_MAX * WINDOW_CHUNK_BYTES
 
 
 def test_a_lender_that_is_killed_again_and_again_is_waited_for(lent, loading):
@@ -176,7 +176,7 @@ def test_a_lender_that_is_killed_again_and_again_is_waited_for(lent, loading):
             thread.join()
     assert len(returning) >= 2, "it was hardly ever killed"
     assert load.came.most <= 2
-    assert load.came.total <= WANTED + len(returning) * THREADS * OPEN_MAX * CHUNK_BYTES
+    assert load.came.total <= WANTED + len(returning) * THREADS * OPEN_MAX * WINDOW_CHUNK_BYTES
 
 
 def test_nobody_lends_it_is_a_refusal_that_names_them(lent, tmp_path, loading):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hydra.protocol.endpoint import Endpoint
-from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
+from hydra.protocol.range_window import OPEN_MAX, WINDOW_CHUNK_BYTES
 from hydra.protocol.wires.zmq_sockets import as_reached
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.store.cache.range_source import SourceFault, SourceUnfit
@@ -19,7 +19,7 @@ from hydra.store.lending.lane_source import LaneSource
 from tests.wire.store_child import PRINT, TOKEN
 
 ROOT = Path(__file__).parents[2]
-SIZE = 12 * CHUNK_BYTES + 345
+SIZE = 12 * WINDOW_CHUNK_BYTES + 345
 ANY = "tcp://127.0.0.1:0"
 
 
@@ -114,7 +114,7 @@ def test_a_server_that_comes_back_goes_on_at_the_same_byte(directory, wires):
             for piece in pieces:
                 got += piece
         assert not isinstance(caught.value, SourceUnfit)
-    assert got == whole[: len(got)] and len(got) <= (5 + OPEN_MAX) * CHUNK_BYTES
+    assert got == whole[: len(got)] and len(got) <= (5 + OPEN_MAX) * WINDOW_CHUNK_BYTES
     with serving(directory, addr):
         assert got + b"".join(lane.read("model", len(got), SIZE - len(got))) == whole
 

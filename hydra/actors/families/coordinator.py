@@ -47,7 +47,7 @@ from hydra.protocol.messages.models import NodeLoad, Sample
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
-from hydra.protocol.wires.wire import DataLane, Dialler, Hub, StepLink, StepSource, WireFull
+from hydra.protocol.wires.wire import CommandHub, DataLane, Dialler, StepLink, StepSource, WireFull
 
 log = structlog.get_logger()
 SHOW_EVERY_S = 3.0
@@ -75,7 +75,7 @@ class SavedState:
 class CoordinatorParts:
     """The world, as the coordinator needs it."""
 
-    hub: Hub
+    hub: CommandHub
     lane: DataLane
     results: StepSource
     library: Library

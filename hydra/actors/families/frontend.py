@@ -12,7 +12,7 @@ import attrs
 import structlog
 import trio
 
-from hydra.actors.client import GenerateRequest, Generation, Piece, TokenLogprobs
+from hydra.actors.client import GenerateRequest, GenerationStream, Piece, TokenLogprobs
 from hydra.actors.core.facts import Joined, Left
 from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
@@ -231,7 +231,7 @@ class Frontend:
         raise refuse("loading", "the coordinator has not told yet which models there are", retry_after_s=2.0)
 
     @asynccontextmanager
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Generation]:
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationStream]:
         session = SessionId(self._next_session)
         self._next_session += 1
         slot = self._slots[session] = _Slot()

@@ -19,8 +19,8 @@ from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import WireError
 from hydra.protocol.ids import PeerId
 
-Lane = Literal["steps", "store"]
-Dialler: TypeAlias = Callable[[Endpoint, Lane, float], Awaitable[str]]  # as Wires.dial
+LaneName = Literal["steps", "store"]
+Dialler: TypeAlias = Callable[[Endpoint, LaneName, float], Awaitable[str]]  # as Wires.dial
 
 STORE_BOUND = 16  # messages per connection of the store lane; an asker has far fewer questions open
 
@@ -53,7 +53,7 @@ class Delivery:
     frames: tuple[Buffer, ...]
 
 
-class Hub(Protocol):
+class CommandHub(Protocol):
     """The coordinator's end of the command lane, plus the broadcast. The addresses are those really bound."""
 
     command_addr: str
@@ -186,11 +186,11 @@ class StoreLane(Protocol):
 class Wires(DataLane, StoreLane, Protocol):
     """All a process needs to open its ends of all lanes. `bound` is in messages, per connection."""
 
-    def hub(self, command_addr: str, broadcast_addr: str, bound: int = 1000) -> Hub:
+    def hub(self, command_addr: str, broadcast_addr: str, bound: int = 1000) -> CommandHub:
         """Raises AddressTaken."""
 
     def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> Spoke: ...
 
-    async def dial(self, to: Endpoint, lane: Lane, timeout_s: float) -> str:
+    async def dial(self, to: Endpoint, lane: LaneName, timeout_s: float) -> str:
         """Empty when an end of that lane answered there within the time; else why not, for people."""
         ...

@@ -11,15 +11,15 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from hydra.protocol.faults import WireError
-from hydra.protocol.wires.wire import Lane
+from hydra.protocol.wires.wire import LaneName
 from hydra.protocol.wires.zmq_sockets import Ears, Socket, connect, make_socket
 
-KINDS: dict[Lane, int] = {"steps": zmq.PUSH, "store": zmq.DEALER}
+KINDS: dict[LaneName, int] = {"steps": zmq.PUSH, "store": zmq.DEALER}
 WORDS_S = 0.5  # for the words
 HEARD_BYTES_MAX = 1024  # the handshake itself is the most that is heard
 
 
-async def dial(context: "zmq.Context[Socket]", addr: str, lane: Lane, timeout_s: float) -> str:
+async def dial(context: "zmq.Context[Socket]", addr: str, lane: LaneName, timeout_s: float) -> str:
     """Empty when it answered in time; else why not."""
     socket = make_socket(context, KINDS[lane], 1, HEARD_BYTES_MAX)
     ears = Ears(socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED))

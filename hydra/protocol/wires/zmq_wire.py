@@ -16,7 +16,7 @@ from hydra.protocol.codec import CONTROL_BYTES_MAX
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import WireError
 from hydra.protocol.ids import COORDINATOR, PeerId
-from hydra.protocol.wires.wire import STORE_BOUND, Delivery, Lane, WireClosed, WireFull
+from hydra.protocol.wires.wire import STORE_BOUND, Delivery, LaneName, WireClosed, WireFull
 from hydra.protocol.wires.zmq_dial import dial
 from hydra.protocol.wires.zmq_sockets import (
     RECEIVE_BATCH,
@@ -49,7 +49,7 @@ def _as_it_is(frames: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
 
 
 class ZmqHub:
-    """Implements Hub: a ROUTER that says so when a peer is gone, and a PUB."""
+    """Implements CommandHub: a ROUTER that says so when a peer is gone, and a PUB."""
 
     def __init__(self, context: "zmq.Context[Socket]", command_addr: str, broadcast_addr: str, bound: int) -> None:
         self._router = make_socket(context, zmq.ROUTER, bound, CONTROL_BYTES_MAX, COMMAND_LINGER_MS)
@@ -253,7 +253,7 @@ class ZmqWires:
     def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> ZmqSpoke:
         return ZmqSpoke(self._context, peer, command_addr, broadcast_addr, bound)
 
-    async def dial(self, to: Endpoint, lane: Lane, timeout_s: float) -> str:
+    async def dial(self, to: Endpoint, lane: LaneName, timeout_s: float) -> str:
         return await dial(self._context, as_reached(to.addr, self._via), lane, timeout_s)
 
     def step_source(self, addr: str, bound: int) -> ZmqStepSource:

@@ -38,7 +38,7 @@ from hydra.protocol.messages.plans import (
     SliceLoaded,
 )
 from hydra.protocol.refusal import Refusal
-from hydra.simulation.pocket_model import VOCAB, pocket_spec
+from hydra.simulation.pocket_model import POCKET_VOCAB, pocket_spec
 
 E1, E2, E3 = Epoch(1, 1), Epoch(1, 2), Epoch(1, 3)
 FACTS = SliceFacts(weight_bytes=10, read_bytes=8, kv_blocks_max=50, load_s=0.5)
@@ -115,7 +115,7 @@ def test_from_an_order_to_ready():
     ]
     assert hears(stage, plan()) == [RunActivate(1, E1, 40)]
     publish, reply = told(stage, Activated(1, E1))
-    limits = StepLimits(vocab=VOCAB + 2, kv_blocks=40, block_size=16, hidden=2, dtype="float32", first=True)
+    limits = StepLimits(vocab=POCKET_VOCAB + 2, kv_blocks=40, block_size=16, hidden=2, dtype="float32", first=True)
     fence = Fence(route=1, epoch=E1, open=True, last=False, next_addr=NEXT, credits=4, limits=limits)
     assert publish == Publish(fence)
     assert reply == Send(PLANNER, Ready(route=1, epoch=E1)), "the fence opens before anybody may send"

@@ -13,7 +13,7 @@ from hydra.protocol.store_lane import (
     ANSWER_BYTES_MAX,
     ASK_BYTES_MAX,
     CHUNK_BYTES_MAX,
-    MESSAGE_LENGTH_MAX,
+    REFUSAL_LENGTH_MAX,
     STORE_VERSION,
     ChunkRefused,
     ChunkReply,
@@ -48,7 +48,7 @@ def test_a_refusal_survives_and_is_cut_to_fit():
     frames = encode_answer(ChunkRefused(number=3, refusal=refusal))
     assert len(frames[0]) <= ASK_BYTES_MAX
     back = decode_answer(frames)
-    assert back.refusal == Refusal(code="bad_model", message="€" * MESSAGE_LENGTH_MAX, param="file", retry_after_s=1.0)
+    assert back.refusal == Refusal(code="bad_model", message="€" * REFUSAL_LENGTH_MAX, param="file", retry_after_s=1.0)
 
 
 def asked(**changes):

@@ -6,14 +6,14 @@ import attrs
 import pytest
 
 from hydra.protocol.endpoint import Endpoint
-from hydra.protocol.range_window import CHUNK_BYTES, OPEN_MAX
+from hydra.protocol.range_window import OPEN_MAX, WINDOW_CHUNK_BYTES
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.store_lane import ChunkRefused, ChunkReply, decode_ask, encode_answer
 from hydra.protocol.wires.wire import LineBroken, WireFull
 from hydra.store.cache.range_source import SourceFault, SourceUnfit
 from hydra.store.lending.lane_source import SHUNNED_S, LaneSource
 
-FILE = bytes(range(251)) * (5 * CHUNK_BYTES // 251)
+FILE = bytes(range(251)) * (5 * WINDOW_CHUNK_BYTES // 251)
 LENGTH = len(FILE)
 A, B, C = map(Endpoint, ("tcp://a:1", "tcp://b:1", "tcp://c:1"))
 
@@ -102,7 +102,9 @@ def read(source, offset=0, length=LENGTH):
     return b"".join(source.read("file", offset, length))
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, len(FILE)), (17, CHUNK_BYTES), (3, 1), (5, 0), (len(FILE) - 9, 9)])
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, len(FILE)), (17, WINDOW_CHUNK_BYTES), (3, 1), (5, 0), (len(FILE) - 9, 9)]
+)
 def test_a_range_comes_whole(offset, length):
     world = World({A: holds})
     assert read(world.source(), offset, length) == FILE[offset : offset + length]
@@ -123,8 +125,8 @@ def test_whoever_refuses_is_passed_over_and_asked_again_next_time(code):
 def test_a_transfer_that_ends_in_the_middle_goes_on_elsewhere_at_the_same_byte(fault):
     world = World({A: after(2, fault), B: holds})
     assert read(world.source()) == FILE
-    assert world.of(B)[0][0] == 2 * CHUNK_BYTES
-    fetched = 2 * CHUNK_BYTES + sum(length for _, length in world.of(B))
+    assert world.of(B)[0][0] == 2 * WINDOW_CHUNK_BYTES
+    fetched = 2 * WINDOW_CHUNK_BYTES + sum(length for _, length in world.of(B))
     assert fetched == len(FILE)
 
 
@@ -158,9 +160,9 @@ def test_when_only_one_is_left_it_is_asked_although_it_failed():
         for piece in source.read("file", 0, len(FILE)):
             got.append(piece)
     assert not isinstance(caught.value, SourceUnfit)
-    assert b"".join(got) == FILE[:CHUNK_BYTES]
+    assert b"".join(got) == FILE[:WINDOW_CHUNK_BYTES]
     world.machines[A] = holds
-    assert read(source, CHUNK_BYTES, len(FILE) - CHUNK_BYTES) == FILE[CHUNK_BYTES:]
+    assert read(source, WINDOW_CHUNK_BYTES, len(FILE) - WINDOW_CHUNK_BYTES) == FILE[WINDOW_CHUNK_BYTES:]
 
 
 def test_nobody_holds_it_is_unfit_and_somebody_may_is_a_fault():
