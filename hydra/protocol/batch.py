@@ -84,7 +84,7 @@ class Batch:
     length: Int32Column = column(per="row")
     sample: Int32Column = column(per="row")
     new_blocks: Int32Column = column(per="row")
-    tokens: Int32Column = column(counts="length", least=1, items_max=TOKENS_MAX, below="vocabulary")
+    tokens: Int32Column = column(counts="length", each_some=True, items_max=TOKENS_MAX, below="vocabulary")
     blocks: Int32Column = column(counts="new_blocks", items_max=TOKENS_MAX, below="pool's blocks")
     closed: Int32Column = column(items_max=TOKENS_MAX)
     opened: tuple[RowOpening, ...] = attrs.field(default=(), kw_only=True)

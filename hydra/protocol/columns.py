@@ -60,7 +60,7 @@ class Column:
     per: str = ""  # the column beside which it lies
     wide: bool = False  # a row of numbers beside each number of that one, all equally long
     counts: str = ""  # the column that says how many values each row has
-    least: int = 0  # of them
+    each_some: bool = False  # every row has at least one of them
     items_max: int | None = None
     low: int | None = 0
     high: int | None = None
@@ -74,7 +74,9 @@ class Layout:
 
     n_values: int
     take: Callable[[ColumnArray], tuple[ColumnArray, ...]]  # all columns at once, in the order of the table
-    sums: tuple[tuple[int, slice, int, int, str], ...]  # of each ragged one: its counts and where, sum, least, name
+    sums: tuple[
+        tuple[int, slice, int, bool, str], ...
+    ]  # of each ragged one: its counts and where, sum, each_some, name
     forms: tuple[tuple[int, np.dtype[Any], tuple[int, ...]], ...]  # of each that is no plain column of int32
 
 
@@ -98,7 +100,7 @@ class ColumnTable:
         self._count_of = tuple(counted.index(line.per or line.name) for line in self.columns)
         self._all, self._all_counted = _picker(attrgetter, self.names), _picker(attrgetter, counted)
         self._dtypes = [line.dtype for line in self.columns]
-        self._ragged = tuple((at[line.name], at[line.counts], line.least) for line in self.columns if line.counts)
+        self._ragged = tuple((at[line.name], at[line.counts], line.each_some) for line in self.columns if line.counts)
         self._bounded = tuple((line.name, line.below, line.no_name) for line in self.columns if line.below)
         self._plain = all(line.dtype == INT32 and not line.wide for line in self.columns)
         self._natural = self._plain and all(line.low == 0 for line in self.columns)
@@ -132,7 +134,7 @@ class ColumnTable:
         lines = tuple(zip(range(len(lengths)), lengths, self.columns, strict=True))
         ends = tuple(accumulate(length * width if line.wide else length for _, length, line in lines))
         slices = tuple(map(slice, (0, *ends), ends))
-        sums = tuple((by, slices[by], lengths[at], least, self.names[at]) for at, by, least in self._ragged)
+        sums = tuple((by, slices[by], lengths[at], some, self.names[at]) for at, by, some in self._ragged)
         shapes = ((at, line, (length, width) if line.wide else (length,)) for at, length, line in lines)
         forms = tuple((at, line.dtype, shape) for at, line, shape in shapes if line.wide or line.dtype != INT32)
         return Layout(ends[-1], _picker(itemgetter, slices), sums, forms)
@@ -154,9 +156,9 @@ class ColumnTable:
         numbers = values.tolist() if layout.n_values <= SMALL_COLUMNS else None
         if self._natural and layout.n_values and (values.min() if numbers is None else min(numbers)) < 0:
             raise ValueError("a negative number in a column")
-        for at, part, n_values, least, name in layout.sums:
+        for at, part, n_values, each_some, name in layout.sums:
             counts = columns[at].tolist() if numbers is None else numbers[part]
-            if sum(counts) != n_values or (least and counts and min(counts) < least):
+            if sum(counts) != n_values or (each_some and 0 in counts):
                 raise ValueError(f"{name} and the counts of their rows disagree")
         for at, low, high in self._ranges:
             column = columns[at]
