@@ -481,10 +481,10 @@ class World:
             assert not model.waiting
             model.waiting.check()
             assert not model.waiting._requests, "a row is counted that is not there"
-            if model.engine is not None:
-                assert not model.engine.rows and not model.engine.flights, "a row outlived its session"
-                model.engine.ledger.check()
-                assert model.engine.ledger.blocks_free == model.engine.ledger.blocks_total, "a KV block is held"
+            for scheduler in (route.scheduler for route in model.routes.values()):
+                assert not scheduler.rows and not scheduler.flights, "a row outlived its session"
+                scheduler.ledger.check()
+                assert scheduler.ledger.blocks_free == scheduler.ledger.blocks_total, "a KV block is held"
         for name, node in self.nodes.items():
             if name.startswith("f"):
                 assert len(node.family.sessions) == 0, f"{name} still has sessions"

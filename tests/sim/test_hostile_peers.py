@@ -258,7 +258,7 @@ async def test_no_result_kills_the_coordinator(autojump_clock, n_results):
                 world.chat([1, 2, 3], max_tokens=3, params=SamplingParams(logprobs=2, temperature=0.0))
                 await trio.sleep(0.006)
             model = world.coordinator.broker._models[MODEL_ID]
-            flights = model.engine.flights if model.engine is not None else ()
+            flights = [flight for route in model.routes.values() for flight in route.scheduler.flights]
             step = flights[0].step if flights and rng.random() < 0.7 else rng.choice((1, 2**40, 2**63 - 1))
             world.coordinator._take_result(_result(extremes, world.epoch(), step))
             assert world.coordinator._gateway.contained == 0, f"result {number} made an actor raise"

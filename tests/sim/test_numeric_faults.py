@@ -113,7 +113,7 @@ def test_memory_that_comes_back_is_used_again():
 
     told = tell(story)
     broker = told.world.coordinator.broker
-    (engine,) = [model.engine for model in broker._models.values()]
+    (engine,) = [route.scheduler for model in broker._models.values() for route in model.routes.values()]
     assert engine._bound.at(1e9) is None and told.replays >= 8
 
 

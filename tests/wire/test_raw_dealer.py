@@ -12,7 +12,8 @@ from hydra.actors.core.gateway import ACCEPTS
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.planning.desired_model import Policy
 from hydra.actors.planning.planner import Planner
-from hydra.actors.scheduling.broker import Broker, Limits, OpenLink, SendStep
+from hydra.actors.scheduling.broker import Broker, Limits
+from hydra.actors.scheduling.data_link import OpenLink, SendStep
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import Batch, Step, StepResult
 from hydra.protocol.ids import Epoch

@@ -37,7 +37,8 @@ from hydra.actors.planning.desired_model import (
 )
 from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
-from hydra.actors.scheduling.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, SendStep, StepBack
+from hydra.actors.scheduling.broker import Broker, Limits
+from hydra.actors.scheduling.data_link import CloseLink, LinkFull, OpenLink, SendStep, StepBack
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import COORDINATOR, AskId, Epoch, NodeId, RouteId
 from hydra.protocol.messages.models import NodeLoad, Sample

@@ -13,6 +13,8 @@ from hydra.protocol.messages.models import NodeLoad
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal
 
+REPLICAS_MAX = 64  # deployments of one model
+
 
 @attrs.frozen
 class Describe:
@@ -88,6 +90,7 @@ class DesiredModel:
     model_id: str | None = None
     dtype: str | None = None
     pinned: str | None = None  # the commit that a Hub id meant when it was first described
+    replicas: int = 1  # deployments, on nodes of their own each
 
     @property
     def place(self) -> str:

@@ -159,10 +159,10 @@ class FairQueue:
         request.owner.rows -= 1
         self._rank(request)
 
-    def end_all(self) -> None:
-        """The route is gone with all rows."""
-        for key in list(self._running):
-            self.end(key)
+    def resize(self, rows_max: int) -> None:
+        """There are so many rows from now on; those that are held stay."""
+        self.rows_max = rows_max
+        self._next.clear()
 
     # ------------------------------------------------------------ inside
 

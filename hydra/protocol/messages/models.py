@@ -20,6 +20,7 @@ class LoadModel:
     total_layers: int | None = None
     dtype: str | None = None
     wait: bool = True
+    replicas: int = 1  # deployments that share no node
 
 
 @attrs.frozen(kw_only=True)

@@ -7,16 +7,8 @@ import pytest
 from hydra.actors.core.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
 from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import PLANNER
-from hydra.actors.scheduling.broker import (
-    UNMEASURED_LEASE_S,
-    Broker,
-    CloseLink,
-    Limits,
-    LinkFull,
-    OpenLink,
-    SendStep,
-    StepBack,
-)
+from hydra.actors.scheduling.broker import UNMEASURED_LEASE_S, Broker, Limits
+from hydra.actors.scheduling.data_link import CloseLink, LinkFull, OpenLink, SendStep, StepBack
 from hydra.actors.scheduling.probes import PROBE_DEADLINE_S, READY_FOR_S
 from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.row_faults import FAILURES_MAX, NO_MEMORY, RowFaults
@@ -91,7 +83,8 @@ class Table:
     def result(self, step, token=7, broken=()):
         """`broken`: the sessions whose logits are no numbers."""
         sampled = step.batch.sample != 0
-        rows = self.broker._models["m"].engine.rows
+        (route,) = self.broker._models["m"].routes.values()
+        rows = route.scheduler.rows
         fault = [int(row in rows and rows[row].key.session in broken) for row in step.batch.row[sampled].tolist()]
         return StepResult(
             route=step.route,

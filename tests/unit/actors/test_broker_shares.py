@@ -9,7 +9,7 @@ from tests.unit.actors.test_broker import Table, mail, opening
 
 
 def running(table):
-    return [row.key.session for row in table.broker._models["m"].engine.rows.values()]
+    return [row.key.session for row in table.broker._models["m"].rows]
 
 
 def crowd(table, first, count, **changes):

@@ -31,6 +31,11 @@ class Crowd:
         self.queue = FairQueue(rows, places)
         self.number = 0
 
+    def ends_all(self):
+        """A route is gone with all rows."""
+        for key in list(self.queue._running):
+            self.queue.end(key)
+
     def comes(self, request=0, *, owner="", peer="f", attempt=0, arrival=None):
         """The number of the generation, or None when there was no place for it."""
         self.number += 1
@@ -206,12 +211,12 @@ def test_when_the_route_is_gone_nobody_has_a_row():
     crowd = Crowd(rows=4)
     crowd.many(4, request=1)
     crowd.all_enter()
-    crowd.queue.end_all()
+    crowd.ends_all()
     crowd.queue.check()
     assert len(crowd.all_enter()) == 1
     for waiting in list(crowd.queue):
         crowd.queue.discard(waiting.key)
-    crowd.queue.end_all()
+    crowd.ends_all()
     assert not crowd.queue._requests and not crowd.queue._owners
 
 

@@ -374,21 +374,21 @@ def test_what_does_not_fit_waits_for_a_node():
     up = hall.running("a", "b", gigabytes=4.5)
     effects = hall.tell(NodeLost(node="a", generation=1, why="exit"))
     assert facts(effects, RouteDown)[0].death and not orders(effects)
-    assert SetTimer(("recovery", "m"), 60.0) in effects and hall.phase() == "waiting"
+    assert SetTimer(("recovery", 1), 60.0) in effects and hall.phase() == "waiting"
     effects = hall.tell(joined("a", gigabytes=4.5, life=2))
     assert {order.route for order in orders(effects).values()} == {up.route}
     assert layers(effects)["b-1"] == (6, 12), "b holds them still"
-    assert CancelTimer(("recovery", "m")) not in effects
+    assert CancelTimer(("recovery", 1)) not in effects
     again = hall.serves(effects)
     assert again.epoch > up.epoch
-    assert CancelTimer(("recovery", "m")) in hall.tell(RouteServed(model_id="m", epoch=again.epoch)), "not before"
+    assert CancelTimer(("recovery", 1)) in hall.tell(RouteServed(model_id="m", epoch=again.epoch)), "not before"
 
 
 def test_the_recovery_deadline_ends_the_waiting_but_not_the_wish():
     hall = Hall()
     hall.running("a", "b", gigabytes=4.5)
     hall.tell(NodeLost(node="a", generation=1, why="exit"))
-    (gone,) = facts(hall.tell(TimerFired(("recovery", "m"))), ModelGone)
+    (gone,) = facts(hall.tell(TimerFired(("recovery", 1))), ModelGone)
     assert (gone.refusal.code, gone.forget) == ("recovery_deadline", False)
     assert "GB" in gone.refusal.message, "it says what was missing"
     assert hall.serves(hall.tell(joined("c", gigabytes=4.5))).nodes
@@ -397,7 +397,7 @@ def test_the_recovery_deadline_ends_the_waiting_but_not_the_wish():
 def test_a_late_deadline_does_not_hit_a_model_that_is_back():
     hall = Hall()
     hall.running("a", "b")
-    assert hall.tell(TimerFired(("recovery", "m"))) == [] and hall.phase() == "ready"
+    assert hall.tell(TimerFired(("recovery", 1))) == [] and hall.phase() == "ready"
 
 
 def test_a_node_that_joins_is_spare_until_a_rebalance():
@@ -608,7 +608,7 @@ def test_without_any_node_a_wish_waits():
     hall.hears(LoadModel(ask=7, model_path="/models/m"))
     effects = hall.tell(WasDescribed("/models/m", MODEL))
     assert answers(effects) == [] and hall.phase() == "waiting"
-    (told,) = answers(hall.tell(TimerFired(("recovery", "m"))))
+    (told,) = answers(hall.tell(TimerFired(("recovery", 1))))
     assert told.refusal.code == "recovery_deadline"
 
 
@@ -652,7 +652,7 @@ def test_a_wish_of_the_start_is_tried_again_and_said_aloud():
     hall.planner.handle(Recover((DesiredModel("/models/w"),), 1, (), 6.0), 0.0)
     effects = hall.planner.handle(NotDescribed("/models/w", refusal), 1.0)
     assert DesiredModelFailed(refusal) in effects
-    again = [effect for effect in effects if isinstance(effect, SetTimer) and effect.key == ("again", "w")]
+    again = [effect for effect in effects if isinstance(effect, SetTimer) and effect.key == ("describe", "w")]
     assert Describe("/models/w") in hall.planner.handle(TimerFired(again[0].key), again[0].at_s)
 
 
