@@ -71,7 +71,14 @@ class Cluster(Protocol):
         """Whether the route of one of these models is proven to work; of any, when none is named."""
 
     async def load_model(
-        self, *, model_path: str, model_id: str | None, total_layers: int | None, dtype: str | None, wait: bool
+        self,
+        *,
+        model_path: str,
+        model_id: str | None,
+        total_layers: int | None,
+        dtype: str | None,
+        wait: bool,
+        replicas: int = 1,
     ) -> ModelReply: ...
 
     async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:

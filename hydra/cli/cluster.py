@@ -54,8 +54,11 @@ def ps(url: str, as_json: bool) -> None:
 @click.argument("model_path", metavar="MODEL")
 @click.option("--id", "model_id")
 @click.option("--dtype", type=click.Choice(CHOICES["model", "dtype"]))
+@click.option("--replicas", type=click.IntRange(min=1), help="Copies on workers of their own each.")
 @_talks
-def load(model_path: str, model_id: str | None, dtype: str | None, url: str, as_json: bool) -> None:
+def load(
+    model_path: str, model_id: str | None, dtype: str | None, replicas: int | None, url: str, as_json: bool
+) -> None:
     """Load another model: a directory, or org/name[@revision] of the Hub. Shows how far each node is.
 
     Ctrl-C only stops the showing; what to type to call the load off is said then.
@@ -63,7 +66,7 @@ def load(model_path: str, model_id: str | None, dtype: str | None, url: str, as_
     from hydra.cli.named_model import NamedModel
 
     model = NamedModel.read(model_path)
-    body = {"model_path": model.sent, "model_id": model_id, "dtype": dtype, "wait": False}
+    body = {"model_path": model.sent, "model_id": model_id, "dtype": dtype, "replicas": replicas, "wait": False}
     job = None
     try:
         job = ask("POST", url, "/api/models/load", {key: value for key, value in body.items() if value is not None})

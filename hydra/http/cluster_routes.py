@@ -10,7 +10,7 @@ from hydra.http.api import Api, json_response
 from hydra.http.failures import body_of
 from hydra.http.fields import Fields
 from hydra.http.openai_request import parse_json
-from hydra.protocol.limits import NAME_MAX, PATH_MAX
+from hydra.protocol.limits import NAME_MAX, PATH_MAX, REPLICAS_MAX
 from hydra.protocol.messages.models import JobStatus, ModelReply, Sample, StatusReply
 from hydra.protocol.refusal import RefusalError, refuse
 
@@ -82,6 +82,7 @@ def _load_wish(body: dict[str, Any]) -> dict[str, Any]:
         "total_layers": fields.integer("total_layers", 0, 1, LAYERS_MAX) or None,
         "dtype": fields.text_or_none("dtype", NAME_MAX),
         "wait": fields.flag("wait", default=True),
+        "replicas": fields.integer("replicas", 1, 1, REPLICAS_MAX),
     }
 
 

@@ -15,8 +15,9 @@ import structlog
 
 from hydra.actors.families.coordinator import SavedState
 from hydra.actors.membership.registry import TERM_JUMP_MAX
-from hydra.actors.planning.desired_model import REPLICAS_MAX, DesiredModel
+from hydra.actors.planning.desired_model import DesiredModel
 from hydra.protocol.ids import TERM_MAX, NodeId
+from hydra.protocol.limits import REPLICAS_MAX
 
 FILE_NAME = "coordinator.json"
 

@@ -37,6 +37,7 @@ COUNT_MAX = (1 << 53) - 1  # whatever has no limit of its own; JSON's numbers ca
 TEXT_MAX = 1 << 16
 PATH_MAX = 4096
 NAME_MAX = 255
+REPLICAS_MAX = 64  # deployments of one model
 AUTH_MAX = 4096
 LAYERS_MAX = 4096
 ADDRESS = re.compile(
@@ -131,7 +132,12 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
         "block_size": Range(1, 1 << 16),
     },
     Activate: {"kv_blocks": INT32, "credits": Range(1, 1 << 16), "next_addr": ADDR},  # credits bound a socket's queue
-    LoadModel: {"model_path": Length(PATH_MAX), "model_id": Length(PATH_MAX), "dtype": Length(NAME_MAX)},
+    LoadModel: {
+        "model_path": Length(PATH_MAX),
+        "model_id": Length(PATH_MAX),
+        "dtype": Length(NAME_MAX),
+        "replicas": Range(1, REPLICAS_MAX),
+    },
     UnloadModel: {"model_id": Length(PATH_MAX)},
     ReadyReply: {"retry_after_s": DELAY_S},
     Refusal: {"retry_after_s": DELAY_S},

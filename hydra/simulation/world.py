@@ -64,6 +64,7 @@ class Shape:
     """What the cluster looks like."""
 
     workers: int = 2
+    replicas: int = 1  # deployments of the model
     layers: int = 6
     frontends: int = 1
     parent: bool = True  # somebody sees children exit and kills those that are stuck
@@ -396,7 +397,8 @@ class World:
     def phase(self) -> str:
         node = self.nodes["coordinator"]
         models = node.family.planner.models() if node.alive and node.family is not None else ()
-        return models[0][1] if models else "none"
+        phases = [phase for _, phase, _ in models]
+        return "ready" if "ready" in phases else phases[0] if phases else "none"
 
     def epoch(self) -> Any:
         """Of the one model's route, or None."""
@@ -804,7 +806,12 @@ async def open_world(shape: Shape, seed: int = 0) -> AsyncIterator[World]:
     network = _Traced(random.Random(rng.getrandbits(64)))
     async with trio.open_nursery() as nursery:
         world = World(
-            shape, seed, nursery, rng, network, SavedState(desired=(DesiredModel(shape.model_path, MODEL_ID),))
+            shape,
+            seed,
+            nursery,
+            rng,
+            network,
+            SavedState(desired=(DesiredModel(shape.model_path, MODEL_ID, replicas=shape.replicas),)),
         )
         nursery.start_soon(network.run)
         world.start("coordinator")

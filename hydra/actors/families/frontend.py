@@ -257,11 +257,24 @@ class Frontend:
         return told
 
     async def load_model(
-        self, *, model_path: str, model_id: str | None, total_layers: int | None, dtype: str | None, wait: bool
+        self,
+        *,
+        model_path: str,
+        model_id: str | None,
+        total_layers: int | None,
+        dtype: str | None,
+        wait: bool,
+        replicas: int = 1,
     ) -> ModelReply:
         def put(ask: AskId) -> None:
             desired = LoadModel(
-                ask=ask, model_path=model_path, model_id=model_id, total_layers=total_layers, dtype=dtype, wait=wait
+                ask=ask,
+                model_path=model_path,
+                model_id=model_id,
+                total_layers=total_layers,
+                dtype=dtype,
+                wait=wait,
+                replicas=replicas,
             )
             self._say(PLANNER, desired)
 

@@ -13,8 +13,6 @@ from hydra.protocol.messages.models import NodeLoad
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal
 
-REPLICAS_MAX = 64  # deployments of one model
-
 
 @attrs.frozen
 class Describe:

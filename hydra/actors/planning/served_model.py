@@ -13,7 +13,7 @@ from hydra.protocol.model.model_spec import Described, ModelCard
 from hydra.protocol.refusal import Refusal
 
 ModelPhase = Literal["describing", "waiting", "loading", "activating", "ready"]
-_FURTHEST: tuple[ModelPhase, ...] = ("ready", "activating", "loading", "waiting")
+FURTHEST: tuple[ModelPhase, ...] = ("ready", "activating", "loading", "waiting", "describing")
 _SHOWN: dict[ModelPhase, Literal["ready", "degraded"]] = {"ready": "ready", "waiting": "degraded"}
 
 
@@ -41,7 +41,7 @@ class ServedModel:
         if self.describing:
             return "describing"
         phases = {deployment.phase for deployment in self.deployments}
-        return next((phase for phase in _FURTHEST if phase in phases), "waiting")
+        return next((phase for phase in FURTHEST if phase in phases), "waiting")
 
     @property
     def is_lasting(self) -> bool:

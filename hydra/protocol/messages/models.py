@@ -158,6 +158,8 @@ class ModelStatus:
     kv_blocks_free: int
     running: int
     waiting: int
+    replicas: int = 1  # deployments that are wanted
+    replicas_ready: int = 0
 
 
 @attrs.frozen(kw_only=True)
