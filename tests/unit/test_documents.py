@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 NAMED = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|toml|txt|yaml)|(?:[\w-]+/)+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
-OF_USERS = {"./config.toml", "config.toml", "config.json", "tokenizer.json", "additional_chat_templates/"}  # what a person or a model brings
+# What a person or a model brings.
+OF_USERS = {"./config.toml", "config.toml", "config.json", "tokenizer.json", "additional_chat_templates/"}
 TREES = ("", "hydra", "hydra/actors", "hydra/store", "hydra/kernels", "hydra/protocol", "tests", "scenarios")
 
 
