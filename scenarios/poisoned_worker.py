@@ -15,8 +15,8 @@ import click
 from hydra.actors.families.parent import python_child
 from hydra.log.set_up import set_up_logging
 from hydra.processes.child_spec import WorkerSpec, from_json
-from hydra.processes.roles import worker_main
-from hydra.processes.up import run_worker_parent
+from hydra.processes.worker import worker_main
+from hydra.processes.worker_parent import run_worker_parent
 from hydra.settings import load_settings
 
 MODULE = "scenarios.poisoned_worker"

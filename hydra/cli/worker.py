@@ -72,7 +72,7 @@ def worker(
     for end, setting in ((steps, option), (store, "--ports" if ports_text else "--store-port")):
         if end.port:
             settled[end] = settle(setting, end, setting, holders)
-    from hydra.processes.up import run_worker_parent
+    from hydra.processes.worker_parent import run_worker_parent
 
     spec = WorkerSpec(
         node_id=node_id,

@@ -1,6 +1,6 @@
 """What a parent tells each child it starts: plain values, as one line of JSON on the command line.
 
-No secret travels here: a join token or an API key stays in the environment or the configuration file.
+No secret travels here: a join token stays in the environment, where `secrets_env` puts it.
 """
 
 import json
@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeVar
 
 import attrs
 import cattrs
+
+from hydra.settings import Settings
 
 
 @attrs.frozen(kw_only=True)
@@ -93,3 +95,9 @@ def from_json(text: str, kind: type[S]) -> S:
     """Raises when a key is missing, unknown or of another type: a parent and its children are of one version."""
     values: dict[str, Any] = json.loads(text)
     return cattrs.Converter(forbid_extra_keys=True).structure(values, kind)
+
+
+def secrets_env(settings: Settings) -> dict[str, str]:
+    """What children must know and no command line or log may show."""
+    found = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token, "HF_TOKEN": settings.model.hf_token}
+    return {name: secret for name, secret in found.items() if secret}

@@ -17,6 +17,7 @@ from hydra.log.set_up import log_lines_lost
 from hydra.log.standard_streams import print_line
 from hydra.processes.address import Address
 from hydra.processes.open_answers import count_open, words
+from hydra.processes.peer_id import new_peer_id
 from hydra.processes.silence import tell_of_silence
 from hydra.processes.turned_away import parents_doorstep
 from hydra.protocol.ids import NodeId
@@ -54,7 +55,6 @@ class ParentRun:
 
     async def live(self) -> int:
         """The same, where an event loop runs already."""
-        from hydra.processes.roles import peer_id
         from hydra.protocol.wires.zmq_wire import ZmqWires
 
         node_id = f"{self.name}-{socket.gethostname()}-{secrets.token_hex(2)}"
@@ -73,7 +73,7 @@ class ParentRun:
             parent = Parent(
                 supervisor=self.supervisor,
                 commands=self.commands,
-                spoke=wires.spoke(peer_id(node_id), self.router_addr, self.broadcast_addr),
+                spoke=wires.spoke(new_peer_id(node_id), self.router_addr, self.broadcast_addr),
                 node_id=NodeId(node_id),
                 host=socket.gethostname(),
                 auth=self.join_token,

@@ -1,8 +1,8 @@
-"""`up` and `worker`: from settings to a parent with its children. Opens what must be open before anybody starts."""
+"""`up`: from settings to a parent with its children. Opens what must be open before anybody starts."""
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import attrs
 from hydra.actors.families.parent import ChildCommand, python_child
 from hydra.actors.families.supervisor import ChildPlan, Supervisor
 from hydra.processes.address import Address
-from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
+from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, secrets_env, to_json
 from hydra.processes.cluster_lanes import near, plan_lanes
 from hydra.processes.held_port import HeldPort
 from hydra.processes.huge_pages import huge_pages_env
@@ -70,12 +70,6 @@ def coordinator_spec(settings: Settings, desired: UpOptions, addrs: Mapping[str,
         recovery_deadline_s=engine.recovery_deadline,
         high_water_mark=settings.zmq.high_water_mark,
     )
-
-
-def secrets_env(settings: Settings) -> dict[str, str]:
-    """What children must know and no command line or log may show."""
-    found = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token, "HF_TOKEN": settings.model.hf_token}
-    return {name: secret for name, secret in found.items() if secret}
 
 
 @attrs.define(eq=False)
@@ -209,26 +203,3 @@ def _children(
     )
     specs["frontend"] = ("_frontend", to_json(frontend), (http_fd,))
     return plans, specs
-
-
-def worker_child(spec_json: str) -> Sequence[str]:
-    return python_child("_worker", spec_json)
-
-
-def run_worker_parent(
-    spec: WorkerSpec, settings: Settings, child: Callable[[str], Sequence[str]] = worker_child
-) -> int:
-    """The whole life of `worker`: the same program with one child, whose command line `child` makes of its spec.
-
-    Returns the exit code.
-    """
-    env = secrets_env(settings) | huge_pages_env(os.environ)
-    run = ParentRun(
-        supervisor=Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random()),
-        commands={NodeId(spec.node_id): ChildCommand(argv=tuple(child(to_json(spec))), env=env)},
-        router_addr=spec.router_addr,
-        broadcast_addr=spec.broadcast_addr,
-        name=f"parent-{spec.node_id}",
-        join_token=settings.cluster.join_token,
-    )
-    return run.until_over()

@@ -18,8 +18,8 @@ from hydra.cli.main import cli
 from hydra.cli.up import check_chat_template, state_dir_of, warn_of_open_http
 from hydra.complaint import Complaint
 from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, from_json, to_json
+from hydra.processes.coordinator import limits_of
 from hydra.processes.port_range import PortRange
-from hydra.processes.roles import limits_of
 from hydra.processes.state_dir import write_state
 from hydra.processes.up import UpOptions, coordinator_spec
 from hydra.protocol.batch import ROWS_MAX, TOKENS_MAX
@@ -28,6 +28,7 @@ from hydra.settings import NOT_YET, RANGES, Settings, load_settings, unknown_var
 from hydra.store.models.demo_model import ensure_demo_model
 
 ROOT = Path(__file__).parents[3]
+PARENT = "hydra.processes.worker_parent.run_worker_parent"
 
 
 def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
@@ -178,7 +179,7 @@ def test_a_duration_is_no_flag(tmp_path):
 def test_a_worker_keeps_the_settings_that_concern_it(monkeypatch):
     """Its command has a way of its own from settings to the process."""
     specs = []
-    monkeypatch.setattr("hydra.processes.up.run_worker_parent", lambda spec, settings: specs.append(spec) or 0)
+    monkeypatch.setattr(PARENT, lambda spec, settings: specs.append(spec) or 0)
     monkeypatch.setenv("HYDRA_ZMQ_HIGH_WATER_MARK", "77")
     argv = ["worker", "--node-id", "w", "--coordinator", "tcp://127.0.0.1:5555", "--pipeline-port", "0"]
     done = CliRunner().invoke(cli, [*argv, "--device", "cpu"])
