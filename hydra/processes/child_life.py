@@ -23,15 +23,15 @@ LINGER_AFTER_S = 0.2  # between the last word and the closing of sockets
 
 @attrs.define(eq=False)
 class ChildLife:
-    """`drain_timeout_s`: how long an orphan may still live."""
+    """`drain_timeout`: how long an orphan may still live."""
 
     lifeline_fds: tuple[int, int]
-    drain_timeout_s: float
+    drain_timeout: float
     stopping: trio.Event = attrs.field(factory=trio.Event, init=False)
     lifeline: Lifeline = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.lifeline = Lifeline(*self.lifeline_fds, self.drain_timeout_s, self.stopping.set)
+        self.lifeline = Lifeline(*self.lifeline_fds, self.drain_timeout, self.stopping.set)
 
     async def run(self, body: Callable[[], Awaitable[None]]) -> None:
         """Until `body` returns, which `stopping` must bring about."""

@@ -13,8 +13,7 @@ import trio
 
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.status import log_lines_lost_sample
-from hydra.actors.planning.desired_model import DesiredModel, Policy
-from hydra.actors.scheduling.broker import Limits
+from hydra.actors.planning.desired_model import DesiredModel
 from hydra.complaint import MODEL_SETTINGS, Complaint, exit_code_of
 from hydra.log.set_up import log_lines_lost
 from hydra.processes.child_life import ORPHAN_DRAIN_S, ChildLife
@@ -37,39 +36,18 @@ from hydra.store.models.lasting_library import LastingLibrary, files_are_there
 from hydra.store.models.local_copy import source_fault
 from hydra.store.models.model_ref import HubAccess
 
+PATIENCE_S = 60.0  # with the workers that are awaited at a first start
+NOBODY_AWAITED_S = 2.0
 STREAMS_POLL_S = 0.1  # for the end of the last frontend
 
 
 def remembered_state(spec: CoordinatorSpec) -> SavedState:
     """What a former life left behind; a model it did not have is wished for anew, and counts as a first start."""
-    saved = read_state(Path(spec.state_dir))
-    if not spec.model_path or any(desired.model_path == spec.model_path for desired in saved.desired):
+    saved, model = read_state(Path(spec.state_dir)), spec.model
+    if not model.path or any(desired.model_path == model.path for desired in saved.desired):
         return saved
-    desired = DesiredModel(spec.model_path, spec.model_id or None, None if spec.dtype == "auto" else spec.dtype)
+    desired = DesiredModel(model.path, model.id or None, None if model.dtype == "auto" else model.dtype)
     return attrs.evolve(saved, desired=(desired,), nodes=())
-
-
-def _policy(spec: CoordinatorSpec) -> Policy:
-    return Policy(
-        reserve_bytes=spec.reserve_bytes,
-        kv_fraction=spec.kv_fraction,
-        max_model_len=spec.max_model_len,
-        block_size=spec.block_size,
-        running_max=spec.running_max,
-        recovery_deadline_s=spec.recovery_deadline_s,
-        dtype=spec.dtype,
-    )
-
-
-def limits_of(spec: CoordinatorSpec) -> Limits:
-    """What the Broker keeps to."""
-    return Limits(
-        batch_tokens=spec.batch_tokens,
-        running_max=spec.running_max,
-        waiting_max=spec.waiting_max,
-        prefix_cache=spec.prefix_cache,
-        share_prefixes=spec.share_prefixes,
-    )
 
 
 @attrs.define(eq=False)
@@ -87,9 +65,9 @@ class ModelShelf:
         access = with_login(HubAccess.of(os.environ))
         served = saved.desired if saved.nodes else ()
         lasting = frozenset(place for desired in served for place in (desired.place, desired.model_path))
-        descriptions = DescriptionCache(Path(spec.cache_dir) / "described")
-        library = LastingLibrary(HubLibrary(Hub(access, Path(spec.cache_dir))), descriptions, lasting)
-        room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
+        cache_dir = Path(spec.model.cache_dir)
+        library = LastingLibrary(HubLibrary(Hub(access, cache_dir)), DescriptionCache(cache_dir / "described"), lasting)
+        room = CacheRoom(root=cache_dir / "ranges", max_bytes=spec.model.max_cache_bytes)
         return cls(library, FileLender(), access, room)
 
     def describe(self, path: str) -> Described:
@@ -107,31 +85,31 @@ def _parts(
     kept: KeptState,
     on_wish_failed: Callable[[Refusal], None],
 ) -> CoordinatorParts:
-    fresh, leases_s = not saved.nodes, 3 * spec.beats_missed_max * spec.heartbeat_s
+    zmq, leases_s = spec.zmq, 3 * spec.cluster.suspect_after_s
+    awaits = spec.local_nodes or spec.cluster.min_nodes
+    patience_s = max(PATIENCE_S if awaits else NOBODY_AWAITED_S, leases_s if saved.nodes else 0.0)
     return CoordinatorParts(
-        hub=wires.hub(spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
+        hub=wires.hub(zmq.router_addr, zmq.broadcast_addr, zmq.high_water_mark),
         lane=wires,
-        results=wires.step_source(spec.results_addr, spec.high_water_mark),
+        results=wires.step_source(zmq.results_addr, zmq.high_water_mark),
         library=shelf.library,
         describe=lambda path: trio.to_thread.run_sync(shelf.describe, path, abandon_on_cancel=True),
         saved=saved,
         save=kept.save,
         samples=lambda: (*kept.samples(), log_lines_lost_sample("coordinator", log_lines_lost())),
-        policy=_policy(spec),
-        limits=limits_of(spec),
+        cluster=spec.cluster,
+        engine=spec.engine,
+        model=spec.model,
         on_wish_failed=on_wish_failed,
         check_source=lambda described: trio.to_thread.run_sync(source_fault, described, abandon_on_cancel=True),
         dial=wires.dial,
-        expected_workers=spec.expected_workers,
+        expected_workers=max(len(spec.local_nodes), spec.cluster.min_nodes),
         local_nodes=tuple(NodeId(node) for node in spec.local_nodes),
-        patience_s=max(spec.patience_s, 0.0 if fresh else leases_s) if saved.first_life else leases_s,
+        patience_s=patience_s if saved.first_life else leases_s,
         nodes_s=leases_s,
-        heartbeat_s=spec.heartbeat_s,
-        beats_missed_max=spec.beats_missed_max,
-        join_token=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
         pid=os.getpid(),
         wall_s=int(time.time()),
-        store=open_store_server(wires.store_hub(spec.store_addr), shelf.lender),
+        store=open_store_server(wires.store_hub(zmq.store_addr), shelf.lender, spec.cluster),
     )
 
 

@@ -14,7 +14,7 @@ from hydra.actors.families.frontend import Frontend, FrontendParts
 from hydra.actors.families.lifeline import FAMILY_ENV
 from hydra.complaint import Complaint, exit_code_of
 from hydra.http.readiness import Readiness
-from hydra.http.serve import HttpSettings, load_words, serve_cluster
+from hydra.http.serve import HttpListener, load_words, serve_cluster
 from hydra.log.set_up import log_lines_lost
 from hydra.processes.child_life import LINGER_AFTER_S, ChildLife
 from hydra.processes.child_spec import FrontendSpec
@@ -24,27 +24,16 @@ from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.text.cache import ChatTemplateFile, TokenizerCache, TokenizerFault
 
 
-def _http_settings(spec: FrontendSpec) -> HttpSettings:
-    return HttpSettings(
-        fd=spec.http_fd,
-        drain_timeout_s=spec.drain_timeout_s,
-        max_body_bytes=spec.max_body_bytes,
-        listening_host=urlsplit(spec.http_url).hostname or "",
-        allowed_hosts=spec.allowed_hosts,
-        allowed_origins=spec.allowed_origins,
-        waits_for_loads=spec.while_loading == "wait",
-    )
-
-
 def _parts(spec: FrontendSpec, wires: ZmqWires) -> FrontendParts:
+    zmq = spec.zmq
     return FrontendParts(
         node_id=NodeId(spec.node_id),
-        spoke=wires.spoke(new_peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
+        spoke=wires.spoke(new_peer_id(spec.node_id), zmq.router_addr, zmq.broadcast_addr, zmq.high_water_mark),
         host=socket.gethostname(),
         pid=os.getpid(),
-        auth=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
+        auth=spec.cluster.join_token,
         family=os.environ.get(FAMILY_ENV, ""),
-        max_replays=spec.max_replays,
+        max_replays=spec.engine.max_replays,
         log_lines_lost=log_lines_lost,
     )
 
@@ -57,13 +46,16 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
 
     async def main() -> None:
         wires = ZmqWires()
-        life = ChildLife(lifeline_fds, spec.drain_timeout_s)
+        life = ChildLife(lifeline_fds, spec.server.drain_timeout)
         frontend = Frontend(_parts(spec, wires))
-        template = ChatTemplateFile(Path(spec.chat_template), spec.model_path) if spec.chat_template else None
+        model = spec.model
+        template = ChatTemplateFile(Path(model.chat_template), model.path) if model.chat_template else None
         tokenizers = TokenizerCache(load_words, template)
+        host = urlsplit(spec.http_url).hostname or ""
+        listener = HttpListener(fd=spec.http_fd, host=host, server=spec.server)
 
         async def prove(everything: trio.CancelScope) -> None:
-            fault = await Readiness(frontend, tokenizers).wait(None if been_ready else spec.model_path)
+            fault = await Readiness(frontend, tokenizers).wait(None if been_ready else model.path)
             if fault is None:
                 life.lifeline.say_ready()
             else:
@@ -75,7 +67,7 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
                 await nursery.start(frontend.run)
                 nursery.start_soon(life.say_up, frontend.member)
                 nursery.start_soon(prove, nursery.cancel_scope)
-                await serve_cluster(frontend, _http_settings(spec), life.stopping, tokenizers)
+                await serve_cluster(frontend, listener, life.stopping, tokenizers)
                 frontend.leave("stopped")
                 await trio.sleep(LINGER_AFTER_S)
                 nursery.cancel_scope.cancel()
@@ -88,5 +80,5 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
     trio.run(main)
     if faults:
         refusal = faults[0].refusal
-        cause = f"requests to the model at {spec.model_path} could not be answered"
+        cause = f"requests to the model at {spec.model.path} could not be answered"
         raise Complaint(refusal.message, cause, faults[0].fix, exit_code_of(refusal.code))

@@ -2,13 +2,13 @@
 abandoned when they hang. Knows neither what is lent nor to whom.
 """
 
-import os
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from hydra.actors.families.store_server import StoreServer
+from hydra.protocol.settings.cluster import ClusterSettings
 from hydra.protocol.wires.wire import StoreHub
 
 if TYPE_CHECKING:
@@ -17,6 +17,6 @@ if TYPE_CHECKING:
 STORE_THREADS = 8  # reads of the store lane, the hanging ones among them
 
 
-def open_store_server(hub: StoreHub, lender: "Lender") -> StoreServer:
+def open_store_server(hub: StoreHub, lender: "Lender", cluster: ClusterSettings) -> StoreServer:
     run_blocking = partial(trio.to_thread.run_sync, abandon_on_cancel=True, limiter=trio.CapacityLimiter(STORE_THREADS))
-    return StoreServer(hub, lender, run_blocking, os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""))
+    return StoreServer(hub, lender, run_blocking, cluster.join_token)

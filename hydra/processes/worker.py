@@ -63,7 +63,7 @@ def device_of(spec: WorkerSpec) -> Compute:
     from hydra.kernels.step.runner import Runner
     from hydra.protocol.model.model_spec import Dtype
 
-    dtypes: tuple[Dtype, ...] | None = None if spec.dtype == "auto" else (spec.dtype,)  # type: ignore[assignment]
+    dtypes: tuple[Dtype, ...] | None = None if spec.model.dtype == "auto" else (spec.model.dtype,)  # type: ignore[assignment]
     return Runner(spec.device, threads=spec.threads, dtypes=dtypes, memory_bytes=spec.memory_bytes)
 
 
@@ -79,14 +79,14 @@ def _parts(
     compute: Compute,
     turned_away: Callable[[Refusal], None],
 ) -> WorkerParts:
-    auth = os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", "")
-    room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
+    zmq, auth = spec.zmq, spec.cluster.join_token
+    room = CacheRoom(root=Path(spec.model.cache_dir) / "ranges", max_bytes=spec.model.max_cache_bytes)
     access = with_login(HubAccess.of(os.environ))
     openers = {**hub_opener(access), **lane_opener(wires.store_line, auth)}
-    store = open_store_server(wires.store_hub(spec.store_bind), FileLender())
+    store = open_store_server(wires.store_hub(spec.store_bind), FileLender(), spec.cluster)
     return WorkerParts(
         node_id=NodeId(spec.node_id),
-        spoke=wires.spoke(new_peer_id(spec.node_id), spec.router_addr, spec.broadcast_addr, spec.high_water_mark),
+        spoke=wires.spoke(new_peer_id(spec.node_id), zmq.router_addr, zmq.broadcast_addr, zmq.high_water_mark),
         pipeline_addr=_advertised(source.addr, spec.advertise_host),
         supply=StoreSupply(RangeCache(room), openers, HfCache(access.hf_cache)),
         store=store,
@@ -112,7 +112,7 @@ def worker_main(
     overlapped = spec.device.startswith("cuda")  # the only devices that work on while the next step is received
 
     async def main() -> None:
-        wires = ZmqWires(spec.router_addr)
+        wires = ZmqWires(spec.zmq.router_addr)
         source = wires.blocking_source(spec.pipeline_bind, spec.data_bound)
         life = ChildLife(lifeline_fds, ORPHAN_DRAIN_S)
         parts = _parts(spec, wires, source, compute, lambda refusal: door.hear(refusal, life.stopping.set))

@@ -27,8 +27,7 @@ def run_worker_parent(spec: WorkerSpec, settings: Settings, child: Callable[[str
     run = ParentRun(
         supervisor=Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random()),
         commands={NodeId(spec.node_id): ChildCommand(argv=tuple(child(to_json(spec))), env=env)},
-        router_addr=spec.router_addr,
-        broadcast_addr=spec.broadcast_addr,
+        zmq=spec.zmq,
         name=f"parent-{spec.node_id}",
         join_token=settings.cluster.join_token,
     )

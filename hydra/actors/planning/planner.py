@@ -44,7 +44,6 @@ from hydra.actors.planning.desired_model import (
     ModelNoted,
     NodeNoted,
     NotDescribed,
-    Policy,
     Recover,
     SaveState,
     SourceChecked,
@@ -54,6 +53,7 @@ from hydra.actors.planning.draft import Draft, Drafter, Wanted
 from hydra.actors.planning.load_jobs import Jobs, node_loads
 from hydra.actors.planning.outage import MOVING_S, Outage
 from hydra.actors.planning.placement import Route, StagePlacement, pool_size
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.planned_model import Phase, PlannedModel
 from hydra.actors.planning.reach import HERE, REDIAL, DialledOut, Reach
 from hydra.actors.planning.split import check_max_model_len
@@ -100,7 +100,7 @@ class Planner:
     """Plans models over nodes."""
 
     term: int
-    policy: Policy
+    policy: PlanSettings
     ranges: Callable[[Described, int, int], tuple[TensorRange, ...]]
     results_addr: str
     wall_s: int = 0
@@ -210,7 +210,7 @@ class Planner:
 
     def cards(self) -> tuple[ModelCard, ...]:
         """The models as frontends see them; only those whose files were understood."""
-        cards = (model.card(self.policy.max_model_len) for model in self._models.values())
+        cards = (model.card(self.policy.model.max_model_len) for model in self._models.values())
         return tuple(card for card in cards if card is not None)
 
     def fault_of(self, node: NodeId, now_s: float) -> str:
@@ -269,14 +269,14 @@ class Planner:
                 effects += self._fail(model, refusal)
                 continue
             try:
-                check_max_model_len(described.spec, self.policy.max_model_len)
+                check_max_model_len(described.spec, self.policy.model.max_model_len)
             except RefusalError as why:
                 effects += self._not_planned(model, why.refusal, now_s)
                 continue
             model.described, model.phase = described, "waiting"
             if hub_parts(described.model_path) is not None:
                 model.desired = attrs.evolve(model.desired, pinned=described.model_path)
-            known = ModelKnown(model_id=model.model_id, max_model_len=model.context(self.policy.max_model_len))
+            known = ModelKnown(model_id=model.model_id, max_model_len=model.context(self.policy.model.max_model_len))
             effects.append(Tell(BROKER_NAME, known))
             effects += [self._save(), *self._announce(), *self._plan(model, now_s)]
         return effects
@@ -498,7 +498,7 @@ class Planner:
         assert model.described is not None
         return Wanted(
             spec=model.described.spec,
-            dtype=model.desired.dtype or self.policy.dtype,
+            dtype=model.desired.dtype or self.policy.model.dtype,
             held=model.route,
             others=tuple(m.route for m in self._models.values() if m is not model and m.route is not None),
         )
@@ -539,7 +539,7 @@ class Planner:
             placement,
             tensors=self.ranges(described, share.first_layer, share.end_layer),
             sources=self._weight_sources.sources(described, others),
-            block_size=self.policy.block_size,
+            block_size=self.policy.engine.block_size,
         )
 
     def _progressed(self, peer: PeerId, said: LoadProgress, now_s: float) -> list[Effect]:
@@ -568,7 +568,11 @@ class Planner:
         model.phase = "activating"
         try:
             route.kv_blocks, route.max_model_len = pool_size(
-                model.described.spec, route, self.policy.max_model_len, self.policy.block_size, self.policy.running_max
+                model.described.spec,
+                route,
+                self.policy.model.max_model_len,
+                self.policy.engine.block_size,
+                self.policy.engine.max_running,
             )
         except RefusalError as why:
             return self._wait(model, why.refusal, now_s)
@@ -590,7 +594,7 @@ class Planner:
         model.phase, model.why, model.served = "ready", "", True
         self._jobs.end(model.job, None, route)
         timer = CancelTimer(("silence", model.model_id))
-        up = stage_orders.up(model.model_id, model.described, route, self.policy.block_size)
+        up = stage_orders.up(model.model_id, model.described, route, self.policy.engine.block_size)
         return [timer, Tell(BROKER_NAME, up), *self._announce(), *model.answer(state="ready")]
 
     def _load_failed(self, peer: PeerId, route: RouteId, epoch: Epoch, refusal: Refusal, now_s: float) -> list[Effect]:
@@ -669,7 +673,7 @@ class Planner:
         if model.outage is not None:
             return []  # its deadline stands, whatever is tried
         model.outage = Outage(now_s)
-        return [SetTimer(("recovery", model.model_id), now_s + self.policy.recovery_deadline_s)]
+        return [SetTimer(("recovery", model.model_id), now_s + self.policy.engine.recovery_deadline)]
 
     def _served(self, model_id: str, epoch: Epoch) -> list[Effect]:
         """The outage is over: not when all stages are ready, but when a token has come through them."""
@@ -709,7 +713,7 @@ class Planner:
         if not (model.kept or model.served):
             return self._fail(model, refusal)
         gone = ModelGone(model_id=model_id, refusal=refusal, forget=False)
-        again = SetTimer(("recovery", model_id), now_s + self.policy.recovery_deadline_s)
+        again = SetTimer(("recovery", model_id), now_s + self.policy.engine.recovery_deadline)
         return [Tell(BROKER_NAME, gone), *model.answer(refusal=refusal), again]
 
     def _drop(self, model: PlannedModel) -> list[Effect]:

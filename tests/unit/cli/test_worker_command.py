@@ -100,7 +100,7 @@ def test_with_a_token_it_tells_others_where_they_can_reach_it(monkeypatch, tmp_p
     argv = ["worker", "--node-id", "far", "--device", "cpu", "--coordinator", "tcp://den:5555"]
     assert CliRunner().invoke(cli, argv).exit_code == 0
     (spec,) = specs
-    assert (spec.router_addr, spec.broadcast_addr) == ("tcp://den:5555", "tcp://den:5557")
+    assert (spec.zmq.router_addr, spec.zmq.broadcast_addr) == ("tcp://den:5555", "tcp://den:5557")
     assert (spec.pipeline_bind, spec.store_bind) == (f"tcp://{OWN}:6000", f"tcp://{OWN}:6001")
     assert spec.advertise_host == OWN
 
