@@ -10,14 +10,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import click
 
 from hydra.actors.families.parent import python_child
 from hydra.log.set_up import set_up_logging
 from hydra.processes.child_spec import WorkerSpec, from_json
-from hydra.processes.roles import worker_main
-from hydra.processes.up import run_worker_parent
-from hydra.settings import load_settings
+from hydra.processes.worker import worker_main
+from hydra.processes.worker_parent import run_worker_parent
+from hydra.settings import load_settings, with_paths
 
 MODULE = "scenarios.poisoned_worker"
 
@@ -54,13 +55,12 @@ def worker(
 ) -> None:
     """The parent: the product's own, with a child of ours."""
     set_up_logging("parent", node_id)
-    settings = load_settings(None, {})
+    settings = with_paths(load_settings(None, {}))
     spec = WorkerSpec(
         node_id=node_id,
-        router_addr=coordinator,
-        broadcast_addr=broadcast,
-        cache_dir=str(settings.model.cache_path()),
-        max_cache_bytes=settings.model.max_cache_bytes(),
+        zmq=attrs.evolve(settings.zmq, router_addr=coordinator, broadcast_addr=broadcast),
+        cluster=settings.cluster,
+        model=settings.model,
         pipeline_bind=f"tcp://127.0.0.1:{pipeline_port}",
         device=device,
         threads=threads,

@@ -16,12 +16,14 @@ from hydra.actors.client import GenerateRequest
 from hydra.actors.core.ports import Library
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
-from hydra.actors.planning.desired_model import DesiredModel, Policy
-from hydra.actors.scheduling.broker import Limits
+from hydra.actors.planning.desired_model import DesiredModel
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.sampling import GREEDY
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.engine import EngineSettings
+from hydra.protocol.settings.model import ModelSettings
 from hydra.protocol.wires.wire import Hub
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
@@ -91,8 +93,9 @@ async def inner_cluster(
         dial=wires.dial,
         saved=SavedState(desired=(DesiredModel(model_path, MODEL_ID),)),
         save=lambda state: None,
-        policy=Policy(reserve_bytes=0, max_model_len=1024),
-        limits=Limits(running_max=1024),
+        cluster=ClusterSettings(reserved_vram_gb=0.0),
+        engine=EngineSettings(max_running=1024),
+        model=ModelSettings(max_model_len=256),  # longer than any session here; a larger pool would only take memory
         on_wish_failed=refused.append,
         expected_workers=workers,
         patience_s=UP_WITHIN_S,

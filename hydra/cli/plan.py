@@ -11,17 +11,17 @@ from typing import Any, get_args
 import attrs
 
 from hydra.actors.planning.candidates import Candidate
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.split import LayerShare, SplitLimits, check_max_model_len, reserve_of, split_vram
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.model_spec import DTYPE_BYTES, Described, Dtype, ModelSpec
 from hydra.protocol.refusal import RefusalError
-from hydra.settings import Settings
+from hydra.protocol.units import GIGABYTE
+from hydra.settings import Settings, cache_path
 from hydra.store.hub.hub_login import with_login
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref
-
-GIGABYTE = 10**9
 
 
 @attrs.frozen(kw_only=True)
@@ -43,20 +43,17 @@ def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, se
         raise Complaint(
             why.refusal.message, "the model cannot be planned for", fix, exit_code_of(why.refusal.code)
         ) from why
-    context_tokens = settings.model.max_model_len if max_model_len is None else max_model_len
+    model_settings = settings.model
+    if max_model_len is not None:
+        model_settings = attrs.evolve(model_settings, max_model_len=max_model_len)
     try:
-        check_max_model_len(described.spec, context_tokens)
+        check_max_model_len(described.spec, model_settings.max_model_len)
     except RefusalError as why:
         fix = "see above; it is --max-model-len here, and [model] max_model_len in the configuration"
         code = exit_code_of(why.refusal.code, why.refusal.param)
         raise Complaint(why.refusal.message, "the model cannot be planned for", fix, code) from why
-    limits = SplitLimits(
-        dtype=_dtype(dtype or settings.model.dtype, described.spec),
-        reserve_bytes=int(settings.cluster.reserved_vram_gb * GIGABYTE),
-        kv_fraction=settings.engine.kv_memory_fraction,
-        context_tokens=context_tokens,
-        block_size=settings.engine.block_size,
-    )
+    plan_settings = PlanSettings(cluster=settings.cluster, engine=settings.engine, model=model_settings)
+    limits = SplitLimits.of(plan_settings, _dtype(dtype or model_settings.dtype, described.spec))
     return Asked(described=described, candidates=candidates, limits=limits)
 
 
@@ -69,7 +66,7 @@ def _describe(model: str, settings: Settings) -> Described:
 
     token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
     access = with_login(HubAccess.of({**os.environ, **token}))
-    return HubLibrary(Hub(access, settings.model.cache_path())).describe(model)
+    return HubLibrary(Hub(access, cache_path(settings.model))).describe(model)
 
 
 def _seats(nodes: str) -> tuple[Candidate, ...]:
@@ -116,7 +113,7 @@ def answer(asked: Asked) -> dict[str, Any]:
     except RefusalError as why:
         return {**said, "fits": False, "reason": why.refusal.message, "nodes": []}
     kv_tokens = _kv_tokens(spec, shares, limits)
-    limit = limits.context_tokens or spec.max_positions
+    limit = limits.max_model_len or spec.max_positions
     nodes = [
         _node(candidate, {share.node: share for share in shares}.get(candidate.node), limits)
         for candidate in asked.candidates
@@ -136,7 +133,7 @@ def _kv_tokens(spec: ModelSpec, shares: Sequence[LayerShare], limits: SplitLimit
 
 def _node(candidate: Candidate, share: LayerShare | None, limits: SplitLimits) -> dict[str, Any]:
     """`free_bytes` is what weights, KV and reserve leave: room for activations and for whatever was not foreseen."""
-    reserve_bytes = reserve_of(candidate.memory_bytes, limits.reserve_bytes)
+    reserve_bytes = reserve_of(candidate.memory_bytes, limits.reserved_vram_bytes)
     used = (share.weight_bytes, share.kv_memory_bytes) if share else (0, 0)
     return {
         "node_id": candidate.node,

@@ -16,7 +16,7 @@ import trio  # noqa: F401 - the HTTP client needs it, and its import asks ldconf
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import RefusalError
-from hydra.settings import Settings
+from hydra.settings import Settings, cache_path
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.hub.hub import Hub
@@ -36,7 +36,7 @@ def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[st
         if not isinstance(ref, HubRef):
             fix = "load it by its path; to fetch a model of that name, run this in another directory"
             raise Complaint(f"{model!r} is a directory of this machine", "only Hub models are pulled", fix, 2)
-        hub = Hub(access, settings.model.cache_path())
+        hub = Hub(access, cache_path(settings.model))
         described = HubLibrary(hub).describe(model)
         told = _Told(show, model)
         at, folder = _bring(described, hub, settings, told)
@@ -61,7 +61,7 @@ def _bring(described: Described, hub: Hub, settings: Settings, told: "_Told") ->
         told.show(f"{told.model}: whole in the Hugging Face cache, {first}; nothing is fetched")
         told.first = told.total = n_bytes
         return at, first
-    room = CacheRoom(root=settings.model.cache_path() / "ranges", max_bytes=settings.model.max_cache_bytes())
+    room = CacheRoom(root=cache_path(settings.model) / "ranges", max_bytes=settings.model.max_cache_bytes)
     with closing(RangeCache(room)) as cache, closing(hub.source_of(at, described.files)) as source:
         key = described.spec.fingerprint
         return at, str(cache.ensure(key, described.files, described.tensors, (source,), told, lambda: False))

@@ -4,6 +4,7 @@ import errno
 import sys
 from pathlib import Path
 
+import attrs
 import click
 import structlog
 
@@ -11,7 +12,8 @@ from hydra.complaint import Complaint
 from hydra.log.set_up import set_up_logging
 from hydra.log.standard_streams import print_line
 from hydra.processes.port_range import PortRange
-from hydra.settings import Server, Settings, load_settings
+from hydra.protocol.settings.server import ServerSettings
+from hydra.settings import Settings, expanded, load_settings, with_paths
 
 log = structlog.get_logger()
 
@@ -68,20 +70,22 @@ def up(
             6,
         )
     if settings.model.chat_template:
-        check_chat_template(Path(settings.model.chat_template).expanduser())
+        check_chat_template(expanded("chat_template", settings.model.chat_template))
+    settings = with_paths(settings)
     chosen_workers = local_workers(workers, device, MachineFacts.look())
     state = state_dir or state_dir_of(settings, ports)
-    check_writable(settings.model.cache_path(), "[model] cache_dir")
+    cache_dir = Path(settings.model.cache_dir)
+    check_writable(cache_dir, "[model] cache_dir")
     check_writable(state, "--state-dir")
     from hydra.processes.up import UpOptions, run_up
     from hydra.store.models.demo_model import (
         ensure_demo_model,  # numpy, zmq and trio are for those who have come so far
     )
 
-    model_path = absolute_model(settings.model.path or str(ensure_demo_model(settings.model.cache_path())))
+    model_path = absolute_model(settings.model.path or str(ensure_demo_model(cache_dir)))
     check_model(model_path, settings.model.max_model_len)
+    settings = attrs.evolve(settings, model=attrs.evolve(settings.model, path=model_path))
     desired = UpOptions(
-        model_path=model_path,
         workers=chosen_workers,
         state_dir=state,
         lan=lan,
@@ -131,7 +135,7 @@ def absolute_model(text: str) -> str:
 
 
 def has_usual_http(settings: Settings) -> bool:
-    return settings.server.http_addr == Server().http_addr
+    return settings.server.http_addr == ServerSettings().http_addr
 
 
 def state_dir_of(settings: Settings, ports: PortRange | None) -> Path:
@@ -140,4 +144,4 @@ def state_dir_of(settings: Settings, ports: PortRange | None) -> Path:
         name = f"ports_{ports.first}"
     else:
         name = settings.server.http_addr.replace(":", "_").replace("/", "_")
-    return settings.model.cache_path().parent / "state" / name
+    return Path(settings.model.cache_dir).parent / "state" / name

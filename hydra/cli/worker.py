@@ -1,6 +1,7 @@
 """The command that adds this machine's device to a cluster, and where such a worker listens."""
 
 import sys
+from pathlib import Path
 
 import attrs
 import click
@@ -10,7 +11,8 @@ from hydra.log.set_up import set_up_logging
 from hydra.processes.address import EVERYWHERE, Address, local_address_towards, resolve
 from hydra.processes.child_spec import WorkerSpec
 from hydra.protocol.loopback import is_loopback
-from hydra.settings import CHOICES, load_settings
+from hydra.protocol.units import GIGABYTE
+from hydra.settings import CHOICES, load_settings, with_paths
 
 STEPS_PORT, STORE_PORT = 6000, 6001
 LOOPBACK = "127.0.0.1"
@@ -57,37 +59,35 @@ def worker(
     from hydra.processes.preflight import check_writable
 
     set_up_logging("parent", node_id)
-    settings = load_settings(None, {})
+    settings = with_paths(load_settings(None, {}))
+    cache_dir = Path(settings.model.cache_dir)
     router = Address.parse("--coordinator", coordinator, port_min=1)
     news = Address.parse("--broadcast", broadcast or f"tcp://{router.host}:{min(router.port + 2, 65535)}", port_min=1)
     desired = local_workers(1, device, MachineFacts.look())[0]
-    check_writable(settings.model.cache_path(), "HYDRA_MODEL_CACHE_DIR")
+    check_writable(cache_dir, "HYDRA_MODEL_CACHE_DIR")
     place = find_place(router, bind, advertise)
     steps, store = ends(place.bind, ports_text, pipeline_port, store_port)
     for name, address in {"--bind": steps, "--coordinator": Address(place.coordinator_ip, router.port)}.items():
         require_token(name, address, settings.cluster.join_token)
-    holders = PortHolders.of(settings.model.cache_path())
+    holders = PortHolders.of(cache_dir)
     option = "--ports" if ports_text else "--pipeline-port"
     settled = {}  # and held until this function returns; port 0: each life of the worker takes its own
     for end, setting in ((steps, option), (store, "--ports" if ports_text else "--store-port")):
         if end.port:
             settled[end] = settle(setting, end, setting, holders)
-    from hydra.processes.up import run_worker_parent
+    from hydra.processes.worker_parent import run_worker_parent
 
     spec = WorkerSpec(
         node_id=node_id,
-        router_addr=str(router),
-        broadcast_addr=str(news),
-        cache_dir=str(settings.model.cache_path()),
-        max_cache_bytes=settings.model.max_cache_bytes(),
+        zmq=attrs.evolve(settings.zmq, router_addr=str(router), broadcast_addr=str(news)),
+        cluster=settings.cluster,
+        model=attrs.evolve(settings.model, dtype=dtype),
         pipeline_bind=str(steps),
         store_bind=str(store),
         advertise_host=place.advertise,
         device=desired.device,
-        dtype=dtype,
         threads=threads or desired.threads,
-        memory_bytes=int(memory_gb * 1e9) or desired.memory_bytes,
-        high_water_mark=settings.zmq.high_water_mark,
+        memory_bytes=int(memory_gb * GIGABYTE) or desired.memory_bytes,
     )
     with holders.card(f"the worker {node_id}", [end.port for end in settled]):
         exit_code = run_worker_parent(spec, settings)

@@ -27,6 +27,7 @@ from hydra.http.request_path import RequestPath, shown_path
 from hydra.http.request_scope import RequestScope
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.refusal import RefusalError
+from hydra.protocol.settings.server import WhileLoading
 from hydra.text.cache import TokenizerCache
 
 log = structlog.get_logger()
@@ -41,7 +42,7 @@ def make_app(
     trials: LoadTrials | None = None,
     encoders: Encoders | None = None,
     door: Door | None = None,
-    waits_for_loads: bool = True,
+    while_loading: WhileLoading = "wait",
 ) -> QuartTrio:
     """The ASGI app over a cluster."""
     app = QuartTrio("hydra")
@@ -54,7 +55,7 @@ def make_app(
         encoders or Encoders(),
         tokenizers,
         trials or LoadTrials(cluster, tokenizers),
-        waits_for_loads,
+        while_loading,
     )
     add_openai_routes(app, api)
     add_cluster_routes(app, api)

@@ -15,7 +15,7 @@ from hydra.complaint import Complaint
 from hydra.processes.address import EVERYWHERE, Address
 from hydra.processes.port_range import PortRange
 from hydra.protocol.loopback import is_loopback
-from hydra.settings import Zmq
+from hydra.protocol.settings.zmq import ZmqSettings
 
 PLACES = {"router_addr": 0, "broadcast_addr": 2, "results_addr": 3, "store_addr": 4}  # after the first port
 WORKERS_FROM = 5
@@ -41,12 +41,12 @@ def near(address: Address) -> Address:
     return attrs.evolve(address, host=LOOPBACK) if address.host in EVERYWHERE else address
 
 
-def plan_lanes(zmq: Zmq, n_workers: int, *, lan: bool, ports: PortRange | None) -> ClusterLanes:
+def plan_lanes(zmq: ZmqSettings, n_workers: int, *, lan: bool, ports: PortRange | None) -> ClusterLanes:
     """Raises Complaint (exit 2): an address that is none, a range that is too small, two lanes at one port, one lane
     on loopback while the others are not.
     """
     given = {key: Address.parse(f"[zmq] {key}", getattr(zmq, key)) for key in PLACES}
-    chosen = {key for key in PLACES if getattr(zmq, key) != getattr(Zmq(), key)}
+    chosen = {key for key in PLACES if getattr(zmq, key) != getattr(ZmqSettings(), key)}
     host = _far_host(given, chosen, lan=lan)
     hosts = {key: host if host and (lan or key not in chosen) else address.host for key, address in given.items()}
     n_ports, workers_host = WORKERS_FROM + PORTS_PER_WORKER * n_workers, host or LOOPBACK

@@ -1,17 +1,17 @@
-"""`up` and `worker`: from settings to a parent with its children. Opens what must be open before anybody starts."""
+"""`up`: from settings to a parent with its children. Opens what must be open before anybody starts."""
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
 
 from hydra.actors.families.parent import ChildCommand, python_child
-from hydra.actors.families.supervisor import ChildPlan, Supervisor
+from hydra.actors.families.supervisor import ChildPlan, ChildRole, Supervisor
 from hydra.processes.address import Address
-from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
+from hydra.processes.child_spec import ChildSpec, CoordinatorSpec, FrontendSpec, WorkerSpec, secrets_env, to_json
 from hydra.processes.cluster_lanes import near, plan_lanes
 from hydra.processes.held_port import HeldPort
 from hydra.processes.huge_pages import huge_pages_env
@@ -22,9 +22,9 @@ from hydra.processes.port_holders import PortHolders
 from hydra.processes.port_range import PortRange
 from hydra.processes.state_dir import begin_anew
 from hydra.protocol.ids import NodeId
+from hydra.protocol.settings.zmq import ZmqSettings
 from hydra.settings import Settings
 
-GIGABYTE = 1_000_000_000
 BEEN_READY = ("--been-ready", "{been_ready}")  # which the parent fills in for every life of a child
 
 
@@ -32,50 +32,11 @@ BEEN_READY = ("--been-ready", "{been_ready}")  # which the parent fills in for e
 class UpOptions:
     """What `up` was asked for, beside the settings."""
 
-    model_path: str
     workers: tuple[WorkerOptions, ...]
     state_dir: Path
     lan: bool
     ports: PortRange | None = None
     any_http: bool = False  # where the usual port of the API is taken, the next free one will do
-
-
-def coordinator_spec(settings: Settings, desired: UpOptions, addrs: Mapping[str, str]) -> CoordinatorSpec:
-    cluster, engine = settings.cluster, settings.engine
-    return CoordinatorSpec(
-        router_addr=addrs["router_addr"],
-        broadcast_addr=addrs["broadcast_addr"],
-        results_addr=addrs["results_addr"],
-        store_addr=addrs["store_addr"],
-        state_dir=str(desired.state_dir),
-        cache_dir=str(settings.model.cache_path()),
-        max_cache_bytes=settings.model.max_cache_bytes(),
-        model_path=desired.model_path,
-        model_id=settings.model.id,
-        dtype=settings.model.dtype,
-        local_nodes=tuple(worker.node_id for worker in desired.workers),
-        expected_workers=max(len(desired.workers), cluster.min_nodes),
-        patience_s=60.0 if desired.workers or cluster.min_nodes else 2.0,
-        heartbeat_s=cluster.heartbeat_interval,
-        beats_missed_max=cluster.unhealthy_threshold,
-        reserve_bytes=int(cluster.reserved_vram_gb * GIGABYTE),
-        kv_fraction=engine.kv_memory_fraction,
-        max_model_len=settings.model.max_model_len,
-        block_size=engine.block_size,
-        batch_tokens=engine.max_batch_tokens,
-        running_max=engine.max_running,
-        waiting_max=engine.max_waiting,
-        prefix_cache=engine.prefix_cache,
-        share_prefixes="key" if engine.share_prefixes == "key" else "all",
-        recovery_deadline_s=engine.recovery_deadline,
-        high_water_mark=settings.zmq.high_water_mark,
-    )
-
-
-def secrets_env(settings: Settings) -> dict[str, str]:
-    """What children must know and no command line or log may show."""
-    found = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token, "HF_TOKEN": settings.model.hf_token}
-    return {name: secret for name, secret in found.items() if secret}
 
 
 @attrs.define(eq=False)
@@ -111,19 +72,28 @@ class Held:
         )
         return made
 
-    @property
-    def addrs(self) -> dict[str, str]:
-        return {key: str(address) for key, address in self.lanes.items()}
+    def bound(self, zmq: ZmqSettings) -> ZmqSettings:
+        """As the coordinator binds them."""
+        return _with_addrs(zmq, self.lanes)
 
-    @property
-    def near(self) -> dict[str, str]:
+    def near(self, zmq: ZmqSettings) -> ZmqSettings:
         """As processes of this machine reach them."""
-        return {key: str(near(address)) for key, address in self.lanes.items()}
+        return _with_addrs(zmq, {key: near(address) for key, address in self.lanes.items()})
+
+
+def _with_addrs(zmq: ZmqSettings, lanes: Mapping[str, Address]) -> ZmqSettings:
+    return attrs.evolve(
+        zmq,
+        router_addr=str(lanes["router_addr"]),
+        broadcast_addr=str(lanes["broadcast_addr"]),
+        results_addr=str(lanes["results_addr"]),
+        store_addr=str(lanes["store_addr"]),
+    )
 
 
 def run_up(settings: Settings, desired: UpOptions, say_ready: Callable[[str], None]) -> int:
-    """The whole life of `up`. Returns the exit code."""
-    holders = PortHolders.of(settings.model.cache_path())
+    """The whole life of `up`; paths in `settings` are absolute. Returns the exit code."""
+    holders = PortHolders.of(Path(settings.model.cache_dir))
     with ExitStack() as stack:
         listener = open_http(settings.server.http_addr, holders, or_next=desired.any_http)
         stack.callback(listener.close)
@@ -133,102 +103,82 @@ def run_up(settings: Settings, desired: UpOptions, say_ready: Callable[[str], No
         url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
         ports = [listener.getsockname()[1], *(port.port for port in held.ports)]
         stack.enter_context(holders.card(f"the cluster at {url}", ports, desired.state_dir))
-        plans, specs = _children(settings, desired, held, listener.fileno(), url)
-        env = secrets_env(settings)
-        more = {"_worker": huge_pages_env(os.environ)}
-        commands = {
-            NodeId(name): ChildCommand(
-                argv=tuple(python_child(role, spec, *(BEEN_READY if role == "_frontend" else ()))),
-                pass_fds=fds,
-                env=env | more.get(role, {}),
-            )
-            for name, (role, spec, fds) in specs.items()
-        }
-        others = (
-            desired.lan or settings.cluster.min_nodes > len(desired.workers) or not desired.workers
-        )  # that are awaited
+        children = _children(settings, desired, held, listener.fileno(), url)
+        others = desired.lan or settings.cluster.min_nodes > len(desired.workers) or not desired.workers  # are awaited
         run = ParentRun(
-            supervisor=Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout, remote_workers=others),
-            commands=commands,
-            router_addr=held.near["router_addr"],
-            broadcast_addr=held.near["broadcast_addr"],
+            supervisor=Supervisor(
+                tuple(plan for plan, _ in children),
+                random.Random(),
+                settings.server.drain_timeout,
+                remote_workers=others,
+            ),
+            commands={plan.name: command for plan, command in children},
+            zmq=held.near(settings.zmq),
             name="up",
             join_token=settings.cluster.join_token,
             say_ready=lambda: say_ready(url),
             url=url,
-            drain_timeout_s=settings.server.drain_timeout,
+            drain_timeout=settings.server.drain_timeout,
         )
         return run.until_over()
 
 
-ChildWords = tuple[str, str, tuple[int, ...]]  # its command, its spec, the descriptors that it inherits
+Child = tuple[ChildPlan, ChildCommand]
 
 
-def _children(
-    settings: Settings, desired: UpOptions, held: Held, http_fd: int, url: str
-) -> tuple[list[ChildPlan], dict[str, ChildWords]]:
+def _children(settings: Settings, desired: UpOptions, held: Held, http_fd: int, url: str) -> list[Child]:
     """In the order in which they are started."""
-    router_addr, broadcast_addr = held.near["router_addr"], held.near["broadcast_addr"]
-    plans = [ChildPlan(name=NodeId("coordinator"), role="coordinator", vital=True)]
-    specs: dict[str, ChildWords] = {
-        "coordinator": ("_coordinator", to_json(coordinator_spec(settings, desired, held.addrs)), ()),
-    }
-    for worker, (steps, store) in zip(desired.workers, held.workers, strict=True):
-        plans.append(ChildPlan(name=NodeId(worker.node_id), role="worker", vital=False))
-        spec = WorkerSpec(
-            node_id=worker.node_id,
-            router_addr=router_addr,
-            broadcast_addr=broadcast_addr,
-            cache_dir=str(settings.model.cache_path()),
-            max_cache_bytes=settings.model.max_cache_bytes(),
-            pipeline_bind=str(steps),
-            store_bind=str(store),
-            device=worker.device,
-            dtype=settings.model.dtype,
-            threads=worker.threads,
-            memory_bytes=worker.memory_bytes,
-            high_water_mark=settings.zmq.high_water_mark,
-        )
-        specs[worker.node_id] = ("_worker", to_json(spec), ())
-    plans.append(ChildPlan(name=NodeId("frontend"), role="frontend", vital=True))
+    zmq, env = held.near(settings.zmq), secrets_env(settings)
+
+    def child(role: ChildRole, spec: ChildSpec, name: str, *more: str, pass_fds: tuple[int, ...] = ()) -> Child:
+        argv = python_child(f"_{role}", to_json(spec), *more)
+        huge_pages = huge_pages_env(os.environ) if role == "worker" else {}
+        plan = ChildPlan(name=NodeId(name), role=role, vital=role != "worker")
+        return plan, ChildCommand(argv=tuple(argv), pass_fds=pass_fds, env=env | huge_pages)
+
     frontend = FrontendSpec(
         node_id="frontend",
-        router_addr=router_addr,
-        broadcast_addr=broadcast_addr,
+        zmq=zmq,
+        cluster=settings.cluster,
+        model=settings.model,
+        engine=settings.engine,
+        server=settings.server,
         http_fd=http_fd,
         http_url=url,
-        drain_timeout_s=settings.server.drain_timeout,
-        max_body_bytes=settings.server.max_body_bytes,
-        allowed_hosts=settings.server.allowed_hosts,
-        allowed_origins=settings.server.allowed_origins,
-        while_loading=settings.server.while_loading,
-        max_replays=settings.engine.max_replays,
-        high_water_mark=settings.zmq.high_water_mark,
-        chat_template=settings.model.chat_template and str(Path(settings.model.chat_template).expanduser().absolute()),
-        model_path=desired.model_path,
     )
-    specs["frontend"] = ("_frontend", to_json(frontend), (http_fd,))
-    return plans, specs
+    return [
+        child("coordinator", coordinator_spec(settings, desired, held), "coordinator"),
+        *(
+            child("worker", _worker_spec(settings, worker, zmq, ends), worker.node_id)
+            for worker, ends in zip(desired.workers, held.workers, strict=True)
+        ),
+        child("frontend", frontend, "frontend", *BEEN_READY, pass_fds=(http_fd,)),
+    ]
 
 
-def worker_child(spec_json: str) -> Sequence[str]:
-    return python_child("_worker", spec_json)
-
-
-def run_worker_parent(
-    spec: WorkerSpec, settings: Settings, child: Callable[[str], Sequence[str]] = worker_child
-) -> int:
-    """The whole life of `worker`: the same program with one child, whose command line `child` makes of its spec.
-
-    Returns the exit code.
-    """
-    env = secrets_env(settings) | huge_pages_env(os.environ)
-    run = ParentRun(
-        supervisor=Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random()),
-        commands={NodeId(spec.node_id): ChildCommand(argv=tuple(child(to_json(spec))), env=env)},
-        router_addr=spec.router_addr,
-        broadcast_addr=spec.broadcast_addr,
-        name=f"parent-{spec.node_id}",
-        join_token=settings.cluster.join_token,
+def coordinator_spec(settings: Settings, desired: UpOptions, held: Held) -> CoordinatorSpec:
+    return CoordinatorSpec(
+        zmq=held.bound(settings.zmq),
+        cluster=settings.cluster,
+        model=settings.model,
+        engine=settings.engine,
+        state_dir=str(desired.state_dir),
+        local_nodes=tuple(worker.node_id for worker in desired.workers),
     )
-    return run.until_over()
+
+
+def _worker_spec(
+    settings: Settings, worker: WorkerOptions, zmq: ZmqSettings, ends: tuple[Address, Address]
+) -> WorkerSpec:
+    steps, store = ends
+    return WorkerSpec(
+        node_id=worker.node_id,
+        zmq=zmq,
+        cluster=settings.cluster,
+        model=settings.model,
+        pipeline_bind=str(steps),
+        store_bind=str(store),
+        device=worker.device,
+        threads=worker.threads,
+        memory_bytes=worker.memory_bytes,
+    )

@@ -31,8 +31,7 @@ from hydra.actors.core.names import MEMBER, PARENT, PLANNER, REGISTRY
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
 from hydra.actors.families.worker import ComputeStuck, Worker, WorkerParts
-from hydra.actors.planning.desired_model import DesiredModel, Policy
-from hydra.actors.scheduling.broker import Limits
+from hydra.actors.planning.desired_model import DesiredModel
 from hydra.http.app import make_app
 from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
@@ -42,6 +41,8 @@ from hydra.protocol.messages.membership import PROTOCOL_VERSION, ChildExited, He
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.protocol.sampling import GREEDY, SamplingParams
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.engine import EngineSettings
 from hydra.simulation.asgi_client import exchange
 from hydra.simulation.http_reader import read_stream
 from hydra.simulation.memory_network import Life, MemoryNetwork, Pipe, Taken
@@ -68,13 +69,9 @@ class Shape:
     layers: int = 6
     frontends: int = 1
     parent: bool = True  # somebody sees children exit and kills those that are stuck
-    block_size: int = 4
     kv_blocks: int = 256
     memory_bytes: int = 64_000_000_000  # of each worker; a layer takes 100 MB
-    running_max: int = 64
-    batch_tokens: int = 0
-    prefix_cache: bool = True
-    max_replays: int = 20
+    engine: EngineSettings = EngineSettings(block_size=4, max_running=64, max_replays=20)
     step_tokens_max: tuple[int, ...] = ()  # what each worker has memory for in a step, in their order; 0: for any
     http: bool = False  # readers come through the HTTP app, streaming
     model_path: str = MODEL_PATH  # a directory with a tokenizer, for `http`
@@ -549,14 +546,8 @@ class World:
                 dial=wires.dial,
                 saved=self.saved,
                 save=save,
-                policy=Policy(
-                    reserve_bytes=0,
-                    block_size=shape.block_size,
-                    running_max=shape.running_max,
-                ),
-                limits=Limits(
-                    batch_tokens=shape.batch_tokens, running_max=shape.running_max, prefix_cache=shape.prefix_cache
-                ),
+                cluster=ClusterSettings(reserved_vram_gb=0.0),
+                engine=shape.engine,
                 expected_workers=shape.workers,
                 patience_s=4.5,
                 pid=node.pid,
@@ -574,7 +565,7 @@ class World:
             spoke=spoke,
             host="here",
             pid=node.pid,
-            max_replays=self.shape.max_replays,
+            max_replays=self.shape.engine.max_replays,
             family=FAMILY,
         )
         node.family = Frontend(parts)

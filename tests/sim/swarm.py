@@ -104,8 +104,9 @@ def plot_of(seed: int) -> Plot:
         frontends=1 if rng.random() < 0.7 else 2,
         parent=rng.random() < 0.8,
         kv_blocks=MAX_POSITIONS // 4 + rng.randint(0, 8) if tiny else 256,
-        batch_tokens=rng.choice((0, 0, 8, 32)),
-        prefix_cache=rng.random() < 0.8,
+        engine=attrs.evolve(
+            Shape().engine, max_batch_tokens=rng.choice((0, 0, 8, 32)), prefix_cache=rng.random() < 0.8
+        ),
         step_s=rng.choice((0.002, 0.01, 0.04)),
     )
     if rng.random() < 0.25:

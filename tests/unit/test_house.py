@@ -177,7 +177,7 @@ def test_every_file_says_what_it_is(path: Path) -> None:
 
 def test_a_worker_does_not_wait_for_a_compiler() -> None:
     """torch's own takes about as long to import as torch: a worker that is started again would be missed for longer."""
-    rooms = "hydra.processes.roles, hydra.actors.families.worker, hydra.kernels.step.runner"
+    rooms = "hydra.processes.worker, hydra.actors.families.worker, hydra.kernels.step.runner"
     source = f"import sys, {rooms}; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stdout + done.stderr

@@ -10,9 +10,8 @@ import zmq
 
 from hydra.actors.core.gateway import ACCEPTS
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
-from hydra.actors.planning.desired_model import Policy
 from hydra.actors.planning.planner import Planner
-from hydra.actors.scheduling.broker import Broker, Limits
+from hydra.actors.scheduling.broker import Broker
 from hydra.actors.scheduling.data_link import OpenLink, SendStep
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import Batch, Step, StepResult
@@ -39,6 +38,7 @@ from hydra.protocol.messages.models import (
 )
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.sampling import GREEDY
+from hydra.protocol.settings.cluster import ClusterSettings
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.simulation.pocket_model import PocketLibrary
 
@@ -87,12 +87,10 @@ async def coordinator():
         dial=wires.dial,
         saved=SavedState(),
         save=saved.append,
-        policy=Policy(reserve_bytes=0),
-        limits=Limits(),
         on_wish_failed=lambda refusal: None,
         expected_workers=0,
         patience_s=0.0,
-        join_token="the token",
+        cluster=ClusterSettings(reserved_vram_gb=0.0, join_token="the token"),
     )
     made = Coordinator(parts)
     try:
@@ -180,4 +178,4 @@ async def test_a_result_that_makes_the_broker_raise_ends_its_epoch_and_no_proces
     result = StepResult(route=1, epoch=Epoch(1, 1), step=1)
     made._take_result([bytes(frame) for frame in codec_data.encode_result(result)])
     made._take_result([b"nonsense"])
-    assert broken == [(1, Epoch(1, 1))] and made._gateway.contained == 1 and made._gateway.nonsense == 1
+    assert broken == [(1, Epoch(1, 1))] and made._gateway.contained == 1 and made._gateway.malformed == 1

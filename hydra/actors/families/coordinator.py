@@ -29,15 +29,15 @@ from hydra.actors.planning.desired_model import (
     ModelNoted,
     NodeNoted,
     NotDescribed,
-    Policy,
     Recover,
     SaveState,
     SourceChecked,
     WasDescribed,
 )
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
-from hydra.actors.scheduling.broker import Broker, Limits
+from hydra.actors.scheduling.broker import Broker
 from hydra.actors.scheduling.data_link import CloseLink, LinkFull, OpenLink, SendStep, StepBack
 from hydra.protocol import codec, codec_data
 from hydra.protocol.ids import COORDINATOR, AskId, Epoch, NodeId, RouteId
@@ -45,6 +45,9 @@ from hydra.protocol.messages.models import NodeLoad, Sample
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.engine import EngineSettings
+from hydra.protocol.settings.model import ModelSettings
 from hydra.protocol.wires.wire import (
     DataLane,
     Dialler,
@@ -92,16 +95,14 @@ class CoordinatorParts:
     dial: Dialler
     saved: SavedState
     save: Callable[[SavedState], None]  # never raises; see KeptState
-    policy: Policy
-    limits: Limits
     on_wish_failed: Callable[[Refusal], None]  # a model wished for at start; the process may give up
     expected_workers: int
     patience_s: float
     local_nodes: tuple[NodeId, ...] = ()  # workers that start with this coordinator: none other stands in for them
     nodes_s: float = math.inf  # for the nodes of a former life; see Recover
-    heartbeat_s: float = 0.5
-    beats_missed_max: int = 3
-    join_token: str = ""
+    cluster: ClusterSettings = attrs.field(factory=ClusterSettings)
+    engine: EngineSettings = attrs.field(factory=EngineSettings)
+    model: ModelSettings = attrs.field(factory=ModelSettings)
     pid: int = 0
     wall_s: int = 0
     store: StoreServer | None = None  # lends the files of described models
@@ -128,20 +129,18 @@ class Coordinator:
         self.registry = Registry(
             term=term,
             results_addr=parts.results.addr,
-            heartbeat_s=parts.heartbeat_s,
-            beats_missed_max=parts.beats_missed_max,
-            join_token=parts.join_token,
+            cluster=parts.cluster,
             host_of=parts.hub.host_of,
         )
         self.planner = Planner(
             term=term,
-            policy=parts.policy,
+            policy=PlanSettings(cluster=parts.cluster, engine=parts.engine, model=parts.model),
             ranges=parts.library.slice_ranges,
             results_addr=parts.results.addr,
             wall_s=parts.wall_s,
             store_addr=parts.store.hub.addr if parts.store is not None else "",
         )
-        self.broker = Broker(limits=parts.limits)
+        self.broker = Broker(limits=parts.engine)
         self._gateway = Gateway(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor, self.registry.speaker_of)
         status = ClusterStatus(
             self.registry, self.planner, self.broker, parts.pid, lambda: self._gateway.malformed, self._samples

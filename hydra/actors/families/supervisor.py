@@ -10,7 +10,7 @@ Erlang/OTP's supervisor principles; the numbers are sized for processes that loa
 
 import random
 import signal
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import attrs
 
@@ -30,12 +30,15 @@ START_GRACE_S = 60.0  # importing torch on a busy machine
 ASLEEP_S = 1.0  # a look at a child that comes so late tells that this parent was stopped itself
 
 
+ChildRole: TypeAlias = Literal["coordinator", "frontend", "worker"]
+
+
 @attrs.frozen(kw_only=True)
 class ChildPlan:
     """One child: its name, and whether the house can stand without it."""
 
     name: NodeId
-    role: Literal["coordinator", "frontend", "worker"]
+    role: ChildRole
     vital: bool
 
 
@@ -163,7 +166,7 @@ class Supervisor:
 
     plans: tuple[ChildPlan, ...]
     rng: random.Random
-    drain_timeout_s: float = 30.0
+    drain_timeout: float = 30.0
     silence_max_s: float = SILENCE_MAX_S
     remote_workers: bool = False  # workers of other parents may come, so that a house without its own can serve
     _children: dict[NodeId, _Child] = attrs.field(init=False)
@@ -204,7 +207,7 @@ class Supervisor:
                 return self._stop("now")
             case StopAsked():
                 if self._stopping == "no":
-                    return [SetTimer("drained", now_s + self.drain_timeout_s + 2.0), *self._stop("drain")]
+                    return [SetTimer("drained", now_s + self.drain_timeout + 2.0), *self._stop("drain")]
                 return self._stop("now")
             case Received(message=KillWorker(node_id=name, pid=pid)):
                 child = self._children.get(name)

@@ -50,6 +50,7 @@ from hydra.protocol.messages.membership import (
     Welcome,
 )
 from hydra.protocol.refusal import Refusal, RefusalCode
+from hydra.protocol.settings.cluster import ClusterSettings
 
 LOST_AFTER_S = 5.0
 GENERATIONS_PER_TERM = 1 << 20
@@ -98,9 +99,7 @@ class Registry:
 
     term: int
     results_addr: str
-    heartbeat_s: float = 0.5
-    beats_missed_max: int = 3
-    join_token: str = ""
+    cluster: ClusterSettings = attrs.field(factory=ClusterSettings)
     host_of: Callable[[PeerId], str] = lambda peer: ""  # from where a peer is connected; empty: from this machine
     changes: int = attrs.field(default=0, init=False)
     stale_dropped: int = attrs.field(default=0, init=False)  # by workers that are gone
@@ -176,7 +175,10 @@ class Registry:
         free = hello.device.memory_free_bytes if hello.device else 0
         self._members[hello.node_id] = Lease(hello, peer, generation, now_s, memory_free_bytes=free)
         welcome = Welcome(
-            generation=generation, term=self.term, heartbeat_s=self.heartbeat_s, results_addr=self.results_addr
+            generation=generation,
+            term=self.term,
+            heartbeat_s=self.cluster.heartbeat_interval,
+            results_addr=self.results_addr,
         )
         effects.append(Send(Address(peer, MEMBER), welcome))
         if hello.role == "worker" and hello.device is not None and hello.pipeline_addr is not None:
@@ -212,7 +214,7 @@ class Registry:
         if hello.version != PROTOCOL_VERSION:
             message = f"{hello.node_id} speaks protocol version {hello.version}, this coordinator {PROTOCOL_VERSION}"
             return no("version_mismatch", message, 30.0)
-        if not hmac.compare_digest(hello.auth.encode(), self.join_token.encode()):
+        if not hmac.compare_digest(hello.auth.encode(), self.cluster.join_token.encode()):
             return no("unauthorized", f"{hello.node_id} did not show the cluster's join token", 30.0)
         if hello.role == "worker" and (hello.device is None or hello.pipeline_addr is None):
             return no("invalid_value", f"{hello.node_id} offers no device or no address", 30.0)
@@ -238,10 +240,10 @@ class Registry:
         former = self._members.get(hello.node_id)
         if former is None or former.peer == peer or former.state != "ready":
             return None
-        if now_s - former.last_seen_s > 2 * self.heartbeat_s:
+        if now_s - former.last_seen_s > 2 * self.cluster.heartbeat_interval:
             return None
         message = f"the name {hello.node_id!r} belongs to a living process (pid {former.hello.pid})"
-        return no("invalid_value", message, self.heartbeat_s)
+        return no("invalid_value", message, self.cluster.heartbeat_interval)
 
     # ------------------------------------------------------------ leases
 
@@ -271,12 +273,12 @@ class Registry:
     def _sweep(self, now_s: float) -> list[Effect]:
         self._beacons += 1
         beacon = Beacon(term=self.term, number=self.changes, counter=self._beacons)
-        effects: list[Effect] = [Broadcast(beacon), SetTimer("sweep", now_s + self.heartbeat_s)]
+        effects: list[Effect] = [Broadcast(beacon), SetTimer("sweep", now_s + self.cluster.heartbeat_interval)]
         for member in list(self._members.values()):
             silent_s = now_s - member.last_seen_s
             if silent_s > LOST_AFTER_S:
                 effects += self._lose(member, f"silent for {silent_s:.1f} s")
-            elif silent_s > self.beats_missed_max * self.heartbeat_s and member.state == "ready":
+            elif silent_s > self.cluster.suspect_after_s and member.state == "ready":
                 member.state = "suspect"
                 effects += self._suspicion(member, suspect=True)
         return effects
@@ -310,7 +312,7 @@ class Registry:
         for member in route:
             if member is None:
                 return []  # lost already; the planner knows
-            if now_s - member.last_seen_s > self.beats_missed_max * self.heartbeat_s:
+            if now_s - member.last_seen_s > self.cluster.suspect_after_s:
                 return self._lose(member, f"silent while step {late.step} is overdue")  # its parent sees to the process
         lost_before = len(route)
         for index, (node, member) in enumerate(zip(late.nodes, route, strict=True)):

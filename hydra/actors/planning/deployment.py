@@ -17,10 +17,11 @@ from hydra.actors.core.facts import NodeJoined, RouteDown
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, SetTimer, Tell
 from hydra.actors.core.names import BROKER_NAME
 from hydra.actors.planning import stage_orders
-from hydra.actors.planning.desired_model import LoadMoved, Policy
+from hydra.actors.planning.desired_model import LoadMoved
 from hydra.actors.planning.draft import Draft
 from hydra.actors.planning.outage import Outage
 from hydra.actors.planning.placement import Route, StagePlacement, pool_size
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.protocol.ids import Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages.models import NodeLoad
 from hydra.protocol.messages.plans import LoadProgress, Ready, SliceLoaded
@@ -80,7 +81,7 @@ class Deployment:
     route_id: RouteId
     model_id: str
     described: Described
-    policy: Policy
+    policy: PlanSettings
     ranges: Callable[[Described, int, int], tuple[TensorRange, ...]]
     results_addr: str
     phase: DeploymentPhase = attrs.field(default="waiting", init=False)
@@ -169,7 +170,7 @@ class Deployment:
                 stage,
                 tensors=self.ranges(self.described, stage.share.first_layer, stage.share.end_layer),
                 sources=place.sources[stage.share.node],
-                block_size=self.policy.block_size,
+                block_size=self.policy.engine.block_size,
             )
             for stage in route.stages
         ]
@@ -207,7 +208,11 @@ class Deployment:
         assert route is not None
         try:
             route.kv_blocks, route.max_model_len = pool_size(
-                self.described.spec, route, self.policy.max_model_len, self.policy.block_size, self.policy.running_max
+                self.described.spec,
+                route,
+                self.policy.model.max_model_len,
+                self.policy.engine.block_size,
+                self.policy.engine.max_running,
             )
         except RefusalError as error:
             return [Overfull(error.refusal)]

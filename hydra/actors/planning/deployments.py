@@ -15,10 +15,11 @@ from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, SetT
 from hydra.actors.core.names import BROKER_NAME
 from hydra.actors.planning import stage_orders
 from hydra.actors.planning.deployment import SILENT_S, CameUp, Deployment, Halt, Overfull, Place
-from hydra.actors.planning.desired_model import DesiredModelFailed, Policy
+from hydra.actors.planning.desired_model import DesiredModelFailed
 from hydra.actors.planning.draft import Draft, Drafter, Wanted
 from hydra.actors.planning.outage import MOVING_S, Outage
 from hydra.actors.planning.placement import Route
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.presence import Presence
 from hydra.actors.planning.reach import HERE
 from hydra.actors.planning.served_model import ServedModel
@@ -37,7 +38,7 @@ FIRST_SILENT_S = 360.0  # of what has never served and no other node could do: l
 class Deployments:
     """The deployments of all served models."""
 
-    policy: Policy
+    policy: PlanSettings
     presence: Presence
     models: ServedModels
     ranges: Callable[[Described, int, int], tuple[TensorRange, ...]]
@@ -98,7 +99,7 @@ class Deployments:
         assert deployment.route is not None
         model.served = True
         self.models.jobs.end(model.job, None, deployment.route)
-        up = stage_orders.up(model.model_id, deployment.described, deployment.route, self.policy.block_size)
+        up = stage_orders.up(model.model_id, deployment.described, deployment.route, self.policy.engine.block_size)
         return [Tell(BROKER_NAME, up), *self.models.announce(), *model.answer(state="ready")]
 
     def served(self, model_id: str, epoch: Epoch) -> list[Effect]:
@@ -160,7 +161,7 @@ class Deployments:
         if deployment.outage is not None:
             return []  # its deadline stands, whatever is tried
         deployment.outage = Outage(now_s)
-        return [SetTimer(("recovery", deployment.route_id), now_s + self.policy.recovery_deadline_s)]
+        return [SetTimer(("recovery", deployment.route_id), now_s + self.policy.engine.recovery_deadline)]
 
     # ------------------------------------------------------------ plans
 
@@ -197,7 +198,7 @@ class Deployments:
         others: list[Route] = [d.route for _, d in self if d is not deployment and d.route is not None]
         return Wanted(
             spec=deployment.described.spec,
-            dtype=model.desired.dtype or self.policy.dtype,
+            dtype=model.desired.dtype or self.policy.model.dtype,
             held=deployment.route,
             others=tuple(others),
             to_come=sum(not other.is_placed for other in model.others(deployment)),
@@ -330,9 +331,9 @@ class Deployments:
         loads = deployment.stages if deployment.phase == "loading" else []
         if loads and outage.is_moving(sum(stage.bytes_done for stage in loads)):
             return [SetTimer(key, now_s + MOVING_S)]
-        again = SetTimer(key, now_s + self.policy.recovery_deadline_s)
+        again = SetTimer(key, now_s + self.policy.engine.recovery_deadline)
         if any(other.phase == "ready" for other in model.others(deployment)):
-            length = model.context(self.policy.max_model_len)
+            length = model.context(self.policy.model.max_model_len)
             return [Tell(BROKER_NAME, ModelKnown(model_id=model.model_id, max_model_len=length)), again]
         reason = deployment.reason or f"the model is {deployment.phase}"
         message = f"no answer could go on within the recovery deadline: {reason}"

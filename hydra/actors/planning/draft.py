@@ -9,9 +9,9 @@ import attrs
 
 from hydra.actors.core.facts import NodeJoined
 from hydra.actors.planning.candidates import Candidate
-from hydra.actors.planning.desired_model import Policy
 from hydra.actors.planning.node_groups import group_of
 from hydra.actors.planning.placement import Route, candidates_for, route_dtype
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.reach import Reach
 from hydra.actors.planning.split import LayerShare, SplitLimits, split_vram
 from hydra.protocol.ids import NodeId
@@ -47,7 +47,7 @@ class Draft:
 
 @attrs.define(eq=False)
 class Drafter:
-    policy: Policy
+    policy: PlanSettings
     reach: Reach
 
     def draft(
@@ -78,12 +78,6 @@ class Drafter:
 
     def _over(self, wanted: Wanted, nodes: Mapping[NodeId, NodeJoined], now_s: float) -> Draft:
         dtype = route_dtype(wanted.spec, wanted.dtype, list(nodes.values()))
-        limits = SplitLimits(
-            dtype=dtype,
-            reserve_bytes=self.policy.reserve_bytes,
-            kv_fraction=self.policy.kv_fraction,
-            context_tokens=self.policy.max_model_len,
-            block_size=self.policy.block_size,
-        )
+        limits = SplitLimits.of(self.policy, dtype)
         candidates = candidates_for(wanted.spec, dtype, nodes, held=wanted.held, others=wanted.others)
         return Draft.of(dtype, split_vram(wanted.spec, candidates, limits, self.reach.blocked(now_s)), candidates)

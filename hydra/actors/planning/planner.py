@@ -32,12 +32,12 @@ from hydra.actors.planning.desired_model import (
     DesiredModel,
     ModelNoted,
     NotDescribed,
-    Policy,
     Recover,
     SourceChecked,
     WasDescribed,
 )
 from hydra.actors.planning.placement import Route
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.presence import Presence
 from hydra.actors.planning.reach import HERE, REDIAL, DialledOut, Reach
 from hydra.actors.planning.served_model import ModelPhase, ServedModel
@@ -66,7 +66,7 @@ class Planner:
     """`store_addr` is where the coordinator lends the files of what it described; empty: it does not."""
 
     term: int
-    policy: Policy
+    policy: PlanSettings
     ranges: Callable[[Described, int, int], tuple[TensorRange, ...]]
     results_addr: str
     wall_s: int = 0
@@ -77,7 +77,7 @@ class Planner:
 
     def __attrs_post_init__(self) -> None:
         self.presence = Presence(Reach(self.results_addr, self.store_addr), WeightSources(self.store_addr))
-        self._models = ServedModels(self.term, self.policy.max_model_len, self.wall_s, self.presence)
+        self._models = ServedModels(self.term, self.policy.model.max_model_len, self.wall_s, self.presence)
         self.deployments = Deployments(self.policy, self.presence, self._models, self.ranges, self.results_addr)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -260,7 +260,7 @@ class Planner:
                 effects += self._models.fail(model, refusal)
                 continue
             try:
-                check_max_model_len(described.spec, self.policy.max_model_len)
+                check_max_model_len(described.spec, self.policy.model.max_model_len)
             except RefusalError as error:
                 effects += self._cannot_describe(model, error.refusal, now_s)
                 continue
@@ -268,7 +268,7 @@ class Planner:
             self.deployments.add(model)
             if hub_parts(described.model_path) is not None:
                 model.desired = attrs.evolve(model.desired, pinned=described.model_path)
-            known = ModelKnown(model_id=model.model_id, max_model_len=model.context(self.policy.max_model_len))
+            known = ModelKnown(model_id=model.model_id, max_model_len=model.context(self.policy.model.max_model_len))
             effects += [Tell(BROKER_NAME, known), self._models.save(), *self._models.announce()]
             for deployment in model.deployments:
                 effects += self.deployments.plan(model, deployment, now_s)
@@ -286,7 +286,7 @@ class Planner:
         effects = [*stalled(model, refusal), *self._models.announce()]
         if not model.missed:
             model.missed = True
-            effects.append(SetTimer(("undescribed", model.model_id), now_s + self.policy.recovery_deadline_s))
+            effects.append(SetTimer(("undescribed", model.model_id), now_s + self.policy.engine.recovery_deadline))
         return [*effects, SetTimer(("describe", model.model_id), now_s + TRY_AGAIN_S)]
 
     def _describe_again(self, model_id: str) -> list[Effect]:
@@ -304,7 +304,7 @@ class Planner:
         message = f"no answer could go on within the recovery deadline: {model.reason}"
         refusal = Refusal(code="recovery_deadline", message=message, retry_after_s=10.0)
         gone = ModelGone(model_id=model_id, refusal=refusal, forget=False)
-        again = SetTimer(("undescribed", model_id), now_s + self.policy.recovery_deadline_s)
+        again = SetTimer(("undescribed", model_id), now_s + self.policy.engine.recovery_deadline)
         return [Tell(BROKER_NAME, gone), *model.answer(refusal=refusal), again]
 
     # ------------------------------------------------------------ placed

@@ -32,7 +32,7 @@ from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.probes import READY_FOR_S, Probes, ready_told
 from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.row_faults import RowFaults
-from hydra.actors.scheduling.scheduler import Drawn, RouteScheduler, SharePrefixes
+from hydra.actors.scheduling.scheduler import Drawn, RouteScheduler
 from hydra.actors.scheduling.vocabulary_check import beyond_vocabulary, of_the_vocabulary
 from hydra.protocol.batch import Logprobs, Step, StepResult, int32
 from hydra.protocol.context_length import context_overflow
@@ -41,6 +41,7 @@ from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen
 from hydra.protocol.messages.models import ReadyRequest
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.settings.engine import EngineSettings
 
 STEP_LEASE_S = 2.0
 UNMEASURED_LEASE_S = 30.0  # before the first step of an epoch came back: nobody knows how fast this model is
@@ -63,22 +64,11 @@ class _Model:
         return [row for route in self.routes.values() for row in route.scheduler.rows.values()]
 
 
-@attrs.define
-class Limits:
-    """The engine section of the configuration, as far as the Broker needs it."""
-
-    batch_tokens: int = 0
-    running_max: int = 256
-    waiting_max: int = 1024
-    prefix_cache: bool = True
-    share_prefixes: SharePrefixes = "all"
-
-
 @attrs.define(eq=False)
 class Broker:
     """Serves generations on the routes that are up."""
 
-    limits: Limits = attrs.field(factory=Limits)
+    limits: EngineSettings = attrs.field(factory=EngineSettings)
     stale_dropped: int = attrs.field(default=0, init=False)
     tokens_told: int = attrs.field(default=0, init=False)
     _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
@@ -156,7 +146,7 @@ class Broker:
     def _model(self, model_id: str, max_model_len: int) -> _Model:
         """The model of this name, made if it is not there yet."""
         if model_id not in self._models:
-            queue = FairQueue(self.limits.running_max, self.limits.waiting_max)
+            queue = FairQueue(self.limits.max_running, self.limits.max_waiting)
             self._models[model_id] = _Model(model_id, max_model_len, queue)
         return self._models[model_id]
 
@@ -228,12 +218,12 @@ class Broker:
             n_stages=len(up.nodes),
             credits=up.credits,
             ledger=KvLedger(up.kv_blocks, up.block_size, self.limits.prefix_cache),
-            batch_tokens=self.limits.batch_tokens,
+            max_batch_tokens=self.limits.max_batch_tokens,
             length_rule=up.length_rule,
             share_prefixes=self.limits.share_prefixes,
         )
         model.routes[up.route] = route = ActiveRoute(up, scheduler)
-        model.waiting.resize(self.limits.running_max * len(model.routes))
+        model.waiting.resize(self.limits.max_running * len(model.routes))
         effects: list[Effect] = [OpenLink(up.route, up.epoch, up.first_addr, up.credits)]
         effects += self._set_length(model, max(other.up.max_model_len for other in model.routes.values()))
         effects += self._pump(model, now_s)
@@ -257,7 +247,7 @@ class Broker:
         scheduler = route.scheduler
         for row in (*scheduler.rows.values(), *scheduler.ended):
             model.waiting.end(row.key)
-        model.waiting.resize(self.limits.running_max * max(1, len(model.routes)))
+        model.waiting.resize(self.limits.max_running * max(1, len(model.routes)))
         in_flight = scheduler.rows_in_flight() if down.death else set()
         effects: list[Effect] = [CloseLink(down.route), CancelTimer(("overdue", down.route))]
         for row in sorted(scheduler.rows.values(), key=lambda row: row.arrival):
@@ -316,7 +306,7 @@ class Broker:
             for row in route.scheduler.ended:
                 model.waiting.end(row.key)
             route.scheduler.ended.clear()
-        while (dispatched := dispatch(model.waiting, model.routes.values(), self.limits.running_max)) is not None:
+        while (dispatched := dispatch(model.waiting, model.routes.values(), self.limits.max_running)) is not None:
             waiting, route = dispatched
             model.waiting.begin(waiting)
             route.scheduler.add(

@@ -11,7 +11,6 @@ smaller (see StepBound).
 """
 
 from collections import Counter, deque
-from typing import Literal, TypeAlias
 
 import attrs
 
@@ -26,11 +25,11 @@ from hydra.protocol.batch import ROW_FINE, Batch, StepResult
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 from hydra.protocol.model.decoder_spec import LengthRule
+from hydra.protocol.settings.engine import SharePrefixes
 
 COHORT_ROWS_MAX = 64  # decoding rows in one micro-batch; more only lengthens everybody's step
 CHUNK_TOKENS_MIN = 64
 BATCH_TOKENS_AUTO = 512
-SharePrefixes: TypeAlias = Literal["key", "all"]
 
 
 @attrs.define
@@ -64,7 +63,7 @@ class RouteScheduler:
     n_stages: int
     credits: int
     ledger: KvLedger
-    batch_tokens: int  # 0: automatic
+    max_batch_tokens: int  # 0: automatic
     length_rule: LengthRule | None = None
     share_prefixes: SharePrefixes = "all"
     rows: dict[RowId, Row] = attrs.field(factory=dict, init=False)
@@ -178,7 +177,7 @@ class RouteScheduler:
     def _fill(self, parts: MicroBatch, bound: int | None, only: Row | None) -> None:
         """A cohort, and prompts beside it. Under a bound they take half of it each."""
         cohort = 1 if only is not None else self._cohort_size()
-        budget = self.batch_tokens or BATCH_TOKENS_AUTO
+        budget = self.max_batch_tokens or BATCH_TOKENS_AUTO
         if bound is None:
             self._add_decode(parts, cohort, only=only)
             self._add_prefill(parts, budget, only=only)
@@ -215,7 +214,7 @@ class RouteScheduler:
             if budget <= 0:
                 break
             left = len(row.history) - row.position
-            share = left if self.batch_tokens else max(CHUNK_TOKENS_MIN, -(-left // (2 * self.n_stages)))
+            share = left if self.max_batch_tokens else max(CHUNK_TOKENS_MIN, -(-left // (2 * self.n_stages)))
             length = min(budget, left, share)
             blocks = self._blocks(row, row.position + length, parts)
             if blocks is None:

@@ -7,7 +7,7 @@ import pytest
 from hydra.actors.core.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
 from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import PLANNER
-from hydra.actors.scheduling.broker import UNMEASURED_LEASE_S, Broker, Limits
+from hydra.actors.scheduling.broker import UNMEASURED_LEASE_S, Broker
 from hydra.actors.scheduling.data_link import CloseLink, LinkFull, OpenLink, SendStep, StepBack
 from hydra.actors.scheduling.probes import PROBE_DEADLINE_S, READY_FOR_S
 from hydra.actors.scheduling.row import Row, RowKey
@@ -21,6 +21,7 @@ from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import GREEDY, SamplingParams
+from hydra.protocol.settings.engine import EngineSettings
 
 FRONT = Address("front-1", "sessions")
 ASKER = Address("front-1", "asks")
@@ -56,7 +57,7 @@ class Table:
     """A broker with a route under it; keeps the steps that were sent and not yet answered."""
 
     def __init__(self, *, up=True, **limits):
-        self.broker = Broker(limits=Limits(**limits))
+        self.broker = Broker(limits=EngineSettings(**limits))
         self.now_s = 0.0
         self.steps = []
         self.epoch = UP.epoch
@@ -189,7 +190,7 @@ def test_the_last_token_that_fits_is_not_refused():
 
 
 def test_a_full_queue_refuses_new_work_but_never_a_replay():
-    table = Table(up=False, waiting_max=2)
+    table = Table(up=False, max_waiting=2)
     for session in (1, 2):
         assert table.says(opening(session)) == []
     (refused,) = mail(table.says(opening(3)), OpenRefused)
@@ -199,7 +200,7 @@ def test_a_full_queue_refuses_new_work_but_never_a_replay():
 
 
 def test_an_open_said_again_while_it_waits_is_not_refused():
-    table = Table(up=False, waiting_max=1)
+    table = Table(up=False, max_waiting=1)
     table.says(opening(1))
     assert table.says(opening(1)) == [], "it holds its place; the queue is full of itself"
     table.rise()
@@ -246,7 +247,7 @@ def test_a_replay_that_is_refused_leaves_no_row_behind():
 
 
 def test_close_frees_the_row_and_the_next_one_enters():
-    table = Table(running_max=1)
+    table = Table(max_running=1)
     table.says(opening(1))
     table.says(opening(2, history=int32([12, 4, 5])))
     assert prompts(table.steps) == [3]
@@ -282,7 +283,7 @@ def test_a_route_that_falls_sends_its_sessions_back():
 
 
 def test_a_row_between_two_steps_was_not_in_flight():
-    table = Table(batch_tokens=3)
+    table = Table(max_batch_tokens=3)
     for session in (1, 2, 3, 4, 5):
         table.says(opening(session))
     under_way = {int(row) for step in table.steps for row in step.batch.row}
@@ -298,7 +299,7 @@ def test_a_plan_that_changed_kills_nobody():
 
 
 def test_those_who_wait_are_left_in_peace():
-    table = Table(running_max=1)
+    table = Table(max_running=1)
     table.says(opening(1))
     table.says(opening(2))
     assert [r.session for r in mail(table.fall(death=True), Reopen)] == [1]
@@ -328,7 +329,7 @@ def test_a_result_of_a_former_epoch_is_counted_and_dropped():
 
 
 def test_a_result_out_of_turn_breaks_the_route():
-    table = Table(batch_tokens=3)
+    table = Table(max_batch_tokens=3)
     table.says(opening(1))
     table.says(opening(2))
     (broken,) = mail(table.tell(StepBack(table.result(table.steps[1]))), RouteBroken, to=PLANNER)
@@ -503,7 +504,7 @@ def test_a_probe_that_finds_no_memory_says_not_ready():
 
 
 def test_a_frontend_that_is_lost_takes_its_rows_along():
-    table = Table(running_max=2)
+    table = Table(max_running=2)
     other = Address("front-2", "sessions")
     table.says(opening(1))
     table.says(opening(1), sender=other)
@@ -515,7 +516,7 @@ def test_a_frontend_that_is_lost_takes_its_rows_along():
 
 
 def test_a_model_that_is_unloaded_ends_its_sessions_with_the_cause():
-    table = Table(running_max=1)
+    table = Table(max_running=1)
     table.says(opening(1))
     table.says(opening(2))
     gone = Refusal(code="bad_model", message="it lied")

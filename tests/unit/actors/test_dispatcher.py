@@ -9,7 +9,7 @@ from tests.unit.actors.test_broker import UP, Table, mail, opening
 
 
 def two_routes(**second):
-    table = Table(running_max=8)
+    table = Table(max_running=8)
     table.rise(route=2, nodes=("c",), first_addr="tcp://c", **second)
     return table
 
@@ -34,7 +34,7 @@ def test_a_larger_route_is_given_more():
 
 
 def test_each_route_has_as_many_rows_as_are_set():
-    table = Table(running_max=2)
+    table = Table(max_running=2)
     table.rise(route=2)
     for session in range(1, 7):
         table.says(opening(session))

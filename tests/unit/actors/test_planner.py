@@ -26,12 +26,12 @@ from hydra.actors.planning.desired_model import (
     DesiredModel,
     DesiredModelFailed,
     NotDescribed,
-    Policy,
     Recover,
     SaveState,
     SourceChecked,
     WasDescribed,
 )
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
 from hydra.actors.planning.startup_quorum import GATHER_S
@@ -53,6 +53,9 @@ from hydra.protocol.messages.plans import (
 from hydra.protocol.model.decoder_spec import LengthRule, RopeSpec, plain_decoder
 from hydra.protocol.model.model_spec import Described, ModelSpec
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.engine import EngineSettings
+from hydra.protocol.settings.model import ModelSettings
 
 GB = 10**9
 ASKER = Address("f-1", "asks")
@@ -97,10 +100,14 @@ def joined(node, *, gigabytes=8.0, life=1, held=(), dtypes=("float32",), store_a
 class Hall:
     """A planner, what it has ordered, and workers that do as they are told when asked to."""
 
-    def __init__(self, store_addr="", **policy):
-        rules = {"reserve_bytes": 1 * GB, "block_size": 16, "recovery_deadline_s": 60.0, **policy}
+    def __init__(self, store_addr="", max_model_len=0):
+        settings = PlanSettings(
+            cluster=ClusterSettings(reserved_vram_gb=1.0),
+            engine=EngineSettings(recovery_deadline=60.0),
+            model=ModelSettings(max_model_len=max_model_len),
+        )
         self.planner = Planner(
-            term=3, policy=Policy(**rules), ranges=lambda *_: (), results_addr="tcp://results", store_addr=store_addr
+            term=3, policy=settings, ranges=lambda *_: (), results_addr="tcp://results", store_addr=store_addr
         )
         self.now_s = 0.0
         self.filtered = set()  # (peer or "coordinator", address): nobody answers

@@ -18,14 +18,14 @@ EPOCH = Epoch(1, 1)
 STOP_ID = 2
 
 
-def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0, prefix_cache=False, rule=None):
+def engine(*, stages=2, credits=None, blocks=1000, block_size=4, max_batch_tokens=0, prefix_cache=False, rule=None):
     return RouteScheduler(
         route=1,
         epoch=EPOCH,
         n_stages=stages,
         credits=stages + 2 if credits is None else credits,
         ledger=KvLedger(blocks, block_size, prefix_cache),
-        batch_tokens=batch_tokens,
+        max_batch_tokens=max_batch_tokens,
         length_rule=rule,
     )
 
@@ -115,7 +115,7 @@ def test_chunks_of_one_prompt_follow_each_other_without_waiting():
 
 
 def test_a_token_budget_bounds_every_step():
-    at = engine(batch_tokens=100)
+    at = engine(max_batch_tokens=100)
     for number in range(1, 6):
         add(at, number, 70)
     assert [batch.n_tokens for _, batch in sent(at)] == [100, 100, 100]
@@ -466,7 +466,7 @@ def test_under_a_bound_prompts_and_answers_go_on_side_by_side():
 
 def test_a_bound_of_one_token_leaves_nobody_behind():
     """Prompts go first; when they wait for the blocks of those that answer, these go on."""
-    at = engine(stages=1, credits=1, blocks=6, batch_tokens=2)
+    at = engine(stages=1, credits=1, blocks=6, max_batch_tokens=2)
     add(at, 1, 3)
     ((step, _),) = sent(at)
     starve(at, step)
@@ -495,7 +495,7 @@ def test_one_token_that_finds_no_memory_is_named():
 
 def test_who_shares_blocks_that_were_never_filled_is_computed_again_too():
     """Two chunks are under way when the first turns out empty: what the second computed stands on nothing."""
-    at = engine(stages=2, prefix_cache=True, batch_tokens=8)
+    at = engine(stages=2, prefix_cache=True, max_batch_tokens=8)
     sound = add(at, 1, 4)
     decoding(at, [sound])
     first = add(at, 2, 16)
@@ -511,7 +511,7 @@ def test_who_shares_blocks_that_were_never_filled_is_computed_again_too():
 
 @pytest.mark.parametrize("who", ["leaves", "stays"])
 def test_blocks_left_behind_by_name_are_not_shared_when_their_step_fails(who):
-    at = engine(stages=2, prefix_cache=True, batch_tokens=8)
+    at = engine(stages=2, prefix_cache=True, max_batch_tokens=8)
     first = add(at, 2, 16)
     (step, _), (later, batch) = sent(at)
     if who == "leaves":
@@ -562,7 +562,7 @@ def test_any_crowd_gets_every_token_at_its_place(seed):
     """Rows of all kinds come, leave, are preempted and end: no row is in two decode flights, no position is skipped."""
     rng = random.Random(seed)
     stages = rng.randint(1, 4)
-    at = engine(stages=stages, blocks=rng.randint(30, 60), batch_tokens=rng.choice([0, 7, 40]), prefix_cache=True)
+    at = engine(stages=stages, blocks=rng.randint(30, 60), max_batch_tokens=rng.choice([0, 7, 40]), prefix_cache=True)
     computed, flights, number = {}, [], 0
     for _ in range(250):
         if rng.random() < 0.3 and len(at.rows) < 12:

@@ -43,7 +43,11 @@ def model(n_layers, layer_params=100_000_000, **changes):
 
 def limits(reserve_gb=2.0, context=0):
     return SplitLimits(
-        dtype="float16", reserve_bytes=int(reserve_gb * GB), kv_fraction=0.9, context_tokens=context, block_size=16
+        dtype="float16",
+        reserved_vram_bytes=int(reserve_gb * GB),
+        kv_memory_fraction=0.9,
+        max_model_len=context,
+        block_size=16,
     )
 
 
@@ -107,11 +111,11 @@ def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_lay
     names = [share.node for share in shares]
     assert names == [name for name in memory if name in names], "not in the order of the seats"
     for share in shares:
-        room = memory[share.node] - reserve_of(memory[share.node], rules.reserve_bytes)
+        room = memory[share.node] - reserve_of(memory[share.node], rules.reserved_vram_bytes)
         assert share.weight_bytes == spec.slice_bytes(share.first_layer, share.end_layer, "float16")
         assert share.weight_bytes + share.kv_memory_bytes <= room
         n_own = share.end_layer - share.first_layer
-        assert share.kv_memory_bytes >= context_needed(spec, rules.context_tokens) * spec.kv_token_bytes(
+        assert share.kv_memory_bytes >= context_needed(spec, rules.max_model_len) * spec.kv_token_bytes(
             n_own, "float16"
         )
 
@@ -119,7 +123,7 @@ def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_lay
 @pytest.mark.parametrize(("context", "needed"), [(16, 16), (17, 32), (100, 112), (0, 2048)])
 def test_one_sequence_has_whole_blocks(context, needed):
     """As the pool is made of them: a plan that fits must not fail when it is carried out, nor be served shorter."""
-    spec, rules = model(1), attrs.evolve(limits(0, context), kv_fraction=1.0)
+    spec, rules = model(1), attrs.evolve(limits(0, context), kv_memory_fraction=1.0)
     (plenty,) = split_vram(spec, candidates(10), rules)
     least = 10 * GB - plenty.kv_memory_bytes + needed * spec.kv_token_bytes(1, "float16")
     assert split_vram(spec, [Candidate(node="n", memory_bytes=least)], rules)

@@ -10,6 +10,7 @@ from hydra.cli.main import cli
 from hydra.complaint import Complaint
 from hydra.processes.address import Address
 
+PARENT = "hydra.processes.worker_parent.run_worker_parent"
 OWN = "10.0.0.7"
 ELSEWHERE = Address("10.0.0.5", 5555)
 HERE = Address("127.0.0.1", 5555)
@@ -85,21 +86,21 @@ def test_ports_are_known_off_loopback():
 def test_it_ends_before_anybody_is_started(words, exit_code, monkeypatch, tmp_path):
     monkeypatch.setenv("HYDRA_MODEL_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("HYDRA_CLUSTER_JOIN_TOKEN", raising=False)
-    monkeypatch.setattr("hydra.processes.up.run_worker_parent", lambda *args: pytest.fail("it was started"))
+    monkeypatch.setattr(PARENT, lambda *args: pytest.fail("it was started"))
     done = CliRunner().invoke(cli, ["worker", "--node-id", "far", "--device", "cpu", *words])
     assert isinstance(done.exception, Complaint) and done.exception.exit_code == exit_code, done.output
 
 
 def test_with_a_token_it_tells_others_where_they_can_reach_it(monkeypatch, tmp_path):
     specs = []
-    monkeypatch.setattr("hydra.processes.up.run_worker_parent", lambda spec, settings: specs.append(spec) or 0)
+    monkeypatch.setattr(PARENT, lambda spec, settings: specs.append(spec) or 0)
     monkeypatch.setattr("hydra.processes.listening.settle", lambda name, end, setting, holders: (end, None))
     monkeypatch.setenv("HYDRA_MODEL_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("HYDRA_CLUSTER_JOIN_TOKEN", "sixteen letters or more")
     argv = ["worker", "--node-id", "far", "--device", "cpu", "--coordinator", "tcp://den:5555"]
     assert CliRunner().invoke(cli, argv).exit_code == 0
     (spec,) = specs
-    assert (spec.router_addr, spec.broadcast_addr) == ("tcp://den:5555", "tcp://den:5557")
+    assert (spec.zmq.router_addr, spec.zmq.broadcast_addr) == ("tcp://den:5555", "tcp://den:5557")
     assert (spec.pipeline_bind, spec.store_bind) == (f"tcp://{OWN}:6000", f"tcp://{OWN}:6001")
     assert spec.advertise_host == OWN
 

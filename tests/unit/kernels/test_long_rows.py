@@ -37,7 +37,7 @@ class Route:
             n_stages=1,
             credits=1,
             ledger=KvLedger(200, BLOCK, prefix_cache=True),
-            batch_tokens=16,
+            max_batch_tokens=16,
             length_rule=model.spec.decoder.length_rule,
         )
         self.said: dict[int, list[int]] = {}

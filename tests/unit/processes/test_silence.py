@@ -30,6 +30,8 @@ from hydra.processes.silence import MOST_S, Silence, reason_of, tell_of_silence
 from hydra.processes.turned_away import LASTING_S, Doorstep, parents_doorstep
 from hydra.protocol.ids import COORDINATOR, ActorName, NodeId
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.zmq import ZmqSettings
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
 LOOPBACK = "127.0.0.1"
@@ -170,7 +172,7 @@ async def test_a_parent_with_the_wrong_token_ends_in_a_complaint(nursery):
     """A whole parent with a child, before the door of a coordinator that is only a registry."""
     with closing(ZmqWires()) as wires:
         hub = wires.hub(f"tcp://{LOOPBACK}:0", f"tcp://{LOOPBACK}:0")
-        door = registry.Registry(term=1, results_addr="tcp://x:1", join_token="sesame")
+        door = registry.Registry(term=1, results_addr="tcp://x:1", cluster=ClusterSettings(join_token="sesame"))
         post = Gateway(hub.send_nowait, hub.receive, registry.PLANNER_NAME, door.speaker_of)
         host = ActorHost(COORDINATOR, post.carry)
         host.add(ActorName("registry"), door, lambda effect: None)
@@ -179,8 +181,7 @@ async def test_a_parent_with_the_wrong_token_ends_in_a_complaint(nursery):
         run = ParentRun(
             supervisor=Supervisor((ChildPlan(name=NodeId("den"), role="worker", vital=True),), random.Random(0)),
             commands={NodeId("den"): ChildCommand(argv=("sleep", "60"))},
-            router_addr=hub.command_addr,
-            broadcast_addr=hub.broadcast_addr,
+            zmq=ZmqSettings(router_addr=hub.command_addr, broadcast_addr=hub.broadcast_addr),
             name="parent-den",
             join_token="another",
             say=lambda line: None,
@@ -202,8 +203,8 @@ async def test_only_the_first_ctrl_c_of_an_up_says_what_it_waits_for(monkeypatch
     for url, lines in (("http://127.0.0.1:8080", 1), ("", 0)):
         said.clear()
         run = ParentRun(
-            supervisor=Supervisor((), random.Random(0)), commands={}, router_addr="", broadcast_addr="", name="up",
-            join_token="", say_ready=lambda: None, url=url, drain_timeout_s=30.0, say=said.append,
+            supervisor=Supervisor((), random.Random(0)), commands={}, zmq=ZmqSettings(), name="up",
+            join_token="", say_ready=lambda: None, url=url, drain_timeout=30.0, say=said.append,
         )  # fmt: skip
         run.ready()
         await run.before_stop()

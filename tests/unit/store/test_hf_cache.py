@@ -14,7 +14,8 @@ from huggingface_hub.utils import _shared_blobs
 
 from hydra.cli.pull import pull
 from hydra.protocol.refusal import RefusalError
-from hydra.settings import Model, Settings
+from hydra.protocol.settings.model import ModelSettings
+from hydra.settings import Settings
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.retry_policy import RetryPolicy
@@ -340,7 +341,7 @@ def test_pull_has_nothing_to_fetch(hub, saved, fill, root, tmp_path, monkeypatch
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_HUB_CACHE", str(root))
     shown: list[str] = []
-    told = pull("org/m", Settings(model=Model(cache_dir=str(tmp_path / "cache"))), shown.append)
+    told = pull("org/m", Settings(model=ModelSettings(cache_dir=str(tmp_path / "cache"))), shown.append)
     assert (told["model"], told["weights"], told["bytes_fetched"]) == (f"org/m@{snapshot.name}", str(snapshot), 0)
     assert told["bytes_total"] == sum(tensor.length for tensor in LocalLibrary().describe(str(snapshot)).tensors)
     assert not hub.sent and any(str(snapshot) in line for line in shown)
