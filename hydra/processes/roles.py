@@ -255,7 +255,7 @@ class _Door:
 def device_of(spec: WorkerSpec) -> Compute:
     """What a worker computes with. Imports torch."""
     from hydra.kernels.step.runner import Runner
-    from hydra.protocol.model.model_spec import Dtype
+    from hydra.protocol.model.dtype import Dtype
 
     dtypes: tuple[Dtype, ...] | None = None if spec.dtype == "auto" else (spec.dtype,)  # type: ignore[assignment]
     return Runner(spec.device, threads=spec.threads, dtypes=dtypes, memory_bytes=spec.memory_bytes)

@@ -13,7 +13,8 @@ from hydra.actors.planning.placement import Route, candidates_for, route_dtype
 from hydra.actors.planning.reach import Reach
 from hydra.actors.planning.split import LayerShare, SplitLimits, split_vram
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model.model_spec import Dtype, ModelSpec
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError
 
 
