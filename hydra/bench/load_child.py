@@ -21,7 +21,8 @@ from hydra.kernels.step.runner import Runner
 from hydra.kernels.weights.reader import THREADS
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import LoadSlice
-from hydra.protocol.model.model_spec import Described, Dtype
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import Described
 from hydra.store.models.library import LocalLibrary
 
 PIECE_BYTES = 8 << 20  # the plain side's best

@@ -40,7 +40,7 @@ def measure(described: Described, device: str, prompt: int, tokens: int) -> dict
             hidden=None,
         )
         runner.collect(runner.launch(run))
-    kv_bytes = n_blocks * BLOCK_SIZE * spec.kv_token_bytes(end_layer, spec.stored_dtype)
+    kv_bytes = spec.cache_size(0, end_layer, spec.stored_dtype).row_of(n_blocks * BLOCK_SIZE)
     return {"peak_bytes": peak_bytes(torch.device(device)), "weight_bytes": facts.weight_bytes, "kv_bytes": kv_bytes}
 
 

@@ -15,7 +15,8 @@ from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.split import LayerShare, SplitLimits, check_max_model_len, reserve_of, split_vram
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model.model_spec import DTYPE_BYTES, Described, Dtype, ModelSpec
+from hydra.protocol.model.dtype import DTYPE_BYTES, Dtype
+from hydra.protocol.model.model_spec import Described, ModelSpec
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.units import GIGABYTE
 from hydra.settings import Settings, cache_path
@@ -106,7 +107,7 @@ def answer(asked: Asked) -> dict[str, Any]:
         "embedding_bytes": spec.embedding_params * item_bytes,
         "head_bytes": (spec.head_params + spec.embedding_params * spec.tied) * item_bytes,
         "tied": spec.tied,
-        "kv_bytes_per_token": spec.kv_token_bytes(spec.n_layers, limits.dtype),
+        "kv_bytes_per_token": spec.cache_size(0, spec.n_layers, limits.dtype).token_bytes,
     }
     try:
         shares = split_vram(spec, asked.candidates, limits)
@@ -124,8 +125,9 @@ def answer(asked: Asked) -> dict[str, Any]:
 def _kv_tokens(spec: ModelSpec, shares: Sequence[LayerShare], limits: SplitLimits) -> int:
     """Tokens of all sequences together: the least that any node has whole blocks for."""
     blocks = (
-        share.kv_memory_bytes
-        // (limits.block_size * spec.kv_token_bytes(share.end_layer - share.first_layer, limits.dtype))
+        spec.cache_size(share.first_layer, share.end_layer, limits.dtype).blocks_in(
+            share.kv_memory_bytes, limits.block_size
+        )
         for share in shares
     )
     return min(blocks) * limits.block_size

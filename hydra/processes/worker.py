@@ -61,7 +61,7 @@ class _Door:
 def device_of(spec: WorkerSpec) -> Compute:
     """What a worker computes with. Imports torch."""
     from hydra.kernels.step.runner import Runner
-    from hydra.protocol.model.model_spec import Dtype
+    from hydra.protocol.model.dtype import Dtype
 
     dtypes: tuple[Dtype, ...] | None = None if spec.model.dtype == "auto" else (spec.model.dtype,)  # type: ignore[assignment]
     return Runner(spec.device, threads=spec.threads, dtypes=dtypes, memory_bytes=spec.memory_bytes)

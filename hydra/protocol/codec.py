@@ -13,6 +13,7 @@ import attrs
 import cattrs
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
+from cattrs.strategies import configure_tagged_union
 
 from hydra.protocol.batch import Logprobs
 from hydra.protocol.blob import Buffer
@@ -22,6 +23,8 @@ from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import FINISH_LENGTH, Open, Tokens
 from hydra.protocol.messages.membership import Beacon, Heartbeat, HeartbeatSeen
 from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.model.layer_spec import FeedForwardSpec
 from hydra.protocol.model.model_spec import Place, StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
 from hydra.protocol.wires.wire import Frames, MessageTooBig, TheyBrokeTheRules
@@ -202,6 +205,11 @@ def _rule_slice(order: LoadSlice) -> bool:
     return order.first_layer < order.end_layer <= order.spec.n_layers
 
 
+def _rule_decoder(decoder: DecoderSpec) -> bool:
+    """Every layer is of a kind that is there, and every kind is some layer's."""
+    return set(decoder.layer_kinds) == set(range(len(decoder.kinds)))
+
+
 def _one_component(file: str) -> bool:
     return file not in ("", ".", "..") and not set("/\\\0") & set(file)
 
@@ -220,9 +228,11 @@ RULES: dict[type, Callable[[Any], bool]] = {
     DefaultSampling: _rule_default_sampling,
     Open: _rule_open,
     LoadSlice: _rule_slice,
+    DecoderSpec: _rule_decoder,
     TensorRange: _rule_file,
     StoredFile: _rule_file,
 }
+UNIONS: tuple[Any, ...] = (FeedForwardSpec,)  # told apart on the wire by the name of the class, under "kind"
 ROWS: tuple[type, ...] = (TensorRange, Place)  # a mixture of experts has tens of thousands in one message
 
 
@@ -304,6 +314,8 @@ def _make_converter() -> cattrs.Converter:
 
 
 converter = _make_converter()
+for union in UNIONS:
+    configure_tagged_union(union, converter, tag_name="kind")
 _KINDS: tuple[type, ...] = get_args(Message)
 _WRITE = {kind: (kind.__name__, converter.get_unstructure_hook(kind)) for kind in _KINDS}
 _READ = {kind.__name__: (kind, converter.get_structure_hook(kind)) for kind in _KINDS}

@@ -26,7 +26,9 @@ from hydra.protocol.messages.membership import (
 )
 from hydra.protocol.messages.models import LoadModel, ReadyReply, UnloadModel
 from hydra.protocol.messages.plans import Activate, LoadSlice
-from hydra.protocol.model.model_spec import ModelSpec
+from hydra.protocol.model.cache_spec import PagedKvSpec
+from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.model.layer_spec import MoeSpec, SoftmaxAttentionSpec
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
@@ -88,6 +90,7 @@ class SocketAddress:
 LARGEST = math.nextafter(math.inf, 0.0)
 COUNT, FINITE, TEXT = Range(0, COUNT_MAX), Range(-LARGEST, LARGEST), Length(TEXT_MAX)
 INT32, UINT32, INT63, TERM = Range(0, INT32_MAX), Range(0, UINT32_MAX), Range(0, INT63_MAX), Range(0, TERM_MAX)
+SOME = Range(1, COUNT_MAX)
 DELAY_S = Range(0.0, 1e6)
 NAME, ADDR = Length(NAME_MAX, low=1, printable=True), SocketAddress()
 
@@ -125,7 +128,10 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
     Heartbeat: {"progress": Length(1024)},
     ChildExited: {"pid": INT32},
     KillWorker: {"pid": INT32},
-    ModelSpec: {"n_layers": Range(1, LAYERS_MAX)},
+    DecoderSpec: {"kinds": Length(LAYERS_MAX, low=1), "layer_kinds": Length(LAYERS_MAX, low=1)},
+    SoftmaxAttentionSpec: {"n_heads": SOME, "n_kv_heads": SOME, "head_dim": SOME},  # these divide
+    PagedKvSpec: {"n_heads": SOME, "head_dim": SOME},
+    MoeSpec: {"n_experts": SOME, "top_k": SOME},
     LoadSlice: {
         "first_layer": Range(0, LAYERS_MAX),
         "end_layer": Range(1, LAYERS_MAX),

@@ -22,7 +22,7 @@ from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages.membership import DeviceOffer, Held
 from hydra.protocol.messages.plans import LoadSlice
-from hydra.protocol.model.decoder_spec import plain_decoder
+from hydra.protocol.model.decoder_spec import plain_decoder, plain_layer
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
 from hydra.protocol.sampling import GREEDY, SamplingParams
@@ -126,15 +126,10 @@ def pocket_spec(n_layers: int) -> ModelSpec:
     return ModelSpec(
         architecture="PocketForCausalLM",
         fingerprint="9" * 16,
-        n_layers=n_layers,
         hidden=2,
-        intermediate=2,
-        n_heads=1,
-        n_kv_heads=1,
-        head_dim=2,
         vocab=VOCAB + 2,  # poison and frail are tokens like any other, and never drawn
         max_positions=MAX_POSITIONS,
-        decoder=plain_decoder(n_layers, 2),
+        decoder=plain_decoder(n_layers, plain_layer(n_heads=1, n_kv_heads=1, head_dim=2, intermediate=2)),
         tied=False,
         stored_dtype="float32",
         layer_params=(25_000_000,) * n_layers,  # 100 MB each, so that memory can be short

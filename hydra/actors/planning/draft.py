@@ -15,7 +15,8 @@ from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.reach import Reach
 from hydra.actors.planning.split import LayerShare, SplitLimits, split_vram
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model.model_spec import Dtype, ModelSpec
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError
 
 

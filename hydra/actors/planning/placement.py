@@ -10,7 +10,8 @@ from hydra.actors.planning.candidates import Candidate
 from hydra.actors.planning.split import LayerShare, context_needed
 from hydra.protocol.ids import Epoch, NodeId, RouteId
 from hydra.protocol.messages.plans import LoadPhase, SliceLoaded
-from hydra.protocol.model.model_spec import Dtype, ModelSpec
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import refuse
 
 LENDERS_MAX = 8  # workers named as sources of one slice

@@ -13,7 +13,8 @@ import attrs
 from hydra.actors.planning.candidates import Candidate, Links, most_blocked, possible_orders
 from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model.model_spec import Dtype, ModelSpec
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError, refuse
 
 CONTEXT_MIN_TOKENS = 2048  # a plan must hold one sequence of so many tokens, or of the model's own limit if shorter
@@ -198,9 +199,8 @@ def _activation_bytes(spec: ModelSpec, with_head: bool) -> int:
 
 
 def _kv_needed(spec: ModelSpec, share: LayerShare, limits: SplitLimits) -> int:
-    layers = share.end_layer - share.first_layer
     blocks = -(-context_needed(spec, limits.max_model_len) // limits.block_size)
-    return blocks * limits.block_size * spec.kv_token_bytes(layers, limits.dtype)
+    return spec.cache_size(share.first_layer, share.end_layer, limits.dtype).row_of(blocks * limits.block_size)
 
 
 def _fits(spec: ModelSpec, share: LayerShare, limits: SplitLimits) -> bool:

@@ -12,7 +12,7 @@ import attrs
 from hydra.protocol.batch import RowOpening, Step
 from hydra.protocol.codec import highest
 from hydra.protocol.messages.plans import Activate, LoadSlice
-from hydra.protocol.model.model_spec import Dtype
+from hydra.protocol.model.dtype import Dtype
 
 
 @attrs.frozen(kw_only=True)

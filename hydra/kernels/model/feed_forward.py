@@ -4,7 +4,7 @@ A feed-forward is a function of [n, hidden] that returns a fresh [n, hidden]. Kn
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import torch
@@ -13,19 +13,31 @@ from torch.nn import functional
 
 from hydra.kernels.weights.linear import linear
 from hydra.kernels.weights.part_weights import PartWeights
-from hydra.protocol.model.decoder_spec import Activation, DecoderSpec, MoeSpec
+from hydra.protocol.model.layer_spec import Activation, DenseSpec, FeedForwardSpec, MoeSpec
 
-FeedForward: TypeAlias = Callable[[Tensor], Tensor]
-Activate: TypeAlias = Callable[[Tensor], Tensor]
+ActivationFn: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def make_feed_forward(decoder: DecoderSpec, weights: PartWeights, *, sparse: bool) -> FeedForward:
-    if sparse:
-        assert decoder.moe is not None
-        experts = weights.experts["expert_gate_up"], weights.experts["expert_down"]
-        return Mixture(decoder.moe, weights["router"], *experts, _gate(decoder.activation))
-    inner = _gate(decoder.activation) if decoder.gated else _ACTIVATIONS[decoder.activation]
-    return Dense(weights["gate_up"], weights.get("gate_up_bias"), weights["down"], weights.get("down_bias"), inner)
+class FeedForward(Protocol):
+    """The half of a layer in which each token is alone. `steady`: a step of as many tokens is always the same to the
+    device, because nothing of it is chosen on the host.
+    """
+
+    @property
+    def steady(self) -> bool: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def make_feed_forward(spec: FeedForwardSpec, weights: PartWeights) -> FeedForward:
+    match spec:
+        case MoeSpec():
+            experts = weights.experts["expert_gate_up"], weights.experts["expert_down"]
+            return Mixture(spec, weights["router"], *experts, _gate(spec.activation))
+        case DenseSpec():
+            inner = _gate(spec.activation) if spec.gated else _ACTIVATIONS[spec.activation]
+            up, down = weights["gate_up"], weights["down"]
+            return Dense(up, weights.get("gate_up_bias"), down, weights.get("down_bias"), inner)
 
 
 @attrs.frozen(eq=False)
@@ -36,7 +48,11 @@ class Dense:
     gate_up_bias: Tensor | None
     down: Tensor
     down_bias: Tensor | None
-    inner: Activate
+    inner: ActivationFn
+
+    @property
+    def steady(self) -> bool:
+        return True
 
     def __call__(self, x: Tensor) -> Tensor:
         return linear(self.inner(linear(x, self.gate_up, self.gate_up_bias)), self.down, self.down_bias)
@@ -55,7 +71,11 @@ class Mixture:
     router: Tensor  # [n_experts, hidden]
     gate_up: Sequence[Tensor]  # per expert [2 * intermediate, hidden]
     down: Sequence[Tensor]  # per expert [hidden, intermediate]
-    inner: Activate
+    inner: ActivationFn
+
+    @property
+    def steady(self) -> bool:
+        return False
 
     def __call__(self, x: Tensor) -> Tensor:
         odds = linear(x, self.router).softmax(-1, dtype=torch.float32)
@@ -75,7 +95,7 @@ class Mixture:
         return shared.sum(1)
 
 
-def _gate(activation: Activation) -> Activate:
+def _gate(activation: Activation) -> ActivationFn:
     """activation(gate) * up, where both lie side by side in one row. May overwrite its argument."""
     if activation == "silu":
         return _swiglu
@@ -98,7 +118,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
 
-_ACTIVATIONS: dict[Activation, Activate] = {
+_ACTIVATIONS: dict[Activation, ActivationFn] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": _gelu_tanh,

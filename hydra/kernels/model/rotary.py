@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from hydra.protocol.batch import Batch, OpenRow
-from hydra.protocol.model.decoder_spec import RopeSpec
+from hydra.protocol.model.rope_spec import RopeSpec
 
 Table: TypeAlias = tuple[Tensor, Tensor]  # (cos, signed sin), each [n, 1, dim] in the slice's dtype
+Tables: TypeAlias = Sequence[Table]  # a slice's, each once
 Turn: TypeAlias = Callable[[Tensor, Table], Tensor]  # heads [n, heads, head_dim], rotated
 
 

@@ -17,14 +17,16 @@ from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.attention.paged_attention import StepPlan, View, plan_step
 from hydra.kernels.devices import runs_triton
 from hydra.kernels.model.decode_step import DecodeColumns, DecodeInputs, decode_columns, is_decode, on_device
-from hydra.kernels.model.decoder import Block, layer_view, make_block
+from hydra.kernels.model.decoder import Block, make_block
 from hydra.kernels.model.norms import Norm, make_norm
 from hydra.kernels.model.rotary import Rotary, lengths, make_rotary
+from hydra.kernels.model.softmax_attention import attention_view
 from hydra.kernels.sampling.sampler import Drawn, Pick, sample
 from hydra.kernels.tensors import to_device
 from hydra.kernels.weights.linear import linear
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.batch import Batch, OpenRow
+from hydra.protocol.model.cache_spec import CacheSpec
 from hydra.protocol.model.layout import Part
 from hydra.protocol.model.model_spec import ModelSpec
 
@@ -55,6 +57,7 @@ class Slice:
     dtype: torch.dtype
     device: torch.device
     blocks: tuple[Block, ...]
+    caches: tuple[CacheSpec, ...]  # one per block
     views: tuple[View, ...]
     rotaries: tuple[Rotary, ...]
     embedding: Tensor | None
@@ -73,15 +76,7 @@ class Slice:
 
     def pool(self, n_blocks: int, block_size: int) -> KvPool:
         """A pool that fits this slice's layers."""
-        return KvPool(
-            n_layers=len(self.blocks),
-            n_blocks=n_blocks,
-            block_size=block_size,
-            n_kv_heads=self.spec.n_kv_heads,
-            head_dim=self.spec.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        return KvPool(self.caches, n_blocks, block_size, self.dtype, self.device)
 
 
 def build_slice(
@@ -94,12 +89,12 @@ def build_slice(
 ) -> Slice:
     """A slice over parts already in memory; a part that is missing or of the wrong kind is our own mistake."""
 
-    decoder, layers = spec.decoder, range(first_layer, end_layer)
-    views = tuple(dict.fromkeys(layer_view(spec, layer) for layer in layers))
-    ropes = tuple(dict.fromkeys(decoder.layer_ropes[layer] for layer in layers))
+    decoder, layers = spec.decoder, spec.decoder.layers[first_layer:end_layer]
+    views = tuple(dict.fromkeys(attention_view(layer.attention) for layer in layers))
+    ropes = tuple(dict.fromkeys(layer.attention.rope for layer in layers))
     blocks = [
-        make_block(spec, i, parts[i], views.index(layer_view(spec, i)), ropes.index(decoder.layer_ropes[i]))
-        for i in layers
+        make_block(layer, parts[i], views.index(attention_view(layer.attention)), ropes.index(layer.attention.rope))
+        for i, layer in enumerate(layers, first_layer)
     ]
     paged = runs_triton(device)
     scaled = first_layer == 0 and decoder.embedding_scale != 1.0
@@ -108,13 +103,14 @@ def build_slice(
         dtype=dtype,
         device=device,
         blocks=tuple(blocks),
+        caches=tuple(layer.cache for layer in layers),
         views=views,
-        rotaries=tuple(make_rotary(decoder.ropes[rope], device) for rope in ropes),
+        rotaries=tuple(make_rotary(rope, device) for rope in ropes),
         embedding=parts["embedding"]["embedding"] if first_layer == 0 else None,
         embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
         head=_head(spec, parts) if end_layer == spec.n_layers else None,
         paged=paged,
-        steady=paged and not any(decoder.sparse[layer] for layer in layers),
+        steady=paged and all(block.feed_forward.steady for block in blocks),
     )
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from hydra.kernels.weights import staging
 from hydra.kernels.weights.staging import Staging
-from hydra.protocol.model.model_spec import DTYPE_BYTES, TensorRange
+from hydra.protocol.model.dtype import DTYPE_BYTES
+from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import refuse
 
 THREADS = 4  # enough to keep a disk and two cores busy; each holds a buffer or two

@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 
 from hydra.protocol.ids import Epoch, Generation, NodeId, RouteId, StepId
-from hydra.protocol.model.model_spec import Dtype
+from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.refusal import Refusal
 
 PROTOCOL_VERSION = 6

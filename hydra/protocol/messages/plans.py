@@ -5,7 +5,8 @@ from typing import Literal
 import attrs
 
 from hydra.protocol.ids import AskId, Epoch, Generation, RouteId
-from hydra.protocol.model.model_spec import Dtype, ModelSpec, StoredFile, TensorRange
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import ModelSpec, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 
 LoadPhase = Literal["fetching", "reading"]

@@ -8,11 +8,10 @@ from typing import Literal
 
 import attrs
 
+from hydra.protocol.model.cache_spec import CacheSize, cache_size
 from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.model.dtype import DTYPE_BYTES, Dtype
 from hydra.protocol.sampling import DefaultSampling
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Role = Literal[
     "attention_norm",
@@ -51,26 +50,26 @@ class ModelShape:
     """A decoder-only transformer as its config describes it: widths, counts and arithmetic."""
 
     architecture: str  # as in config.json, e.g. "LlamaForCausalLM"
-    n_layers: int
     hidden: int
-    intermediate: int  # of a dense layer
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
     vocab: int
     max_positions: int  # of the longest sequence that it can do, the scaling of its ropes counted
     tied: bool
     decoder: DecoderSpec
 
     @property
+    def n_layers(self) -> int:
+        return self.decoder.n_layers
+
+    @property
     def layer_width(self) -> int:
-        """Numbers that one token's intermediates take in the widest layer: a few of its hidden states, and gate, up and
-        their product, once or for each expert it goes to.
+        """Numbers that one token's intermediates take in the widest layer: a few of its hidden states, and those of its
+        feed-forward.
         """
-        dense = 3 * self.intermediate if not all(self.decoder.sparse) else 0
-        moe = self.decoder.moe
-        sparse = 0 if moe is None else moe.n_experts + moe.top_k * (2 * self.hidden + 3 * moe.intermediate)
-        return 6 * self.hidden + max(dense, sparse)
+        return 6 * self.hidden + max(kind.feed_forward.width(self.hidden) for kind in self.decoder.kinds)
+
+    def cache_size(self, first_layer: int, end_layer: int, dtype: Dtype) -> CacheSize:
+        """What layers [first_layer, end_layer) keep of the rows they have seen."""
+        return cache_size((layer.cache for layer in self.decoder.layers[first_layer:end_layer]), dtype)
 
 
 @attrs.frozen(kw_only=True)
@@ -91,10 +90,6 @@ class ModelSpec(ModelShape):
     bos_id: int | None
     eos_ids: tuple[int, ...]
     default_sampling: DefaultSampling = DefaultSampling()
-
-    def kv_token_bytes(self, n_layers: int, dtype: Dtype) -> int:
-        """Bytes of keys and values that one token leaves in `n_layers` layers."""
-        return 2 * n_layers * self.n_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
 
     def slice_params(self, first_layer: int, end_layer: int) -> int:
         """Parameters of layers [first_layer, end_layer) with the embedding and the head where they belong."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from hydra.protocol.model.model_spec import Dtype
+from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import parse_object, shown
 from hydra.store.files.foreign_file import Foreign, recognise_weights

@@ -13,8 +13,9 @@ from pathlib import Path
 import attrs
 import structlog
 
+from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.layout import Part, part_of
-from hydra.protocol.model.model_spec import Described, Dtype, ModelSpec, StoredFile, TensorRange
+from hydra.protocol.model.model_spec import Described, ModelSpec, StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import is_plain_name, open_directory, read_json_file, shown
 from hydra.store.files.foreign_file import unfinished

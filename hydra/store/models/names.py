@@ -99,12 +99,13 @@ def expected_tensors(shape: ModelShape, names: Names) -> Iterator[Expected]:
 def _of_part(shape: ModelShape, part: Part, modules: Mapping[str, Slot], prefix: str) -> Iterator[Expected]:
     shapes = part_shapes(shape, part)
     layer = part if isinstance(part, int) else None
+    spec = None if layer is None else shape.decoder.layer(layer)
     for module, slot in modules.items():
         for role, suffix in ((slot.role, ".weight"), (_BIAS_OF.get(slot.role), ".bias")):
             if role is None or role not in shapes:
                 continue
             for expert, number, size in _blocks(module, shapes[role]):
-                rows = section_rows(shape, role, slot.section, size[0])
+                rows = section_rows(spec, role, slot.section, size[0])
                 yield Expected(
                     f"{prefix}{module.replace('{expert}', number)}{suffix}",
                     (rows.count, *size[1:]),

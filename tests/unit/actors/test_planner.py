@@ -50,8 +50,9 @@ from hydra.protocol.messages.plans import (
     SliceLoaded,
     Unanswered,
 )
-from hydra.protocol.model.decoder_spec import LengthRule, RopeSpec, plain_decoder
+from hydra.protocol.model.decoder_spec import LengthRule, plain_decoder, plain_layer
 from hydra.protocol.model.model_spec import Described, ModelSpec
+from hydra.protocol.model.rope_spec import RopeSpec
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.settings.cluster import ClusterSettings
 from hydra.protocol.settings.engine import EngineSettings
@@ -62,15 +63,10 @@ ASKER = Address("f-1", "asks")
 SPEC = ModelSpec(
     architecture="LlamaForCausalLM",
     fingerprint="abc",
-    n_layers=12,
     hidden=1024,
-    intermediate=2816,
-    n_heads=16,
-    n_kv_heads=4,
-    head_dim=64,
     vocab=32000,
     max_positions=1024,
-    decoder=plain_decoder(12, 64),
+    decoder=plain_decoder(12, plain_layer(n_heads=16, n_kv_heads=4, head_dim=64, intermediate=2816)),
     tied=False,
     stored_dtype="float32",
     layer_params=(100_000_000,) * 12,  # 0.4 GB each in float32
@@ -780,7 +776,7 @@ def test_a_hub_model_is_had_from_a_worker_nearby_then_from_the_hub_and_last_thro
 
 
 def hall_for(decoder):
-    spec = attrs.evolve(SPEC, decoder=attrs.evolve(SPEC.decoder, **decoder), stored_dtype="bfloat16")
+    spec = attrs.evolve(SPEC, decoder=decoder, stored_dtype="bfloat16")
     hall = Hall()
     hall.begin(expected=1)
     hall.tell(WasDescribed("/models/m", attrs.evolve(MODEL, spec=spec)))
@@ -790,13 +786,15 @@ def hall_for(decoder):
 def test_a_model_that_overflows_float16_runs_in_float32():
     old_card = joined("a", gigabytes=64.0, dtypes=("float32", "float16"))
     for overflows, dtype in ((False, "float16"), (True, "float32")):
-        effects = hall_for({"float16_overflows": overflows}).tell(old_card)
+        effects = hall_for(attrs.evolve(SPEC.decoder, float16_overflows=overflows)).tell(old_card)
         assert {order.dtype for order in orders(effects).values()} == {dtype}
 
 
 def test_the_broker_is_told_the_length_rule():
     rope = RopeSpec(kind="longrope", theta=1e4, dim=64, original_max_positions=512)
-    hall = hall_for({"ropes": (rope,)})
+    layer = SPEC.decoder.layer(0)
+    layer = attrs.evolve(layer, attention=attrs.evolve(layer.attention, rope=rope))
+    hall = hall_for(plain_decoder(12, layer))
     up = hall.serves(hall.tell(joined("a", gigabytes=64.0)))
     assert up.length_rule == LengthRule(limit=512, reopens=True)
 

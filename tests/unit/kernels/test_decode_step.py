@@ -15,7 +15,8 @@ from hydra.kernels.model.decode_step import DecodeColumns, decode_columns, is_de
 from hydra.kernels.model.rotary import make_rotary
 from hydra.kernels.model.slice import Slice, decode
 from hydra.protocol.batch import Batch, OpenRow, int32
-from hydra.protocol.model.decoder_spec import RopeSpec
+from hydra.protocol.model.layer_spec import MoeSpec
+from hydra.protocol.model.rope_spec import RopeSpec
 from tests.unit.kernels.bench import Pipeline
 from tests.unit.kernels.family_models import SHAPES, publish_family
 from tests.unit.kernels.test_families import ragged_greedy, reference_greedy
@@ -79,7 +80,8 @@ def called(monkeypatch) -> Called:
     made = Called()
     monkeypatch.setattr("hydra.kernels.model.slice.runs_triton", lambda device: True)
     monkeypatch.setattr(
-        "hydra.kernels.model.decoder.make_decode", lambda scale, softcap, device: SpelledOut(scale, softcap, made.paged)
+        "hydra.kernels.model.softmax_attention.make_decode",
+        lambda scale, softcap, device: SpelledOut(scale, softcap, made.paged),
     )
     monkeypatch.setattr(
         "hydra.kernels.step.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, made.captured)
@@ -92,7 +94,9 @@ def test_greedy_tokens_through_paged_and_captured_steps(name: str, called: Calle
     model = publish_family(tmp_path, next(shape for shape in SHAPES if shape.name == name))
     assert ragged_greedy(Pipeline(model, (1, 3), kv_blocks=180), model) == reference_greedy(model)
     assert {2, 3} <= set(called.paged), "steps of several rows"
-    expected = set() if any(model.spec.decoder.sparse) else {1, 2}  # experts are chosen on the host
+    expected = (
+        set() if any(isinstance(kind.feed_forward, MoeSpec) for kind in model.spec.decoder.kinds) else {1, 2}
+    )  # experts are chosen on the host
     assert set(called.captured) == expected
 
 

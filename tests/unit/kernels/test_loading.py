@@ -15,8 +15,10 @@ from hydra.kernels.tensors import blob_of, tensor_of, to_device
 from hydra.kernels.weights import staging
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
-from hydra.protocol.model.decoder_spec import RopeSpec
+from hydra.protocol.model.decoder_spec import plain_decoder
+from hydra.protocol.model.layer_spec import MoeSpec
 from hydra.protocol.model.model_spec import Place
+from hydra.protocol.model.rope_spec import RopeSpec
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import ROUTE, Pipeline, Row, greedy, order, prompt, publish, quiet
 
@@ -209,23 +211,26 @@ def test_rows_filled_twice_are_refused(untied):
         Runner("cpu").load(order(untied, 0, 1, tensors=tuple(tensors)), quiet)
 
 
-def wrong(spec, **changes):
-    return attrs.evolve(spec, decoder=attrs.evolve(spec.decoder, **changes))
-
-
 @pytest.mark.parametrize(
-    "changes",
+    ("half", "changes"),
     [
-        {"windows": (0,)},
-        {"layer_ropes": (1,) * 4},
-        {"sparse": (True,) * 4},
-        {"ropes": (RopeSpec(kind="default", theta=1e4, dim=18),)},
-        {"ropes": (RopeSpec(kind="default", theta=1e4, dim=7),)},
+        ("attention", {"n_kv_heads": 3}),
+        ("attention", {"rope": RopeSpec(kind="default", theta=1e4, dim=18)}),
+        ("attention", {"rope": RopeSpec(kind="default", theta=1e4, dim=7)}),
+        ("cache", {"n_heads": 4}),
+        ("cache", {"head_dim": 8}),
+        ("feed_forward", {"top_k": 3}),
     ],
 )
-def test_a_spec_at_odds_with_itself_is_refused(untied, changes):
-    with pytest.raises(RefusalError) as refused:
-        Runner("cpu").load(order(untied, 0, 1, spec=wrong(untied.spec, **changes)), quiet)
+def test_a_layer_at_odds_with_itself_is_refused(untied, half, changes):
+    layer = untied.spec.decoder.layer(0)
+    if half == "feed_forward":
+        moe = MoeSpec(n_experts=2, top_k=2, intermediate=8, activation="silu", normalised=True)
+        layer = attrs.evolve(layer, feed_forward=moe)
+    wrong = attrs.evolve(layer, **{half: attrs.evolve(getattr(layer, half), **changes)})
+    spec = attrs.evolve(untied.spec, decoder=plain_decoder(4, wrong))
+    with pytest.raises(RefusalError, match=r"spec|heads") as refused:
+        Runner("cpu").load(order(untied, 0, 1, spec=spec), quiet)
     assert refused.value.refusal.code == "bad_model"
 
 

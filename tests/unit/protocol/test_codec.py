@@ -21,7 +21,9 @@ from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Tokens
 from hydra.protocol.messages.membership import Beacon, DeviceOffer, Hello, SayHello, Welcome
 from hydra.protocol.messages.plans import Activate, LoadSlice
-from hydra.protocol.model.decoder_spec import plain_decoder
+from hydra.protocol.model.cache_spec import PagedKvSpec
+from hydra.protocol.model.decoder_spec import DecoderSpec, decoder_of, plain_decoder, plain_layer
+from hydra.protocol.model.layer_spec import LayerSpec, MoeSpec, NormSpec, SoftmaxAttentionSpec
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
@@ -78,8 +80,13 @@ def strategy(kind):
         Welcome: {"results_addr": ADDRS},
         Activate: {"next_addr": ADDRS, "credits": st.integers(1, 99)},
         LoadSlice: {"block_size": st.integers(1, 99), "first_layer": st.just(0), "end_layer": st.just(1)},
-        ModelSpec: {"n_layers": st.integers(1, 99)},
+        SoftmaxAttentionSpec: dict.fromkeys(("n_heads", "n_kv_heads", "head_dim"), st.integers(1, 99)),
+        PagedKvSpec: dict.fromkeys(("n_heads", "head_dim"), st.integers(1, 99)),
+        MoeSpec: dict.fromkeys(("n_experts", "top_k"), st.integers(1, 99)),
     }
+    if kind is DecoderSpec:  # the index of each layer must be right
+        layers = st.lists(strategy(LayerSpec), min_size=1, max_size=3)
+        return st.builds(decoder_of, layers, strategy(NormSpec))
     return st.builds(kind, **(fields | special.get(kind, {})))
 
 
@@ -210,10 +217,11 @@ SLICE = LoadSlice(
     route=1, epoch=Epoch(1, 1), dtype="bfloat16", first_layer=0, end_layer=48, tensors=(EXPERT,), sources=("/m",),
     block_size=16, kv_memory_bytes=1,
     spec=ModelSpec(
-        architecture="Qwen3MoeForCausalLM", fingerprint="f" * 64, n_layers=48, hidden=2048, intermediate=6144,
-        n_heads=32, n_kv_heads=4, head_dim=128, vocab=151_936, max_positions=40_960, tied=False,
-        decoder=plain_decoder(48, 128), stored_dtype="bfloat16", layer_params=(1,) * 48, embedding_params=1,
-        head_params=1, norm_params=1, bos_id=None, eos_ids=(),
+        architecture="Qwen3MoeForCausalLM", fingerprint="f" * 64, hidden=2048, vocab=151_936,
+        max_positions=40_960, tied=False,
+        decoder=plain_decoder(48, plain_layer(n_heads=32, n_kv_heads=4, head_dim=128, intermediate=6144)),
+        stored_dtype="bfloat16", layer_params=(1,) * 48, embedding_params=1, head_params=1, norm_params=1,
+        bos_id=None, eos_ids=(),
     ),
 )  # fmt: skip
 
@@ -221,6 +229,56 @@ SLICE = LoadSlice(
 def test_one_worker_can_be_told_all_of_a_model_with_128_experts_in_48_layers():
     whole = attrs.evolve(SLICE, tensors=(EXPERT,) * (48 * (3 * 128 + 9)))
     assert codec.decode(codec.encode("stage", "planner", whole)).message == whole
+
+
+def mixed(layer: int):
+    """As Gemma 3: another window and rope in every sixth layer; and the first layers without experts."""
+    plain = plain_layer(n_heads=32, n_kv_heads=4, head_dim=128, intermediate=6144)
+    attention = attrs.evolve(plain.attention, window=0 if layer % 6 == 5 else 1024)
+    moe = MoeSpec(n_experts=128, top_k=8, intermediate=768, activation="silu", normalised=True)
+    return attrs.evolve(plain, attention=attention, feed_forward=plain.feed_forward if layer < 3 else moe)
+
+
+def test_a_hundred_layers_of_four_kinds_are_small_and_shared():
+    spec = attrs.evolve(SLICE.spec, decoder=decoder_of(map(mixed, range(120)), SLICE.spec.decoder.norm))
+    message = attrs.evolve(SLICE, spec=spec, tensors=())
+    assert len(spec.decoder.kinds) == 3 and [spec.decoder.layer(i) for i in range(120)] == list(map(mixed, range(120)))
+    frames = codec.encode("stage", "planner", message)
+    heard = codec.decode(frames).message
+    assert heard == message and len(frames[0]) < 3000
+    assert heard.spec.decoder.layer(20) is heard.spec.decoder.layer(119 - 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer_kinds": [1] * 48},
+        {"layer_kinds": [0] * 47 + [-1]},
+        {"layer_kinds": []},
+        {"kinds": []},
+        {"kinds": [{"kind": "LayerSpec"}]},
+    ],
+)
+def test_a_decoder_says_what_each_of_its_layers_is(change):
+    fields = fields_of(SLICE)
+    spec = fields["spec"]
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields | {"spec": spec | {"decoder": spec["decoder"] | change}}))
+    twice = spec["decoder"]["kinds"] * 2
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields | {"spec": spec | {"decoder": spec["decoder"] | {"kinds": twice}}}))
+
+
+@pytest.mark.parametrize("half", [{"kind": "Recurrent"}, {"kind": "NormSpec"}, {"kind": 7}, {}, [], "DenseSpec"])
+def test_the_kind_of_a_layer_is_one_of_those_there_are(half):
+    fields = fields_of(SLICE)
+    decoder = fields["spec"]["decoder"]
+    (layer,) = decoder["kinds"]
+    assert layer["feed_forward"]["kind"] == "DenseSpec"
+    other = layer["feed_forward"] | half if isinstance(half, dict) and half else half
+    spec = fields["spec"] | {"decoder": decoder | {"kinds": [layer | {"feed_forward": other}]}}
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields | {"spec": spec}))
 
 
 @pytest.mark.parametrize("change", [{"first_layer": 48}, {"end_layer": 49}, {"end_layer": 2**40}, {"block_size": 0}])

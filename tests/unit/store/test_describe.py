@@ -50,12 +50,14 @@ def test_the_spec_counts_what_is_there(saved, name):
     spec = described.spec
     total = sum(math.prod(tensor.shape) for tensor in described.tensors)
     assert spec.embedding_params + spec.norm_params + spec.head_params + sum(spec.layer_params) == total
-    assert (spec.n_layers, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.vocab) == (5, 32, 4, 2, 101)
-    assert spec.head_dim == (10 if name == "biased" else 8)
+    (layer,) = spec.decoder.kinds
+    heads = layer.attention
+    assert (spec.n_layers, spec.hidden, heads.n_heads, heads.n_kv_heads, spec.vocab) == (5, 32, 4, 2, 101)
+    assert heads.head_dim == layer.cache.head_dim == (10 if name == "biased" else 8)
     (rope,) = spec.decoder.ropes
     assert rope.theta == (50_000.0 if name == "biased" else 10_000.0)
     assert spec.stored_dtype == ("bfloat16" if name == "biased" else "float32")
-    biases = (spec.decoder.qkv_bias, spec.decoder.out_bias, spec.decoder.mlp_bias)
+    biases = (heads.qkv_bias, heads.out_bias, layer.feed_forward.bias)
     assert biases == (name == "biased",) * 3
     assert spec.tied == (name == "sharded_tied")
     assert (spec.head_params == 0) == spec.tied

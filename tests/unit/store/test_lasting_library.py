@@ -13,7 +13,7 @@ from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.hub.hub import Hub
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models import description_cache
-from hydra.store.models.description_cache import DescriptionCache
+from hydra.store.models.description_cache import FORMAT, DescriptionCache
 from hydra.store.models.lasting_library import LastingLibrary, files_are_there
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess
@@ -106,7 +106,10 @@ def cut(path):
 
 
 def of_another_version(path):
-    path.write_bytes(path.read_bytes().replace(b"hydra description 1 ", b"hydra description 0 ", 1))
+    """A former one: its fields are other ones."""
+    head, body = b"hydra description %d ", path.read_bytes()
+    assert body.startswith(head % FORMAT)
+    path.write_bytes(body.replace(head % FORMAT, head % (FORMAT - 1), 1))
 
 
 def without_its_small_files(path):

@@ -75,7 +75,7 @@ class Clock:
 
 
 def cache_at(root, **changes) -> RangeCache:
-    changes = {"patience": Clock().policy(), "threads": 1} | changes
+    changes = {"policy": Clock().policy(), "threads": 1} | changes
     return RangeCache(CacheRoom(root=root, max_bytes=changes.pop("max_bytes", None)), **changes)
 
 
