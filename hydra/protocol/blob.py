@@ -1,5 +1,6 @@
 """A tensor in transit: dtype, shape and bytes. No torch here, and no copy of what is large."""
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import attrs
@@ -10,6 +11,7 @@ BLOB_DTYPES: tuple[BlobDtype, ...] = ("float32", "bfloat16", "float16", "int32")
 BLOB_BYTES_MAX = 1 << 30  # one micro-batch of hidden states; far above any real one, far below harm
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+Frames: TypeAlias = Sequence[Buffer]  # of one message, as a wire takes and gives them
 
 
 @attrs.define  # made for every step of every stage, where a frozen class costs three times as much

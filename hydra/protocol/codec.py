@@ -16,7 +16,8 @@ import numpy as np
 from cattrs.strategies import configure_tagged_union
 
 from hydra.protocol.batch import Logprobs
-from hydra.protocol.blob import Buffer
+from hydra.protocol.blob import Buffer, Frames
+from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName
 from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN, Limit, Range
 from hydra.protocol.messages import Message
@@ -27,7 +28,6 @@ from hydra.protocol.model.decoder_spec import DecoderSpec
 from hydra.protocol.model.layer_spec import FeedForwardSpec
 from hydra.protocol.model.model_spec import Place, StoredFile, TensorRange
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
-from hydra.protocol.wires.wire import Frames, MessageTooBig, TheyBrokeTheRules
 
 CONTROL_BYTES_MAX = 4 << 20
 STRING_BYTES_MAX = 1 << 20

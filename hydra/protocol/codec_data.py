@@ -28,11 +28,11 @@ from hydra.protocol.batch import (
     Step,
     StepResult,
 )
-from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer
+from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer, Frames
 from hydra.protocol.codec import ALTERNATIVES_MAX, FLOAT32, INT32, converter, lowest, pack, unpack
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.ids import TERM_MAX, Epoch, RouteId, StepId
 from hydra.protocol.limits import INT63_MAX
-from hydra.protocol.wires.wire import Frames, TheyBrokeTheRules
 
 Kind: TypeAlias = Literal["step", "result"]
 

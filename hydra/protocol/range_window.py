@@ -8,8 +8,8 @@ thread with a socket or a simulation.
 import attrs
 
 from hydra.protocol.blob import Buffer
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.store_lane import CHUNK_BYTES_MAX, ChunkReply, ChunkRequest
-from hydra.protocol.wires.wire import TheyBrokeTheRules
 
 CHUNK_BYTES = 1 << 20  # small enough that a chunk passes a line of 1 Mbit/s before the line is thought dead
 OPEN_MAX = 4

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import attrs
 from attrs.validators import and_, ge, le, max_len
 
-from hydra.protocol.blob import Buffer
+from hydra.protocol.blob import Buffer, Frames
 from hydra.protocol.codec import converter, pack, unpack
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.refusal import Refusal
-from hydra.protocol.wires.wire import Frames, TheyBrokeTheRules
 
 STORE_VERSION = 1
 CHUNK_BYTES_MAX = 4 << 20

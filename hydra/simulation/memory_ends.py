@@ -10,7 +10,9 @@ from typing import Generic, TypeVar
 
 import trio
 
-from hydra.protocol.wires.wire import AddressTaken, Frames, WireClosed, WireError, WireFull
+from hydra.protocol.blob import Frames
+from hydra.protocol.faults import WireError
+from hydra.protocol.wires.wire import AddressTaken, WireClosed, WireFull
 from hydra.simulation.memory_network import Life, MemoryNetwork, Pipe, Taken
 
 T = TypeVar("T")

@@ -5,8 +5,9 @@ A line has one connection: where nobody listens, or once it is cut off, it is br
 
 from collections import deque
 
+from hydra.protocol.blob import Frames
 from hydra.protocol.ids import PeerId
-from hydra.protocol.wires.wire import Delivery, Frames, LineBroken, PeerGone, WireFull
+from hydra.protocol.wires.wire import Delivery, LineBroken, PeerGone, WireFull
 from hydra.simulation.memory_ends import Dialler, Inbox, Listener
 from hydra.simulation.memory_network import Life, MemoryNetwork, Pipe, Taken
 

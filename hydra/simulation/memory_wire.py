@@ -8,8 +8,9 @@ from typing import NoReturn
 
 import trio
 
+from hydra.protocol.blob import Frames
 from hydra.protocol.ids import COORDINATOR, PeerId
-from hydra.protocol.wires.wire import STORE_BOUND, Delivery, Frames, Lane, PeerGone, WireFull
+from hydra.protocol.wires.wire import STORE_BOUND, Delivery, Lane, PeerGone, WireFull
 from hydra.simulation.memory_ends import Dialler, Inbox, Listener
 from hydra.simulation.memory_network import Life, Link, MemoryNetwork, Pipe, Taken, uniform
 from hydra.simulation.memory_store import MemoryStoreHub, MemoryStoreLine

@@ -6,7 +6,8 @@ from typing import Any
 
 import trio
 
-from hydra.protocol.wires.wire import Frames, Lane
+from hydra.protocol.blob import Frames
+from hydra.protocol.wires.wire import Lane
 from hydra.simulation.memory_network import MemoryNetwork
 from hydra.simulation.memory_wire import MemoryStepLink, MemoryWires
 

@@ -18,9 +18,10 @@ from hydra.actors.stage.stage_thread import SEND_DEADLINE_S, encode_outcome, to_
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Outcome, Run, Step
 from hydra.protocol.blob import Buffer
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.ids import Epoch, RouteId, StepId
 from hydra.protocol.messages.membership import StageProgress
-from hydra.protocol.wires.wire import StepSource, TheyBrokeTheRules, WireFull
+from hydra.protocol.wires.wire import StepSource, WireFull
 from hydra.simulation.memory_wire import MemoryStepLink, MemoryWires
 
 

@@ -23,6 +23,7 @@ from hydra.actors.sessions.sessions import Start as Begin
 from hydra.actors.stage.stage import Activated, Publish, RunActivate, RunLoad, SliceIn, Stage, ThreadFenced
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import StepResult
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.ids import COORDINATOR, Epoch, Generation, NodeId, RouteId, SessionId, StepId
 from hydra.protocol.messages.generations import Open
 from hydra.protocol.messages.membership import (
@@ -40,7 +41,7 @@ from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.sampling import GREEDY, SamplingParams
-from hydra.protocol.wires.wire import Delivery, TheyBrokeTheRules
+from hydra.protocol.wires.wire import Delivery
 from hydra.simulation.pocket_model import MODEL_ID, pocket_spec
 from hydra.simulation.world import Shape, World, open_world
 from tests.extremes import Extremes, or_many

@@ -11,10 +11,10 @@ from hydra.actors.stage.stage_line import FenceBoard, StageLine
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
 from hydra.protocol.blob import Blob
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.ids import COORDINATOR, Address, Epoch, RouteId
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.sampling import GREEDY
-from hydra.protocol.wires.wire import TheyBrokeTheRules
 from hydra.simulation.pocket_model import VOCAB, PocketCompute, pocket_spec
 from tests.extremes import Extremes, or_many
 

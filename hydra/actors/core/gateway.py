@@ -19,6 +19,8 @@ from hydra.actors.core.authority import Speaker, may_say
 from hydra.actors.core.facts import LaneBroken, Undelivered
 from hydra.actors.core.host import ActorHost
 from hydra.protocol import codec
+from hydra.protocol.blob import Frames
+from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName, Address, PeerId
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
@@ -65,7 +67,7 @@ from hydra.protocol.messages.plans import (
     SliceLoaded,
 )
 from hydra.protocol.refusal import Refusal
-from hydra.protocol.wires.wire import Delivery, Frames, MessageTooBig, PeerGone, TheyBrokeTheRules, WireFull
+from hydra.protocol.wires.wire import Delivery, PeerGone, WireFull
 
 ACCEPTS: Mapping[str, frozenset[type]] = {
     "registry": frozenset({Hello, Heartbeat, Goodbye, ChildExited}),

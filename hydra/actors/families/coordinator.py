@@ -40,6 +40,8 @@ from hydra.actors.planning.reach import DialledOut, DialOut
 from hydra.actors.scheduling.broker import Broker
 from hydra.actors.scheduling.data_link import CloseLink, LinkFull, OpenLink, SendStep, StepBack
 from hydra.protocol import codec, codec_data
+from hydra.protocol.blob import Frames
+from hydra.protocol.faults import TheyBrokeTheRules, WireError
 from hydra.protocol.ids import COORDINATOR, AskId, Epoch, NodeId, RouteId
 from hydra.protocol.messages.models import NodeLoad, Sample
 from hydra.protocol.messages.plans import RouteBroken
@@ -51,12 +53,9 @@ from hydra.protocol.settings.model import ModelSettings
 from hydra.protocol.wires.wire import (
     DataLane,
     Dialler,
-    Frames,
     Hub,
     StepLink,
     StepSource,
-    TheyBrokeTheRules,
-    WireError,
     WireFull,
 )
 

@@ -15,10 +15,11 @@ import trio
 
 from hydra.actors.core.ports import Lender, RunBlocking
 from hydra.protocol import store_lane
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.messages.models import Sample
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.store_lane import Answer, ChunkRefused, ChunkReply, ChunkRequest
-from hydra.protocol.wires.wire import Delivery, PeerGone, StoreHub, TheyBrokeTheRules, WireFull
+from hydra.protocol.wires.wire import Delivery, PeerGone, StoreHub, WireFull
 
 log = structlog.get_logger()
 

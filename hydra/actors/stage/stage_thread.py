@@ -20,9 +20,10 @@ from hydra.actors.stage.stage_line import Drop, Fence, FenceBoard, StageLine
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Outcome, Run, Step, StepResult
 from hydra.protocol.blob import Buffer
+from hydra.protocol.faults import TheyBrokeTheRules, WireError
 from hydra.protocol.ids import Epoch, RouteId, StepId
 from hydra.protocol.messages.membership import StageProgress
-from hydra.protocol.wires.wire import BlockingLink, BlockingSource, DataLane, TheyBrokeTheRules, WireError
+from hydra.protocol.wires.wire import BlockingLink, BlockingSource, DataLane
 
 IDLE_WAIT_S = 0.2  # how long one receive waits; a wake ends it at once
 SEND_DEADLINE_S = 5.0  # a next hop that takes nothing for so long is broken

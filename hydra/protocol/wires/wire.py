@@ -9,23 +9,19 @@ Order holds per connection. Frames may be lost when a connection breaks and neve
 bounded: a full one raises instead of waiting, and what is dropped is counted.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol, TypeAlias
 
 import attrs
 
-from hydra.protocol.blob import Buffer
+from hydra.protocol.blob import Buffer, Frames
+from hydra.protocol.faults import WireError
 from hydra.protocol.ids import PeerId
 
-Frames = Sequence[Buffer]
 Lane = Literal["steps", "store"]
 Dialler: TypeAlias = Callable[[str, Lane, float], Awaitable[str]]  # as Wires.dial
 
 STORE_BOUND = 16  # messages per connection of the store lane; an asker has far fewer questions open
-
-
-class WireError(Exception):
-    """A fault of the world on a wire."""
 
 
 class PeerGone(WireError):
@@ -46,14 +42,6 @@ class LineBroken(WireError):
 
 class AddressTaken(WireError):
     """Somebody else is bound to that address."""
-
-
-class MessageTooBig(WireError):
-    """Our own message is beyond the limits of its lane or of its fields; nothing was sent."""
-
-
-class TheyBrokeTheRules(WireError):
-    """What arrived is not a sentence of the protocol. Nothing of it was used."""
 
 
 @attrs.frozen

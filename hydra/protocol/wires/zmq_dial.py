@@ -10,7 +10,8 @@ import trio
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from hydra.protocol.wires.wire import Lane, WireError
+from hydra.protocol.faults import WireError
+from hydra.protocol.wires.wire import Lane
 from hydra.protocol.wires.zmq_sockets import Ears, Socket, connect, make_socket
 
 KINDS: dict[Lane, int] = {"steps": zmq.PUSH, "store": zmq.DEALER}

@@ -13,9 +13,10 @@ from typing import TypeVar
 import trio
 import zmq
 
-from hydra.protocol.blob import Buffer
+from hydra.protocol.blob import Buffer, Frames
+from hydra.protocol.faults import WireError
 from hydra.protocol.ids import PeerId
-from hydra.protocol.wires.wire import AddressTaken, Delivery, Frames, PeerGone, WireClosed, WireError, WireFull
+from hydra.protocol.wires.wire import AddressTaken, Delivery, PeerGone, WireClosed, WireFull
 
 Socket = zmq.Socket[bytes]
 T = TypeVar("T")

@@ -8,10 +8,11 @@ import itertools
 
 import zmq
 
-from hydra.protocol.blob import Buffer
+from hydra.protocol.blob import Buffer, Frames
+from hydra.protocol.faults import WireError
 from hydra.protocol.ids import PeerId
 from hydra.protocol.store_lane import ANSWER_BYTES_MAX, ASK_BYTES_MAX
-from hydra.protocol.wires.wire import Delivery, Frames, LineBroken, WireClosed, WireError, WireFull
+from hydra.protocol.wires.wire import Delivery, LineBroken, WireClosed, WireFull
 from hydra.protocol.wires.zmq_sockets import (
     Ears,
     Socket,

@@ -11,10 +11,11 @@ import threading
 
 import zmq
 
-from hydra.protocol.blob import BLOB_BYTES_MAX, Buffer
+from hydra.protocol.blob import BLOB_BYTES_MAX, Buffer, Frames
 from hydra.protocol.codec import CONTROL_BYTES_MAX
+from hydra.protocol.faults import WireError
 from hydra.protocol.ids import COORDINATOR, PeerId
-from hydra.protocol.wires.wire import STORE_BOUND, Delivery, Frames, Lane, WireClosed, WireError, WireFull
+from hydra.protocol.wires.wire import STORE_BOUND, Delivery, Lane, WireClosed, WireFull
 from hydra.protocol.wires.zmq_dial import dial
 from hydra.protocol.wires.zmq_sockets import (
     RECEIVE_BATCH,

@@ -12,11 +12,12 @@ from contextlib import closing
 
 import attrs
 
+from hydra.protocol.faults import TheyBrokeTheRules, WireError
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.range_window import RangeWindow
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.store_lane import ChunkRefused, decode_answer, encode_ask
-from hydra.protocol.wires.wire import BlockingStoreLine, TheyBrokeTheRules, WireError
+from hydra.protocol.wires.wire import BlockingStoreLine
 from hydra.store.cache.range_source import SourceFault, SourceUnfit
 
 LANE = "lane:"

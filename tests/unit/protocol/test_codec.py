@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from hydra.protocol import codec
 from hydra.protocol.batch import Logprobs, int32
+from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import Epoch, NodeId
 from hydra.protocol.limits import PATH_MAX
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Tokens
 from hydra.protocol.messages.membership import Beacon, DeviceOffer, Hello, SayHello, Welcome
+from hydra.protocol.messages.models import LoadModel
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.cache_spec import PagedKvSpec
 from hydra.protocol.model.decoder_spec import DecoderSpec, decoder_of, plain_decoder, plain_layer
@@ -27,7 +29,6 @@ from hydra.protocol.model.layer_spec import LayerSpec, MoeSpec, NormSpec, Softma
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
-from hydra.protocol.wires.wire import MessageTooBig, TheyBrokeTheRules
 
 KINDS = typing.get_args(Message)
 FLOATS = st.floats(0.0625, 1.0, width=32)
@@ -73,6 +74,7 @@ def strategy(kind):
     special = {
         SamplingParams: {"logprobs": st.none() | st.integers(0, 20)},
         Open: {"prompt_tokens": st.just(0)},
+        LoadModel: {"replicas": st.integers(1, 64)},
         TensorRange: {"file": st.just("model.safetensors")},
         StoredFile: {"file": st.just("model.safetensors")},
         Hello: {"host": HOSTS, "pipeline_addr": st.none() | ADDRS, "store_addr": st.none() | ADDRS},

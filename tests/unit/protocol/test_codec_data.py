@@ -22,9 +22,9 @@ from hydra.protocol.batch import (
 )
 from hydra.protocol.blob import Blob
 from hydra.protocol.codec_data import HEADER
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.ids import Epoch
 from hydra.protocol.sampling import SamplingParams
-from hydra.protocol.wires.wire import TheyBrokeTheRules
 
 OPENING = RowOpening(
     row=7, attempt=1, params=SamplingParams(seed=9, logit_bias=((3, 0.5),)), prompt_tokens=3, history=int32([5, 6, 7])

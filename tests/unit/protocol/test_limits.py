@@ -9,13 +9,13 @@ import pytest
 
 from hydra.protocol import codec, limits
 from hydra.protocol.batch import RowOpening
+from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import TERM_MAX, Epoch
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Open, Tokens
 from hydra.protocol.messages.membership import Beacon, Hello, SayHello, Welcome
 from hydra.protocol.messages.models import LoadModel, StatusRequest
 from hydra.protocol.messages.plans import Activate
-from hydra.protocol.wires.wire import MessageTooBig, TheyBrokeTheRules
 from tests.extremes import Extremes, bent, leaves
 
 KINDS = typing.get_args(Message)

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.range_window import RangeWindow
 from hydra.protocol.store_lane import ChunkReply
-from hydra.protocol.wires.wire import TheyBrokeTheRules
 
 FILE = bytes(range(251)) * 40
 

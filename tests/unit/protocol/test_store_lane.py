@@ -7,6 +7,7 @@ import random
 import pytest
 
 from hydra.protocol.codec import pack
+from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.store_lane import (
     ANSWER_BYTES_MAX,
@@ -22,7 +23,6 @@ from hydra.protocol.store_lane import (
     encode_answer,
     encode_ask,
 )
-from hydra.protocol.wires.wire import TheyBrokeTheRules
 
 ASK = ChunkRequest(number=7, auth="secret", fingerprint="ab" * 32, file="model.safetensors", offset=1 << 40, length=100)
 FIELDS = {"number": 7, "auth": "", "fingerprint": "ab", "file": "x", "offset": 0, "length": 1}
