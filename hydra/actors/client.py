@@ -9,9 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
 import attrs
-import numpy as np
 
-from hydra.protocol.batch import Int32Column, int32
+from hydra.protocol.batch import Int32Column, token_ids_field
 from hydra.protocol.messages.models import JobStatus, ModelReply, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.sampling import SamplingParams
@@ -22,7 +21,7 @@ class GenerateRequest:
     """One answer to be generated (n answers are n requests with `params.choice` 0 .. n-1)."""
 
     model_id: str
-    prompt_ids: Int32Column = attrs.field(eq=attrs.cmp_using(eq=np.array_equal), converter=int32)
+    prompt: Int32Column = token_ids_field()
     max_tokens: int
     params: SamplingParams
     stop_ids: tuple[int, ...]  # generation ends when one is drawn: end-of-sequence ids and the request's own

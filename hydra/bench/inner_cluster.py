@@ -17,6 +17,7 @@ from hydra.actors.core.ports import Library
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
 from hydra.actors.planning.desired_model import DesiredModel
+from hydra.protocol.batch import token_ids
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
@@ -61,8 +62,8 @@ class InnerCluster:
         return trio.current_time(), told
 
     async def _read(self, number: int, tokens: int) -> None:
-        prompt = [(number * 31 + i) % 250 for i in range(PROMPT_TOKENS)]
-        request = GenerateRequest(model_id=MODEL_ID, prompt_ids=prompt, max_tokens=tokens, params=GREEDY, stop_ids=())
+        prompt = token_ids([(number * 31 + i) % 250 for i in range(PROMPT_TOKENS)])
+        request = GenerateRequest(model_id=MODEL_ID, prompt=prompt, max_tokens=tokens, params=GREEDY, stop_ids=())
         async with self.frontend.generate(request) as pieces:
             async for _ in pieces:
                 pass

@@ -11,7 +11,7 @@ import attrs
 from hydra.actors.client import GenerateRequest
 from hydra.http.openai_request import ApiRequest
 from hydra.http.prompts import Prompt
-from hydra.protocol.batch import Int32Column, int32
+from hydra.protocol.batch import Int32Column, token_ids_field
 from hydra.protocol.codec import CONTROL_BYTES_MAX
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.model.model_spec import ModelCard
@@ -30,12 +30,9 @@ class Answer:
     """One generation to run. The n answers to a prompt share it."""
 
     index: int
-    prompt: tuple[int, ...]
+    prompt: Int32Column = token_ids_field()
     choice: int
     echo: str = ""  # the prompt in words, where the answer is to begin with it
-    prompt_ids: Int32Column = attrs.field(
-        default=attrs.Factory(lambda self: int32(self.prompt), takes_self=True), eq=False, repr=False
-    )
 
 
 def context_of(card: ModelCard) -> int:
@@ -51,7 +48,7 @@ def answers_of(request: ApiRequest, words: ModelTokenizer, card: ModelCard) -> t
     if request.kind == "chat":
         rendered = words.render(request.chat)
         _check_length(request, words.least_tokens(rendered), card)
-        prompts = [tuple(words.encode_rendered(rendered))]
+        prompts = [words.encode_rendered(rendered)]
     else:
         prompts = [_prompt_ids(request, prompt, words, card) for prompt in request.prompts]
     for prompt in prompts:
@@ -70,11 +67,11 @@ def answers_of(request: ApiRequest, words: ModelTokenizer, card: ModelCard) -> t
     return tuple(answers)
 
 
-def _prompt_ids(request: ApiRequest, prompt: Prompt, words: ModelTokenizer, card: ModelCard) -> tuple[int, ...]:
+def _prompt_ids(request: ApiRequest, prompt: Prompt, words: ModelTokenizer, card: ModelCard) -> Int32Column:
     if not isinstance(prompt, str):
         return prompt
     _check_length(request, words.least_tokens(prompt), card)
-    return tuple(words.encode_prompt(prompt))
+    return words.encode_prompt(prompt)
 
 
 def _text_of(request: ApiRequest, prompt: Prompt | None, words: ModelTokenizer) -> str:
@@ -84,12 +81,12 @@ def _text_of(request: ApiRequest, prompt: Prompt | None, words: ModelTokenizer) 
     return prompt if isinstance(prompt, str) else words.decode(prompt, skip_special=request.skip_special_tokens)
 
 
-def _check_prompt(request: ApiRequest, prompt: tuple[int, ...], card: ModelCard) -> None:
+def _check_prompt(request: ApiRequest, prompt: Int32Column, card: ModelCard) -> None:
     param: Literal["messages", "prompt"] = "messages" if request.kind == "chat" else "prompt"
-    if not prompt:
+    if not len(prompt):
         raise refuse("invalid_value", f"{param} gives no token", param=param)
-    if max(prompt) >= card.vocab:
-        raise refuse("invalid_value", f"token id {max(prompt)} is beyond the vocabulary of {card.vocab}", param=param)
+    if (largest := int(prompt.max())) >= card.vocab:
+        raise refuse("invalid_value", f"token id {largest} is beyond the vocabulary of {card.vocab}", param=param)
     _check_length(request, len(prompt), card)
 
 
@@ -108,7 +105,7 @@ def generate_request(request: ApiRequest, answer: Answer, card: ModelCard, end_i
     stop_ids = tuple(dict.fromkeys((*ends, *request.stop_token_ids)))
     return GenerateRequest(
         model_id=card.model_id,
-        prompt_ids=answer.prompt_ids,
+        prompt=answer.prompt,
         max_tokens=request.max_tokens or context_of(card) - len(answer.prompt),
         params=SamplingParams(
             temperature=request.temperature,

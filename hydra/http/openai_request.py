@@ -16,7 +16,7 @@ from hydra.http.chat_request import parse_chat
 from hydra.http.fields import Fields, key_name
 from hydra.http.json_size import check_size
 from hydra.http.parameters import Kind, check_parameters
-from hydra.http.prompts import TOKEN_IDS_END, Prompt, prompts_of, token_ids
+from hydra.http.prompts import TOKEN_IDS_END, Prompt, listed_ids, prompts_of
 from hydra.protocol.refusal import refuse
 from hydra.protocol.sampling import TOP_P_MIN, DefaultSampling
 from hydra.text.json_depth import JSON_DEPTH_MAX, json_depth
@@ -123,7 +123,7 @@ def parse_request(kind: Kind, body: dict[str, Any]) -> ApiRequest:
         logit_bias=_logit_bias(fields),
         seed=fields.integer("seed", secrets.randbits(63), -(1 << 63), (1 << 63) - 1) & ((1 << 64) - 1),
         stop=_stop(body),
-        stop_token_ids=token_ids(fields.list_of("stop_token_ids", STOP_IDS_MAX), "stop_token_ids"),
+        stop_token_ids=tuple(listed_ids(fields.list_of("stop_token_ids", STOP_IDS_MAX), "stop_token_ids")),
         n=fields.integer("n", 1, 1, N_MAX),
         logprobs=_logprobs(kind, fields),
         ignore_eos=fields.flag("ignore_eos"),

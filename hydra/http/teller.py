@@ -11,6 +11,7 @@ import attrs
 from hydra.actors.client import Piece, TokenLogprobs
 from hydra.http.answers import Answer
 from hydra.http.openai_request import ApiRequest
+from hydra.protocol.batch import EMPTY
 from hydra.text.detokenizer import Detokenizer, StopWatch
 from hydra.text.tokenizer import ModelTokenizer
 from hydra.text.vocabulary import Vocabulary
@@ -57,7 +58,7 @@ class Teller:
         return cls(
             answer.index,
             words.vocabulary,
-            Detokenizer(words.vocabulary, answer.prompt if goes_on else ()),
+            Detokenizer(words.vocabulary, answer.prompt if goes_on else EMPTY),
             StopWatch(request.stop, request.include_stop),
             request.skip_special_tokens,
             request.min_tokens,

@@ -35,7 +35,7 @@ from hydra.actors.planning.desired_model import DesiredModel
 from hydra.http.app import make_app
 from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
-from hydra.protocol.batch import Run
+from hydra.protocol.batch import Run, token_ids
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.messages.membership import PROTOCOL_VERSION, ChildExited, Heartbeat, Hello, KillWorker
 from hydra.protocol.model.model_spec import Described
@@ -693,7 +693,7 @@ class World:
     async def _read(self, chat: Chat, leave_after: int | None) -> None:
         request = GenerateRequest(
             model_id=MODEL_ID,
-            prompt_ids=chat.prompt,
+            prompt=token_ids(chat.prompt),
             max_tokens=chat.max_tokens,
             params=chat.params,
             stop_ids=chat.stop_ids,

@@ -6,10 +6,11 @@ been the beginning of one (the Unicode standard's practice, section 3.9).
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import attrs
 
+from hydra.protocol.batch import EMPTY, Int32Column, token_ids
 from hydra.text.vocabulary import Vocabulary
 
 BROKEN = "\ufffd"
@@ -24,14 +25,14 @@ class Detokenizer:
     """
 
     vocabulary: Vocabulary
-    context: Sequence[int] = ()
+    context: Int32Column = attrs.field(default=EMPTY, converter=token_ids)
     _opening: bool = attrs.field(init=False)
     _bytes: codecs.IncrementalDecoder = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
-        self._opening = all(token in self.vocabulary.special for token in self.context)
-        for token in self.context[-CONTEXT:]:
+        self._opening = all(int(token) in self.vocabulary.special for token in self.context)
+        for token in self.context[-CONTEXT:].tolist():
             self._bytes.decode(self.vocabulary.piece(token))
 
     @property
@@ -49,10 +50,10 @@ class Detokenizer:
         return self._bytes.decode(b"", final=True)
 
 
-def decode(vocabulary: Vocabulary, ids: Sequence[int], *, skip_special: bool = True) -> str:
+def decode(vocabulary: Vocabulary, ids: Iterable[int], *, skip_special: bool = True) -> str:
     """The whole text of these ids, from its beginning."""
     detokenizer, pieces = Detokenizer(vocabulary), []
-    for token in ids:
+    for token in map(int, ids):
         if skip_special and token in vocabulary.special:
             pieces.append(detokenizer.flush())
         else:

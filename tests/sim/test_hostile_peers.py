@@ -311,7 +311,7 @@ def _beat(generation):
 
 def _frontend() -> tuple[Gateway, ActorHost]:
     frontend = Frontend(FrontendParts(node_id=NodeId("f1"), spoke=Quiet(), host="here", pid=1))
-    request = GenerateRequest(model_id=MODEL_ID, prompt_ids=[1, 2], max_tokens=2**20, params=GREEDY, stop_ids=())
+    request = GenerateRequest(model_id=MODEL_ID, prompt=[1, 2], max_tokens=2**20, params=GREEDY, stop_ids=())
     frontend.actor_host.post("member", Start())
     for session in range(1, 4):
         frontend.actor_host.post("sessions", Begin(SessionId(session), request))

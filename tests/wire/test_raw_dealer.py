@@ -10,7 +10,7 @@ import zmq
 
 from hydra.actors.core.gateway import ACCEPTS
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
-from hydra.actors.planning.planner import Planner
+from hydra.actors.planning.deployments import Deployments
 from hydra.actors.scheduling.broker import Broker
 from hydra.actors.scheduling.data_link import OpenLink, SendStep
 from hydra.protocol import codec, codec_data
@@ -169,12 +169,12 @@ async def test_a_result_that_makes_the_broker_raise_ends_its_epoch_and_no_proces
     def raises(broker, result, now_s):
         raise IndexError("a bug of ours")
 
-    def ends(planner, peer, said, now_s):
+    def ends(deployments, peer, said, now_s):
         broken.append((said.route, said.epoch))
         return []
 
     monkeypatch.setattr(Broker, "_step_back", raises)
-    monkeypatch.setattr(Planner, "_broken", ends)
+    monkeypatch.setattr(Deployments, "broken", ends)
     result = StepResult(route=1, epoch=Epoch(1, 1), step=1)
     made._take_result([bytes(frame) for frame in codec_data.encode_result(result)])
     made._take_result([b"nonsense"])

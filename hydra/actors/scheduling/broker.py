@@ -315,7 +315,6 @@ class Broker:
                     key=waiting.key,
                     open=waiting.open,
                     arrival=waiting.arrival,
-                    history=waiting.open.history.tolist(),
                     generated=len(waiting.open.history) - waiting.open.prompt_tokens,
                     shares=self._faults.may_share(waiting.key),
                 )

@@ -10,13 +10,13 @@ Source of the idea of hashed prefix blocks: the PagedAttention paper (arXiv 2309
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import attrs
-import numpy as np
 
 from hydra.actors.scheduling.free_blocks import FreeBlocks
+from hydra.protocol.batch import Int32Column
 from hydra.protocol.ids import RowId
 
 ROOM_BLOCKS = 32  # freed ahead of a row that starts, so that what it grows by can follow what it begins with
@@ -54,7 +54,7 @@ class KvLedger:
         """The row's blocks that hold any of so many tokens from `first` on."""
         return self._tables[row][first // self.block_size : self.blocks_for(first + n_tokens)]
 
-    def open(self, row: RowId, prompt: Sequence[int], tokens: int = 0, sharers: str = "") -> int:
+    def open(self, row: RowId, prompt: Int32Column, tokens: int = 0, sharers: str = "") -> int:
         """Starts a row's table with the longest cached prefix of its `sharers`; returns how many tokens that saves.
 
         `tokens` is how many it is likely to have at its end (see FreeBlocks); nothing is set aside for them. At least
@@ -91,7 +91,7 @@ class KvLedger:
             table.append(block)
         return table[first:]
 
-    def name_prompt(self, row: RowId, prompt: Sequence[int], sharers: str = "") -> None:
+    def name_prompt(self, row: RowId, prompt: Int32Column, sharers: str = "") -> None:
         """The prompt's full blocks are (or, in lane order, will be) filled: its sharers may use them from now on."""
         if not self.prefix_cache:
             return
@@ -146,11 +146,10 @@ class KvLedger:
             self._free.give(block)
             may_go -= 1
 
-    def _prefix_names(self, prompt: Sequence[int], n_blocks: int, sharers: str) -> list[bytes]:
+    def _prefix_names(self, prompt: Int32Column, n_blocks: int, sharers: str) -> list[bytes]:
         names: list[bytes] = []
         name = sharers.encode()
-        ids = np.ascontiguousarray(prompt, dtype="<i4")
         for start in range(0, n_blocks * self.block_size, self.block_size):
-            name = blake2b(name + ids[start : start + self.block_size].tobytes(), digest_size=16).digest()
+            name = blake2b(name + prompt[start : start + self.block_size].tobytes(), digest_size=16).digest()
             names.append(name)
         return names

@@ -1,13 +1,12 @@
-"""One session while it is open on a route, as the Broker's Engine keeps it between steps.
+"""One session while it is open on a route, as a route's scheduler keeps it between steps.
 
 It remembers what was composed and what came back. It knows no blocks (the ledger does) and no other row.
 """
 
-from collections.abc import Sequence
-
 import attrs
 
 from hydra.actors.core.suspicion import DEATHS_MAX, SOLITARY_TOKENS
+from hydra.protocol.batch import Int32Column
 from hydra.protocol.ids import PeerId, RowId, SessionId
 from hydra.protocol.messages.generations import Open
 
@@ -36,7 +35,6 @@ class Row:
     key: RowKey
     open: Open
     arrival: int  # order of first opening: the older keeps its blocks when they run out
-    history: Sequence[int]
     position: int = 0  # tokens composed into steps so far
     last_id: int = -1
     generated: int = 0  # over all attempts
@@ -51,6 +49,11 @@ class Row:
 
     def __attrs_post_init__(self) -> None:
         self.request = request_of(self.key, self.open)
+
+    @property
+    def history(self) -> Int32Column:
+        """What it was opened with: the prompt, and what an earlier attempt has added."""
+        return self.open.history
 
     @property
     def solitary(self) -> bool:

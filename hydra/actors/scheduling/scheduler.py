@@ -21,7 +21,7 @@ from hydra.actors.scheduling.prefill_turns import PrefillTurns
 from hydra.actors.scheduling.row import RequestKey, Row, RowKey
 from hydra.actors.scheduling.row_faults import RowFault
 from hydra.actors.scheduling.step_bound import StepBound
-from hydra.protocol.batch import ROW_FINE, Batch, StepResult
+from hydra.protocol.batch import EMPTY, ROW_FINE, Batch, StepResult
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 from hydra.protocol.model.decoder_spec import LengthRule
@@ -95,7 +95,7 @@ class RouteScheduler:
 
     def add(self, row: Row) -> None:
         likely = max(len(row.history), row.open.prompt_tokens + row.open.max_tokens)
-        prefix = row.history if row.shares and not self._long(row) else ()
+        prefix = row.history if row.shares and not self._long(row) else EMPTY
         row.cached = self.ledger.open(row.row, prefix, likely, self._sharers(row))
         row.position = row.cached
         row.pledged = self.ledger.blocks_for(len(row.history) + 1) - len(self.ledger.table(row.row))
@@ -201,7 +201,7 @@ class RouteScheduler:
             if blocks is None:
                 continue
             self._decode.remove(row)
-            parts.add(row, (row.last_id,), sample=True, blocks=blocks)
+            parts.add_token(row, blocks=blocks)
             row.position += 1
             row.waits_for_token = True
 
@@ -221,8 +221,8 @@ class RouteScheduler:
                 short.add(row.request)
                 continue
             last = row.position + length == len(row.history)
-            chunk = tuple(row.history[row.position : row.position + length])
-            parts.add(row, chunk, sample=last, blocks=blocks)
+            chunk = row.history[row.position : row.position + length]
+            parts.add_chunk(row, chunk, sample=last, blocks=blocks)
             parts.filled += self.ledger.blocks_of(row.row, row.position, length)
             row.position += length
             budget -= length

@@ -17,7 +17,7 @@ import numpy as np
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Send, SetTimer, TimerFired
 from hydra.actors.core.names import BROKER
 from hydra.actors.core.suspicion import DEATHS_MAX, SOLITARY_TOKENS
-from hydra.protocol.batch import Int32Column, int32
+from hydra.protocol.batch import GrowingIds, Int32Column, token_ids
 from hydra.protocol.ids import Attempt, SessionId
 from hydra.protocol.messages.generations import (
     FINISH_LENGTH,
@@ -89,7 +89,7 @@ class Session:
 
     session: SessionId
     model_id: str
-    prompt: Int32Column = attrs.field(converter=int32, eq=attrs.cmp_using(eq=np.array_equal))  # shared by n choices
+    prompt: Int32Column = attrs.field(converter=token_ids, eq=attrs.cmp_using(eq=np.array_equal))  # shared by n choices
     max_tokens: int
     params: SamplingParams
     stop_ids: tuple[int, ...]
@@ -97,7 +97,7 @@ class Session:
     request: int = 0
     owner: str = ""
     attempt: Attempt = Attempt(0)
-    emitted: list[int] = attrs.field(factory=list, init=False)
+    emitted: GrowingIds = attrs.field(factory=GrowingIds, init=False)
     deaths: int = attrs.field(default=0, init=False)
     done: bool = attrs.field(default=False, init=False)
     _reopened_at: int = attrs.field(default=0, init=False)  # emitted tokens when the last replay began
@@ -137,7 +137,7 @@ class Session:
             session=self.session,
             attempt=self.attempt,
             model_id=self.model_id,
-            history=np.concatenate([self.prompt, int32(self.emitted)]),
+            history=np.concatenate([self.prompt, self.emitted.column]) if len(self.emitted) else self.prompt,
             prompt_tokens=len(self.prompt),
             max_tokens=self.max_tokens,
             params=self.params,

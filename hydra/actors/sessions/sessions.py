@@ -78,7 +78,7 @@ class Sessions:
         return Session(
             session=session,
             model_id=request.model_id,
-            prompt=request.prompt_ids,
+            prompt=request.prompt,
             max_tokens=request.max_tokens,
             params=request.params,
             stop_ids=request.stop_ids,

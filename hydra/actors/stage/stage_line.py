@@ -11,7 +11,7 @@ from typing import Literal
 import attrs
 
 from hydra.actors.stage.step_limits import StepLimits
-from hydra.protocol.batch import Batch, OpenRow, Run, Step
+from hydra.protocol.batch import Batch, GrowingIds, Int32Column, OpenRow, Run, Step
 from hydra.protocol.ids import EPOCH_ZERO, Attempt, Epoch, RouteId, RowId, StepId
 
 DropReason = Literal[
@@ -172,7 +172,7 @@ class StageLine:
                 prompt_tokens=opening.prompt_tokens,
                 history_tokens=opening.history_tokens,
                 position=opening.cached_tokens,
-                history=opening.history.tolist(),
+                history=GrowingIds(opening.history),
             )
         rows: list[OpenRow] = []
         token_at = block_at = 0
@@ -187,7 +187,7 @@ class StageLine:
             if limits is not None and not limits.room(len(row.blocks), position + length):
                 return self.drop("no room")
             if row.params is not None and row.params.needs_history:
-                _extend_history(row, batch.tokens[token_at : token_at + length].tolist(), position)
+                _extend_history(row, batch.tokens[token_at : token_at + length], position)
             row.position = position + length
             token_at += length
             block_at += n_blocks
@@ -195,7 +195,7 @@ class StageLine:
         return tuple(rows)
 
 
-def _extend_history(row: OpenRow, tokens: list[int], position: int) -> None:
+def _extend_history(row: OpenRow, tokens: Int32Column, position: int) -> None:
     """Ids the row does not know yet; a prefill repeats those its opening already carried."""
     known = len(row.history)
     row.history.extend(tokens[max(0, known - position) :])

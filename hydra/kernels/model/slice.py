@@ -236,4 +236,4 @@ def _picks(batch: Batch, rows: Sequence[OpenRow]) -> list[Pick]:
 def _pick(row: OpenRow, position: int) -> Pick:
     if row.params is None:
         raise ValueError(f"row {row.row} is to be sampled and has no parameters")
-    return Pick(params=row.params, position=position, prompt_tokens=row.prompt_tokens, history=row.history)
+    return Pick(params=row.params, position=position, prompt_tokens=row.prompt_tokens, history=row.history.column)

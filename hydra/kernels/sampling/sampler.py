@@ -15,15 +15,17 @@ it too, only ids whose scores are equal there take turns.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hydra.kernels.sampling.noise import gumbel, stream_key
 from hydra.kernels.tensors import to_device
-from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Logprobs, Outcome, int32
+from hydra.protocol.batch import EMPTY, ROW_FINE, ROW_NOT_FINITE, Int32Column, Logprobs, Outcome, int32
 from hydra.protocol.sampling import SamplingParams
 
 TEMPERATURE_MIN = 1e-9
@@ -39,7 +41,7 @@ class Pick:
     params: SamplingParams
     position: int  # of the token to be chosen
     prompt_tokens: int
-    history: Sequence[int] = ()  # ids before it, where the parameters need them
+    history: Int32Column = EMPTY  # ids before it, where the parameters need them
 
 
 @attrs.frozen(eq=False)
@@ -104,7 +106,7 @@ def _edited(raw: Tensor, pick: Pick) -> Tensor:
         scores = _penalised(scores, pick)
     scores.clamp_(max=_FLOAT32_MAX)  # what a penalty has raised beyond
     if params.stop_ids and pick.position - pick.prompt_tokens < params.min_tokens:
-        scores.index_fill_(0, _within(scores, params.stop_ids), float("-inf"))
+        scores.index_fill_(0, _within(scores, _whole(params.stop_ids)), float("-inf"))
     return scores
 
 
@@ -118,21 +120,27 @@ def _tempered(scores: Tensor, temperature: float) -> Tensor:
     return scores.sub_(best).div_(_bounded(temperature))
 
 
-def _within(scores: Tensor, ids: Sequence[int]) -> Tensor:
+def _within(scores: Tensor, ids: npt.NDArray[np.integer[Any]]) -> Tensor:
     """Ids beyond the vocabulary can be neither favoured nor drawn."""
-    return to_device(np.array([i for i in ids if 0 <= i < scores.shape[0]], dtype=np.int64), scores.device)
+    known = ids[(ids >= 0) & (ids < scores.shape[0])]
+    return to_device(known.astype(np.int64), scores.device)
+
+
+def _whole(ids: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Of parameters, which may hold ids beyond int32."""
+    return np.array(ids, dtype=np.int64)
 
 
 def _bias(scores: Tensor, params: SamplingParams) -> None:
     known = [(token, bias) for token, bias in params.logit_bias if 0 <= token < scores.shape[0]]
     if known:
         biases = to_device(np.array([_bounded(bias) for _, bias in known], dtype=np.float32), scores.device)
-        scores.index_add_(0, _within(scores, [token for token, _ in known]), biases)
+        scores.index_add_(0, _within(scores, _whole([token for token, _ in known])), biases)
 
 
 def _penalised(scores: Tensor, pick: Pick) -> Tensor:
     """Repetition looks at prompt and answer, presence and frequency at the answer alone."""
-    params, history = pick.params, list(pick.history[: pick.position])
+    params, history = pick.params, pick.history[: pick.position]
     if len(history) != pick.position:
         raise ValueError(f"penalties need {pick.position} ids of history, the row has {len(history)}")
     if params.repetition_penalty != 1.0:

@@ -5,7 +5,7 @@ from typing import Literal
 import attrs
 import numpy as np
 
-from hydra.protocol.batch import Int32Column, Logprobs, int32
+from hydra.protocol.batch import Int32Column, Logprobs, int32, token_ids_field
 from hydra.protocol.ids import Attempt, SessionId
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
@@ -26,7 +26,7 @@ class Open:
     session: SessionId
     attempt: Attempt
     model_id: str
-    history: Int32Column = _ids()
+    history: Int32Column = token_ids_field()
     prompt_tokens: int
     max_tokens: int
     params: SamplingParams

@@ -491,7 +491,7 @@ def test_a_row_that_never_finds_memory_ends_after_a_few_tries(history):
 
 def test_a_row_in_company_that_never_finds_memory_ends_too():
     """Even if steps never became smaller."""
-    faults, row = RowFaults(), Row(row=1, key=RowKey("f", 1), open=opening(1), arrival=1, history=[3])
+    faults, row = RowFaults(), Row(row=1, key=RowKey("f", 1), open=opening(1), arrival=1)
     told = [faults.judge(row, "no memory") for _ in range(FAILURES_MAX)]
     assert told == [None] * (FAILURES_MAX - 1) + [NO_MEMORY]
 

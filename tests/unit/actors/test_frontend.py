@@ -17,7 +17,7 @@ from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import GREEDY
 from tests.unit.actors.silent_spoke import SilentSpoke
 
-REQUEST = GenerateRequest(model_id="m", prompt_ids=[1, 2, 3], max_tokens=100, params=GREEDY, stop_ids=())
+REQUEST = GenerateRequest(model_id="m", prompt=[1, 2, 3], max_tokens=100, params=GREEDY, stop_ids=())
 
 
 @asynccontextmanager

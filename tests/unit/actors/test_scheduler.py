@@ -50,7 +50,6 @@ def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREED
         key=RowKey("f", number),
         open=opening,
         arrival=number,
-        history=history,
         generated=len(shown),
         shares=shares,
     )

@@ -126,7 +126,7 @@ async def test_tools_and_documents_reach_the_prompt(app, zoo_cluster):
     answer = await ask(app, "POST", "/v1/chat/completions", body)
     assert answer.status == 200 and answer.headers["x-hydra-ignored"] == "chat_template_kwargs.nobody"
     words = ModelTokenizer.load(Path(zoo_cluster.card.model_path))
-    prompt = words.decode(zoo_cluster.requests[0].prompt_ids.tolist())
+    prompt = words.decode(zoo_cluster.requests[0].prompt.tolist())
     assert '"name": "look"' in prompt and "T: once" in prompt and prompt.endswith("merry")
 
 
@@ -164,7 +164,7 @@ async def test_an_effort_is_for_a_template_that_knows_efforts(app, cluster, tmp_
     )
     answer = await ask(app, "POST", "/v1/chat/completions", body)
     assert answer.status == 200 and "x-hydra-ignored" not in answer.headers
-    prompt = ModelTokenizer.load(directory).decode(cluster.requests[-1].prompt_ids.tolist())
+    prompt = ModelTokenizer.load(directory).decode(cluster.requests[-1].prompt.tolist())
     assert prompt.endswith("effort=low")
 
 
@@ -175,7 +175,7 @@ async def test_a_strict_tool_is_used_and_said_not_to_be_strict(app, zoo_cluster)
     assert (answer.status, answer.headers["x-hydra-ignored"]) == (200, "tools.function.strict")
     plain = await ask(app, "POST", "/v1/chat/completions", {**body, "tools": [TOOL]})
     assert plain.status == 200 and "x-hydra-ignored" not in plain.headers
-    one, other = (request.prompt_ids.tolist() for request in zoo_cluster.requests)
+    one, other = (request.prompt.tolist() for request in zoo_cluster.requests)
     assert one == other, "it is a word to the server, and the model never sees it"
 
 

@@ -137,8 +137,8 @@ async def test_128_answers_and_128_prompts(app, cluster):
     content = (await ask(app, "POST", "/v1/completions", TEXT | {"n": 128, "max_tokens": 1})).json()
     assert [choice["index"] for choice in content["choices"]] == list(range(128))
     assert {choice["text"] for choice in content["choices"]} == {"a"} and content["usage"]["prompt_tokens"] == 2
-    one = cluster.requests[0].prompt_ids
-    assert all(request.prompt_ids is one for request in cluster.requests), "the answers share their prompt"
+    one = cluster.requests[0].prompt
+    assert all(request.prompt is one for request in cluster.requests), "the answers share their prompt"
 
 
 def test_the_answers_of_a_request_have_a_bound(words, cluster):

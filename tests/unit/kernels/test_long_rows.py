@@ -57,7 +57,6 @@ class Route:
             key=RowKey("f", session),
             open=opening,
             arrival=session,
-            history=history,
             generated=len(shown),
         )
         self.engine.add(row)
@@ -77,8 +76,8 @@ class Route:
             for drawn in self.engine.take(result, 0.0):
                 self.said[drawn.row.key.session].append(drawn.token)
             for row in self.engine.preempted:
-                prompt_ids = row.open.history[: row.open.prompt_tokens].tolist()
-                again = self.open(row.key.session, prompt_ids, row.open.attempt + 1)
+                prompt = row.open.history[: row.open.prompt_tokens].tolist()
+                again = self.open(row.key.session, prompt, row.open.attempt + 1)
                 self.reopened.append((row.key.session, len(again.history)))
             self.engine.preempted.clear()
 
