@@ -9,6 +9,7 @@ from hydra.http.app import make_app
 from hydra.http.openai_request import parse_request
 from hydra.http.openai_response import Writer
 from hydra.http.teller import Delta
+from hydra.protocol.batch import token_ids
 from hydra.protocol.refusal import RefusalError
 from hydra.simulation.asgi_client import ask
 from hydra.text.tokenizer import ModelTokenizer
@@ -154,7 +155,7 @@ def test_the_tokens_of_a_request_have_a_bound(words, cluster):
     prompt = [1] * (ANSWER_TOKENS_MAX // 128)
     request = parse_request("text", TEXT | {"prompt": prompt, "n": 128})
     assert len(answers_of(request, words, card)) == 128
-    longer = attrs.evolve(request, prompts=((1,) * (len(prompt) + 1),))
+    longer = attrs.evolve(request, prompts=(token_ids([1] * (len(prompt) + 1)),))
     with pytest.raises(RefusalError) as refused:
         answers_of(longer, words, card)
     assert refused.value.refusal.param == "n"
