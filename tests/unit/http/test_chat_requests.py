@@ -5,12 +5,12 @@ from pathlib import Path
 import attrs
 import pytest
 
-from hydra.actors.client import Piece
 from hydra.http.openai_request import parse_request
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import DefaultSampling
 from hydra.simulation.asgi_client import ask
 from hydra.text.tokenizer import ChatInput, ModelTokenizer
+from tests.unit.http.fake_cluster import tokens_of
 from tests.unit.text.tokenizer_zoo import CHATML, byte_fallback, byte_level, save
 
 USER = {"role": "user", "content": "hi"}
@@ -191,9 +191,7 @@ async def test_the_first_space_of_a_completion_is_kept_and_of_an_answer_is_not(a
     words = ModelTokenizer.load(directory)
     ids = words.tokenizer.encode("fox", add_special_tokens=False).ids
     cluster.card = attrs.evolve(cluster.card, model_path=str(directory), folder=str(directory), vocab=1000)
-    cluster.script = lambda request, at: Piece(
-        token_ids=(ids[at],), finish="length" if at == len(ids) - 1 else None, logprobs=None
-    )
+    cluster.script = lambda request, at: tokens_of((ids[at],), "length" if at == len(ids) - 1 else None)
     body = {"model": "m", "messages": [USER], "prompt": "the quick brown", "max_tokens": len(ids)}
     if path == "/v1/completions":
         del body["messages"]

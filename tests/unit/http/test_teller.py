@@ -2,12 +2,12 @@
 
 import pytest
 
-from hydra.actors.client import Piece, TokenLogprobs
 from hydra.http.answers import Answer
 from hydra.http.openai_logprobs import chat_logprobs, text_logprobs
 from hydra.http.openai_request import ApiRequest
 from hydra.http.teller import Teller
 from hydra.text.tokenizer import ModelTokenizer
+from tests.unit.http.fake_cluster import tokens_of
 from tests.unit.text.tokenizer_zoo import byte_fallback, byte_level, save
 
 EOT = "<|im_end|>"
@@ -35,10 +35,8 @@ def tell(words, ids, *, size=1, kind="text", prompt=(), finish="length", **reque
     deltas = []
     for at in range(0, len(ids), size):
         some = tuple(ids[at : at + size])
-        logprobs = tuple(TokenLogprobs(chosen=-0.5, top=()) for _ in some) if asked.logprobs is not None else None
-        deltas.append(
-            teller.tell(Piece(token_ids=some, finish=finish if at + size >= len(ids) else None, logprobs=logprobs))
-        )
+        logprob = -0.5 if asked.logprobs is not None else None
+        deltas.append(teller.tell(tokens_of(some, finish if at + size >= len(ids) else None, logprob=logprob)))
         if deltas[-1].finish:
             break
     return deltas
@@ -154,16 +152,16 @@ def test_a_word_and_the_same_word_behind_a_blank_are_two_tokens(piece_words):
     tokenizer_ids = [tokenizer.token_to_id(piece) for piece in ("▁the", "the")]
     assert None not in tokenizer_ids
     blank, bare = tokenizer_ids
-    piece = Piece(token_ids=(blank,), logprobs=(TokenLogprobs(chosen=-2.0, top=((bare, -0.1), (blank, -2.0))),))
+    tokens = tokens_of((blank,), logprob=-2.0, top=((bare, -0.1), (blank, -2.0)))
     within = Teller.of(
         ApiRequest(kind="text", model="m", logprobs=2), Answer(index=0, prompt=(bare,), choice=0), piece_words
     )
-    told = text_logprobs(within.tell(piece).shown, piece_words.vocabulary)
+    told = text_logprobs(within.tell(tokens).shown, piece_words.vocabulary)
     assert told["tokens"] == [" the"] and told["top_logprobs"] == [{"the": -0.1, " the": -2.0}]
     opening = Teller.of(
         ApiRequest(kind="chat", model="m", logprobs=2), Answer(index=0, prompt=(), choice=0), piece_words
     )
-    told = text_logprobs(opening.tell(piece).shown, piece_words.vocabulary)
+    told = text_logprobs(opening.tell(tokens).shown, piece_words.vocabulary)
     assert told["tokens"] == ["the"] and told["top_logprobs"] == [{"the": -2.0, f"token_id:{bare}": -0.1}], (
         "at the beginning they print alike, and the sampled one has the name"
     )
@@ -175,7 +173,7 @@ def test_the_sampled_token_is_always_among_the_likeliest(words):
         teller = Teller.of(
             ApiRequest(kind="text", model="m", logprobs=len(top)), Answer(index=0, prompt=(a,), choice=0), words
         )
-        delta = teller.tell(Piece(token_ids=(a,), logprobs=(TokenLogprobs(chosen=-9.0, top=top),)))
+        delta = teller.tell(tokens_of((a,), logprob=-9.0, top=top))
         (entry,) = text_logprobs(delta.shown, words.vocabulary)["top_logprobs"]
         assert entry == {**{words.decode([token]): value for token, value in top}, "a": -9.0}
 

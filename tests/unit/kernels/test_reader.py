@@ -201,7 +201,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(stored, monkeypatch, th
     def cut(bytes_done: int, bytes_total: int) -> None:
         os.truncate(stored.folder / last.file, last.offset)
 
-    monkeypatch.setattr(staging.Landing, "take", slowed(staging.Landing.take, last, cut))
+    monkeypatch.setattr(staging.Staging, "take", slowed(staging.Staging.take, last, cut))
     with pytest.raises(RefusalError, match=r"b\.safetensors ends within b3: byte \d+ is missing"):
         read_ranges(stored.folder, stored.targets(), quiet, threads)
 
