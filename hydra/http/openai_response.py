@@ -136,7 +136,7 @@ class Writer:
             text = "".join(delta.text for delta in own)
             finish = next((delta.finish for delta in reversed(own) if delta.finish), None)
             shown = None
-            if self.request.logprobs is not None:
+            if self.request.sampling.logprobs is not None:
                 shown = tuple(token for delta in own for token in delta.shown or ())
             choices.append(self._whole_choice(answer.index, text, finish, shown) | self._ids(own))
         return {**self._head(choices, chunk=False), "usage": self.usage()}

@@ -60,8 +60,8 @@ class Teller:
             Detokenizer(words.vocabulary, answer.prompt if goes_on else EMPTY),
             StopWatch(request.stop, request.include_stop),
             request.skip_special_tokens,
-            request.min_tokens,
-            request.logprobs is not None,
+            request.sampling.min_tokens,
+            request.sampling.logprobs is not None,
         )
 
     def tell(self, tokens: Sequence[SampledToken]) -> Delta:

@@ -211,10 +211,10 @@ def test_what_is_left_out_is_as_the_publisher_would_have_it(kind):
     said = {"messages": [USER]} if kind == "chat" else {"prompt": "x"}
     body = {"model": "m", **said, "top_p": 1.0, "top_k": None, "temperature": 0}
     request = parse_request(kind, body).with_defaults(PUBLISHED)
-    assert (request.temperature, request.top_p, request.top_k) == (0.0, 1.0, 20), (
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.top_k) == (0.0, 1.0, 20), (
         "what is said holds, null says nothing"
     )
-    assert (request.repetition_penalty, request.min_p) == (1.1, 0.0), "without an opinion, as OpenAI"
+    assert (request.sampling.repetition_penalty, request.sampling.min_p) == (1.1, 0.0), "without an opinion, as OpenAI"
 
 
 @pytest.mark.parametrize(("asked", "used"), [({}, 0.6), ({"temperature": 1.5}, 1.5)])

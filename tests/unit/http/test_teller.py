@@ -6,6 +6,7 @@ from hydra.http.answers import Answer
 from hydra.http.openai_logprobs import chat_logprobs, text_logprobs
 from hydra.http.openai_request import ApiRequest
 from hydra.http.teller import Teller
+from hydra.protocol.sampling import SamplingParams
 from hydra.text.tokenizer import ModelTokenizer
 from tests.unit.http.fake_cluster import tokens_of
 from tests.unit.text.tokenizer_zoo import byte_fallback, byte_level, save
@@ -30,12 +31,13 @@ def encode(words, text):
 
 def tell(words, ids, *, size=1, kind="text", prompt=(), finish="length", **request):
     """The deltas of these tokens, `size` at a time."""
-    asked = ApiRequest(kind=kind, model="m", **request)
+    sampling = SamplingParams(**{name: request.pop(name) for name in ("logprobs", "min_tokens") if name in request})
+    asked = ApiRequest(kind=kind, model="m", sampling=sampling, **request)
     teller = Teller.of(asked, Answer(index=0, prompt=tuple(prompt), choice=0), words)
     deltas = []
     for at in range(0, len(ids), size):
         some = tuple(ids[at : at + size])
-        logprob = -0.5 if asked.logprobs is not None else None
+        logprob = -0.5 if sampling.logprobs is not None else None
         deltas.append(teller.tell(tokens_of(some, finish if at + size >= len(ids) else None, logprob=logprob)))
         if deltas[-1].finish:
             break
@@ -154,12 +156,16 @@ def test_a_word_and_the_same_word_behind_a_blank_are_two_tokens(piece_words):
     blank, bare = tokenizer_ids
     tokens = tokens_of((blank,), logprob=-2.0, top=((bare, -0.1), (blank, -2.0)))
     within = Teller.of(
-        ApiRequest(kind="text", model="m", logprobs=2), Answer(index=0, prompt=(bare,), choice=0), piece_words
+        ApiRequest(kind="text", model="m", sampling=SamplingParams(logprobs=2)),
+        Answer(index=0, prompt=(bare,), choice=0),
+        piece_words,
     )
     told = text_logprobs(within.tell(tokens).shown, piece_words.vocabulary)
     assert told["tokens"] == [" the"] and told["top_logprobs"] == [{"the": -0.1, " the": -2.0}]
     opening = Teller.of(
-        ApiRequest(kind="chat", model="m", logprobs=2), Answer(index=0, prompt=(), choice=0), piece_words
+        ApiRequest(kind="chat", model="m", sampling=SamplingParams(logprobs=2)),
+        Answer(index=0, prompt=(), choice=0),
+        piece_words,
     )
     told = text_logprobs(opening.tell(tokens).shown, piece_words.vocabulary)
     assert told["tokens"] == ["the"] and told["top_logprobs"] == [{"the": -2.0, f"token_id:{bare}": -0.1}], (
@@ -171,7 +177,9 @@ def test_the_sampled_token_is_always_among_the_likeliest(words):
     a, b, c = encode(words, "a")[0], encode(words, "b")[0], encode(words, "c")[0]
     for top in ((), ((b, -1.0),), ((b, -1.0), (c, -2.0))):
         teller = Teller.of(
-            ApiRequest(kind="text", model="m", logprobs=len(top)), Answer(index=0, prompt=(a,), choice=0), words
+            ApiRequest(kind="text", model="m", sampling=SamplingParams(logprobs=len(top))),
+            Answer(index=0, prompt=(a,), choice=0),
+            words,
         )
         delta = teller.tell(tokens_of((a,), logprob=-9.0, top=top))
         (entry,) = text_logprobs(delta.shown, words.vocabulary)["top_logprobs"]
