@@ -6,13 +6,14 @@ and frees its KV. Replays, re-plans and dead machines do not show here, except a
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Protocol
 
 import attrs
 
 from hydra.protocol.batch import Int32Column, token_ids_field
 from hydra.protocol.messages.models import JobStatus, ModelReply, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
+from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.sampling import SamplingParams
 
 
@@ -29,31 +30,13 @@ class GenerateRequest:
     owner: str = ""  # a digest of the API key that was presented; empty: none was
 
 
-@attrs.frozen(kw_only=True)
-class TokenLogprobs:
-    """Of one token: its own log-probability, and the best alternatives (token id, logprob), best first."""
+class Generation(Protocol):
+    """A running answer: the tokens that have arrived, in order, at least one at a time.
 
-    chosen: float
-    top: tuple[tuple[int, float], ...]
-
-
-@attrs.frozen(kw_only=True)
-class Piece:
-    """Tokens that have arrived, in order, at least one unless `finish` is set.
-
-    With finish "stop" the last id is the stop id that was drawn (not part of the text).
+    Iteration ends after the token with `finish`; it raises RefusalError when it cannot go on.
     """
 
-    token_ids: tuple[int, ...]
-    finish: Literal["stop", "length"] | None = None
-    logprobs: tuple[TokenLogprobs, ...] | None = None  # one per token when asked for
-    cached_tokens: int = 0
-
-
-class Generation(Protocol):
-    """A running answer. Iteration ends after the piece with `finish`; it raises RefusalError when it cannot go on."""
-
-    def __aiter__(self) -> AsyncIterator[Piece]: ...
+    def __aiter__(self) -> AsyncIterator[tuple[SampledToken, ...]]: ...
 
 
 class Cluster(Protocol):

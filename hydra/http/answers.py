@@ -16,7 +16,6 @@ from hydra.protocol.codec import CONTROL_BYTES_MAX
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.protocol.sampling import SamplingParams
 from hydra.text.tokenizer import ModelTokenizer
 
 ANSWERS_MAX = 1024  # of one request: prompts times n. More would never find room in a queue of the usual size
@@ -107,20 +106,8 @@ def generate_request(request: ApiRequest, answer: Answer, card: ModelCard, end_i
         model_id=card.model_id,
         prompt=answer.prompt,
         max_tokens=request.max_tokens or context_of(card) - len(answer.prompt),
-        params=SamplingParams(
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            repetition_penalty=request.repetition_penalty,
-            logit_bias=request.logit_bias,
-            seed=request.seed,
-            choice=answer.choice,
-            logprobs=request.logprobs,
-            min_tokens=request.min_tokens,
-            stop_ids=stop_ids if request.min_tokens else (),
+        params=attrs.evolve(
+            request.sampling, choice=answer.choice, stop_ids=stop_ids if request.sampling.min_tokens else ()
         ),
         stop_ids=stop_ids,
     )

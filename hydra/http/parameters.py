@@ -12,8 +12,10 @@ import orjson
 
 from hydra.http.fields import key_name
 from hydra.protocol.refusal import refuse
+from hydra.protocol.sampling import SamplingParams
 
 Kind = Literal["chat", "text"]
+OF_ONE_ANSWER = frozenset({"choice", "stop_ids"})  # sampling parameters that no request sends: they are worked out
 
 
 @attrs.frozen
@@ -44,11 +46,11 @@ def _refused(names: str, *neutral: Any, instead: str = "") -> dict[str, Paramete
     return {name: Parameter("refused", neutral, instead) for name in names.split()}
 
 
-_HONOURED = _each(
+_SAMPLING_PARAMS = " ".join(field.name for field in attrs.fields(SamplingParams) if field.name not in OF_ONE_ANSWER)
+_HONOURED = _each("honoured", _SAMPLING_PARAMS) | _each(
     "honoured",
-    "model stream stream_options max_tokens max_completion_tokens n temperature top_p top_k min_p presence_penalty "
-    "frequency_penalty repetition_penalty repeat_penalty logit_bias seed stop stop_token_ids ignore_eos min_tokens "
-    "logprobs include_stop_str_in_output no_stop_trim return_token_ids skip_special_tokens best_of response_format",
+    "model stream stream_options max_tokens max_completion_tokens n repeat_penalty stop stop_token_ids ignore_eos "
+    "include_stop_str_in_output no_stop_trim return_token_ids skip_special_tokens best_of response_format",
 )
 _INERT = (
     # For whoever keeps accounts or caches; and blanks between special tokens, which only slow tokenizers ever wrote.

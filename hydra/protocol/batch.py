@@ -179,6 +179,16 @@ class Logprobs:
     top_ids: npt.NDArray[np.int32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))  # [n, k]
     top: npt.NDArray[np.float32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))  # [n, k]
 
+    def rows(self, index: npt.NDArray[np.intp]) -> "Logprobs":
+        """Some of the rows."""
+        return Logprobs(chosen=self.chosen[index], top_ids=self.top_ids[index], top=self.top[index])
+
+    def of(self, index: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+        """One row's: the chosen token's (None where not asked), and the best alternatives with theirs."""
+        chosen = float(self.chosen[index])
+        pairs = zip(self.top_ids[index].tolist(), self.top[index].tolist(), strict=True)
+        return None if chosen != chosen else chosen, tuple((token, value) for token, value in pairs if token >= 0)
+
 
 @attrs.define(kw_only=True)
 class StepResult:

@@ -193,8 +193,7 @@ def _rule_sampling(params: SamplingParams) -> bool:
 
 def _rule_default_sampling(default: DefaultSampling) -> bool:
     """The ranges of SamplingParams, where there is a value."""
-    given = {name: value for name, value in attrs.asdict(default).items() if value is not None}
-    return _rule_sampling(SamplingParams(**given))
+    return _rule_sampling(SamplingParams().with_defaults(default, given=()))
 
 
 def _rule_open(said: Open) -> bool:

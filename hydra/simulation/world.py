@@ -735,7 +735,7 @@ class World:
         node = self.nodes[chat.frontend]
         if not self.shape.http:
             async with node.family.generate(request) as pieces:
-                yield ((piece.token_ids, piece.finish) async for piece in pieces)
+                yield ((tuple(token.token for token in tokens), tokens[-1].finish) async for tokens in pieces)
             return
         body = {
             "model": MODEL_ID, "prompt": list(chat.prompt), "max_tokens": chat.max_tokens, "stream": True,

@@ -6,13 +6,13 @@ that leaves closes its session. Every wait has a deadline.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import structlog
 import trio
 
-from hydra.actors.client import GenerateRequest, Generation, Piece, TokenLogprobs
+from hydra.actors.client import GenerateRequest, Generation
 from hydra.actors.core.facts import Joined, Left
 from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
@@ -20,7 +20,7 @@ from hydra.actors.core.machine import Effect, Event, Received
 from hydra.actors.core.membership import Leave, Member, Reached, TurnedAway
 from hydra.actors.core.membership import Start as Greet
 from hydra.actors.core.names import ASKS, BROKER, MEMBER, PLANNER, SESSIONS, STATUS
-from hydra.actors.sessions.session import Emit, Fail
+from hydra.actors.sessions.session import Fail
 from hydra.actors.sessions.sessions import End, Sessions, Show, Start
 from hydra.protocol.ids import Address, AskId, NodeId, SessionId
 from hydra.protocol.ids import Generation as GenerationId
@@ -43,6 +43,7 @@ from hydra.protocol.messages.models import (
 )
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
+from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.wires.wire import Spoke
 
 log = structlog.get_logger()
@@ -73,11 +74,11 @@ class FrontendParts:
 class _Slot:
     """What one generation has to show and its reader has not taken yet: bounded by the request's max_tokens."""
 
-    shown: list[Emit | Fail] = attrs.field(factory=list)
+    shown: list[SampledToken | Fail] = attrs.field(factory=list)
     news: trio.Event = attrs.field(factory=trio.Event)
     quiet_looks: int = 0  # of `look`, since something was put
 
-    def put(self, shown: Emit | Fail) -> None:
+    def put(self, shown: SampledToken | Fail) -> None:
         self.shown.append(shown)
         self.quiet_looks = 0
         self.news.set()
@@ -88,7 +89,7 @@ class _Slot:
         if self.quiet_looks * LOOK_EVERY_S > SILENCE_MAX_S:
             self.put(Fail(Refusal(code="timeout", message=f"the cluster said nothing for {SILENCE_MAX_S:.0f} s")))
 
-    async def take(self) -> list[Emit | Fail]:
+    async def take(self) -> list[SampledToken | Fail]:
         """Everything there is, at least one. After a silence it is a failure."""
         await self.news.wait()
         self.news = trio.Event()
@@ -101,43 +102,25 @@ class _Reading:
     """One generation, as its reader iterates over it."""
 
     slot: _Slot
-    with_logprobs: bool
-
     ended: bool = False
     failure: Refusal | None = None  # told behind the tokens that came with it
 
     def __aiter__(self) -> "_Reading":
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> tuple[SampledToken, ...]:
         if self.ended:
             raise StopAsyncIteration
         if self.failure is None:
             shown = await self.slot.take()
-            self.failure = next((said.refusal for said in shown if isinstance(said, Fail)), None)
-            emits = [said for said in shown if isinstance(said, Emit)]
-            if emits:
-                piece = self._piece(emits)
-                self.ended = piece.finish is not None
-                return piece
+            self.failure = next((item.refusal for item in shown if isinstance(item, Fail)), None)
+            tokens = tuple(item for item in shown if isinstance(item, SampledToken))
+            if tokens:
+                self.ended = tokens[-1].finish is not None
+                return tokens
         self.ended = True
         assert self.failure is not None
         raise RefusalError(self.failure)
-
-    def _piece(self, emits: list[Emit]) -> Piece:
-        logprobs: tuple[TokenLogprobs, ...] | None = None
-        if self.with_logprobs:
-            logprobs = tuple(
-                TokenLogprobs(chosen=emit.logprob if emit.logprob is not None else float("-inf"), top=emit.top)
-                for emit in emits
-            )
-        finish: Literal["stop", "length"] | None = emits[-1].finish
-        return Piece(
-            token_ids=tuple(emit.token for emit in emits),
-            finish=finish,
-            logprobs=logprobs,
-            cached_tokens=emits[0].cached,
-        )
 
 
 @attrs.define(eq=False)
@@ -237,7 +220,7 @@ class Frontend:
         slot = self._slots[session] = _Slot()
         try:
             self.actor_host.post(SESSIONS, Start(session, request))
-            yield _Reading(slot, request.params.logprobs is not None)
+            yield _Reading(slot)
         finally:
             self.actor_host.post(SESSIONS, End(session))
             del self._slots[session]

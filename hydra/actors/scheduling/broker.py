@@ -32,12 +32,12 @@ from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.probes import READY_FOR_S, Probes, ready_told
 from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.row_faults import RowFaults
-from hydra.actors.scheduling.scheduler import Drawn, RouteScheduler
+from hydra.actors.scheduling.scheduler import RouteScheduler
 from hydra.actors.scheduling.vocabulary_check import beyond_vocabulary, of_the_vocabulary
-from hydra.protocol.batch import Logprobs, Step, StepResult, int32
+from hydra.protocol.batch import Step, StepResult, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.ids import Address, PeerId, RouteId, RowId, SessionId
-from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.generations import FINISHES, Close, Open, OpenRefused, Reopen, Tokens
 from hydra.protocol.messages.models import ReadyRequest
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.refusal import Refusal
@@ -334,19 +334,20 @@ class Broker:
             return []
         model, route = found
         scheduler = route.scheduler
-        drawn = scheduler.take(result, now_s) if of_the_vocabulary(result, route.up.vocab) else None
-        if drawn is None:
+        sampled = scheduler.take(result, now_s) if of_the_vocabulary(result, route.up.vocab) else None
+        if sampled is None:
             why = f"result of step {result.step} out of turn, or not of its rows"
             return [Send(PLANNER, RouteBroken(route=result.route, epoch=result.epoch, why=why, side="in"))]
         effects: list[Effect] = []
-        for peer in dict.fromkeys(token.row.key.peer for token in drawn):
-            effects += self._tell(peer, [token for token in drawn if token.row.key.peer == peer], result.logprobs)
+        for peer in dict.fromkeys(row.key.peer for row in sampled.values()):
+            own = {index: row for index, row in sampled.items() if row.key.peer == peer}
+            effects += self._send_tokens(peer, own, result)
         effects += self._settle_failed(scheduler)
-        effects += self._serves(route) if drawn else []
-        self.tokens_told += len(drawn)
-        for token in drawn:
-            if token.finish:
-                self._forget(token.row.key)
+        effects += self._serves(route) if sampled else []
+        self.tokens_told += len(sampled)
+        for row in sampled.values():
+            if row.finish is not None:
+                self._forget(row.key)
         pumped = self._pump(model, now_s)
         steps = [effect for effect in pumped if isinstance(effect, SendStep)]  # first: the stages wait for them
         return [*steps, *effects, *(effect for effect in pumped if not isinstance(effect, SendStep))]
@@ -367,20 +368,20 @@ class Broker:
         scheduler.failed.clear()
         return effects
 
-    def _tell(self, peer: PeerId, drawn: list[Drawn], logprobs: Logprobs | None) -> list[Effect]:
+    def _send_tokens(self, peer: PeerId, sampled: dict[int, Row], result: StepResult) -> list[Effect]:
+        """One peer's rows of the result, which stays columns."""
+        rows = sampled.values()
         if peer == PROBE_PEER:
-            return [effect for token in drawn for effect in self._probe_ended(token.row.key.session)]
-        if logprobs is not None:
-            index = np.array([token.index for token in drawn])
-            logprobs = Logprobs(chosen=logprobs.chosen[index], top_ids=logprobs.top_ids[index], top=logprobs.top[index])
+            return [effect for row in rows for effect in self._probe_ended(row.key.session)]
+        index = np.array(list(sampled))
         tokens = Tokens(
-            session=int32([token.row.key.session for token in drawn]),
-            attempt=int32([token.row.open.attempt for token in drawn]),
-            position=int32([token.position for token in drawn]),
-            token=int32([token.token for token in drawn]),
-            finish=int32([token.finish for token in drawn]),
-            cached=int32([min(token.row.cached, token.row.open.prompt_tokens) for token in drawn]),
-            logprobs=logprobs,
+            session=int32([row.key.session for row in rows]),
+            attempt=result.attempt[index],
+            position=result.position[index],
+            token=result.token[index],
+            finish=int32([FINISHES.index(row.finish) for row in rows]),
+            cached=int32([min(row.cached, row.open.prompt_tokens) for row in rows]),
+            logprobs=None if result.logprobs is None else result.logprobs.rows(index),
         )
         return [Send(Address(peer, SESSIONS), tokens)]
 

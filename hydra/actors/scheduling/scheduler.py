@@ -23,24 +23,12 @@ from hydra.actors.scheduling.row_faults import RowFault
 from hydra.actors.scheduling.step_bound import StepBound
 from hydra.protocol.batch import EMPTY, ROW_FINE, Batch, StepResult
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
-from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.settings.engine import SharePrefixes
 
 COHORT_ROWS_MAX = 64  # decoding rows in one micro-batch; more only lengthens everybody's step
 CHUNK_TOKENS_MIN = 64
 BATCH_TOKENS_AUTO = 512
-
-
-@attrs.define
-class Drawn:
-    """A token for a session, on its way to its frontend; `index` is its place among the step's results."""
-
-    row: Row
-    position: int
-    token: int
-    finish: int
-    index: int
 
 
 @attrs.frozen
@@ -266,8 +254,9 @@ class RouteScheduler:
 
     # ------------------------------------------------------------ what comes back
 
-    def take(self, result: StepResult, now_s: float) -> list[Drawn] | None:
-        """Settles the oldest flight. None when the result is not the one that must come next: the epoch is broken.
+    def take(self, result: StepResult, now_s: float) -> dict[int, Row] | None:
+        """Settles the oldest flight: the rows that got a token, each by the place of its token among the results. None
+        when the result is not the one that must come next: the epoch is broken.
 
         A stage that lies is a fault of the world, not a bug of ours: the sessions open again and lose nothing. Rows
         that went wrong are gone, and in `failed`.
@@ -282,52 +271,52 @@ class RouteScheduler:
             return self._starve(flight, now_s) if flight.rows else None
         self._measure(flight, now_s)
         due = self._due(result)
-        if any(row.position != position for row, position, *_ in due):
+        tokens, faults, positions = (column.tolist() for column in (result.token, result.fault, result.position))
+        if any(row.position != positions[index] for index, row in due.items()):
             return None
-        drawn: list[Drawn] = []
-        for row, position, token, fault, index in due:
-            if fault != ROW_FINE:
+        sampled: dict[int, Row] = {}
+        for index, row in due.items():
+            if faults[index] != ROW_FINE:
                 self._break(row)
             else:
-                drawn.append(self._draw(row, position, token, index))
-        if drawn:
+                self._add_token(row, tokens[index])
+                sampled[index] = row
+        if sampled:
             self.last_token_s = now_s
-        return drawn
+        return sampled
 
-    def _due(self, result: StepResult) -> list[tuple[Row, int, int, int, int]]:
-        """(row, position, token, fault, index) of the rows that wait for it; others closed or were preempted."""
-        columns = (result.row, result.attempt, result.position, result.token, result.fault)
-        due: dict[RowId, tuple[Row, int, int, int, int]] = {}
-        for index, (number, attempt, position, token, fault) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True)
-        ):
+    def _due(self, result: StepResult) -> dict[int, Row]:
+        """The rows that wait for it, by their first place in it; others closed or were preempted."""
+        due: dict[int, Row] = {}
+        seen: set[RowId] = set()
+        for index, (number, attempt) in enumerate(zip(result.row.tolist(), result.attempt.tolist(), strict=True)):
             row = self.rows.get(RowId(number))
-            if row is not None and row.open.attempt == Attempt(attempt) and row.waits_for_token:
-                due.setdefault(row.row, (row, position, token, fault, index))
-        return list(due.values())
+            waits = row is not None and row.open.attempt == Attempt(attempt) and row.waits_for_token
+            if row is not None and waits and row.row not in seen:
+                seen.add(row.row)
+                due[index] = row
+        return due
 
-    def _draw(self, row: Row, position: int, token: int, index: int) -> Drawn:
+    def _add_token(self, row: Row, token: int) -> None:
         row.waits_for_token = False
         row.last_id = token
         row.generated += 1
         row.generated_here += 1
-        finish = FINISH_NONE
         if token in row.open.stop_ids:
-            finish = FINISH_STOP
+            row.finish = "stop"
         elif row.generated >= row.open.max_tokens:
-            finish = FINISH_LENGTH
-        if finish != FINISH_NONE:
+            row.finish = "length"
+        if row.finish is not None:
             self.remove(row)
         else:
             self._decode.append(row)
-        return Drawn(row, position, token, finish, index)
 
     def _break(self, row: Row) -> None:
         """Whatever its blocks hold may be no numbers either: nobody shares them any more."""
         self.ledger.unname(self.ledger.table(row.row))
         self._fail(row, "not finite")
 
-    def _starve(self, flight: Flight, now_s: float) -> list[Drawn]:
+    def _starve(self, flight: Flight, now_s: float) -> dict[int, Row]:
         """Some stage computed nothing of it: what it should have filled is worthless, and what was filled since by its
         rows or upon shared blocks may be. Nobody comes to share that any more, also what rows that have left meanwhile
         left behind by name; and whoever began with some of it is computed again.
@@ -343,7 +332,7 @@ class RouteScheduler:
                 self._fail(row, "no memory alone" if flight.tokens == 1 else "no memory")
             elif not worthless.isdisjoint(self.ledger.table(row.row)[: row.cached // self.ledger.block_size]):
                 self._fail(row, "no memory")
-        return []
+        return {}
 
     def _fail(self, row: Row, fault: RowFault) -> None:
         self.remove(row)

@@ -6,10 +6,9 @@
 
 It keeps the prompt and everything it emitted, so a broken route costs one prefill and no words: every cause (a dead
 stage, preemption, a new coordinator) takes the one replay path, `Open(history, attempt + 1)`. It is the only writer
-of its history. It does not know sockets, tensors or text; stop strings and leaving clients reach it as Stop.
+of its history. A SampledToken is an event, as the Broker's columns say it, and the same one is the effect: show it. It
+does not know sockets, tensors or text; stop strings and leaving clients reach it as Stop.
 """
-
-from typing import Literal
 
 import attrs
 import numpy as np
@@ -19,35 +18,15 @@ from hydra.actors.core.names import BROKER
 from hydra.actors.core.suspicion import DEATHS_MAX, SOLITARY_TOKENS
 from hydra.protocol.batch import GrowingIds, Int32Column, token_ids
 from hydra.protocol.ids import Attempt, SessionId
-from hydra.protocol.messages.generations import (
-    FINISH_LENGTH,
-    FINISH_NONE,
-    FINISH_STOP,
-    Close,
-    Open,
-    OpenRefused,
-    Reopen,
-)
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.sampling import SamplingParams
 
 UNANSWERED_S = 30.0  # an Open that vanished with its coordinator is sent again
 ORPHANED_AT_ONCE = 2  # so often in a row it opens again without a pause: a coordinator was killed, and its successor
 ORPHANED_MAX = 20
 ORPHANED_PAUSE_S, ORPHANED_PAUSE_MAX_S = 0.5, 8.0
-
-
-@attrs.define(kw_only=True)
-class Drawn:
-    """Event: one token of this session, as the Broker told it."""
-
-    attempt: Attempt
-    position: int
-    token: int
-    finish: int
-    cached: int = 0
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @attrs.frozen
@@ -63,17 +42,6 @@ class Stop:
 @attrs.frozen
 class Orphaned:
     """Event: the coordinator we were open at is gone; another one is there."""
-
-
-@attrs.define(kw_only=True)
-class Emit:
-    """Effect: show this token."""
-
-    token: int
-    finish: Literal["stop", "length"] | None
-    cached: int
-    logprob: float | None
-    top: tuple[tuple[int, float], ...]
 
 
 @attrs.frozen
@@ -111,8 +79,8 @@ class Session:
         match event:
             case Begin():
                 return self._open(now_s)
-            case Drawn():
-                return self._drawn(event, now_s)
+            case SampledToken():
+                return self._token(event, now_s)
             case Reopen(attempt=attempt) if attempt == self.attempt:
                 return self._replay(now_s, why=event.why, death=event.death)
             case Orphaned():
@@ -148,22 +116,17 @@ class Session:
         )
         return [Send(BROKER, opening), SetTimer("unanswered", now_s + UNANSWERED_S)]
 
-    def _drawn(self, drawn: Drawn, now_s: float) -> list[Effect]:
-        if drawn.attempt != self.attempt or drawn.position < self.position:
+    def _token(self, sampled: SampledToken, now_s: float) -> list[Effect]:
+        if sampled.attempt != self.attempt or sampled.position < self.position:
             return []  # an echo
-        if drawn.position > self.position:
+        if sampled.position > self.position:
             return self._replay(now_s, why="gap", death=False)  # a Tokens message was lost on the way
         self._heard = True
         self._orphaned_in_a_row = 0
-        self.emitted.append(drawn.token)
+        self.emitted.append(sampled.token)
         if self.deaths and len(self.emitted) - self._reopened_at >= SOLITARY_TOKENS:
             self.deaths = 0
-        finish: Literal["stop", "length"] | None = None
-        if drawn.finish != FINISH_NONE:
-            finish = "stop" if drawn.finish == FINISH_STOP else "length"
-            assert drawn.finish in (FINISH_STOP, FINISH_LENGTH)
-        emit = Emit(token=drawn.token, finish=finish, cached=drawn.cached, logprob=drawn.logprob, top=drawn.top)
-        return self._end([emit]) if finish else [emit]
+        return [sampled] if sampled.finish is None else self._end([sampled])
 
     def _orphaned(self, now_s: float) -> list[Effect]:
         """The first times it opens again at once. It may be this very session that costs its frontend the membership,

@@ -8,10 +8,11 @@ import attrs
 from hydra.actors.client import GenerateRequest
 from hydra.actors.core.facts import Joined, Left, Undelivered
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
-from hydra.actors.sessions.session import Begin, Drawn, Emit, Fail, Orphaned, Session, Stop
+from hydra.actors.sessions.session import Begin, Fail, Orphaned, Session, Stop
 from hydra.protocol.ids import SessionId
 from hydra.protocol.messages.generations import Open, OpenRefused, Reopen, Tokens
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampled_token import SampledToken
 
 
 @attrs.frozen
@@ -34,7 +35,7 @@ class Show:
     """Effect: what a session wants shown, or its failure."""
 
     session: SessionId
-    shown: Emit | Fail
+    shown: SampledToken | Fail
 
 
 @attrs.define(eq=False)
@@ -49,7 +50,7 @@ class Sessions:
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
             case Received(message=Tokens() as tokens):
-                return self._tokens(tokens, now_s)
+                return [effect for number, token in tokens.one_by_one() for effect in self._tell(number, token, now_s)]
             case Received(message=(OpenRefused() | Reopen()) as message):
                 return self._tell(message.session, message, now_s)
             case Undelivered(message=Open() as opening, refusal=refusal):
@@ -94,31 +95,6 @@ class Sessions:
         self._was_out = False
         return [effect for session in list(self._sessions) for effect in self._tell(session, Orphaned(), now_s)]
 
-    def _tokens(self, tokens: Tokens, now_s: float) -> list[Effect]:
-        effects: list[Effect] = []
-        columns = (tokens.session, tokens.attempt, tokens.position, tokens.token, tokens.finish, tokens.cached)
-        logprobs = tokens.logprobs
-        for index, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            number, attempt, position, token, finish, cached = values
-            logprob: float | None = None
-            top: tuple[tuple[int, float], ...] = ()
-            if logprobs is not None:
-                chosen = float(logprobs.chosen[index])
-                logprob = None if chosen != chosen else chosen  # NaN: this row did not ask
-                pairs = zip(logprobs.top_ids[index].tolist(), logprobs.top[index].tolist(), strict=True)
-                top = tuple((token_id, value) for token_id, value in pairs if token_id >= 0)
-            drawn = Drawn(
-                attempt=attempt,
-                position=position,
-                token=token,
-                finish=finish,
-                cached=cached,
-                logprob=logprob,
-                top=top,
-            )
-            effects += self._tell(SessionId(number), drawn, now_s)
-        return effects
-
     def _tell(self, number: SessionId, event: object, now_s: float) -> list[Effect]:
         session = self._sessions.get(number)
         if session is None:
@@ -141,7 +117,7 @@ def _too_large(opening: Open, refusal: Refusal) -> OpenRefused:
 def _named(number: SessionId, effect: Effect) -> Effect:
     """A session's own effects, with its number on them."""
     match effect:
-        case Emit() | Fail():
+        case SampledToken() | Fail():
             return Show(number, effect)
         case Send():
             return effect

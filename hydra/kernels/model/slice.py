@@ -21,7 +21,7 @@ from hydra.kernels.model.decoder import Block, make_block
 from hydra.kernels.model.norms import Norm, make_norm
 from hydra.kernels.model.rotary import Rotary, lengths, make_rotary
 from hydra.kernels.model.softmax_attention import attention_view
-from hydra.kernels.sampling.sampler import Drawn, Pick, sample
+from hydra.kernels.sampling.sampler import Pick, SampledTensors, sample
 from hydra.kernels.tensors import to_device
 from hydra.kernels.weights.linear import linear
 from hydra.kernels.weights.part_weights import PartWeights
@@ -138,7 +138,7 @@ def forward(
     rows: Sequence[OpenRow],
     hidden: Tensor | None,
     captured: Captured | None = None,
-) -> Tensor | Drawn:
+) -> Tensor | SampledTensors:
     """Hidden states for the next stage, or from the last one the drawn tokens of the rows that are sampled."""
     if part.embedding is None:
         _check_hidden(part, batch, hidden)
@@ -202,7 +202,7 @@ def _entry(part: Slice, tokens: Tensor | None, hidden: Tensor | None) -> Tensor:
     return x if part.embedding_scale is None else x * part.embedding_scale
 
 
-def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Drawn:
+def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> SampledTensors:
     """Only the last token of each sampled row goes through the norm and the head."""
     sampled = np.flatnonzero(batch.sample)
     if part.head is None or not len(sampled):
@@ -212,7 +212,7 @@ def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Draw
     return sample(part.head(x), _picks(batch, rows))
 
 
-def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Drawn:
+def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> SampledTensors:
     """From the logits of all rows of a decode step."""
     sampled = np.flatnonzero(batch.sample)
     if not len(sampled):
@@ -222,9 +222,9 @@ def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) ->
     return sample(logits, _picks(batch, rows))
 
 
-def _nothing(part: Slice) -> Drawn:
+def _nothing(part: Slice) -> SampledTensors:
     nothing = torch.empty(0, dtype=torch.int64, device=part.device)
-    return Drawn(token=nothing, best=nothing)
+    return SampledTensors(token=nothing, best=nothing)
 
 
 def _picks(batch: Batch, rows: Sequence[OpenRow]) -> list[Pick]:

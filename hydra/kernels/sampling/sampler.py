@@ -45,7 +45,7 @@ class Pick:
 
 
 @attrs.frozen(eq=False)
-class Drawn:
+class SampledTensors:
     """Chosen tokens, still on the device. `best[i]`, row i's greatest logit, is finite exactly if the row is fine."""
 
     token: Tensor
@@ -54,13 +54,13 @@ class Drawn:
     top_ids: Tensor | None = None
     top: Tensor | None = None
 
-    def map(self, move: Callable[[Tensor], Tensor]) -> "Drawn":
+    def map(self, move: Callable[[Tensor], Tensor]) -> "SampledTensors":
         """The same, with every tensor moved."""
         asked = (None if tensor is None else move(tensor) for tensor in (self.chosen, self.top_ids, self.top))
-        return Drawn(move(self.token), move(self.best), *asked)
+        return SampledTensors(move(self.token), move(self.best), *asked)
 
 
-def sample(logits: Tensor, picks: Sequence[Pick]) -> Drawn:
+def sample(logits: Tensor, picks: Sequence[Pick]) -> SampledTensors:
     """logits [n, vocab] in float32, one pick per row."""
     token = logits.argmax(-1)
     for row, pick in enumerate(picks):
@@ -68,18 +68,18 @@ def sample(logits: Tensor, picks: Sequence[Pick]) -> Drawn:
             token[row] = _choose(logits[row], pick)
     widths = [pick.params.logprobs for pick in picks]
     if all(width is None for width in widths):
-        return Drawn(token, logits.amax(-1))
-    return Drawn(token, logits.amax(-1), *_logprobs(logits, token, widths))
+        return SampledTensors(token, logits.amax(-1))
+    return SampledTensors(token, logits.amax(-1), *_logprobs(logits, token, widths))
 
 
-def settle(drawn: Drawn) -> Outcome:
-    """The answer of a host-side Drawn."""
-    fine = np.isfinite(drawn.best.numpy())
-    token = int32(np.where(fine, drawn.token.numpy(), 0))
+def settle(sampled: SampledTensors) -> Outcome:
+    """The answer of a host-side SampledTensors."""
+    fine = np.isfinite(sampled.best.numpy())
+    token = int32(np.where(fine, sampled.token.numpy(), 0))
     fault = int32(np.where(fine, ROW_FINE, ROW_NOT_FINITE))
-    if drawn.chosen is None or drawn.top_ids is None or drawn.top is None:
+    if sampled.chosen is None or sampled.top_ids is None or sampled.top is None:
         return Outcome(token=token, fault=fault)
-    logprobs = Logprobs(chosen=drawn.chosen.numpy(), top_ids=int32(drawn.top_ids.numpy()), top=drawn.top.numpy())
+    logprobs = Logprobs(chosen=sampled.chosen.numpy(), top_ids=int32(sampled.top_ids.numpy()), top=sampled.top.numpy())
     return Outcome(token=token, fault=fault, logprobs=logprobs)
 
 
@@ -121,7 +121,7 @@ def _tempered(scores: Tensor, temperature: float) -> Tensor:
 
 
 def _within(scores: Tensor, ids: npt.NDArray[np.integer[Any]]) -> Tensor:
-    """Ids beyond the vocabulary can be neither favoured nor drawn."""
+    """Ids beyond the vocabulary can be neither favoured nor sampled."""
     known = ids[(ids >= 0) & (ids < scores.shape[0])]
     return to_device(known.astype(np.int64), scores.device)
 

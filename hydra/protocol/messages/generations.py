@@ -1,5 +1,6 @@
 """One generation between a frontend's Session and the Broker."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import attrs
@@ -8,6 +9,7 @@ import numpy as np
 from hydra.protocol.batch import Int32Column, Logprobs, int32, token_ids_field
 from hydra.protocol.ids import Attempt, SessionId
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampled_token import Finish, SampledToken
 from hydra.protocol.sampling import SamplingParams
 
 
@@ -56,6 +58,7 @@ class Reopen:
 
 
 FINISH_NONE, FINISH_STOP, FINISH_LENGTH = 0, 1, 2
+FINISHES: tuple[Finish | None, ...] = (None, "stop", "length")  # what these codes stand for
 OWNER_LENGTH_MAX = 64  # characters
 
 
@@ -74,6 +77,18 @@ class Tokens:
     finish: Int32Column = _ids()
     cached: Int32Column = _ids()
     logprobs: Logprobs | None = None  # rows as in the columns
+
+    def one_by_one(self) -> Iterator[tuple[SessionId, SampledToken]]:
+        """The columns taken apart."""
+        columns = (self.session, self.attempt, self.position, self.token, self.finish, self.cached)
+        for index, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            session, attempt, position, token, finish, cached = values
+            sampled = SampledToken(
+                attempt=attempt, position=position, token=token, finish=FINISHES[finish], cached_tokens=cached
+            )
+            if self.logprobs is not None:
+                sampled.logprob, sampled.top = self.logprobs.of(index)
+            yield session, sampled
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,7 @@ from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.scheduler import COHORT_ROWS_MAX, RouteScheduler
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Batch, StepResult, int32
 from hydra.protocol.ids import Epoch
-from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
+from hydra.protocol.messages.generations import Open
 from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.sampling import GREEDY, SamplingParams
 
@@ -173,8 +173,8 @@ def test_positions_go_on_from_the_prompt():
     seen = []
     for turn in range(4):
         ((step, batch),) = sent(at)
-        (drawn,) = answer(at, step, batch, token=50 + turn)
-        seen.append((int(batch.position[0]), batch.tokens.tolist(), drawn.position, drawn.token))
+        assert answer(at, step, batch, token=50 + turn) == {0: row}
+        seen.append((int(batch.position[0]), batch.tokens.tolist(), row.position, row.last_id))
     assert seen[1:] == [(5, [50], 6, 51), (6, [51], 7, 52), (7, [52], 8, 53)]
     assert seen[0][2:] == (5, 50) and row.generated == 4
 
@@ -182,20 +182,20 @@ def test_positions_go_on_from_the_prompt():
 @pytest.mark.parametrize(
     ("token", "max_tokens", "shown", "finish"),
     [
-        (STOP_ID, 10, (), FINISH_STOP),
-        (7, 1, (), FINISH_LENGTH),
-        (STOP_ID, 1, (), FINISH_STOP),
-        (7, 3, (8, 9), FINISH_LENGTH),
-        (7, 4, (8, 9), FINISH_NONE),
+        (STOP_ID, 10, (), "stop"),
+        (7, 1, (), "length"),
+        (STOP_ID, 1, (), "stop"),
+        (7, 3, (8, 9), "length"),
+        (7, 4, (8, 9), None),
     ],
 )
 def test_how_a_row_ends(token, max_tokens, shown, finish):
     at = engine(stages=1)
-    add(at, 1, 5, max_tokens=max_tokens, shown=shown)
+    row = add(at, 1, 5, max_tokens=max_tokens, shown=shown)
     ((step, batch),) = sent(at)
-    (drawn,) = answer(at, step, batch, token=token)
-    assert drawn.finish == finish
-    assert (1 in at.rows) == (finish == FINISH_NONE)
+    assert answer(at, step, batch, token=token) == {0: row}
+    assert row.finish == finish
+    assert (1 in at.rows) == (finish is None)
     assert at.ledger.blocks_free == (1000 if finish else 1000 - len(at.ledger.table(1)))
 
 
@@ -206,7 +206,7 @@ def test_an_ended_row_is_announced_closed_once_even_when_nobody_else_runs():
     answer(at, step, batch)
     ((step, batch),) = sent(at)
     assert batch.closed.tolist() == [1] and batch.n_rows == 0
-    assert answer(at, step, batch) == [] and sent(at) == []
+    assert answer(at, step, batch) == {} and sent(at) == []
 
 
 def test_a_row_that_never_travelled_needs_no_farewell():
@@ -362,15 +362,15 @@ def test_a_token_for_a_row_that_left_is_dropped():
     row = add(at, 1, 3)
     ((step, batch),) = sent(at)
     at.remove(row)
-    assert answer(at, step, batch) == [] and row.generated == 0
+    assert answer(at, step, batch) == {} and row.generated == 0
 
 
 def test_a_row_that_is_no_numbers_is_gone_with_its_blocks_and_the_stages_are_told():
     at = engine(stages=1)
     bad, good = add(at, 1, 9), add(at, 2, 9)
     ((step, batch),) = sent(at)
-    (drawn,) = answer(at, step, batch, broken=(1,))
-    assert drawn.row is good and at.failed == [(bad, "not finite")] and at.rows == {2: good}
+    assert list(answer(at, step, batch, broken=(1,)).items()) == [(1, good)]
+    assert at.failed == [(bad, "not finite")] and at.rows == {2: good}
     assert at.ledger.blocks_free == 1000 - len(at.ledger.table(2)) and bad.generated == 0
     ((_, batch),) = sent(at)
     assert batch.closed.tolist() == [1] and batch.row.tolist() == [2]
@@ -424,7 +424,7 @@ def test_the_rows_of_a_step_without_memory_are_gone_and_steps_are_half_as_large(
     rows = [add(at, number, 3) for number in range(1, 41)]
     decoding(at, rows)
     (step, batch), _ = sent(at)
-    assert batch.n_tokens == 20 and starve(at, step) == []
+    assert batch.n_tokens == 20 and starve(at, step) == {}
     lost = batch.row.tolist()
     assert [row.row for row, fault in at.failed if fault == "no memory"] == lost and len(at.rows) == 20
     answer(at, step + 1, at_flight(at))
@@ -452,7 +452,7 @@ def test_under_a_bound_prompts_and_answers_go_on_side_by_side():
     decoding(at, old)
     young = add(at, 9, 30)
     ((step, batch),) = sent(at)
-    assert batch.n_tokens == 34 and starve(at, step) == []
+    assert batch.n_tokens == 34 and starve(at, step) == {}
     rows = [add(at, row.row + 10, 8) for row in (*old, young)]
     shares = []
     while any(row.row in at.rows and row.generated < 4 for row in rows):
@@ -516,7 +516,7 @@ def test_blocks_left_behind_by_name_are_not_shared_when_their_step_fails(who):
     if who == "leaves":
         at.remove(first)
     starve(at, step)
-    assert answer(at, later, batch) == [], "what was computed behind it counts for nobody"
+    assert answer(at, later, batch) == {}, "what was computed behind it counts for nobody"
     fresh = add(at, 3, 16)
     assert fresh.cached == 0
     decoding(at, [fresh])

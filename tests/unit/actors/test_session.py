@@ -16,8 +16,6 @@ from hydra.actors.sessions.session import (
     ORPHANED_MAX,
     UNANSWERED_S,
     Begin,
-    Drawn,
-    Emit,
     Fail,
     Orphaned,
     Session,
@@ -26,15 +24,13 @@ from hydra.actors.sessions.session import (
 from hydra.actors.sessions.sessions import Sessions, Show, Start
 from hydra.protocol.ids import SessionId
 from hydra.protocol.messages.generations import (
-    FINISH_LENGTH,
-    FINISH_NONE,
-    FINISH_STOP,
     Close,
     Open,
     OpenRefused,
     Reopen,
 )
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.sampling import GREEDY
 
 PROMPT = (11, 12, 13)
@@ -51,9 +47,9 @@ def begun(**changes):
     return one
 
 
-def token(one, value, *, finish=FINISH_NONE, attempt=None, position=None):
+def token(one, value, *, finish=None, attempt=None, position=None):
     return one.handle(
-        Drawn(
+        SampledToken(
             attempt=one.attempt if attempt is None else attempt,
             position=one.position if position is None else position,
             token=value,
@@ -72,7 +68,7 @@ def opens(effects):
 
 
 def shown(effects):
-    return [e.token for e in effects if isinstance(e, Emit)]
+    return [e.token for e in effects if isinstance(e, SampledToken)]
 
 
 def failure(effects):
@@ -93,11 +89,11 @@ def test_tokens_are_shown_in_order():
     assert one.emitted.column.tolist() == [5, 6]
 
 
-@pytest.mark.parametrize(("finish", "word"), [(FINISH_STOP, "stop"), (FINISH_LENGTH, "length")])
-def test_the_last_token_says_why(finish, word):
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_the_last_token_says_why(finish):
     one = begun()
-    (emit, cancel) = token(one, 9, finish=finish)
-    assert emit.finish == word and cancel == CancelTimer("unanswered") and one.done
+    (last, cancel) = token(one, 9, finish=finish)
+    assert last.finish == finish and cancel == CancelTimer("unanswered") and one.done
     assert token(one, 10) == []
 
 

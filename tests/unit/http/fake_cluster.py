@@ -7,26 +7,36 @@ from typing import Any
 import attrs
 import trio
 
-from hydra.actors.client import GenerateRequest, Piece, TokenLogprobs
+from hydra.actors.client import GenerateRequest
 from hydra.protocol.messages.models import JobStatus, ModelReply, NodeLoad, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
+from hydra.protocol.sampled_token import SampledToken
 
-Script = Callable[[GenerateRequest, int], Any]  # (request, n-th piece) -> Piece | RefusalError | seconds to wait
+Script = Callable[[GenerateRequest, int], Any]  # (request, n-th time) -> tokens | RefusalError | seconds to wait
+
+
+def tokens_of(ids: Sequence[int], finish: str | None = None, **of_each: Any) -> tuple[SampledToken, ...]:
+    """Tokens that arrive together; the last one has the finish."""
+    last = len(ids) - 1
+    return tuple(
+        SampledToken(attempt=0, position=n, token=token, finish=finish if n == last else None, **of_each)
+        for n, token in enumerate(ids)
+    )
 
 
 def spell(text: str, finish: str = "stop", eos: int = 256) -> Script:
     """One byte of `text` per piece (the demo tokenizer's ids are bytes), then the end."""
     ids = list(text.encode())
 
-    def script(request: GenerateRequest, number: int) -> Piece:
-        logprobs = None
+    def script(request: GenerateRequest, number: int) -> tuple[SampledToken, ...]:
+        logprobs = {}
         token = ids[number] if number < len(ids) else eos
         if request.params.logprobs is not None:
             top = tuple((token + i, -1.0 - i) for i in range(request.params.logprobs))
-            logprobs = (TokenLogprobs(chosen=-0.5, top=top),)
+            logprobs = {"logprob": -0.5, "top": top}
         at_end = number == len(ids) if finish == "stop" else number == len(ids) - 1
-        return Piece(token_ids=(token,), finish=finish if at_end else None, logprobs=logprobs)
+        return tokens_of((token,), finish if at_end else None, **logprobs)
 
     return script
 
@@ -74,7 +84,7 @@ class FakeCluster:
         finally:
             self.open -= 1
 
-    async def _pieces(self, request: GenerateRequest) -> AsyncIterator[Piece]:
+    async def _pieces(self, request: GenerateRequest) -> AsyncIterator[tuple[SampledToken, ...]]:
         number = 0
         while True:
             if self.turn is not None:
@@ -91,7 +101,7 @@ class FakeCluster:
             await trio.lowlevel.checkpoint()
             self.pieces += 1
             yield said
-            if said.finish is not None:
+            if said[-1].finish is not None:
                 return
             number += 1
             if self.gate is not None:

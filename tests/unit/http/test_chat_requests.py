@@ -5,12 +5,12 @@ from pathlib import Path
 import attrs
 import pytest
 
-from hydra.actors.client import Piece
 from hydra.http.openai_request import parse_request
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import DefaultSampling
 from hydra.simulation.asgi_client import ask
 from hydra.text.tokenizer import ChatInput, ModelTokenizer
+from tests.unit.http.fake_cluster import tokens_of
 from tests.unit.text.tokenizer_zoo import CHATML, byte_fallback, byte_level, save
 
 USER = {"role": "user", "content": "hi"}
@@ -191,9 +191,7 @@ async def test_the_first_space_of_a_completion_is_kept_and_of_an_answer_is_not(a
     words = ModelTokenizer.load(directory)
     ids = words.tokenizer.encode("fox", add_special_tokens=False).ids
     cluster.card = attrs.evolve(cluster.card, model_path=str(directory), folder=str(directory), vocab=1000)
-    cluster.script = lambda request, at: Piece(
-        token_ids=(ids[at],), finish="length" if at == len(ids) - 1 else None, logprobs=None
-    )
+    cluster.script = lambda request, at: tokens_of((ids[at],), "length" if at == len(ids) - 1 else None)
     body = {"model": "m", "messages": [USER], "prompt": "the quick brown", "max_tokens": len(ids)}
     if path == "/v1/completions":
         del body["messages"]
@@ -213,10 +211,10 @@ def test_what_is_left_out_is_as_the_publisher_would_have_it(kind):
     said = {"messages": [USER]} if kind == "chat" else {"prompt": "x"}
     body = {"model": "m", **said, "top_p": 1.0, "top_k": None, "temperature": 0}
     request = parse_request(kind, body).with_defaults(PUBLISHED)
-    assert (request.temperature, request.top_p, request.top_k) == (0.0, 1.0, 20), (
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.top_k) == (0.0, 1.0, 20), (
         "what is said holds, null says nothing"
     )
-    assert (request.repetition_penalty, request.min_p) == (1.1, 0.0), "without an opinion, as OpenAI"
+    assert (request.sampling.repetition_penalty, request.sampling.min_p) == (1.1, 0.0), "without an opinion, as OpenAI"
 
 
 @pytest.mark.parametrize(("asked", "used"), [({}, 0.6), ({"temperature": 1.5}, 1.5)])

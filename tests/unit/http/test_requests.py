@@ -180,7 +180,7 @@ def parsed(kind="text", **changes):
 
 def test_what_is_left_out_has_openais_defaults():
     request = parsed()
-    assert (request.max_tokens, request.temperature, request.top_p, request.n, request.stream) == (
+    assert (request.max_tokens, request.sampling.temperature, request.sampling.top_p, request.n, request.stream) == (
         16,
         1.0,
         1.0,
@@ -188,14 +188,16 @@ def test_what_is_left_out_has_openais_defaults():
         False,
     )
     assert parsed("chat").max_tokens is None, "a chat goes on to its end"
-    assert parsed().seed != parsed().seed, "without a seed every request has one of its own"
-    assert parsed(seed=-1).seed == (1 << 64) - 1
+    assert parsed().sampling.seed != parsed().sampling.seed, "without a seed every request has one of its own"
+    assert parsed(seed=-1).sampling.seed == (1 << 64) - 1
 
 
 def test_names_that_are_newer_win_and_nulls_are_nothing():
     assert parsed("chat", max_tokens=5, max_completion_tokens=7).max_tokens == 7
-    assert parsed(temperature=None, stop=None, logit_bias=None, seed=None, n=None).temperature == 1.0
-    assert parsed(stop="x").stop == ("x",) and parsed(top_k=-1).top_k == 0 and parsed(top_p=0).top_p > 0
+    assert parsed(temperature=None, stop=None, logit_bias=None, seed=None, n=None).sampling.temperature == 1.0
+    assert (
+        parsed(stop="x").stop == ("x",) and parsed(top_k=-1).sampling.top_k == 0 and parsed(top_p=0).sampling.top_p > 0
+    )
 
 
 def test_content_may_come_in_parts():

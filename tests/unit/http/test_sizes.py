@@ -8,7 +8,8 @@ import pytest
 from hydra.actors.core.names import BROKER
 from hydra.http.answers import SEQUENCE_TOKENS_MAX, answers_of, generate_request
 from hydra.http.cluster_routes import LAYERS_MAX, NAME_MAX, PATH_MAX
-from hydra.http.openai_request import BIAS_MAX, STOP_IDS_MAX, parse_json, parse_request
+from hydra.http.openai_request import STOP_IDS_MAX, parse_json, parse_request
+from hydra.http.sampling_request import BIAS_MAX
 from hydra.protocol.batch import token_ids
 from hydra.protocol.codec import decode, encode
 from hydra.protocol.ids import ActorName, Attempt, SessionId
