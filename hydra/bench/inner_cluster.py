@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from hydra.actors.client import GenerateRequest
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.ports import Library
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
@@ -101,7 +102,8 @@ async def inner_cluster(
         patience_s=UP_WITHIN_S,
     )
     spoke = wires.spoke(PeerId("bench-frontend"), hub.command_addr, hub.broadcast_addr)
-    frontend = Frontend(FrontendParts(node_id=NodeId("bench-frontend"), spoke=spoke, host="here", pid=os.getpid()))
+    identity = Identity(node_id=NodeId("bench-frontend"), role="frontend", host="here", pid=os.getpid())
+    frontend = Frontend(FrontendParts(identity=identity, spoke=spoke))
     coordinator = Coordinator(parts)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HYDRA_LOG": "warning"}
     try:

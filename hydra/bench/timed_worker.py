@@ -5,6 +5,7 @@ import sys
 
 import trio
 
+from hydra.actors.core.identity import Identity
 from hydra.actors.families.worker import Worker, WorkerParts, run_worker
 from hydra.bench.echo_compute import EchoCompute
 from hydra.protocol.ids import NodeId, PeerId
@@ -18,14 +19,13 @@ async def main() -> None:
     wires = ZmqWires()
     source = wires.blocking_source("tcp://127.0.0.1:*", 64)
     parts = WorkerParts(
-        node_id=NodeId(node_id),
+        identity=Identity(
+            node_id=NodeId(node_id), role="worker", host="here", pid=os.getpid(), pipeline_addr=source.addr
+        ),
         spoke=wires.spoke(PeerId(f"{node_id}-{os.getpid()}"), router, broadcast),
-        pipeline_addr=source.addr,
         compute=EchoCompute(HIDDEN_BYTES, float(step_s)),
         run_blocking=trio.to_thread.run_sync,
         dial=wires.dial,
-        host="here",
-        pid=os.getpid(),
     )
     await run_worker(Worker(parts), source, wires)
 

@@ -8,6 +8,7 @@ import trio
 
 from hydra.actors.client import GenerateRequest
 from hydra.actors.core.facts import Joined
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Received
 from hydra.actors.core.names import ASKS, BROKER, SESSIONS
 from hydra.actors.families.frontend import LOOK_EVERY_S, SILENCE_MAX_S, Frontend, FrontendParts
@@ -17,12 +18,13 @@ from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import GREEDY
 from tests.unit.actors.silent_spoke import SilentSpoke
 
+IDENTITY = Identity(node_id="frontend", role="frontend", host="here", pid=1)
 REQUEST = GenerateRequest(model_id="m", prompt_ids=[1, 2, 3], max_tokens=100, params=GREEDY, stop_ids=())
 
 
 @asynccontextmanager
 async def standing_frontend():
-    frontend = Frontend(FrontendParts(node_id="frontend", spoke=SilentSpoke(), host="here", pid=1))
+    frontend = Frontend(FrontendParts(identity=IDENTITY, spoke=SilentSpoke()))
     async with trio.open_nursery() as nursery:
         await nursery.start(frontend.run)
         yield frontend
@@ -69,13 +71,13 @@ async def test_a_reader_that_was_away_finds_all_that_came_meanwhile(autojump_clo
 async def test_a_question_that_is_too_large_is_refused_and_nobody_is_expelled(autojump_clock):
     async with standing_frontend() as frontend:
         frontend.actor_host.post(ASKS, Joined(welcome=None))
-        said = dict(frontend._gateway._said)
+        said = dict(frontend.membership.gateway._said)
         with pytest.raises(RefusalError) as caught:
             await frontend.load_model(
                 model_path="x" * (1 << 21), model_id=None, total_layers=None, dtype=None, wait=False
             )
         assert caught.value.refusal.code == "invalid_value" and "LoadModel" in caught.value.refusal.message
-        assert frontend._gateway._said == said, "it left no hole in the count"
+        assert frontend.membership.gateway._said == said, "it left no hole in the count"
 
 
 async def test_a_request_that_is_too_large_is_refused_and_the_others_go_on(autojump_clock):
