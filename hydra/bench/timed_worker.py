@@ -11,10 +11,10 @@ from hydra.bench.echo_compute import EchoCompute
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
-HIDDEN_BYTES = 256
+TIMED_HIDDEN_BYTES = 256
 
 
-async def main() -> None:
+async def timed_worker_main() -> None:
     node_id, router, broadcast, step_s = sys.argv[1:5]
     wires = ZmqWires()
     source = wires.blocking_source("tcp://127.0.0.1:*", 64)
@@ -23,7 +23,7 @@ async def main() -> None:
             node_id=NodeId(node_id), role="worker", host="here", pid=os.getpid(), pipeline_addr=source.addr
         ),
         spoke=wires.spoke(PeerId(f"{node_id}-{os.getpid()}"), router, broadcast),
-        compute=EchoCompute(HIDDEN_BYTES, float(step_s)),
+        compute=EchoCompute(TIMED_HIDDEN_BYTES, float(step_s)),
         run_blocking=trio.to_thread.run_sync,
         dial=wires.dial,
     )
@@ -31,4 +31,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    trio.run(timed_worker_main)

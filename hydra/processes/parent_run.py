@@ -14,7 +14,7 @@ from hydra.actors.families.parent import ChildCommand, Parent
 from hydra.actors.families.supervisor import Supervisor
 from hydra.complaint import Complaint
 from hydra.log.standard_streams import print_line
-from hydra.processes.address import Address
+from hydra.processes.host_port import HostPort
 from hydra.processes.open_answers import count_open, words
 from hydra.processes.own_identity import new_peer_id, own_identity
 from hydra.processes.silence import tell_of_silence
@@ -81,7 +81,7 @@ class ParentRun:
             try:
                 async with trio.open_nursery() as nursery:
                     if not self.url:
-                        at = Address.parse("--coordinator", self.zmq.router_addr)
+                        at = HostPort.parse("--coordinator", self.zmq.router_addr)
                         nursery.start_soon(tell_of_silence, lambda: self._silent_s(parent), at, self.say)
                     await parent.run()
                     nursery.cancel_scope.cancel()

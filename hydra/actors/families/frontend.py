@@ -43,8 +43,8 @@ from hydra.protocol.wires.wire import Spoke
 
 ANSWER_S = 15.0
 LOAD_ANSWER_S = 3600.0
-SILENCE_MAX_S = 600.0  # a generation that hears nothing for so long is over, whatever the reason
-LOOK_EVERY_S = 10.0
+GENERATION_SILENCE_MAX_S = 600.0  # a generation that hears nothing for so long is over, whatever the reason
+SLOT_LOOK_EVERY_S = 10.0
 
 A = TypeVar("A", ModelReply, StatusReply, ReadyReply)
 
@@ -72,10 +72,12 @@ class _Slot:
         self.news.set()
 
     def look(self) -> None:
-        """Once every LOOK_EVERY_S: a deadline for every token would cost more than the token."""
+        """Once every SLOT_LOOK_EVERY_S: a deadline for every token would cost more than the token."""
         self.quiet_looks += 1
-        if self.quiet_looks * LOOK_EVERY_S > SILENCE_MAX_S:
-            self.put(Fail(Refusal(code="timeout", message=f"the cluster said nothing for {SILENCE_MAX_S:.0f} s")))
+        if self.quiet_looks * SLOT_LOOK_EVERY_S > GENERATION_SILENCE_MAX_S:
+            self.put(
+                Fail(Refusal(code="timeout", message=f"the cluster said nothing for {GENERATION_SILENCE_MAX_S:.0f} s"))
+            )
 
     async def take(self) -> list[Emit | Fail]:
         """Everything there is, at least one. After a silence it is a failure."""
@@ -264,7 +266,7 @@ class Frontend:
 
     async def _watch_silences(self) -> None:
         while True:
-            await trio.sleep(LOOK_EVERY_S)
+            await trio.sleep(SLOT_LOOK_EVERY_S)
             for slot in self._slots.values():
                 slot.look()
 

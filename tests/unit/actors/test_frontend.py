@@ -11,7 +11,7 @@ from hydra.actors.core.facts import Joined
 from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Received
 from hydra.actors.core.names import ASKS, BROKER, SESSIONS
-from hydra.actors.families.frontend import LOOK_EVERY_S, SILENCE_MAX_S, Frontend, FrontendParts
+from hydra.actors.families.frontend import GENERATION_SILENCE_MAX_S, SLOT_LOOK_EVERY_S, Frontend, FrontendParts
 from hydra.protocol.batch import int32
 from hydra.protocol.messages.generations import FINISH_NONE, FINISH_STOP, Tokens
 from hydra.protocol.refusal import RefusalError
@@ -44,7 +44,11 @@ async def test_a_generation_that_hears_nothing_ends_with_a_timeout(autojump_cloc
         with pytest.raises(RefusalError) as caught:
             await anext(pieces)
         assert caught.value.refusal.code == "timeout"
-        assert SILENCE_MAX_S <= trio.current_time() - began_s <= SILENCE_MAX_S + 2 * LOOK_EVERY_S
+        assert (
+            GENERATION_SILENCE_MAX_S
+            <= trio.current_time() - began_s
+            <= GENERATION_SILENCE_MAX_S + 2 * SLOT_LOOK_EVERY_S
+        )
         with pytest.raises(StopAsyncIteration):
             await anext(pieces)
 
@@ -52,7 +56,7 @@ async def test_a_generation_that_hears_nothing_ends_with_a_timeout(autojump_cloc
 async def test_every_token_ends_a_silence(autojump_clock):
     async with standing_frontend() as frontend, frontend.generate(REQUEST) as pieces:
         for number in range(4):
-            await trio.sleep(SILENCE_MAX_S - 2 * LOOK_EVERY_S)
+            await trio.sleep(GENERATION_SILENCE_MAX_S - 2 * SLOT_LOOK_EVERY_S)
             tell(frontend, 3 + number, 40 + number)
             assert (await anext(pieces)).token_ids == (40 + number,)
 
@@ -61,7 +65,7 @@ async def test_a_reader_that_was_away_finds_all_that_came_meanwhile(autojump_clo
     async with standing_frontend() as frontend, frontend.generate(REQUEST) as pieces:
         tell(frontend, 3, 40)
         tell(frontend, 4, 41, FINISH_STOP)
-        await trio.sleep(2 * SILENCE_MAX_S)
+        await trio.sleep(2 * GENERATION_SILENCE_MAX_S)
         piece = await anext(pieces)
         assert (piece.token_ids, piece.finish) == ((40, 41), "stop")
         with pytest.raises(StopAsyncIteration):

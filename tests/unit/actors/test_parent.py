@@ -10,7 +10,7 @@ import trio
 
 from hydra.actors.core.identity import Identity
 from hydra.actors.families.parent import ChildCommand, Parent
-from hydra.actors.families.supervisor import DEATHS_MAX, ChildPlan, Supervisor
+from hydra.actors.families.supervisor import DEATHS_UNSEEN_MAX, ChildPlan, Supervisor
 from tests.unit.actors.silent_spoke import SilentSpoke
 
 # Writes down what it was told, says that it is ready, and dies. Later it stays until it is asked to end.
@@ -91,5 +91,5 @@ async def test_a_machine_that_can_start_nothing_is_no_end_at_once(missing, monke
     monkeypatch.setattr(f"hydra.actors.families.parent.{places[missing]}", refuse)
     with trio.fail_after(30), structlog.testing.capture_logs() as lines:
         await parent.run()
-    assert len(tries) == DEATHS_MAX + 1 and len(set(tries)) == 1, "and no descriptor is left behind"
+    assert len(tries) == DEATHS_UNSEEN_MAX + 1 and len(set(tries)) == 1, "and no descriptor is left behind"
     assert parent.exit_code == 4 and "could not be started" in lines[-2]["why"]
