@@ -15,7 +15,7 @@ import click
 
 from hydra.actors.families.parent import python_child
 from hydra.log.set_up import set_up_logging
-from hydra.processes.child_spec import WorkerSpec, from_json
+from hydra.processes.child_spec import WorkerSpec, spec_from_json
 from hydra.processes.worker import worker_main
 from hydra.processes.worker_parent import run_worker_parent
 from hydra.settings import load_settings, with_paths
@@ -80,7 +80,7 @@ def child(lifeline: str, spec_json: str, poison: int, diary: Path) -> None:
     """The worker child, with a device that is not what it should be."""
     from scenarios.poisoned_runner import PoisonedRunner  # imports torch, which a parent never does
 
-    spec = from_json(spec_json, WorkerSpec)
+    spec = spec_from_json(spec_json, WorkerSpec)
     set_up_logging("worker", spec.node_id)
     read_fd, _, write_fd = lifeline.partition(",")
     worker_main(spec, (int(read_fd), int(write_fd)), lambda spec: PoisonedRunner(spec, poison, diary))

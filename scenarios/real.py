@@ -21,9 +21,10 @@ import psutil
 import trio
 
 from hydra.processes.held_port import HeldPort
+from hydra.protocol.loopback import LOOPBACK
 from hydra.store.models.demo_model import LAYERS, VOCAB, ensure_demo_model
 from scenarios.playbill import Playbill
-from scenarios.processes import LOOPBACK, Processes, hold_port, processes
+from scenarios.processes import Processes, hold_port, processes
 from scenarios.real_reader import RealReader
 from scenarios.tcp_proxy import TcpProxy
 from scenarios.theatre import BLIND, Cast, Reader, Sight

@@ -13,7 +13,7 @@ from hydra.protocol.messages.membership import DeviceOffer, Held
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.load_report import SliceFacts
 
-MEMORY_BYTES = 64_000_000_000
+ECHO_MEMORY_BYTES = 64_000_000_000
 KV_BLOCKS = 4096
 
 
@@ -34,8 +34,8 @@ class EchoCompute:
             device="cpu",
             name="echo",
             dtypes=("float32",),
-            memory_total_bytes=MEMORY_BYTES,
-            memory_free_bytes=MEMORY_BYTES,
+            memory_total_bytes=ECHO_MEMORY_BYTES,
+            memory_free_bytes=ECHO_MEMORY_BYTES,
         )
 
     def held(self) -> tuple[Held, ...]:

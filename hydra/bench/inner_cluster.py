@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from hydra.actors.client import GenerateRequest
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.ports import Library
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
@@ -28,11 +29,11 @@ from hydra.protocol.settings.model import ModelSettings
 from hydra.protocol.wires.wire import Hub
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
-MODEL_ID = "bench"
+BENCH_MODEL_ID = "bench"
 UP_WITHIN_S = 120.0
 ROUND_WITHIN_S = 300.0
 PROMPT_TOKENS = 16
-LOOK_EVERY_S = 0.01  # at a count whose time is taken with it: a late look blurs nothing
+COUNT_POLL_S = 0.01  # at a count whose time is taken with it: a late look blurs nothing
 
 Command = Callable[[NodeId, Hub], Sequence[str]]  # the argv of a worker process
 
@@ -58,12 +59,12 @@ class InnerCluster:
 
     async def _reaches(self, count: int) -> tuple[float, int]:
         while (told := self.coordinator.broker.tokens_told) < count:
-            await trio.sleep(LOOK_EVERY_S)
+            await trio.sleep(COUNT_POLL_S)
         return trio.current_time(), told
 
     async def _read(self, number: int, tokens: int) -> None:
         prompt = token_ids([(number * 31 + i) % 250 for i in range(PROMPT_TOKENS)])
-        request = GenerateRequest(model_id=MODEL_ID, prompt=prompt, max_tokens=tokens, params=GREEDY, stop_ids=())
+        request = GenerateRequest(model_id=BENCH_MODEL_ID, prompt=prompt, max_tokens=tokens, params=GREEDY, stop_ids=())
         async with self.frontend.generate(request) as pieces:
             async for _ in pieces:
                 pass
@@ -92,7 +93,7 @@ async def inner_cluster(
         describe=describe,
         check_source=there,
         dial=wires.dial,
-        saved=SavedState(desired=(DesiredModel(model_path, MODEL_ID),)),
+        saved=SavedState(desired=(DesiredModel(model_path, BENCH_MODEL_ID),)),
         save=lambda state: None,
         cluster=ClusterSettings(reserved_vram_gb=0.0),
         engine=EngineSettings(max_running=1024),
@@ -102,7 +103,8 @@ async def inner_cluster(
         patience_s=UP_WITHIN_S,
     )
     spoke = wires.spoke(PeerId("bench-frontend"), hub.command_addr, hub.broadcast_addr)
-    frontend = Frontend(FrontendParts(node_id=NodeId("bench-frontend"), spoke=spoke, host="here", pid=os.getpid()))
+    identity = Identity(node_id=NodeId("bench-frontend"), role="frontend", host="here", pid=os.getpid())
+    frontend = Frontend(FrontendParts(identity=identity, spoke=spoke))
     coordinator = Coordinator(parts)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HYDRA_LOG": "warning"}
     try:

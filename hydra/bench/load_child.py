@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from hydra.bench.child import say
+from hydra.bench.lone_route import LONE_BLOCK_SIZE, LONE_EPOCH, LONE_ROUTE
 from hydra.kernels.step.runner import Runner
 from hydra.kernels.weights.reader import THREADS
-from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.model_spec import Described
@@ -32,20 +32,20 @@ def order_for(described: Described, dtype: Dtype) -> LoadSlice:
     """All of a model."""
     spec = described.spec
     return LoadSlice(
-        route=RouteId(1),
-        epoch=Epoch(1, 1),
+        route=LONE_ROUTE,
+        epoch=LONE_EPOCH,
         spec=spec,
         dtype=dtype,
         first_layer=0,
         end_layer=spec.n_layers,
         tensors=described.tensors,
         sources=(described.model_path,),
-        block_size=16,
+        block_size=LONE_BLOCK_SIZE,
         kv_memory_bytes=1 << 20,
     )
 
 
-def load(described: Described, device: str, dtype: Dtype) -> dict[str, Any]:
+def load_timed(described: Described, device: str, dtype: Dtype) -> dict[str, Any]:
     """Everything between the order and the answer, packing apart; the weights are freed before this returns."""
     runner, order = Runner(device, threads=1), order_for(described, dtype)
     began_s = time.perf_counter()
@@ -117,14 +117,14 @@ def _read_to_device(device: str, pieces: list[_Piece], total: int) -> None:
     torch.cuda.synchronize(device)
 
 
-def main() -> None:
+def load_child_main() -> None:
     described = LocalLibrary().describe(sys.argv[1])
     device, dtype = sys.argv[2], cast(Dtype, sys.argv[3])
-    sides = {"load": load, "plain": read_plainly}
+    sides = {"load": load_timed, "plain": read_plainly}
     say("ready")
     for line in sys.stdin:
         say(sides[json.loads(line)](described, device, dtype))
 
 
 if __name__ == "__main__":
-    main()
+    load_child_main()

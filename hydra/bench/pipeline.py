@@ -21,7 +21,7 @@ from hydra.store.models.library import LocalLibrary
 
 STAGES = (2, 4, 8)
 STEP_S = 0.010
-TOKENS = 48
+SESSION_TOKENS = 48
 TORCH_SHAPE = LlamaShape(layers=8, hidden=512, intermediate=1408, heads=8, kv_heads=2)
 FREE_S = 3.0
 
@@ -73,7 +73,7 @@ async def _timed(stages: int, rounds: int) -> list[tuple[float, float]]:
     pairs: list[tuple[float, float]] = []
     async with inner_cluster(TimedLibrary(stages), "timed", stages, command) as cluster:
         for number in range(rounds + 1):
-            ours = await cluster.tokens_per_s(_sessions(stages), TOKENS)
+            ours = await cluster.tokens_per_s(_sessions(stages), SESSION_TOKENS)
             alone = COHORT_ROWS_MAX * await trio.to_thread.run_sync(_sleeps_per_s)
             if number:
                 pairs.append((ours, alone))
@@ -123,7 +123,7 @@ async def _torch(directory: Path, free_per_s: Callable[[], float], rounds: int) 
     pairs: list[tuple[float, float]] = []
     async with inner_cluster(LocalLibrary(), str(directory), 2, command) as cluster:
         for number in range(rounds + 1):
-            ours = await cluster.tokens_per_s(_sessions(2), TOKENS)
+            ours = await cluster.tokens_per_s(_sessions(2), SESSION_TOKENS)
             free = await trio.to_thread.run_sync(free_per_s)  # beside the loop, where the coordinator must beat on
             if number:
                 pairs.append((ours, free))

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hydra.log.set_up import set_up_logging
-from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, from_json
+from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, spec_from_json
 
 
 def _child(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,13 +25,13 @@ def coordinator_child(spec: str, lifeline: str) -> None:
     set_up_logging("coordinator")
     from hydra.processes.coordinator import coordinator_main
 
-    coordinator_main(from_json(spec, CoordinatorSpec), _fds(lifeline))
+    coordinator_main(spec_from_json(spec, CoordinatorSpec), _fds(lifeline))
 
 
 @click.command("_worker", hidden=True)
 @_child
 def worker_child(spec: str, lifeline: str) -> None:
-    worker_spec = from_json(spec, WorkerSpec)
+    worker_spec = spec_from_json(spec, WorkerSpec)
     set_up_logging("worker", worker_spec.node_id)
     from hydra.processes.worker import worker_main
 
@@ -42,7 +42,7 @@ def worker_child(spec: str, lifeline: str) -> None:
 @click.option("--been-ready", type=click.BOOL, default=False)
 @_child
 def frontend_child(spec: str, lifeline: str, been_ready: bool) -> None:
-    frontend_spec = from_json(spec, FrontendSpec)
+    frontend_spec = spec_from_json(spec, FrontendSpec)
     set_up_logging("frontend", frontend_spec.node_id)
     from hydra.processes.frontend import frontend_main
 

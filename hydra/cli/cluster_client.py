@@ -4,18 +4,18 @@ from typing import Any
 
 from hydra.complaint import Complaint
 
-WAIT_S = 3600.0  # a load that is waited for
+LOAD_WAIT_S = 3600.0  # a load that is waited for
 CONNECT_S = 5.0
 STATUS_EXIT = {401: 6, 403: 6, 404: 7}
 CODE_EXIT = {"does_not_fit": 3, "source_unreachable": 4}
 
 
-def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def ask_cluster(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """The answer's JSON. Raises Complaint: 2 for the URL, 5 when nobody of ours answers, else what the answer means."""
     import httpx2  # dear, and most commands ask nobody
 
     try:
-        timeout = httpx2.Timeout(WAIT_S, connect=CONNECT_S)
+        timeout = httpx2.Timeout(LOAD_WAIT_S, connect=CONNECT_S)
         answer = httpx2.request(method, url.rstrip("/") + path, json=body, timeout=timeout)
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as why:
         raise Complaint(f"--url {url!r} is no address", str(why), "for example --url http://127.0.0.1:8080", 2) from why

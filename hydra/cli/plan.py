@@ -26,7 +26,7 @@ from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref
 
 
 @attrs.frozen(kw_only=True)
-class Asked:
+class PlanRequest:
     """What the person wants to know. `max_model_len` 0: as much as fits."""
 
     described: Described
@@ -34,7 +34,9 @@ class Asked:
     limits: SplitLimits
 
 
-def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, settings: Settings) -> Asked:
+def plan_request(
+    model: str, nodes: str, dtype: str | None, max_model_len: int | None, settings: Settings
+) -> PlanRequest:
     """Describes the model and reads the words. Raises Complaint: 2 for the words, 4, 6 or 7 for the model."""
     candidates = _seats(nodes)
     try:
@@ -55,7 +57,7 @@ def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, se
         raise Complaint(why.refusal.message, "the model cannot be planned for", fix, code) from why
     plan_settings = PlanSettings(cluster=settings.cluster, engine=settings.engine, model=model_settings)
     limits = SplitLimits.of(plan_settings, _dtype(dtype or model_settings.dtype, described.spec))
-    return Asked(described=described, candidates=candidates, limits=limits)
+    return PlanRequest(described=described, candidates=candidates, limits=limits)
 
 
 def _describe(model: str, settings: Settings) -> Described:
@@ -92,12 +94,12 @@ def _dtype(wanted: str, spec: ModelSpec) -> Dtype:
     return known[wanted]
 
 
-def answer(asked: Asked) -> dict[str, Any]:
+def plan_answer(request: PlanRequest) -> dict[str, Any]:
     """The split as one JSON object; `fits` false comes with the `reason` and without a split."""
-    spec, limits = asked.described.spec, asked.limits
+    spec, limits = request.described.spec, request.limits
     item_bytes = DTYPE_BYTES[limits.dtype]
-    said: dict[str, Any] = {
-        "model_path": asked.described.model_path,
+    plan: dict[str, Any] = {
+        "model_path": request.described.model_path,
         "architecture": spec.architecture,
         "total_layers": spec.n_layers,
         "stored_dtype": spec.stored_dtype,
@@ -110,16 +112,16 @@ def answer(asked: Asked) -> dict[str, Any]:
         "kv_bytes_per_token": spec.cache_size(0, spec.n_layers, limits.dtype).token_bytes,
     }
     try:
-        shares = split_vram(spec, asked.candidates, limits)
+        shares = split_vram(spec, request.candidates, limits)
     except RefusalError as why:
-        return {**said, "fits": False, "reason": why.refusal.message, "nodes": []}
+        return {**plan, "fits": False, "reason": why.refusal.message, "nodes": []}
     kv_tokens = _kv_tokens(spec, shares, limits)
     limit = limits.max_model_len or spec.max_positions
     nodes = [
         _node(candidate, {share.node: share for share in shares}.get(candidate.node), limits)
-        for candidate in asked.candidates
+        for candidate in request.candidates
     ]
-    return {**said, "fits": True, "kv_tokens": kv_tokens, "max_model_len": min(limit, kv_tokens), "nodes": nodes}
+    return {**plan, "fits": True, "kv_tokens": kv_tokens, "max_model_len": min(limit, kv_tokens), "nodes": nodes}
 
 
 def _kv_tokens(spec: ModelSpec, shares: Sequence[LayerShare], limits: SplitLimits) -> int:
@@ -149,24 +151,24 @@ def _node(candidate: Candidate, share: LayerShare | None, limits: SplitLimits) -
     }
 
 
-def as_text(said: dict[str, Any]) -> str:
+def plan_text(plan: dict[str, Any]) -> str:
     """The answer for people. Raises Complaint (exit 3) with the figures when the model does not fit."""
-    layers = sorted({layer / GIGABYTE for layer in said["layer_bytes"]})
+    layers = sorted({layer / GIGABYTE for layer in plan["layer_bytes"]})
     span = f"{layers[0]:.3f}" if len(layers) == 1 else f"{layers[0]:.3f} to {layers[-1]:.3f}"
-    head = f"{said['head_bytes'] / GIGABYTE:.3f} GB"
+    head = f"{plan['head_bytes'] / GIGABYTE:.3f} GB"
     lines = [
-        f"{said['architecture']}, {said['total_layers']} layers, stored as {said['stored_dtype']}, computed in "
-        f"{said['dtype']}: {said['weight_bytes'] / GIGABYTE:.3f} GB of weights",
-        f"each layer {span} GB, embedding {said['embedding_bytes'] / GIGABYTE:.3f} GB, "
-        f"{'tied ' if said['tied'] else ''}head {head}, KV {said['kv_bytes_per_token']} bytes per token",
+        f"{plan['architecture']}, {plan['total_layers']} layers, stored as {plan['stored_dtype']}, computed in "
+        f"{plan['dtype']}: {plan['weight_bytes'] / GIGABYTE:.3f} GB of weights",
+        f"each layer {span} GB, embedding {plan['embedding_bytes'] / GIGABYTE:.3f} GB, "
+        f"{'tied ' if plan['tied'] else ''}head {head}, KV {plan['kv_bytes_per_token']} bytes per token",
     ]
-    if not said["fits"]:
-        what, *figures = said["reason"].split("; ")
+    if not plan["fits"]:
+        what, *figures = plan["reason"].split("; ")
         fix = "add memory or nodes, or lower --max-model-len or the dtype's size"
         raise Complaint(f"does not fit: {what}", "; ".join(figures), fix, 3)
     lines.append(f"{'NODE':<8}{'MEMORY':>10}  {'LAYERS':<9}{'WEIGHTS':>10}{'KV':>10}{'RESERVE':>10}{'FREE':>10}  (GB)")
-    lines += [_line(node) for node in said["nodes"]]
-    lines.append(f"fits: sequences of up to {said['max_model_len']} tokens, {said['kv_tokens']} tokens at once")
+    lines += [_line(node) for node in plan["nodes"]]
+    lines.append(f"fits: sequences of up to {plan['max_model_len']} tokens, {plan['kv_tokens']} tokens at once")
     return "\n".join(lines)
 
 

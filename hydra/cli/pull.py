@@ -24,10 +24,10 @@ from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.hub.hub_login import with_login
 from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref, parse_source
 
-SHOW_EVERY_S = 3.0
+PULL_LINE_EVERY_S = 3.0
 
 
-def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[str, Any]:
+def pull_model(model: str, settings: Settings, show: Callable[[str], None]) -> dict[str, Any]:
     """What is there afterwards, as `--json` prints it. `show` hears a line of progress every few seconds."""
     token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
     access = with_login(HubAccess.of({**os.environ, **token}))
@@ -81,6 +81,6 @@ class _Told:
         if self.first is None:
             self.first, self.total = bytes_done, bytes_total
         now_s = time.monotonic()
-        if now_s - self._shown_s >= SHOW_EVERY_S or bytes_done == bytes_total:
+        if now_s - self._shown_s >= PULL_LINE_EVERY_S or bytes_done == bytes_total:
             self._shown_s = now_s
             self.show(f"{self.model}: {bytes_done / 1e6:.1f} of {bytes_total / 1e6:.1f} MB")

@@ -18,7 +18,7 @@ from hydra.settings import Settings, expanded, load_settings, with_paths
 log = structlog.get_logger()
 
 
-@click.command()
+@click.command("up")
 @click.argument("model", required=False)
 @click.option("--config", type=click.Path(path_type=Path), help="A TOML file (default: ./config.toml if it is there).")
 @click.option("--workers", type=click.IntRange(0, 64), help="Local workers (default: one per GPU, else 2 on the CPU).")
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Where the coordinator remembers its term.")
 @click.option("--chat-template", help="A Jinja file to use in place of MODEL's own chat templates.")
 @click.option("--lan", is_flag=True, help="Let workers on other machines join (needs [cluster] join_token).")
-def up(
+def up_command(
     model: str | None,
     config: Path | None,
     workers: int | None,
@@ -85,14 +85,14 @@ def up(
     model_path = absolute_model(settings.model.path or str(ensure_demo_model(cache_dir)))
     check_model(model_path, settings.model.max_model_len)
     settings = attrs.evolve(settings, model=attrs.evolve(settings.model, path=model_path))
-    desired = UpOptions(
+    options = UpOptions(
         workers=chosen_workers,
         state_dir=state,
         lan=lan,
         ports=ports,
         any_http=ports is not None and http_addr is None and has_usual_http(settings),
     )
-    sys.exit(run_up(settings, desired, lambda url: print_line(f"ready {url}")))
+    sys.exit(run_up(settings, options, lambda url: print_line(f"ready {url}")))
 
 
 def warn_of_open_http(addr: str) -> None:

@@ -1,7 +1,8 @@
 """What a parent tells each child it starts: sections of the settings and plain values, as one line of JSON on the
 command line.
 
-No secret travels there: a join token stays in the environment, where `secrets_env` puts it and `from_json` finds it.
+No secret travels there: a join token stays in the environment, where `secrets_env` puts it and `spec_from_json` finds
+it.
 """
 
 import json
@@ -73,11 +74,11 @@ ChildSpec: TypeAlias = CoordinatorSpec | WorkerSpec | FrontendSpec
 S = TypeVar("S", CoordinatorSpec, WorkerSpec, FrontendSpec)
 
 
-def to_json(spec: ChildSpec) -> str:
+def spec_to_json(spec: ChildSpec) -> str:
     return json.dumps(attrs.asdict(spec, filter=lambda field, _: not is_secret(field)))
 
 
-def from_json(text: str, kind: type[S], environ: Mapping[str, str] = os.environ) -> S:
+def spec_from_json(text: str, kind: type[S], environ: Mapping[str, str] = os.environ) -> S:
     """Raises when a key is missing, unknown or of another type: a parent and its children are of one version."""
     values: dict[str, Any] = json.loads(text)
     spec = cattrs.Converter(forbid_extra_keys=True).structure(values, kind)

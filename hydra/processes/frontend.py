@@ -3,23 +3,18 @@
 Never imports torch.
 """
 
-import os
-import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import trio
 
 from hydra.actors.families.frontend import Frontend, FrontendParts
-from hydra.actors.families.lifeline import FAMILY_ENV
 from hydra.complaint import Complaint, exit_code_of
 from hydra.http.readiness import Readiness
 from hydra.http.serve import HttpListener, load_words, serve_cluster
-from hydra.log.set_up import log_lines_lost
 from hydra.processes.child_life import LINGER_AFTER_S, ChildLife
 from hydra.processes.child_spec import FrontendSpec
-from hydra.processes.peer_id import new_peer_id
-from hydra.protocol.ids import NodeId
+from hydra.processes.own_identity import new_peer_id, own_identity
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.text.cache import ChatTemplateFile, TokenizerCache, TokenizerFault
 
@@ -27,14 +22,9 @@ from hydra.text.cache import ChatTemplateFile, TokenizerCache, TokenizerFault
 def _parts(spec: FrontendSpec, wires: ZmqWires) -> FrontendParts:
     zmq = spec.zmq
     return FrontendParts(
-        node_id=NodeId(spec.node_id),
+        identity=own_identity("frontend", spec.node_id, spec.cluster.join_token),
         spoke=wires.spoke(new_peer_id(spec.node_id), zmq.router_addr, zmq.broadcast_addr, zmq.high_water_mark),
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        auth=spec.cluster.join_token,
-        family=os.environ.get(FAMILY_ENV, ""),
         max_replays=spec.engine.max_replays,
-        log_lines_lost=log_lines_lost,
     )
 
 
@@ -65,10 +55,10 @@ def frontend_main(spec: FrontendSpec, lifeline_fds: tuple[int, int], *, been_rea
         async def body() -> None:
             async with trio.open_nursery() as nursery:
                 await nursery.start(frontend.run)
-                nursery.start_soon(life.say_up, frontend.member)
+                nursery.start_soon(life.say_up, frontend.membership.member)
                 nursery.start_soon(prove, nursery.cancel_scope)
                 await serve_cluster(frontend, listener, life.stopping, tokenizers)
-                frontend.leave("stopped")
+                frontend.membership.leave("stopped")
                 await trio.sleep(LINGER_AFTER_S)
                 nursery.cancel_scope.cancel()
 

@@ -13,11 +13,10 @@ import trio
 from hydra.actors.families.parent import ChildCommand, Parent
 from hydra.actors.families.supervisor import Supervisor
 from hydra.complaint import Complaint
-from hydra.log.set_up import log_lines_lost
 from hydra.log.standard_streams import print_line
-from hydra.processes.address import Address
+from hydra.processes.host_port import HostPort
 from hydra.processes.open_answers import count_open, words
-from hydra.processes.peer_id import new_peer_id
+from hydra.processes.own_identity import new_peer_id, own_identity
 from hydra.processes.silence import tell_of_silence
 from hydra.processes.turned_away import parents_doorstep
 from hydra.protocol.ids import NodeId
@@ -74,18 +73,15 @@ class ParentRun:
                 supervisor=self.supervisor,
                 commands=self.commands,
                 spoke=wires.spoke(new_peer_id(node_id), self.zmq.router_addr, self.zmq.broadcast_addr),
-                node_id=NodeId(node_id),
-                host=socket.gethostname(),
-                auth=self.join_token,
+                identity=own_identity("parent", node_id, self.join_token),
                 say_ready=self.ready,
-                log_lines_lost=log_lines_lost,
                 turned_away=turned_away,
                 before_stop=self.before_stop,
             )
             try:
                 async with trio.open_nursery() as nursery:
                     if not self.url:
-                        at = Address.parse("--coordinator", self.zmq.router_addr)
+                        at = HostPort.parse("--coordinator", self.zmq.router_addr)
                         nursery.start_soon(tell_of_silence, lambda: self._silent_s(parent), at, self.say)
                     await parent.run()
                     nursery.cancel_scope.cancel()
@@ -98,7 +94,7 @@ class ParentRun:
     def _silent_s(self, parent: Parent) -> float:
         """How long we have not been welcome, or have heard nothing; 0 while all is well."""
         now_s = trio.current_time()
-        if parent.member.generation is not None and parent.silence_s() < SILENT_S:
+        if parent.membership.member.generation is not None and parent.membership.silence_s() < SILENT_S:
             self._welcome_s = now_s
             return 0.0
         return now_s - self._welcome_s

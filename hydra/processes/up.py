@@ -10,12 +10,12 @@ import attrs
 
 from hydra.actors.families.parent import ChildCommand, python_child
 from hydra.actors.families.supervisor import ChildPlan, ChildRole, Supervisor
-from hydra.processes.address import Address
-from hydra.processes.child_spec import ChildSpec, CoordinatorSpec, FrontendSpec, WorkerSpec, secrets_env, to_json
+from hydra.processes.child_spec import ChildSpec, CoordinatorSpec, FrontendSpec, WorkerSpec, secrets_env, spec_to_json
 from hydra.processes.cluster_lanes import near, plan_lanes
 from hydra.processes.held_port import HeldPort
+from hydra.processes.host_port import HostPort
 from hydra.processes.huge_pages import huge_pages_env
-from hydra.processes.listening import SECOND, lock_state, open_http, require_token, settle
+from hydra.processes.listening import SECOND, lock_state, open_http, require_token, settle_port
 from hydra.processes.local_workers import WorkerOptions
 from hydra.processes.parent_run import ParentRun
 from hydra.processes.port_holders import PortHolders
@@ -40,27 +40,27 @@ class UpOptions:
 
 
 @attrs.define(eq=False)
-class Held:
+class ClusterPorts:
     """Where the cluster listens, as long as this object lives."""
 
-    lanes: Mapping[str, Address]
-    workers: tuple[tuple[Address, Address], ...]  # where each takes steps and lends files
+    lanes: Mapping[str, HostPort]
+    workers: tuple[tuple[HostPort, HostPort], ...]  # where each takes steps and lends files
     ports: list[HeldPort] = attrs.field(factory=list)
 
     @classmethod
-    def take(cls, settings: Settings, desired: UpOptions, holders: PortHolders) -> "Held":
+    def take(cls, settings: Settings, options: UpOptions, holders: PortHolders) -> "ClusterPorts":
         """Raises Complaint."""
-        planned = plan_lanes(settings.zmq, len(desired.workers), lan=desired.lan, ports=desired.ports)
+        planned = plan_lanes(settings.zmq, len(options.workers), lan=options.lan, ports=options.ports)
         made = cls(lanes={}, workers=())
 
-        def hold(name: str, address: Address, setting: str) -> Address:
+        def hold(name: str, address: HostPort, setting: str) -> HostPort:
             require_token(name, address, settings.cluster.join_token)
-            settled, port = settle(name, address, setting, holders)
+            settled, port = settle_port(name, address, setting, holders)
             made.ports.append(port)
             return settled
 
         made.lanes = {
-            key: hold(f"[zmq] {key}", address, "--ports" if desired.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
+            key: hold(f"[zmq] {key}", address, "--ports" if options.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
             for key, address in planned.lanes.items()
         }
         made.workers = tuple(
@@ -68,7 +68,7 @@ class Held:
                 hold(f"steps to {worker.node_id}", steps, "--ports") if steps.port else steps,
                 hold(f"the store of {worker.node_id}", store, "--ports") if store.port else store,
             )
-            for worker, (steps, store) in zip(desired.workers, planned.workers, strict=True)
+            for worker, (steps, store) in zip(options.workers, planned.workers, strict=True)
         )
         return made
 
@@ -81,7 +81,7 @@ class Held:
         return _with_addrs(zmq, {key: near(address) for key, address in self.lanes.items()})
 
 
-def _with_addrs(zmq: ZmqSettings, lanes: Mapping[str, Address]) -> ZmqSettings:
+def _with_addrs(zmq: ZmqSettings, lanes: Mapping[str, HostPort]) -> ZmqSettings:
     return attrs.evolve(
         zmq,
         router_addr=str(lanes["router_addr"]),
@@ -91,20 +91,20 @@ def _with_addrs(zmq: ZmqSettings, lanes: Mapping[str, Address]) -> ZmqSettings:
     )
 
 
-def run_up(settings: Settings, desired: UpOptions, say_ready: Callable[[str], None]) -> int:
+def run_up(settings: Settings, options: UpOptions, say_ready: Callable[[str], None]) -> int:
     """The whole life of `up`; paths in `settings` are absolute. Returns the exit code."""
     holders = PortHolders.of(Path(settings.model.cache_dir))
     with ExitStack() as stack:
-        listener = open_http(settings.server.http_addr, holders, or_next=desired.any_http)
+        listener = open_http(settings.server.http_addr, holders, or_next=options.any_http)
         stack.callback(listener.close)
-        held = Held.take(settings, desired, holders)
-        lock_state(desired.state_dir, holders)
-        begin_anew(desired.state_dir)
+        held = ClusterPorts.take(settings, options, holders)
+        lock_state(options.state_dir, holders)
+        begin_anew(options.state_dir)
         url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
         ports = [listener.getsockname()[1], *(port.port for port in held.ports)]
-        stack.enter_context(holders.card(f"the cluster at {url}", ports, desired.state_dir))
-        children = _children(settings, desired, held, listener.fileno(), url)
-        others = desired.lan or settings.cluster.min_nodes > len(desired.workers) or not desired.workers  # are awaited
+        stack.enter_context(holders.card(f"the cluster at {url}", ports, options.state_dir))
+        children = _children(settings, options, held, listener.fileno(), url)
+        others = options.lan or settings.cluster.min_nodes > len(options.workers) or not options.workers  # are awaited
         run = ParentRun(
             supervisor=Supervisor(
                 tuple(plan for plan, _ in children),
@@ -123,15 +123,15 @@ def run_up(settings: Settings, desired: UpOptions, say_ready: Callable[[str], No
         return run.until_over()
 
 
-Child = tuple[ChildPlan, ChildCommand]
+ChildStart = tuple[ChildPlan, ChildCommand]
 
 
-def _children(settings: Settings, desired: UpOptions, held: Held, http_fd: int, url: str) -> list[Child]:
+def _children(settings: Settings, options: UpOptions, held: ClusterPorts, http_fd: int, url: str) -> list[ChildStart]:
     """In the order in which they are started."""
     zmq, env = held.near(settings.zmq), secrets_env(settings)
 
-    def child(role: ChildRole, spec: ChildSpec, name: str, *more: str, pass_fds: tuple[int, ...] = ()) -> Child:
-        argv = python_child(f"_{role}", to_json(spec), *more)
+    def child(role: ChildRole, spec: ChildSpec, name: str, *more: str, pass_fds: tuple[int, ...] = ()) -> ChildStart:
+        argv = python_child(f"_{role}", spec_to_json(spec), *more)
         huge_pages = huge_pages_env(os.environ) if role == "worker" else {}
         plan = ChildPlan(name=NodeId(name), role=role, vital=role != "worker")
         return plan, ChildCommand(argv=tuple(argv), pass_fds=pass_fds, env=env | huge_pages)
@@ -147,28 +147,28 @@ def _children(settings: Settings, desired: UpOptions, held: Held, http_fd: int, 
         http_url=url,
     )
     return [
-        child("coordinator", coordinator_spec(settings, desired, held), "coordinator"),
+        child("coordinator", coordinator_spec(settings, options, held), "coordinator"),
         *(
             child("worker", _worker_spec(settings, worker, zmq, ends), worker.node_id)
-            for worker, ends in zip(desired.workers, held.workers, strict=True)
+            for worker, ends in zip(options.workers, held.workers, strict=True)
         ),
         child("frontend", frontend, "frontend", *BEEN_READY, pass_fds=(http_fd,)),
     ]
 
 
-def coordinator_spec(settings: Settings, desired: UpOptions, held: Held) -> CoordinatorSpec:
+def coordinator_spec(settings: Settings, options: UpOptions, held: ClusterPorts) -> CoordinatorSpec:
     return CoordinatorSpec(
         zmq=held.bound(settings.zmq),
         cluster=settings.cluster,
         model=settings.model,
         engine=settings.engine,
-        state_dir=str(desired.state_dir),
-        local_nodes=tuple(worker.node_id for worker in desired.workers),
+        state_dir=str(options.state_dir),
+        local_nodes=tuple(worker.node_id for worker in options.workers),
     )
 
 
 def _worker_spec(
-    settings: Settings, worker: WorkerOptions, zmq: ZmqSettings, ends: tuple[Address, Address]
+    settings: Settings, worker: WorkerOptions, zmq: ZmqSettings, ends: tuple[HostPort, HostPort]
 ) -> WorkerSpec:
     steps, store = ends
     return WorkerSpec(

@@ -4,7 +4,6 @@ Never imports the HTTP room; torch only where the device is made, so that a pare
 """
 
 import os
-import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,16 +13,14 @@ import structlog
 import trio
 
 from hydra.actors.core.ports import Compute
-from hydra.actors.families.lifeline import FAMILY_ENV
 from hydra.actors.families.worker import Worker, WorkerParts, run_worker
 from hydra.complaint import Complaint
-from hydra.log.set_up import flush_log, log_lines_lost, say_at_end
+from hydra.log.set_up import flush_log, say_at_end
 from hydra.processes.child_life import LINGER_AFTER_S, ORPHAN_DRAIN_S, ChildLife
 from hydra.processes.child_spec import WorkerSpec
-from hydra.processes.peer_id import new_peer_id
+from hydra.processes.own_identity import new_peer_id, own_identity
 from hydra.processes.store_end import open_store_server
 from hydra.processes.turned_away import Doorstep
-from hydra.protocol.ids import NodeId
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.wires.wire import BlockingSource
 from hydra.protocol.wires.zmq_wire import ZmqWires
@@ -85,21 +82,18 @@ def _parts(
     openers = {**hub_opener(access), **lane_opener(wires.store_line, auth)}
     store = open_store_server(wires.store_hub(spec.store_bind), FileLender(), spec.cluster)
     return WorkerParts(
-        node_id=NodeId(spec.node_id),
+        identity=attrs.evolve(
+            own_identity("worker", spec.node_id, auth),
+            pipeline_addr=_advertised(source.addr, spec.advertise_host),
+            store_addr=_advertised(store.hub.addr, spec.advertise_host),
+        ),
         spoke=wires.spoke(new_peer_id(spec.node_id), zmq.router_addr, zmq.broadcast_addr, zmq.high_water_mark),
-        pipeline_addr=_advertised(source.addr, spec.advertise_host),
         supply=StoreSupply(RangeCache(room), openers, HfCache(access.hf_cache)),
         store=store,
-        store_addr=_advertised(store.hub.addr, spec.advertise_host),
         compute=compute,
         run_blocking=partial(trio.to_thread.run_sync, abandon_on_cancel=True),  # the process ends without its threads
         dial=wires.dial,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        auth=auth,
-        log_lines_lost=log_lines_lost,
         turned_away=turned_away,
-        family=os.environ.get(FAMILY_ENV, ""),
     )
 
 
@@ -121,13 +115,13 @@ def worker_main(
             worker = Worker(parts)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(partial(run_worker, worker, source, wires, overlapped=overlapped))
-                nursery.start_soon(life.say_up, worker.member)
+                nursery.start_soon(life.say_up, worker.membership.member)
                 await life.stopping.wait()
-                while life.lifeline.orphaned and worker.silence_s() < ORPHAN_SILENCE_S:
+                while life.lifeline.orphaned and worker.membership.silence_s() < ORPHAN_SILENCE_S:
                     await trio.sleep(
                         COORDINATOR_POLL_S
                     )  # streams may be draining; the lifeline's alarm bounds the wait
-                worker.leave("stopped")
+                worker.membership.leave("stopped")
                 await trio.sleep(LINGER_AFTER_S)
                 nursery.cancel_scope.cancel()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from hydra.actors.families.parent import ChildCommand, python_child
 from hydra.actors.families.supervisor import ChildPlan, Supervisor
-from hydra.processes.child_spec import WorkerSpec, secrets_env, to_json
+from hydra.processes.child_spec import WorkerSpec, secrets_env, spec_to_json
 from hydra.processes.huge_pages import huge_pages_env
 from hydra.processes.parent_run import ParentRun
 from hydra.protocol.ids import NodeId
@@ -26,7 +26,7 @@ def run_worker_parent(spec: WorkerSpec, settings: Settings, child: Callable[[str
     env = secrets_env(settings) | huge_pages_env(os.environ)
     run = ParentRun(
         supervisor=Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random()),
-        commands={NodeId(spec.node_id): ChildCommand(argv=tuple(child(to_json(spec))), env=env)},
+        commands={NodeId(spec.node_id): ChildCommand(argv=tuple(child(spec_to_json(spec))), env=env)},
         zmq=spec.zmq,
         name=f"parent-{spec.node_id}",
         join_token=settings.cluster.join_token,

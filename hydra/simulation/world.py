@@ -22,14 +22,13 @@ import attrs
 import trio
 
 from hydra.actors.client import GenerateRequest
-from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Received, Send
-from hydra.actors.core.membership import Member
-from hydra.actors.core.membership import Start as Greet
-from hydra.actors.core.names import MEMBER, PARENT, PLANNER, REGISTRY
+from hydra.actors.core.names import PARENT, PLANNER, REGISTRY
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
+from hydra.actors.families.member_host import MemberHost
 from hydra.actors.families.worker import ComputeStuck, Worker, WorkerParts
 from hydra.actors.planning.desired_model import DesiredModel
 from hydra.http.app import make_app
@@ -37,7 +36,7 @@ from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.batch import Run, token_ids
 from hydra.protocol.ids import NodeId, PeerId
-from hydra.protocol.messages.membership import PROTOCOL_VERSION, ChildExited, Heartbeat, Hello, KillWorker
+from hydra.protocol.messages.membership import ChildExited, KillWorker, Role
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.protocol.sampling import GREEDY, SamplingParams
@@ -561,12 +560,7 @@ class World:
     async def _frontend(self, node: Node) -> None:
         _, spoke = self._spoke(node)
         parts = FrontendParts(
-            node_id=NodeId(node.name),
-            spoke=spoke,
-            host="here",
-            pid=node.pid,
-            max_replays=self.shape.engine.max_replays,
-            family=FAMILY,
+            identity=_identity(node, "frontend"), spoke=spoke, max_replays=self.shape.engine.max_replays
         )
         node.family = Frontend(parts)
         if self.shape.http:
@@ -603,15 +597,11 @@ class World:
 
         worker = Worker(
             WorkerParts(
-                node_id=NodeId(node.name),
+                identity=attrs.evolve(_identity(node, "worker"), pipeline_addr=source.addr),
                 spoke=spoke,
-                pipeline_addr=source.addr,
                 compute=compute,
                 run_blocking=run_blocking,
                 dial=wires.dial,
-                host="here",
-                pid=node.pid,
-                family=FAMILY,
             )
         )
         node.family, node.compute = worker, compute
@@ -624,31 +614,11 @@ class World:
     async def _parent_life(self, node: Node) -> None:
         """The supervisor, as far as the coordinator meets it: exits are told, stuck children are killed."""
         _, spoke = self._spoke(node)
-        post = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
-        actor_host = ActorHost(spoke.peer, post.carry)
-
-        def greet(term: int) -> Hello:
-            return Hello(
-                node_id=NodeId(node.name),
-                role="parent",
-                version=PROTOCOL_VERSION,
-                auth="",
-                family=FAMILY,
-                host="here",
-                pid=node.pid,
-                term_seen=term,
-            )
-
-        def beat(generation: Any) -> Heartbeat:
-            return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
-
-        actor_host.add(MEMBER, Member(greet=greet, beat=beat, siblings=()), lambda effect: None)
-        actor_host.add(PARENT, _Parent(), self._kill_child)
-        self._parent = actor_host
+        membership = MemberHost(spoke, _identity(node, "parent"), siblings=())
+        membership.actor_host.add(PARENT, _Parent(), self._kill_child)
+        self._parent = membership.actor_host
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(actor_host.keep_timers)
-            nursery.start_soon(post.pump, actor_host)
-            actor_host.post(MEMBER, Greet())
+            membership.start(nursery)
 
     def _kill_child(self, order: Any) -> None:
         node = self.nodes.get(order.node_id)
@@ -787,7 +757,17 @@ def _stale(node: Node) -> int:
 
 
 def _contained(node: Node) -> int:
-    return 0 if node.family is None else node.family._gateway.contained
+    match node.family:
+        case Coordinator() as coordinator:
+            return coordinator._gateway.contained
+        case Frontend() | Worker() as family:
+            return family.membership.gateway.contained
+        case _:
+            return 0
+
+
+def _identity(node: Node, role: Role) -> Identity:
+    return Identity(node_id=NodeId(node.name), role=role, host="here", pid=node.pid, family=FAMILY)
 
 
 @asynccontextmanager

@@ -15,11 +15,12 @@ from hydra.actors.client import GenerateRequest
 from hydra.actors.core.authority import ANYBODY, SPEAKERS, THE_COORDINATOR
 from hydra.actors.core.gateway import ACCEPTS, Gateway
 from hydra.actors.core.host import ActorHost
-from hydra.actors.core.membership import Member, Start
+from hydra.actors.core.identity import Identity
+from hydra.actors.core.membership import Greet, Member
 from hydra.actors.families.frontend import Frontend, FrontendParts
 from hydra.actors.families.supervisor import Began, ChildPlan, ChildStarted, Supervisor
 from hydra.actors.membership.registry import TERM_JUMP_MAX
-from hydra.actors.sessions.sessions import Start as Begin
+from hydra.actors.sessions.sessions import Start
 from hydra.actors.stage.stage import Activated, Publish, RunActivate, RunLoad, SliceIn, Stage, ThreadFenced
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import StepResult
@@ -285,14 +286,14 @@ class _Child:
     def __init__(self):
         self.post = Gateway(lambda peer, frames: None, None, "member")
         self.host = ActorHost("me-1", self.post.carry)
-        greets = Member(greet=lambda term: hello("worker"), beat=_beat, siblings=("stage",))
-        self.host.add("member", greets, self.perform)
+        identity = Identity(node_id=NodeId("evil-worker"), role="worker", host="there", pid=666)
+        self.host.add("member", Member(identity, ("stage",)), self.perform)
         self.host.add("stage", Stage(), self.perform)
         plans = (ChildPlan(name=NodeId("w1"), role="worker", vital=False),)
         self.host.add("parent", Supervisor(plans, random.Random(1)), lambda effect: None)
         self.host.post("parent", Began())
         self.host.post("parent", ChildStarted(NodeId("w1"), 100))
-        self.host.post("member", Start())
+        self.host.post("member", Greet())
 
     def perform(self, effect):
         match effect:
@@ -305,17 +306,14 @@ class _Child:
                 self.host.post("stage", Activated(route, epoch))
 
 
-def _beat(generation):
-    return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
-
-
 def _frontend() -> tuple[Gateway, ActorHost]:
-    frontend = Frontend(FrontendParts(node_id=NodeId("f1"), spoke=Quiet(), host="here", pid=1))
+    identity = Identity(node_id=NodeId("f1"), role="frontend", host="here", pid=1)
+    frontend = Frontend(FrontendParts(identity=identity, spoke=Quiet()))
     request = GenerateRequest(model_id=MODEL_ID, prompt=[1, 2], max_tokens=2**20, params=GREEDY, stop_ids=())
-    frontend.actor_host.post("member", Start())
+    frontend.actor_host.post("member", Greet())
     for session in range(1, 4):
-        frontend.actor_host.post("sessions", Begin(SessionId(session), request))
-    return frontend._gateway, frontend.actor_host
+        frontend.actor_host.post("sessions", Start(SessionId(session), request))
+    return frontend.membership.gateway, frontend.actor_host
 
 
 @pytest.mark.parametrize(

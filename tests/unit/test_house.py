@@ -38,6 +38,7 @@ SHELLS = {
     "families/coordinator.py",
     "families/frontend.py",
     "families/lifeline.py",
+    "families/member_host.py",
     "families/parent.py",
     "families/store_server.py",
     "families/worker.py",

@@ -3,14 +3,13 @@
     outside --Hello--> greeting --Welcome--> inside --Expelled | SayHello | beacon of another term--> greeting
 
 The member tells its siblings (the stage, the sessions) when it is in and when it is out; what that means is theirs.
-It does not know what its process is for: the greeting and the beat are made by functions handed in.
+It does not know what its process is for: the greeting and the beat are made by its Identity.
 """
-
-from collections.abc import Callable
 
 import attrs
 
 from hydra.actors.core.facts import Joined, LaneBroken, Left
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import REGISTRY
 from hydra.protocol.ids import ActorName, Generation
@@ -18,8 +17,6 @@ from hydra.protocol.messages.membership import (
     Beacon,
     Expelled,
     Goodbye,
-    Heartbeat,
-    Hello,
     HelloRefused,
     SayHello,
     Welcome,
@@ -45,7 +42,7 @@ class Reached:
 
 
 @attrs.frozen
-class Start:
+class Greet:
     """Event: the process is ready to greet."""
 
 
@@ -58,10 +55,9 @@ class Leave:
 
 @attrs.define
 class Member:
-    """Keeps one process's membership. `greet(term)` makes the Hello, `beat(generation)` the Heartbeat."""
+    """Keeps one process's membership."""
 
-    greet: Callable[[int], Hello]
-    beat: Callable[[Generation], Heartbeat]
+    identity: Identity
     siblings: tuple[ActorName, ...]
     term: int = 0
     generation: Generation | None = None
@@ -72,7 +68,7 @@ class Member:
         if self._gone:
             return []  # whoever said goodbye must not be heard again: a late beat would be asked to greet
         match event:
-            case Start():
+            case Greet():
                 return self._greet(now_s)
             case TimerFired(key="greet"):
                 return self._greet(now_s) if self.generation is None else []
@@ -101,7 +97,7 @@ class Member:
                 return []  # a beacon of our own term, or a word for a former life
 
     def _greet(self, now_s: float) -> list[Effect]:
-        return [Send(REGISTRY, self.greet(self.term)), SetTimer("greet", now_s + GREET_AGAIN_S)]
+        return [Send(REGISTRY, self.identity.hello(self.term)), SetTimer("greet", now_s + GREET_AGAIN_S)]
 
     def _enter(self, welcome: Welcome, now_s: float) -> list[Effect]:
         left: list[Effect] = []
@@ -116,7 +112,7 @@ class Member:
     def _beat(self, now_s: float) -> list[Effect]:
         if self.generation is None:
             return []
-        return [Send(REGISTRY, self.beat(self.generation)), SetTimer("beat", now_s + self._heartbeat_s)]
+        return [Send(REGISTRY, self.identity.heartbeat(self.generation)), SetTimer("beat", now_s + self._heartbeat_s)]
 
     def _leave(self, why: str, now_s: float) -> list[Effect]:
         was_inside = self.generation is not None

@@ -9,23 +9,19 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import attrs
-import structlog
 import trio
 
 from hydra.actors.client import GenerateRequest, Generation
 from hydra.actors.core.facts import Joined, Left
-from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Effect, Event, Received
-from hydra.actors.core.membership import Leave, Member, Reached, TurnedAway
-from hydra.actors.core.membership import Start as Greet
-from hydra.actors.core.names import ASKS, BROKER, MEMBER, PLANNER, SESSIONS, STATUS
+from hydra.actors.core.names import ASKS, BROKER, PLANNER, SESSIONS, STATUS
+from hydra.actors.families.member_host import MemberHost
 from hydra.actors.sessions.session import Fail
 from hydra.actors.sessions.sessions import End, Sessions, Show, Start
-from hydra.protocol.ids import Address, AskId, NodeId, SessionId
-from hydra.protocol.ids import Generation as GenerationId
+from hydra.protocol.ids import Address, AskId, SessionId
 from hydra.protocol.messages import Message
-from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello
 from hydra.protocol.messages.models import (
     CancelJob,
     JobsReply,
@@ -46,12 +42,10 @@ from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.wires.wire import Spoke
 
-log = structlog.get_logger()
-
 ANSWER_S = 15.0
 LOAD_ANSWER_S = 3600.0
-SILENCE_MAX_S = 600.0  # a generation that hears nothing for so long is over, whatever the reason
-LOOK_EVERY_S = 10.0
+GENERATION_SILENCE_MAX_S = 600.0  # a generation that hears nothing for so long is over, whatever the reason
+SLOT_LOOK_EVERY_S = 10.0
 
 A = TypeVar("A", ModelReply, StatusReply, ReadyReply)
 
@@ -60,14 +54,9 @@ A = TypeVar("A", ModelReply, StatusReply, ReadyReply)
 class FrontendParts:
     """The world, as a frontend needs it."""
 
-    node_id: NodeId
+    identity: Identity
     spoke: Spoke
-    host: str
-    pid: int
-    auth: str = ""
-    family: str = ""  # see Hello
     max_replays: int = 5
-    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
 
 
 @attrs.define(eq=False)
@@ -84,10 +73,12 @@ class _Slot:
         self.news.set()
 
     def look(self) -> None:
-        """Once every LOOK_EVERY_S: a deadline for every token would cost more than the token."""
+        """Once every SLOT_LOOK_EVERY_S: a deadline for every token would cost more than the token."""
         self.quiet_looks += 1
-        if self.quiet_looks * LOOK_EVERY_S > SILENCE_MAX_S:
-            self.put(Fail(Refusal(code="timeout", message=f"the cluster said nothing for {SILENCE_MAX_S:.0f} s")))
+        if self.quiet_looks * SLOT_LOOK_EVERY_S > GENERATION_SILENCE_MAX_S:
+            self.put(
+                Fail(Refusal(code="timeout", message=f"the cluster said nothing for {GENERATION_SILENCE_MAX_S:.0f} s"))
+            )
 
     async def take(self) -> list[SampledToken | Fail]:
         """Everything there is, at least one. After a silence it is a failure."""
@@ -174,36 +165,26 @@ class Frontend:
     """Builds the house of a frontend, and is the cluster for the HTTP room."""
 
     parts: FrontendParts
+    membership: MemberHost = attrs.field(init=False)
     actor_host: ActorHost = attrs.field(init=False)
     sessions: Sessions = attrs.field(init=False)
-    member: Member = attrs.field(init=False)
     _asks: _Asks = attrs.field(factory=_Asks, init=False)
     _slots: dict[SessionId, _Slot] = attrs.field(factory=dict, init=False)
     _next_session: int = attrs.field(default=1, init=False)
-    _gateway: Gateway = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        spoke = self.parts.spoke
-        self._gateway = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
+        self.membership = MemberHost(self.parts.spoke, self.parts.identity, (ASKS, SESSIONS))
+        self.actor_host = self.membership.actor_host
         self.sessions = Sessions(self.parts.max_replays)
-        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(ASKS, SESSIONS))
-        self.actor_host = ActorHost(spoke.peer, self._gateway.carry)
-        self.actor_host.add(MEMBER, self.member, self._perform)
         self.actor_host.add(SESSIONS, self.sessions, self._perform)
         self.actor_host.add(ASKS, self._asks, self._perform)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.actor_host.keep_timers)
             nursery.start_soon(self._watch_silences)
-            nursery.start_soon(self._gateway.pump, self.actor_host)
-            self.actor_host.post(MEMBER, Greet())
+            self.membership.start(nursery)
             task_status.started()
-
-    def leave(self, why: str) -> None:
-        """Says goodbye, so that nobody has to wait for a lease."""
-        self.actor_host.post(MEMBER, Leave(why))
 
     # ------------------------------------------------------------ client.Cluster
 
@@ -281,7 +262,7 @@ class Frontend:
 
     async def _watch_silences(self) -> None:
         while True:
-            await trio.sleep(LOOK_EVERY_S)
+            await trio.sleep(SLOT_LOOK_EVERY_S)
             for slot in self._slots.values():
                 slot.look()
 
@@ -299,25 +280,9 @@ class Frontend:
 
     def _say(self, to: Address, message: Message) -> None:
         """Raises RefusalError when the message is beyond what the command lane carries."""
-        undelivered = self._gateway.carry(to, ASKS, message)
+        undelivered = self.membership.gateway.carry(to, ASKS, message)
         if undelivered is not None:
             raise RefusalError(undelivered.refusal)
-
-    def _hello(self, term: int) -> Hello:
-        return Hello(
-            node_id=self.parts.node_id,
-            role="frontend",
-            version=PROTOCOL_VERSION,
-            auth=self.parts.auth,
-            family=self.parts.family,
-            host=self.parts.host,
-            pid=self.parts.pid,
-            term_seen=term,
-        )
-
-    def _heartbeat(self, generation: GenerationId) -> Heartbeat:
-        lost = self.parts.log_lines_lost()
-        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -325,9 +290,5 @@ class Frontend:
                 slot = self._slots.get(session)
                 if slot is not None:
                     slot.put(shown)
-            case Reached():
-                pass  # of workers: nobody plans with a frontend
-            case TurnedAway(refusal=refusal):
-                log.warning("turned away", code=refusal.code, why=refusal.message)
             case _:
                 raise AssertionError(f"a frontend cannot do {effect!r}")

@@ -20,9 +20,9 @@ from hydra.actors.families.death_book import DeathBook
 from hydra.protocol.ids import NodeId
 from hydra.protocol.messages.membership import ChildExited, KillWorker
 
-DEATHS_MAX = 5  # of a child that has never come up
+DEATHS_UNSEEN_MAX = 5  # of a child that has never come up
 PAUSE_MOST_S = {"coordinator": 2.0, "frontend": 2.0, "worker": 8.0}  # without one of the first two nobody is served
-SILENCE_MAX_S = 10.0
+CHILD_SILENCE_MAX_S = 10.0
 HOPELESS = (2, 3, 4, 6, 7)  # exit codes of the front door that another try cannot mend
 ENVIRONMENT = 4  # the exit code when a child was given up that had no such word
 STOPPING_ORDER = ("frontend", "coordinator", "worker")
@@ -167,7 +167,7 @@ class Supervisor:
     plans: tuple[ChildPlan, ...]
     rng: random.Random
     drain_timeout: float = 30.0
-    silence_max_s: float = SILENCE_MAX_S
+    silence_max_s: float = CHILD_SILENCE_MAX_S
     remote_workers: bool = False  # workers of other parents may come, so that a house without its own can serve
     _children: dict[NodeId, _Child] = attrs.field(init=False)
     _stopping: Literal["no", "drain", "now"] = attrs.field(default="no", init=False)
@@ -295,7 +295,7 @@ class Supervisor:
         proven = child.served if child.plan.role == "worker" else self._said_ready
         if returncode in HOPELESS and not proven:
             return False
-        return child.served or child.book.total <= DEATHS_MAX
+        return child.served or child.book.total <= DEATHS_UNSEEN_MAX
 
     def _go_on_without(self, child: _Child, how: str, returncode: int | None) -> list[Effect]:
         """Closes the house if nothing in it could serve any more."""

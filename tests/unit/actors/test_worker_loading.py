@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Received
 from hydra.actors.core.names import PLANNER, STAGE
 from hydra.actors.core.ports import SliceFacts
@@ -95,14 +96,11 @@ async def run_blocking(do, *args):
 async def standing_worker(memory, disk):
     spoke = Spoke()
     parts = WorkerParts(
-        node_id="w0",
+        identity=Identity(node_id="w0", role="worker", host="here", pid=1, pipeline_addr="tcp://here:1"),
         spoke=spoke,
-        pipeline_addr="tcp://here:1",
         compute=memory,
         run_blocking=run_blocking,
         dial=None,
-        host="here",
-        pid=1,
         supply=disk,
         store=StoreServer(None, disk, run_blocking),
     )

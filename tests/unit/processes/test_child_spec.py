@@ -7,11 +7,18 @@ import attrs
 import pytest
 
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
-from hydra.processes.address import Address
-from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, from_json, secrets_env, to_json
+from hydra.processes.child_spec import (
+    CoordinatorSpec,
+    FrontendSpec,
+    WorkerSpec,
+    secrets_env,
+    spec_from_json,
+    spec_to_json,
+)
 from hydra.processes.cluster_lanes import PLACES
+from hydra.processes.host_port import HostPort
 from hydra.processes.local_workers import WorkerOptions
-from hydra.processes.up import Held, UpOptions, _children
+from hydra.processes.up import ClusterPorts, UpOptions, _children
 from hydra.protocol.settings.setting import is_secret
 from hydra.settings import CHOICES, SECTIONS, Settings
 from hydra.simulation.memory_network import MemoryNetwork
@@ -39,10 +46,10 @@ def settings_unlike_the_defaults():
 
 def children_of(settings):
     """(its command, its spec as JSON) of each child that `up` starts."""
-    lanes = {key: Address("0.0.0.0", 7000 + place) for key, place in PLACES.items()}
+    lanes = {key: HostPort("0.0.0.0", 7000 + place) for key, place in PLACES.items()}
     worker = WorkerOptions(node_id="w0", device="cpu", memory_bytes=1, threads=2)
-    ends = (Address("0.0.0.0", 7010), Address("0.0.0.0", 7011))
-    held = Held(lanes=lanes, workers=(ends,))
+    ends = (HostPort("0.0.0.0", 7010), HostPort("0.0.0.0", 7011))
+    held = ClusterPorts(lanes=lanes, workers=(ends,))
     options = UpOptions(workers=(worker,), state_dir=Path("/state"), lan=True)
     for _, command in _children(settings, options, held, 3, "http://127.0.0.1:1"):
         role, text = (command.argv[command.argv.index(word) + 1] for word in ("hydra", "--spec"))
@@ -55,7 +62,7 @@ CHILDREN = dict(children_of(SETTINGS))
 
 @pytest.mark.parametrize("role", SPECS)
 def test_every_child_reads_every_section_that_it_is_given_as_the_parent_did(role):
-    spec = from_json(CHILDREN[role], SPECS[role], secrets_env(SETTINGS))
+    spec = spec_from_json(CHILDREN[role], SPECS[role], secrets_env(SETTINGS))
     given = {field.name for field in attrs.fields(type(spec))} & set(SECTIONS)
     assert {"zmq", "cluster", "model"} <= given
     for section in given - {"zmq"}:
@@ -63,12 +70,12 @@ def test_every_child_reads_every_section_that_it_is_given_as_the_parent_did(role
     assert spec.zmq.high_water_mark == SETTINGS.zmq.high_water_mark
     host = "0.0.0.0" if role == "_coordinator" else "127.0.0.1"
     assert (spec.zmq.router_addr, spec.zmq.broadcast_addr) == (f"tcp://{host}:7000", f"tcp://{host}:7002")
-    assert from_json(to_json(spec), SPECS[role], secrets_env(SETTINGS)) == spec
+    assert spec_from_json(spec_to_json(spec), SPECS[role], secrets_env(SETTINGS)) == spec
 
 
 @pytest.mark.parametrize("role", SPECS)
 def test_no_secret_is_on_a_command_line(role):
-    spec = from_json(CHILDREN[role], SPECS[role], {})
+    spec = spec_from_json(CHILDREN[role], SPECS[role], {})
     for section in ("cluster", "model"):
         for field in attrs.fields(SECTIONS[section]):
             if is_secret(field):
@@ -82,7 +89,7 @@ def test_a_spec_of_another_version_is_refused():
     values = json.loads(CHILDREN["_frontend"])
     values["server"]["new"] = 1
     with pytest.raises(Exception, match="FrontendSpec"):
-        from_json(json.dumps(values), FrontendSpec, {})
+        spec_from_json(json.dumps(values), FrontendSpec, {})
 
 
 async def test_the_machines_of_a_coordinator_hold_the_sections_themselves():

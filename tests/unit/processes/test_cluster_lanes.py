@@ -3,8 +3,8 @@
 import pytest
 
 from hydra.complaint import Complaint
-from hydra.processes.address import Address
 from hydra.processes.cluster_lanes import near, plan_lanes
+from hydra.processes.host_port import HostPort
 from hydra.processes.port_range import PortRange
 from hydra.protocol.settings.zmq import ZmqSettings
 
@@ -38,9 +38,9 @@ def test_what_somebody_chose_is_kept():
         router_addr="tcp://0.0.0.0:5555", results_addr="tcp://10.0.0.5:9000", store_addr="tcp://10.0.0.5:0"
     )
     planned = plan_lanes(zmq, 0, lan=False, ports=None)
-    assert planned.lanes["results_addr"] == Address("10.0.0.5", 9000)
-    assert planned.lanes["store_addr"] == Address("10.0.0.5", 0)
-    assert planned.lanes["broadcast_addr"] == Address("0.0.0.0", 5557)
+    assert planned.lanes["results_addr"] == HostPort("10.0.0.5", 9000)
+    assert planned.lanes["store_addr"] == HostPort("10.0.0.5", 0)
+    assert planned.lanes["broadcast_addr"] == HostPort("0.0.0.0", 5557)
     any_ports = plan_lanes(ZmqSettings(router_addr="tcp://*:0"), 1, lan=False, ports=None)
     assert ports(any_ports) == [0, 5557, 0, 0, 0, 0]
 
@@ -89,12 +89,12 @@ def test_a_row_ends_where_ports_end():
 )
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(Complaint) as caught:
-        Address.parse("--coordinator", text)
+        HostPort.parse("--coordinator", text)
     assert caught.value.exit_code == 2 and text in caught.value.what
 
 
 def test_a_port_beyond_all_ports_is_refused():
-    assert str(Address.parse("it", "h:65535")) == "tcp://h:65535"
+    assert str(HostPort.parse("it", "h:65535")) == "tcp://h:65535"
     for text, least in (("tcp://h:65536", 0), ("tcp://h:0", 1)):
         with pytest.raises(Complaint, match="is no address"):
-            Address.parse("it", text, port_min=least)
+            HostPort.parse("it", text, port_min=least)

@@ -12,7 +12,7 @@ import pytest
 import structlog
 from huggingface_hub.utils import _shared_blobs
 
-from hydra.cli.pull import pull
+from hydra.cli.pull import pull_model
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.settings.model import ModelSettings
 from hydra.settings import Settings
@@ -278,7 +278,7 @@ def test_a_wrong_token_is_refused_though_the_weights_are_here(hub, library, save
     assert library(token="right").describe("org/m").sources[0].startswith("/")
 
 
-# ---------------------------------------------------------------- workers, lending, pull
+# ---------------------------------------------------------------- workers, lending, pull_model
 
 
 def supply_of(hub, tmp_path, root, name="w0", **access) -> StoreSupply:
@@ -341,7 +341,7 @@ def test_pull_has_nothing_to_fetch(hub, saved, fill, root, tmp_path, monkeypatch
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_HUB_CACHE", str(root))
     shown: list[str] = []
-    told = pull("org/m", Settings(model=ModelSettings(cache_dir=str(tmp_path / "cache"))), shown.append)
+    told = pull_model("org/m", Settings(model=ModelSettings(cache_dir=str(tmp_path / "cache"))), shown.append)
     assert (told["model"], told["weights"], told["bytes_fetched"]) == (f"org/m@{snapshot.name}", str(snapshot), 0)
     assert told["bytes_total"] == sum(tensor.length for tensor in LocalLibrary().describe(str(snapshot)).tensors)
     assert not hub.sent and any(str(snapshot) in line for line in shown)

@@ -9,7 +9,7 @@ import attrs
 import httpx2
 import pytest
 
-from hydra.cli.pull import pull
+from hydra.cli.pull import pull_model
 from hydra.protocol.refusal import RefusalError
 from hydra.settings import Settings
 from hydra.store.cache import retry_policy as patience_module
@@ -83,7 +83,7 @@ def test_the_waits_of_a_real_run_are_short_enough():
 
 
 def test_what_is_in_the_cache_is_described_and_what_is_missing_is_not_waited_for(saved, tmp_path, monkeypatch):
-    """The whole of `pull`, whose own patience is that of days with a network."""
+    """The whole of `pull_model`, whose own patience is that of days with a network."""
     monkeypatch.setattr(patience_module, "BRIEF_SILENCE_S", SILENCE_S)
     settings = Settings()
     settings = attrs.evolve(settings, model=attrs.evolve(settings.model, cache_dir=str(tmp_path / "cache")))
@@ -94,7 +94,7 @@ def test_what_is_in_the_cache_is_described_and_what_is_missing_is_not_waited_for
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         began_s = time.monotonic()
         with pytest.raises(Exception, match="cannot be reached") as caught:
-            pull("org/m", settings, lambda line: None)
+            pull_model("org/m", settings, lambda line: None)
         assert time.monotonic() - began_s < SOON_S and endpoint in str(caught.value)
 
 
