@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 
 from hydra.protocol.batch import Int32Column, int32
+from hydra.protocol.messages.journal import JournalReply
 from hydra.protocol.messages.models import JobStatus, ModelReply, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.sampling import SamplingParams
@@ -28,6 +29,7 @@ class GenerateRequest:
     stop_ids: tuple[int, ...]  # generation ends when one is drawn: end-of-sequence ids and the request's own
     request: int = 0  # the answers to one HTTP request share its number, unique in this frontend; 0: it has no others
     owner: str = ""  # a digest of the API key that was presented; empty: none was
+    response_id: str = ""  # the id in the answer that its reader gets, for the journal
 
 
 @attrs.frozen(kw_only=True)
@@ -83,3 +85,8 @@ class Cluster(Protocol):
     async def unload_model(self, model_id: str) -> ModelReply: ...
 
     async def rebalance(self) -> ModelReply: ...
+
+    async def journal(
+        self, after: int = 0, *, session: str = "", node: str = "", route: int | None = None
+    ) -> JournalReply:
+        """The entries of the coordinator's journal with a higher id than `after`; the empty conditions are none."""

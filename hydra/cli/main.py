@@ -6,7 +6,7 @@ from importlib import metadata
 
 import click
 
-from hydra.cli import bench, children, cluster, models, up, worker
+from hydra.cli import bench, children, cluster, events, models, up, worker
 from hydra.complaint import Complaint
 from hydra.log.set_up import say_at_end
 from hydra.log.standard_streams import print_line
@@ -17,6 +17,7 @@ COMMANDS = (
     worker.worker,
     cluster.status,
     cluster.ps,
+    events.events,
     cluster.load,
     cluster.unload,
     models.pull,

@@ -200,7 +200,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
             beats_missed_max=spec.beats_missed_max,
             join_token=os.environ.get("HYDRA_CLUSTER_JOIN_TOKEN", ""),
             pid=os.getpid(),
-            wall_s=int(time.time()),
+            wall_s=time.time(),
             store=_store_server(wires.store_hub(spec.store_addr), keeper),
         )
         coordinator = Coordinator(parts)

@@ -558,6 +558,7 @@ class World:
                 expected_workers=shape.workers,
                 patience_s=4.5,
                 pid=node.pid,
+                wall_s=trio.current_time(),
                 on_wish_failed=wish_failed,
             )
         )

@@ -19,12 +19,13 @@ from hydra.actors.core.host import ActorHost
 from hydra.actors.core.machine import Effect, Event, Received
 from hydra.actors.core.membership import Leave, Member, Reached, TurnedAway
 from hydra.actors.core.membership import Start as Greet
-from hydra.actors.core.names import ASKS, BROKER, MEMBER, PLANNER, SESSIONS, STATUS
+from hydra.actors.core.names import ASKS, BROKER, JOURNAL, MEMBER, PLANNER, SESSIONS, STATUS
 from hydra.actors.sessions.session import Emit, Fail
 from hydra.actors.sessions.sessions import End, Sessions, Show, Start
-from hydra.protocol.ids import Address, AskId, NodeId, SessionId
+from hydra.protocol.ids import Address, AskId, NodeId, RouteId, SessionId
 from hydra.protocol.ids import Generation as GenerationId
 from hydra.protocol.messages import Message
+from hydra.protocol.messages.journal import JournalReply, JournalRequest
 from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello
 from hydra.protocol.messages.models import (
     CancelJob,
@@ -155,7 +156,7 @@ class _Asks:
             case Received(message=ModelsChanged(models=models)):
                 self.models = models
                 self.informed.set()
-            case Received(message=(ModelReply() | JobsReply() | StatusReply() | ReadyReply()) as told):
+            case Received(message=(ModelReply() | JobsReply() | StatusReply() | ReadyReply() | JournalReply()) as told):
                 waiting = self._answers.pop(told.ask, None)
                 if waiting is not None:
                     waiting[1].append(told)
@@ -274,6 +275,18 @@ class Frontend:
 
     async def rebalance(self) -> ModelReply:
         return await self._ask_planner(lambda ask: self._say(PLANNER, Rebalance(ask=ask)), ANSWER_S, "rebalancing")
+
+    async def journal(
+        self, after: int = 0, *, session: str = "", node: str = "", route: int | None = None
+    ) -> JournalReply:
+        wanted = None if route is None else RouteId(route)
+
+        def put(ask: AskId) -> None:
+            self._say(JOURNAL, JournalRequest(ask=ask, after=after, session=session, node=node, route=wanted))
+
+        reply = await self._asks.ask(put, ANSWER_S, "the journal")
+        assert isinstance(reply, JournalReply)
+        return reply
 
     async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
         return await self._ask_jobs(lambda ask: self._say(PLANNER, JobsRequest(ask=ask, job=job)), "a load job")

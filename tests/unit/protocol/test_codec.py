@@ -19,6 +19,7 @@ from hydra.protocol.ids import Epoch, NodeId
 from hydra.protocol.limits import PATH_MAX
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Tokens
+from hydra.protocol.messages.journal import JournalEntries, JournalEntry
 from hydra.protocol.messages.membership import Beacon, DeviceOffer, Hello, SayHello, Welcome
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.decoder_spec import plain_decoder
@@ -79,6 +80,8 @@ def strategy(kind):
         Activate: {"next_addr": ADDRS, "credits": st.integers(1, 99)},
         LoadSlice: {"block_size": st.integers(1, 99), "first_layer": st.just(0), "end_layer": st.just(1)},
         ModelSpec: {"n_layers": st.integers(1, 99)},
+        JournalEntries: {"first": st.integers(1, 99)},
+        JournalEntry: dict.fromkeys(("actor", "node", "response_id"), HOSTS),
     }
     return st.builds(kind, **(fields | special.get(kind, {})))
 
