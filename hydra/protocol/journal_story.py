@@ -13,6 +13,7 @@ from hydra.protocol.messages.journal import JournalKind, RecordedEntry
 
 LINES_MAX = 12
 SAME_MOMENT_S = 0.05  # so far apart the clocks of two processes may seem: what came on the way is a little older
+LATE_BEAT_S = 1.0  # a suspect that goes on computes at once; its next heartbeat says so a little later
 # In the order in which they stand when they fell into one moment.
 _TOLD: tuple[JournalKind, ...] = (
     "child_died",
@@ -52,9 +53,9 @@ class Pause:
         entry = recorded.entry
         if entry.session is not None or entry.model_id not in ("", self.model_id):
             return False
-        return self.from_s - SAME_MOMENT_S <= recorded.time_s and (
-            self.until_s is None or recorded.time_s <= self.until_s + SAME_MOMENT_S
-        )
+        late_s = LATE_BEAT_S if entry.kind == "recovered" else SAME_MOMENT_S
+        began = self.from_s - SAME_MOMENT_S <= recorded.time_s
+        return began and (self.until_s is None or recorded.time_s <= self.until_s + late_s)
 
 
 @attrs.frozen(kw_only=True)
@@ -115,7 +116,7 @@ def _story(entries: Sequence[RecordedEntry], own: Sequence[RecordedEntry], pause
     behind = f", {shown} shown" if shown else ""
     moments = [(pause.from_s, f"the last token of {session_name(mine[0].entry)} before the pause{behind}")]
     groups: dict[object, list[RecordedEntry]] = {}
-    for one in sorted(told, key=lambda one: (one.time_s, _TOLD.index(one.entry.kind), one.id)):
+    for one in sorted(told, key=lambda one: (min(one.time_s, until_s), _TOLD.index(one.entry.kind), one.id)):
         merged = one.entry.kind in _MERGED
         groups.setdefault((one.entry.kind, one.entry.epoch) if merged else one.id, []).append(one)
     moments += [(group[-1].time_s, _line(group, entries)) for group in groups.values()]
@@ -149,7 +150,7 @@ def _steps(moments: list[tuple[float, str]], until_s: float) -> list[StoryLine]:
     """In order, none outside the pause: what seems to be by a few milliseconds is a matter of clocks."""
     from_s, lines = moments[0][0], []
     before_s = from_s
-    for time_s, text in sorted(moments, key=lambda moment: moment[0] if moment is not moments[0] else -1.0):
+    for time_s, text in [moments[0], *sorted(moments[1:], key=lambda moment: min(moment[0], until_s))]:
         within_s = min(max(time_s, from_s), until_s)
         lines.append(StoryLine(time_s=within_s, step_s=within_s - before_s, text=text))
         before_s = within_s

@@ -54,6 +54,11 @@ def _route_down(entry: JournalEntry) -> str:
     return f"route {entry.route} of {entry.model_id} is down{_reason(entry, ': ', '')}{wait}"
 
 
+def _refused(entry: JournalEntry) -> str:
+    more = f", and {entry.count - 1} more since the last such line" if entry.count > 1 else ""
+    return f"{session_name(entry)} ends with an error{_reason(entry)}{more}"
+
+
 def _name(entry: JournalEntry) -> str:
     return f"the {entry.node}" if entry.node == entry.role else entry.node
 
@@ -80,7 +85,7 @@ _SENTENCES: Mapping[JournalKind, Callable[[JournalEntry], str]] = {
     "model_gone": lambda e: f"the answers of {e.model_id} end{_reason(e)}",
     "stale_dropped": lambda e: f"{e.node} refused {e.count} steps or results of a former epoch",
     "cut_off": lambda e: f"{_name(e)} is outside until it is welcomed again{_reason(e)}",
-    "child_started": lambda e: f"started {_name(e)} (pid {e.count})",
+    "child_started": lambda e: f"started {_name(e)} (pid {e.pid})",
     "child_died": lambda e: f"{_name(e)} died{_reason(e)}",
     "child_given_up": lambda e: f"{_name(e)} is given up{_reason(e)}",
     "child_ended": lambda e: f"{_name(e)} ended{_reason(e)}",
@@ -89,7 +94,7 @@ _SENTENCES: Mapping[JournalKind, Callable[[JournalEntry], str]] = {
     ),
     "session_reopened": lambda e: f"{session_name(e)} asks again, with {_tokens(e.tokens)}",
     "session_resumed": _resumed,
-    "session_refused": lambda e: f"{session_name(e)} ends with an error{_reason(e)}",
+    "session_refused": _refused,
     "entries_lost": lambda e: f"{e.count} entries of {e.node} never came",
 }
 

@@ -153,6 +153,7 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
         "response_id": Length(NAME_MAX, printable=True),
         "nodes": Length(LAYERS_MAX),
         "reason": Length(REASON_MAX),
+        "pid": INT32,
         "took_s": DURATION_S,
     },
     JournalRequest: {"session": Length(NAME_MAX), "node": Length(NAME_MAX)},

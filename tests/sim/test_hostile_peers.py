@@ -84,7 +84,7 @@ class Cuckoo:
 
     def sends(self, peer: str, frames: list[bytes]) -> None:
         coordinator = self.world.coordinator
-        coordinator._gateway._deliver(coordinator.host, Delivery(peer, tuple(frames)))
+        coordinator._gateway._deliver(coordinator.actor_host, Delivery(peer, tuple(frames)))
 
     def greets(self, role: str) -> None:
         self.says(f"evil-{role}-1", hello(role))
@@ -311,10 +311,10 @@ def _beat(generation):
 def _frontend() -> tuple[Gateway, ActorHost]:
     frontend = Frontend(FrontendParts(node_id=NodeId("f1"), spoke=Quiet(), host="here", pid=1))
     request = GenerateRequest(model_id=MODEL_ID, prompt_ids=[1, 2], max_tokens=2**20, params=GREEDY, stop_ids=())
-    frontend.host.post("member", Start())
+    frontend.actor_host.post("member", Start())
     for session in range(1, 4):
-        frontend.host.post("sessions", Begin(SessionId(session), request))
-    return frontend._gateway, frontend.host
+        frontend.actor_host.post("sessions", Begin(SessionId(session), request))
+    return frontend._gateway, frontend.actor_host
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class ActorHost:
         now_s = trio.current_time()
         effects = cell.machine.handle(event, now_s)
         for entry in self.observe(name, event, effects, now_s):
-            self._mail.append((JOURNAL_NAME, entry))
+            self._turn(JOURNAL_NAME, entry)  # before anything comes of it: a log reads in the order of causes
         for effect in effects:
             self._act(cell, effect)
 

@@ -157,12 +157,7 @@ class Coordinator:
             self._samples,
             self.journal.losses,
         )
-        observe = CoordinatorJournal(
-            self.registry,
-            self._model_of,
-            results_refused=lambda: self.broker.stale_dropped,
-            running=lambda model_id: self.broker.statistics(model_id)[2],
-        )
+        observe = CoordinatorJournal(self.registry, self._model_of, lambda: self.broker.stale_dropped)
         self.actor_host = ActorHost(COORDINATOR, self._gateway.carry, observe)
         self.actor_host.add(JOURNAL.actor, self.journal, self._perform)
         self.actor_host.add(REGISTRY.actor, self.registry, self._perform)

@@ -25,6 +25,7 @@ from hydra.actors.core.names import BROKER_NAME, MEMBER, PLANNER_NAME, REGISTRY_
 from hydra.actors.membership.registry import NotLetIn, Opened, Registry
 from hydra.actors.planning.desired_model import NodeNoted, WasDescribed
 from hydra.protocol.ids import ActorName, Epoch, NodeId, PeerId, RouteId
+from hydra.protocol.messages.generations import Reopen
 from hydra.protocol.messages.journal import REASON_MAX, JournalEntry, JournalKind
 from hydra.protocol.messages.membership import Expelled, Goodbye, Heartbeat, Role, Welcome
 from hydra.protocol.messages.models import LoadModel, Rebalance
@@ -35,14 +36,11 @@ REMEMBERED_MAX = 4096  # names of those that were turned away
 
 @attrs.define(eq=False)
 class CoordinatorJournal:
-    """`model_of` names the model of a route; `results_refused` counts the results of former epochs; `running` the
-    answers of a model that are being computed.
-    """
+    """`model_of` names the model of a route; `results_refused` counts the results of former epochs."""
 
     registry: Registry
     model_of: Callable[[RouteId], str]
     results_refused: Callable[[], int]
-    running: Callable[[str], int]
     _members: dict[PeerId, tuple[NodeId, Role]] = attrs.field(factory=dict, init=False)
     _silent_since_s: dict[NodeId, float] = attrs.field(factory=dict, init=False)  # of suspects
     _turned_away: dict[NodeId, str] = attrs.field(factory=dict, init=False)
@@ -50,15 +48,17 @@ class CoordinatorJournal:
     _results_refused: int = attrs.field(default=0, init=False)
     _epochs: dict[RouteId, Epoch] = attrs.field(factory=dict, init=False)  # of routes that are up, or were last
     _ordered_s: dict[tuple[PeerId, RouteId, Epoch], float] = attrs.field(factory=dict, init=False)  # loads under way
-    _down_s: dict[RouteId, float] = attrs.field(factory=dict, init=False)
-    _causes: dict[str, str] = attrs.field(factory=dict, init=False)  # why a model needs another plan
+    _down: dict[RouteId, tuple[float, str]] = attrs.field(factory=dict, init=False)
+    _causes: dict[RouteId, str] = attrs.field(factory=dict, init=False)  # why a route needs another plan
+    _downs: int = attrs.field(default=0, init=False)  # routes that the planner took down, and the broker not yet
+    _held: list[JournalEntry] = attrs.field(factory=list, init=False)  # plans that were made in the same turn
     _stalled: dict[str, str] = attrs.field(factory=dict, init=False)
 
     def __call__(
         self, actor: ActorName, event: Event, effects: Sequence[Effect], now_s: float
     ) -> Iterable[JournalEntry]:
         if actor == BROKER_NAME:
-            return self._of_broker(event, now_s) if type(event) in _BROKERS else ()
+            return self._of_broker(event, effects, now_s) if type(event) in _BROKERS else ()
         if actor == PLANNER_NAME:
             return self._of_planner(event, effects, now_s)
         return self._of_registry(event, effects, now_s) if actor == REGISTRY_NAME else ()
@@ -139,9 +139,9 @@ class CoordinatorJournal:
         for effect in effects:
             match effect:
                 case Tell(fact=RouteDown() as down):
-                    self._causes[down.model_id] = _cause_of(event)
-                    self._down_s[down.route] = now_s
-                    yield self._route_down(down)
+                    self._causes[down.route] = _cause_of(event)
+                    self._down[down.route] = (now_s, _cause_of(event))
+                    self._downs += 1
                 case NodeNoted(node=node, fault=fault):
                     yield _entry("unusable" if fault else "usable", PLANNER_NAME, node=node, reason=fault)
                 case Send(to=to, message=LoadSlice() as order):
@@ -149,7 +149,11 @@ class CoordinatorJournal:
                     self._ordered_s[to.peer, order.route, order.epoch] = now_s
                 case Send(to=to, message=Activate() as order):
                     yield self._of_slice("activating", to.peer, order)
-        yield from self._plans(orders, event)
+        plans = list(self._plans(orders, event))
+        if self._downs:
+            self._held += plans  # the broker says first how many answers wait
+        else:
+            yield from plans
 
     def _suspicion(self, node: NodeId, now_s: float, *, suspect: bool) -> Iterator[JournalEntry]:
         if suspect:
@@ -172,7 +176,7 @@ class CoordinatorJournal:
                 route=route,
                 epoch=epoch,
                 nodes=tuple(self._name(peer) for peer, _ in own),
-                reason=self._causes.pop(model_id, "") or _cause_of(event),
+                reason=self._causes.pop(route, "") or _cause_of(event),
             )
             for peer, order in own:
                 yield attrs.evolve(
@@ -199,23 +203,12 @@ class CoordinatorJournal:
 
     # ------------------------------------------------------------ routes
 
-    def _route_down(self, down: RouteDown) -> JournalEntry:
-        return _entry(
-            "route_down",
-            PLANNER_NAME,
-            model_id=down.model_id,
-            route=down.route,
-            epoch=self._epochs.get(down.route),
-            reason=self._causes[down.model_id],
-            count=self.running(down.model_id),
-        )
-
-    def _of_broker(self, event: Event, now_s: float) -> Iterator[JournalEntry]:
+    def _of_broker(self, event: Event, effects: Sequence[Effect], now_s: float) -> Iterator[JournalEntry]:
         match event:
             case RouteUp(model_id=model_id, route=route, epoch=epoch, nodes=nodes):
                 self._epochs[route] = epoch
                 self._stalled.pop(model_id, None)
-                down_s = self._down_s.pop(route, None)
+                down = self._down.pop(route, None)
                 yield _entry(
                     "route_up",
                     PLANNER_NAME,
@@ -223,8 +216,22 @@ class CoordinatorJournal:
                     route=route,
                     epoch=epoch,
                     nodes=tuple(nodes),
-                    took_s=None if down_s is None else now_s - down_s,
+                    took_s=None if down is None else now_s - down[0],
                 )
+            case RouteDown(model_id=model_id, route=route):
+                yield _entry(
+                    "route_down",
+                    PLANNER_NAME,
+                    model_id=model_id,
+                    route=route,
+                    epoch=self._epochs.get(route),
+                    reason=self._down.get(route, (now_s, ""))[1],
+                    count=sum(isinstance(e, Send) and isinstance(e.message, Reopen) for e in effects),
+                )
+                self._downs -= 1
+                if not self._downs:
+                    held, self._held = self._held, []
+                    yield from held
             case ModelStalled(model_id=model_id, refusal=refusal):
                 reason = refusal.message if refusal is not None else ""
                 if reason and self._stalled.get(model_id) != reason:
@@ -233,11 +240,10 @@ class CoordinatorJournal:
             case ModelGone(model_id=model_id, refusal=refusal, forget=forget):
                 if forget:
                     self._stalled.pop(model_id, None)
-                    self._causes.pop(model_id, None)
                 yield _entry("model_gone", PLANNER_NAME, model_id=model_id, reason=refusal.message)
 
 
-_BROKERS = (RouteUp, ModelStalled, ModelGone)
+_BROKERS = (RouteUp, RouteDown, ModelStalled, ModelGone)
 
 
 def _entry(kind: JournalKind, actor: ActorName, *, reason: str = "", **fields: Any) -> JournalEntry:
@@ -251,8 +257,8 @@ def _is_goodbye(event: Event) -> bool:
 def _cause_of(event: Event) -> str:
     """In which words a plan was made, or a route went down, because of this event."""
     match event:
-        case NodeLost(node=node, why=why):
-            return f"{node} was lost: {why}"
+        case NodeLost(node=node):
+            return f"lost {node}"
         case StepVanished(why=why) | Received(message=RouteBroken(why=why)):
             return why
         case Received(message=LoadFailed(refusal=refusal)):

@@ -15,11 +15,14 @@ import trio
 from hydra.actors.client import GenerateRequest, Generation, Piece, TokenLogprobs
 from hydra.actors.core.facts import Joined, Left
 from hydra.actors.core.gateway import Gateway
+from hydra.actors.core.histogram import Histogram
 from hydra.actors.core.host import ActorHost
+from hydra.actors.core.journal_outbox import JournalOutbox, LogEntry
 from hydra.actors.core.machine import Effect, Event, Received
 from hydra.actors.core.membership import Leave, Member, Reached, TurnedAway
 from hydra.actors.core.membership import Start as Greet
-from hydra.actors.core.names import ASKS, BROKER, JOURNAL, MEMBER, PLANNER, SESSIONS, STATUS
+from hydra.actors.core.names import ASKS, BROKER, JOURNAL, JOURNAL_NAME, MEMBER, PLANNER, SESSIONS, STATUS
+from hydra.actors.families.journal_log import log_entry
 from hydra.actors.sessions.session import Emit, Fail
 from hydra.actors.sessions.sessions import End, Sessions, Show, Start
 from hydra.protocol.ids import Address, AskId, NodeId, RouteId, SessionId
@@ -77,6 +80,7 @@ class _Slot:
     shown: list[Emit | Fail] = attrs.field(factory=list)
     news: trio.Event = attrs.field(factory=trio.Event)
     quiet_looks: int = 0  # of `look`, since something was put
+    began_s: float | None = attrs.field(factory=trio.current_time)  # None: its first token came
 
     def put(self, shown: Emit | Fail) -> None:
         self.shown.append(shown)
@@ -198,17 +202,21 @@ class Frontend:
     _asks: _Asks = attrs.field(factory=_Asks, init=False)
     _slots: dict[SessionId, _Slot] = attrs.field(factory=dict, init=False)
     _next_session: int = attrs.field(default=1, init=False)
+    _first_tokens: Histogram = attrs.field(init=False)
     _gateway: Gateway = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         spoke = self.parts.spoke
         self._gateway = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
         self.sessions = Sessions(self.parts.max_replays)
-        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(ASKS, SESSIONS))
+        text = "From a request's opening to its first token, in this frontend."
+        self._first_tokens = Histogram("hydra_time_to_first_token_seconds", text)
+        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(ASKS, SESSIONS, JOURNAL_NAME))
         self.actor_host = ActorHost(spoke.peer, self._gateway.carry)
         self.actor_host.add(MEMBER, self.member, self._perform)
         self.actor_host.add(SESSIONS, self.sessions, self._perform)
         self.actor_host.add(ASKS, self._asks, self._perform)
+        self.actor_host.add(JOURNAL_NAME, JournalOutbox(self.parts.node_id, "frontend"), self._perform)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
@@ -248,7 +256,8 @@ class Frontend:
             lambda ask: self._say(STATUS, StatusRequest(ask=ask)), ANSWER_S, "the state of the cluster"
         )
         assert isinstance(told, StatusReply)
-        return told
+        first_tokens = self._first_tokens.sample(("frontend", self.parts.node_id))
+        return attrs.evolve(told, samples=(*told.samples, first_tokens))
 
     async def ready(self, models: Sequence[str] = ()) -> ReadyReply:
         told = await self._asks.ask(
@@ -341,7 +350,12 @@ class Frontend:
             case Show(session=session, shown=shown):
                 slot = self._slots.get(session)
                 if slot is not None:
+                    if slot.began_s is not None and isinstance(shown, Emit):
+                        self._first_tokens.observe(trio.current_time() - slot.began_s)
+                        slot.began_s = None
                     slot.put(shown)
+            case LogEntry(entry=entry):
+                log_entry(entry)
             case Reached():
                 pass  # of workers: nobody plans with a frontend
             case TurnedAway(refusal=refusal):

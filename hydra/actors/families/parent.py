@@ -19,10 +19,13 @@ import trio
 
 from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
+from hydra.actors.core.journal_outbox import JournalOutbox, LogEntry
 from hydra.actors.core.machine import Effect
 from hydra.actors.core.membership import Member, Reached, Start, TurnedAway
-from hydra.actors.core.names import MEMBER, PARENT
+from hydra.actors.core.names import JOURNAL_NAME, MEMBER, PARENT
+from hydra.actors.families.journal_log import log_entry
 from hydra.actors.families.lifeline import FAMILY_ENV, READY, UP
+from hydra.actors.families.parent_journal import ParentJournal
 from hydra.actors.families.supervisor import (
     Began,
     ChildBeat,
@@ -109,10 +112,11 @@ class Parent:
 
     def __attrs_post_init__(self) -> None:
         self._gateway = Gateway(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
-        self.actor_host = ActorHost(self.spoke.peer, self._gateway.carry)
-        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(PARENT,))
+        self.actor_host = ActorHost(self.spoke.peer, self._gateway.carry, ParentJournal(self.supervisor.plans))
+        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(PARENT, JOURNAL_NAME))
         self.actor_host.add(MEMBER, self.member, self._perform)
         self.actor_host.add(PARENT, self.supervisor, self._perform)
+        self.actor_host.add(JOURNAL_NAME, JournalOutbox(self.node_id, "parent"), self._perform)
 
     async def run(self) -> None:
         """Until the last child is gone. Nothing is left behind, whatever happens in here."""
@@ -151,10 +155,10 @@ class Parent:
             case SayReady():
                 self.been_ready = True
                 self.say_ready()
-            case TellDeath(name=name, how=how, often=often, next_start_s=next_start_s):
-                log.warning("a child died", child=name, last=how, died=often, next_start_s=round(next_start_s, 1))
-            case TellGivenUp(name=name, how=how, often=often, fix=fix):
-                log.error("a child is given up", child=name, last=how, died=often, fix=fix)
+            case LogEntry(entry=entry):
+                log_entry(entry)
+            case TellDeath() | TellGivenUp():
+                pass  # the journal has them
             case Finish(exit_code=exit_code, why=why, asked=asked):
                 if not asked:
                     log.error("ending by itself", why=why, exit_code=exit_code)
@@ -176,7 +180,6 @@ class Parent:
             self.actor_host.post(PARENT, ChildNotStarted(name, str(why)))
             return
         self._running[name] = running
-        log.info("child started", child=name, pid=running.process.pid)
         self._nursery.start_soon(self._watch, name, running)
         self.actor_host.post(PARENT, ChildStarted(name, running.process.pid))
 
@@ -190,7 +193,6 @@ class Parent:
         running.close()
         if self._running.get(name) is running:
             del self._running[name]
-        log.info("child gone", child=name, pid=running.process.pid, returncode=returncode)
         self.actor_host.post(PARENT, ChildGone(name, running.process.pid, returncode))
 
     async def _hear(self, name: NodeId, running: _Running) -> None:

@@ -15,10 +15,12 @@ import trio
 
 from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
+from hydra.actors.core.journal_outbox import JournalOutbox, LogEntry
 from hydra.actors.core.machine import Effect
 from hydra.actors.core.membership import Leave, Member, Reached, Start, TurnedAway
-from hydra.actors.core.names import MEMBER, SCOUT, STAGE
+from hydra.actors.core.names import JOURNAL_NAME, MEMBER, SCOUT, STAGE
 from hydra.actors.core.ports import AlreadyLocal, Compute, Progress, RunBlocking, Supply
+from hydra.actors.families.journal_log import log_entry
 from hydra.actors.families.store_server import StoreServer
 from hydra.actors.membership.dialling import dial_all
 from hydra.actors.membership.scout import RunDial, Scout, ScoutBack
@@ -104,11 +106,12 @@ class Worker:
         spoke = self.parts.spoke
         self._chores, self._orders = trio.open_memory_channel(CHORES_MAX)
         self._gateway = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
-        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(STAGE,))
+        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(STAGE, JOURNAL_NAME))
         self.actor_host = ActorHost(spoke.peer, self._gateway.carry)
         self.actor_host.add(MEMBER, self.member, self._perform)
         self.actor_host.add(STAGE, self.stage, self._perform)
         self.actor_host.add(SCOUT, Scout(), self._perform)
+        self.actor_host.add(JOURNAL_NAME, JournalOutbox(self.parts.node_id, "worker"), self._perform)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Membership, stage and loader, until cancelled. The computing is somebody else's task."""
@@ -176,6 +179,8 @@ class Worker:
                     log.warning("this worker cannot be used", why=fault)
                 else:
                     log.info("this worker can be used")
+            case LogEntry(entry=entry):
+                log_entry(entry)
             case TurnedAway(refusal=refusal):
                 self.parts.turned_away(refusal)
             case _:

@@ -63,6 +63,7 @@ class JournalEntry:
     first_layer: int | None = None
     end_layer: int | None = None
     reason: str = ""
+    pid: int = 0
     count: int = 0
     tokens: int = 0
     took_s: float | None = None
