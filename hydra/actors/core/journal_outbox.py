@@ -10,12 +10,13 @@ import attrs
 
 from hydra.actors.core.facts import Joined, Left, Undelivered
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Send, SetTimer, TimerFired
-from hydra.actors.core.names import JOURNAL
+from hydra.actors.core.names import JOURNAL, MEMBER
 from hydra.protocol.messages.journal import AgedEntry, JournalEntries, JournalEntry, ProcessRole
 
 KEPT_MAX = 512  # entries
 MESSAGE_MAX = 128  # entries in one message: far below what the lane carries
 TOGETHER_S = 0.1  # entries of one moment go in one message
+OUTSIDE_S = 0.5
 
 
 @attrs.frozen
@@ -35,6 +36,7 @@ class JournalOutbox:
     _written: int = attrs.field(default=0, init=False)  # the number of the last one
     _said: int = attrs.field(default=0, init=False)  # the number up to which this coordinator was told
     _inside: bool = attrs.field(default=False, init=False)
+    _left: tuple[float, str] = attrs.field(default=(0.0, ""), init=False)  # when this was last outside, and why
     _waits: bool = attrs.field(default=False, init=False)  # for the moment to send
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -43,12 +45,12 @@ class JournalOutbox:
                 return self._write(event, now_s)
             case Joined():
                 self._inside, self._said = True, 0
-                return self._soon(now_s)
+                return [CancelTimer("outside"), *self._soon(now_s)]
             case Left(why=why):
-                self._inside, self._waits = False, False
-                reason = "another coordinator began" if why == "new term" else "the coordinator does not know it"
-                cut_off = JournalEntry(kind="cut_off", actor="member", node=self.node, role=self.role, reason=reason)
-                return [CancelTimer("send"), *self._write(cut_off, now_s)]
+                self._inside, self._waits, self._left = False, False, (now_s, why)
+                return [CancelTimer("send"), SetTimer("outside", now_s + OUTSIDE_S)]
+            case TimerFired(key="outside"):
+                return self._cut_off()
             case TimerFired(key="send"):
                 self._waits = False
                 return self._send(now_s) if self._inside else []
@@ -56,6 +58,13 @@ class JournalOutbox:
                 return []  # a bound of ours is far below the lane's
             case _:
                 raise AssertionError(f"a journal cannot be told {event!r}")
+
+    def _cut_off(self) -> list[Effect]:
+        """Most who leave are back at once: their greetings crossed, or a new coordinator answered."""
+        left_s, why = self._left
+        reason = "another coordinator began" if why == "new term" else "the coordinator does not know it"
+        entry = JournalEntry(kind="cut_off", actor=MEMBER, node=self.node, role=self.role, reason=reason)
+        return self._write(entry, left_s)
 
     def _write(self, entry: JournalEntry, now_s: float) -> list[Effect]:
         self._written += 1

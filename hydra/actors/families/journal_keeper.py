@@ -136,30 +136,35 @@ class JournalKeeper:
     # ------------------------------------------------------------ losses
 
     def _note_loss(self, recorded: RecordedEntry) -> None:
-        entry, time_s = recorded.entry, recorded.time_s
+        entry = recorded.entry
         if (entry.kind == "lost" and entry.role == "worker") or (
             entry.kind == "child_died" and entry.role == "coordinator"
         ):
-            self._losses.append(LossStatus(time_s=time_s, node_id=entry.node, why=entry.reason))
-        elif entry.kind == "session_interrupted":
-            self._cost(time_s - (entry.took_s or 0.0), time_s, interrupted=1)
-        elif entry.kind == "session_resumed" and entry.tokens:
-            self._cost(time_s - (entry.took_s or 0.0), time_s, pause_s=entry.took_s)
+            self._losses.append(LossStatus(time_s=recorded.time_s, node_id=entry.node, why=entry.reason))
+            for earlier in self.ring.all():  # what a frontend said of it may have come before this
+                self._cost(earlier, only=len(self._losses) - 1)
+        else:
+            self._cost(recorded)
 
-    def _cost(self, from_s: float, until_s: float, *, interrupted: int = 0, pause_s: float | None = None) -> None:
-        """An answer waited from here to there: the last loss of that time is the cause."""
-        causes = [
-            index
-            for index, loss in enumerate(self._losses)
-            if from_s - LOSS_BEFORE_S <= loss.time_s <= until_s + SAME_MOMENT_S
-        ]
-        if not causes:
+    def _cost(self, recorded: RecordedEntry, only: int | None = None) -> None:
+        """An answer waited: the last loss in that time is the cause. `only`: nothing is changed unless it is this one,
+        and no other could be meant.
+        """
+        entry, until_s = recorded.entry, recorded.time_s
+        resumed = entry.kind == "session_resumed" and entry.tokens > 0
+        if not resumed and entry.kind != "session_interrupted":
             return
-        loss = self._losses[causes[-1]]
-        longest_s = loss.longest_pause_s if pause_s is None else max(pause_s, loss.longest_pause_s or 0.0)
-        self._losses[causes[-1]] = attrs.evolve(
-            loss, interrupted=loss.interrupted + interrupted, longest_pause_s=longest_s
-        )
+        from_s = until_s - (entry.took_s or 0.0) - LOSS_BEFORE_S
+        within = [i for i, loss in enumerate(self._losses) if from_s <= loss.time_s <= until_s + SAME_MOMENT_S]
+        if not within or (only is not None and within != [only]):
+            return
+        cause = max(within, key=lambda index: self._losses[index].time_s)
+        loss = self._losses[cause]
+        if resumed:
+            longest_s = max(entry.took_s or 0.0, loss.longest_pause_s or 0.0)
+            self._losses[cause] = attrs.evolve(loss, longest_pause_s=longest_s)
+        else:
+            self._losses[cause] = attrs.evolve(loss, interrupted=loss.interrupted + 1)
 
     # ------------------------------------------------------------ answering
 

@@ -5,8 +5,8 @@ import pytest
 
 from hydra.actors.core.facts import Joined, Left
 from hydra.actors.core.journal import ANSWER_MAX, JournalFilter, JournalRing
-from hydra.actors.core.journal_outbox import KEPT_MAX, MESSAGE_MAX, TOGETHER_S, JournalOutbox, LogEntry
-from hydra.actors.core.machine import Received, Send, SetTimer, TimerFired
+from hydra.actors.core.journal_outbox import KEPT_MAX, MESSAGE_MAX, OUTSIDE_S, TOGETHER_S, JournalOutbox, LogEntry
+from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, TimerFired
 from hydra.actors.families.journal_keeper import MAY_WRITE, JournalKeeper
 from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.journal_story import LINES_MAX, stories_of
@@ -142,7 +142,7 @@ def test_entries_of_a_moment_go_together_and_wait_for_a_coordinator():
     outbox = JournalOutbox("f", "frontend")
     assert outbox.handle(LOST, 1.0) == [LogEntry(LOST)], "nobody is there"
     outbox.handle(WAITS, 2.0)
-    assert outbox.handle(joined(), 5.0) == [SetTimer("send", 5.0 + TOGETHER_S)]
+    assert outbox.handle(joined(), 5.0) == [CancelTimer("outside"), SetTimer("send", 5.0 + TOGETHER_S)]
     outbox.handle(GOES_ON, 5.05)
     (message,) = said(outbox.handle(TimerFired("send"), 5.1))
     assert message.first == 1 and [aged.entry for aged in message.entries] == [LOST, WAITS, GOES_ON]
@@ -155,11 +155,21 @@ def test_the_next_coordinator_hears_it_all_again():
     outbox.handle(joined(), 0.0)
     outbox.handle(WAITS, 1.0)
     assert said(outbox.handle(TimerFired("send"), 1.1))
-    effects = outbox.handle(Left(why="new term"), 2.0)
-    assert effects[-1].entry.kind == "cut_off" and outbox.handle(TimerFired("send"), 2.1) == []
+    assert outbox.handle(Left(why="new term"), 2.0)[-1] == SetTimer("outside", 2.0 + OUTSIDE_S)
+    assert outbox.handle(TimerFired("send"), 2.1) == []
+    (line,) = outbox.handle(TimerFired("outside"), 2.5)
+    assert line.entry.kind == "cut_off"
     outbox.handle(joined(), 3.0)
     (message,) = said(outbox.handle(TimerFired("send"), 3.1))
     assert message.first == 1 and [aged.entry.kind for aged in message.entries] == ["session_interrupted", "cut_off"]
+    assert message.entries[1].age_s == pytest.approx(1.1), "since it left, not since that was noted"
+
+
+def test_greetings_that_crossed_are_no_news():
+    outbox = JournalOutbox("f", "frontend")
+    outbox.handle(joined(), 0.0)
+    outbox.handle(Left(why="expelled"), 1.0)
+    assert CancelTimer("outside") in outbox.handle(joined(), 1.0)
 
 
 def test_under_pressure_the_oldest_are_forgotten_and_the_numbers_tell():
@@ -237,6 +247,16 @@ def test_a_loss_knows_whom_it_interrupted_and_for_how_long():
     assert (first.node_id, first.interrupted, first.longest_pause_s) == ("w1", 0, None)
     assert (second.node_id, second.why, second.interrupted, second.longest_pause_s) == ("w2", "signal 9", 2, 1.4)
     assert second.time_s == 1010.0
+
+
+def test_a_loss_that_is_heard_of_last_is_the_cause_all_the_same():
+    """The parent of a coordinator may be back after the frontend."""
+    made = keeper()
+    tell(made, "f-1", 1, WAITS, attrs.evolve(WAITS, session=8), GOES_ON, now_s=61.0)
+    died = JournalEntry(kind="child_died", node="coordinator", role="coordinator", reason="signal 9")
+    tell(made, "p-1", 1, died, now_s=61.5, age_s=0.6)
+    loss = made.losses()[-1]
+    assert (loss.node_id, loss.interrupted, loss.longest_pause_s) == ("coordinator", 2, 1.2)
 
 
 def test_durations_become_histograms():

@@ -1,4 +1,4 @@
-"""An entry of the journal in the log: a sentence on a terminal, its fields in JSON elsewhere, and nothing said twice."""
+"""An entry of the journal in the log: a sentence on a terminal, and its fields in JSON elsewhere."""
 
 import io
 import json
