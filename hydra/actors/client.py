@@ -11,6 +11,7 @@ from typing import Protocol
 import attrs
 
 from hydra.protocol.batch import Int32Column, token_ids_field
+from hydra.protocol.messages.journal import JournalReply
 from hydra.protocol.messages.models import JobStatus, ModelReply, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.sampled_token import SampledToken
@@ -28,6 +29,7 @@ class GenerateRequest:
     stop_ids: tuple[int, ...]  # generation ends when one is drawn: end-of-sequence ids and the request's own
     request: int = 0  # the answers to one HTTP request share its number, unique in this frontend; 0: it has no others
     owner: str = ""  # a digest of the API key that was presented; empty: none was
+    response_id: str = ""  # the id in the answer that its reader gets, for the journal
 
 
 class Generation(Protocol):
@@ -72,3 +74,8 @@ class Cluster(Protocol):
     async def unload_model(self, model_id: str) -> ModelReply: ...
 
     async def rebalance(self) -> ModelReply: ...
+
+    async def journal(
+        self, after: int = 0, *, session: str = "", node: str = "", route: int | None = None
+    ) -> JournalReply:
+        """The entries of the coordinator's journal with a higher id than `after`; the empty conditions are none."""

@@ -9,6 +9,7 @@ import click
 from hydra.cli.bench import bench_command
 from hydra.cli.children import coordinator_child, frontend_child, worker_child
 from hydra.cli.cluster import load_command, ps_command, status_command, unload_command
+from hydra.cli.events import events_command
 from hydra.cli.models import plan_command, pull_command
 from hydra.cli.up import up_command
 from hydra.cli.worker import worker_command
@@ -22,6 +23,7 @@ SUBCOMMANDS = (
     worker_command,
     status_command,
     ps_command,
+    events_command,
     load_command,
     unload_command,
     pull_command,

@@ -17,6 +17,7 @@ from hydra.http.cluster_routes import add_cluster_routes
 from hydra.http.disclosure import may_manage, without_paths
 from hydra.http.door import Door, NotJson, add_door
 from hydra.http.encoders import Encoders
+from hydra.http.event_routes import add_event_routes
 from hydra.http.failures import body_of, error_body, status_of
 from hydra.http.load_trials import LoadTrials
 from hydra.http.no_websocket import NoWebsocket
@@ -59,6 +60,7 @@ def make_app(
     )
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
+    add_event_routes(app, api)
     add_door(app, door or Door())
     _refuse_encodings(app)
     _add_errors(app)

@@ -128,6 +128,19 @@ def prometheus(samples: tuple[Sample, ...]) -> str:
         if sample.name not in described:
             described.add(sample.name)
             lines += [f"# HELP {sample.name} {sample.help}", f"# TYPE {sample.name} {sample.kind}"]
-        labels = ",".join(f'{key}="{value}"' for key, value in sample.labels)
-        lines.append(f"{sample.name}{{{labels}}} {sample.value:g}" if labels else f"{sample.name} {sample.value:g}")
+        if sample.kind == "histogram":
+            lines += _histogram(sample)
+        else:
+            lines.append(f"{sample.name}{_labels(sample.labels)} {sample.value:g}")
     return "\n".join(lines) + "\n"
+
+
+def _histogram(sample: Sample) -> list[str]:
+    buckets = [*((f"{bound:g}", count) for bound, count in sample.buckets), ("+Inf", sample.count)]
+    lines = [f"{sample.name}_bucket{_labels((*sample.labels, ('le', bound)))} {count}" for bound, count in buckets]
+    labels = _labels(sample.labels)
+    return [*lines, f"{sample.name}_sum{labels} {sample.value:g}", f"{sample.name}_count{labels} {sample.count}"]
+
+
+def _labels(labels: tuple[tuple[str, str], ...]) -> str:
+    return "{" + ",".join(f'{key}="{value}"' for key, value in labels) + "}" if labels else ""

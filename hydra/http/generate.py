@@ -69,6 +69,7 @@ class Asked:
     card: ModelCard
     number: int  # of this request in this frontend
     owner: str  # see owner.py
+    response_id: str  # of the answer that the reader gets
 
 
 def start_answers(nursery: trio.Nursery, asked: Asked, last_call: trio.Event) -> Deltas:
@@ -104,7 +105,7 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
             if only:
                 return
         plain = generate_request(asked.request, answer, asked.card, asked.words.end_ids)
-        generation_request = attrs.evolve(plain, request=asked.number, owner=asked.owner)
+        generation_request = attrs.evolve(plain, request=asked.number, owner=asked.owner, response_id=asked.response_id)
         async with asked.cluster.generate(generation_request) as generation:
             async for tokens in generation:
                 delta = teller.tell(tokens)

@@ -75,6 +75,7 @@ async def _generate(api: Api, kind: Kind) -> Response:
         card=card,
         number=next(api.numbers),
         owner=owner_of(request.headers.get("Authorization")),
+        response_id=writer.id,
     )
     deltas = start_answers(request_nursery(), asked, api.shutdown.last_call)
     if not parsed.stream:

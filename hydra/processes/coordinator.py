@@ -108,7 +108,7 @@ def _parts(
         patience_s=patience_s if saved.first_life else leases_s,
         nodes_s=leases_s,
         pid=os.getpid(),
-        wall_s=int(time.time()),
+        wall_s=time.time(),
         store=open_store_server(wires.store_hub(zmq.store_addr), shelf.lender, spec.cluster),
     )
 

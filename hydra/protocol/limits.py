@@ -14,6 +14,7 @@ import attrs
 
 from hydra.protocol.ids import TERM_MAX, AskId, Attempt, Epoch, Generation, NodeId, RouteId, RowId, SessionId, StepId
 from hydra.protocol.messages.generations import OWNER_LENGTH_MAX, Open
+from hydra.protocol.messages.journal import REASON_MAX, AgedEntry, JournalEntries, JournalEntry, JournalRequest
 from hydra.protocol.messages.membership import (
     Beacon,
     ChildExited,
@@ -92,6 +93,7 @@ COUNT, FINITE, TEXT = Range(0, COUNT_MAX), Range(-LARGEST, LARGEST), Length(TEXT
 INT32, UINT32, INT63, TERM = Range(0, INT32_MAX), Range(0, UINT32_MAX), Range(0, INT63_MAX), Range(0, TERM_MAX)
 SOME = Range(1, COUNT_MAX)
 DELAY_S = Range(0.0, 1e6)
+DURATION_S = Range(0.0, 1e9)
 NAME, ADDR = Length(NAME_MAX, low=1, printable=True), SocketAddress()
 
 PLAIN: Mapping[type, Limit] = {int: COUNT, float: FINITE, str: TEXT}
@@ -154,5 +156,18 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
         "max_tokens": INT32,
         "deaths": INT32,
     },
+    JournalEntries: {"first": Range(1, COUNT_MAX), "entries": Length(1024)},
+    AgedEntry: {"age_s": DURATION_S},
+    JournalEntry: {
+        "actor": Length(NAME_MAX, printable=True),
+        "node": Length(NAME_MAX, printable=True),
+        "model_id": Length(PATH_MAX),
+        "response_id": Length(NAME_MAX, printable=True),
+        "nodes": Length(LAYERS_MAX),
+        "reason": Length(REASON_MAX),
+        "pid": INT32,
+        "took_s": DURATION_S,
+    },
+    JournalRequest: {"session": Length(NAME_MAX), "node": Length(NAME_MAX)},
     SamplingParams: {"seed": Range(0, (1 << 64) - 1), "choice": INT32},
 }

@@ -25,7 +25,7 @@ from hydra.actors.client import GenerateRequest
 from hydra.actors.core.host import ActorHost
 from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Received, Send
-from hydra.actors.core.names import PARENT, PLANNER, REGISTRY
+from hydra.actors.core.names import JOURNAL_NAME, PARENT, PLANNER, REGISTRY
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
 from hydra.actors.families.member_host import MemberHost
@@ -36,6 +36,7 @@ from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.batch import Run, token_ids
 from hydra.protocol.ids import NodeId, PeerId
+from hydra.protocol.messages.journal import JournalEntry, JournalKind, ProcessRole
 from hydra.protocol.messages.membership import ChildExited, KillWorker, Role
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
@@ -56,6 +57,7 @@ from hydra.text.tokenizer import ModelTokenizer
 FAMILY = "one parent's"
 COMMANDS, NEWS, RESULTS = "mem://commands", "mem://news", "mem://results"
 EXIT_NOTICE_S = 0.01
+ROLES: dict[str, ProcessRole] = {"c": "coordinator", "f": "frontend", "w": "worker"}  # of what a parent starts
 LOAD_S, ACTIVATE_S, DESCRIBE_S = 0.4, 0.1, 0.05
 
 
@@ -242,7 +244,7 @@ class World:
         for chat in self.chats:
             if chat.frontend == name and not chat.over:
                 chat.leave()  # whoever holds the connection holds the answer
-        if name[0] in "wf" and self._parent is not None:
+        if name != "parent" and self._parent is not None:
             self.nursery.start_soon(self._notice, node)
         if back_after_s is not None:
             self.nursery.start_soon(self._return, name, back_after_s)
@@ -259,6 +261,7 @@ class World:
         self.say(f"{name} (pid {node.pid}) starts")
         main = {"c": self._coordinator, "p": self._parent_life, "f": self._frontend, "w": self._worker}[name[0]]
         self.nursery.start_soon(self._live, node, main)
+        self._write_down("child_started", node)
 
     def pause(self, name: str, for_s: float | None = None) -> None:
         """SIGSTOP: nothing leaves it, nothing reaches it, nothing in it moves on."""
@@ -550,6 +553,7 @@ class World:
                 expected_workers=shape.workers,
                 patience_s=4.5,
                 pid=node.pid,
+                wall_s=trio.current_time(),
                 on_wish_failed=wish_failed,
             )
         )
@@ -628,9 +632,17 @@ class World:
 
     async def _notice(self, node: Node) -> None:
         await trio.sleep(EXIT_NOTICE_S)
-        if self._parent is not None:
+        self._write_down("child_died", node, "signal 9")
+        if self._parent is not None and node.name != "coordinator":
             exited = ChildExited(node_id=NodeId(node.name), pid=node.pid, how="signal 9")
             self._parent.post(PARENT, exited)
+
+    def _write_down(self, kind: JournalKind, node: Node, reason: str = "") -> None:
+        """In the parent's journal, as its supervisor does."""
+        role = ROLES.get(node.name[0])
+        if self._parent is not None and role is not None:
+            entry = JournalEntry(kind=kind, actor=PARENT, node=node.name, role=role, reason=reason, pid=node.pid)
+            self._parent.post(JOURNAL_NAME, entry)
 
     def _poisoned(self, node: Node) -> None:
         if node.alive:

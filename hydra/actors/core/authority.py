@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from hydra.actors.core.names import PROBE_PEER
 from hydra.protocol.ids import COORDINATOR, PeerId
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.journal import JournalEntries, JournalReply, JournalRequest
 from hydra.protocol.messages.membership import (
     Beacon,
     ChildExited,
@@ -67,11 +68,12 @@ SPEAKERS: Mapping[type, frozenset[Speaker]] = {
     **dict.fromkeys((Hello, Heartbeat, Goodbye), ANYBODY),
     **dict.fromkeys((LoadProgress, SliceLoaded, LoadFailed, Ready, Fenced, RouteBroken, Dialled), WORKER),
     **dict.fromkeys((LoadModel, UnloadModel, Rebalance, JobsRequest, CancelJob, StatusRequest, ReadyRequest), FRONTEND),
-    **dict.fromkeys((Open, Close), FRONTEND),
+    **dict.fromkeys((Open, Close, JournalRequest), FRONTEND),
+    JournalEntries: MEMBERS,
     **dict.fromkeys((ChildExited,), PARENT),
     **dict.fromkeys((Welcome, HelloRefused, SayHello, Expelled, HeartbeatSeen, Beacon, ReachReport), THE_COORDINATOR),
     **dict.fromkeys((KillWorker, LoadSlice, Activate, DropSlice, Dial), THE_COORDINATOR),
-    **dict.fromkeys((ModelReply, JobsReply, ModelsChanged, StatusReply, ReadyReply), THE_COORDINATOR),
+    **dict.fromkeys((ModelReply, JobsReply, ModelsChanged, StatusReply, ReadyReply, JournalReply), THE_COORDINATOR),
     **dict.fromkeys((OpenRefused, Reopen, Tokens), THE_COORDINATOR),
 }
 

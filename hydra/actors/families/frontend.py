@@ -13,15 +13,17 @@ import trio
 
 from hydra.actors.client import GenerateRequest, Generation
 from hydra.actors.core.facts import Joined, Left
+from hydra.actors.core.histogram import Histogram
 from hydra.actors.core.host import ActorHost
 from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Effect, Event, Received
-from hydra.actors.core.names import ASKS, BROKER, PLANNER, SESSIONS, STATUS
+from hydra.actors.core.names import ASKS, BROKER, JOURNAL, PLANNER, SESSIONS, STATUS
 from hydra.actors.families.member_host import MemberHost
 from hydra.actors.sessions.session import Fail
 from hydra.actors.sessions.sessions import End, Sessions, Show, Start
-from hydra.protocol.ids import Address, AskId, SessionId
+from hydra.protocol.ids import Address, AskId, RouteId, SessionId
 from hydra.protocol.messages import Message
+from hydra.protocol.messages.journal import JournalReply, JournalRequest
 from hydra.protocol.messages.models import (
     CancelJob,
     JobsReply,
@@ -66,6 +68,7 @@ class _Slot:
     shown: list[SampledToken | Fail] = attrs.field(factory=list)
     news: trio.Event = attrs.field(factory=trio.Event)
     quiet_looks: int = 0  # of `look`, since something was put
+    began_s: float | None = attrs.field(factory=trio.current_time)  # None: its first token came
 
     def put(self, shown: SampledToken | Fail) -> None:
         self.shown.append(shown)
@@ -129,7 +132,7 @@ class _Asks:
             case Received(message=ModelsChanged(models=models)):
                 self.models = models
                 self.informed.set()
-            case Received(message=(ModelReply() | JobsReply() | StatusReply() | ReadyReply()) as told):
+            case Received(message=(ModelReply() | JobsReply() | StatusReply() | ReadyReply() | JournalReply()) as told):
                 waiting = self._answers.pop(told.ask, None)
                 if waiting is not None:
                     waiting[1].append(told)
@@ -171,11 +174,14 @@ class Frontend:
     _asks: _Asks = attrs.field(factory=_Asks, init=False)
     _slots: dict[SessionId, _Slot] = attrs.field(factory=dict, init=False)
     _next_session: int = attrs.field(default=1, init=False)
+    _first_tokens: Histogram = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.membership = MemberHost(self.parts.spoke, self.parts.identity, (ASKS, SESSIONS))
         self.actor_host = self.membership.actor_host
         self.sessions = Sessions(self.parts.max_replays)
+        text = "From a request's opening to its first token, in this frontend."
+        self._first_tokens = Histogram("hydra_time_to_first_token_seconds", text)
         self.actor_host.add(SESSIONS, self.sessions, self._perform)
         self.actor_host.add(ASKS, self._asks, self._perform)
 
@@ -211,7 +217,8 @@ class Frontend:
             lambda ask: self._say(STATUS, StatusRequest(ask=ask)), ANSWER_S, "the state of the cluster"
         )
         assert isinstance(told, StatusReply)
-        return told
+        first_tokens = self._first_tokens.sample(("frontend", self.parts.identity.node_id))
+        return attrs.evolve(told, samples=(*told.samples, first_tokens))
 
     async def ready(self, models: Sequence[str] = ()) -> ReadyReply:
         told = await self._asks.ask(
@@ -252,6 +259,18 @@ class Frontend:
     async def rebalance(self) -> ModelReply:
         return await self._ask_planner(lambda ask: self._say(PLANNER, Rebalance(ask=ask)), ANSWER_S, "rebalancing")
 
+    async def journal(
+        self, after: int = 0, *, session: str = "", node: str = "", route: int | None = None
+    ) -> JournalReply:
+        wanted = None if route is None else RouteId(route)
+
+        def put(ask: AskId) -> None:
+            self._say(JOURNAL, JournalRequest(ask=ask, after=after, session=session, node=node, route=wanted))
+
+        reply = await self._asks.ask(put, ANSWER_S, "the journal")
+        assert isinstance(reply, JournalReply)
+        return reply
+
     async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
         return await self._ask_jobs(lambda ask: self._say(PLANNER, JobsRequest(ask=ask, job=job)), "a load job")
 
@@ -289,6 +308,9 @@ class Frontend:
             case Show(session=session, shown=shown):
                 slot = self._slots.get(session)
                 if slot is not None:
+                    if slot.began_s is not None and isinstance(shown, SampledToken):
+                        self._first_tokens.observe(trio.current_time() - slot.began_s)
+                        slot.began_s = None
                     slot.put(shown)
             case _:
                 raise AssertionError(f"a frontend cannot do {effect!r}")

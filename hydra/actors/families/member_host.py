@@ -1,5 +1,5 @@
 """A process that is a member of the cluster, as far as all of them are alike: its spoke, the gateway on it, the actors
-behind that, and the Member among them.
+behind that, and among them the Member and its part of the journal.
 
 What a worker, a frontend and a parent have beside that is theirs: they add their actors and run what else they need.
 """
@@ -11,11 +11,13 @@ import structlog
 import trio
 
 from hydra.actors.core.gateway import Gateway
-from hydra.actors.core.host import ActorHost
+from hydra.actors.core.host import ActorHost, Observe, observe_nothing
 from hydra.actors.core.identity import Identity
+from hydra.actors.core.journal_outbox import JournalOutbox, LogEntry
 from hydra.actors.core.machine import Effect
 from hydra.actors.core.membership import Greet, Leave, Member, Reached, TurnedAway
-from hydra.actors.core.names import MEMBER
+from hydra.actors.core.names import JOURNAL_NAME, MEMBER
+from hydra.actors.families.journal_log import log_entry
 from hydra.protocol.ids import ActorName
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.wires.wire import Spoke
@@ -35,15 +37,17 @@ class MemberHost:
     identity: Identity
     siblings: tuple[ActorName, ...]
     turned_away: Callable[[Refusal], None] = log_turned_away
+    observe: Observe = observe_nothing
     member: Member = attrs.field(init=False)
     gateway: Gateway = attrs.field(init=False)
     actor_host: ActorHost = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.member = Member(self.identity, self.siblings)
+        self.member = Member(self.identity, (*self.siblings, JOURNAL_NAME))
         self.gateway = Gateway(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
-        self.actor_host = ActorHost(self.spoke.peer, self.gateway.carry)
+        self.actor_host = ActorHost(self.spoke.peer, self.gateway.carry, self.observe)
         self.actor_host.add(MEMBER, self.member, self._perform)
+        self.actor_host.add(JOURNAL_NAME, JournalOutbox(self.identity.node_id, self.identity.role), self._perform)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Greets, and from now on takes mail and keeps timers, as long as the nursery is open."""
@@ -65,6 +69,8 @@ class MemberHost:
                 log.info("this worker can be used")  # plans are made of nobody else
             case Reached(fault=fault):
                 log.warning("this worker cannot be used", why=fault)
+            case LogEntry(entry=entry):
+                log_entry(entry)
             case TurnedAway(refusal=refusal):
                 self.turned_away(refusal)
             case _:

@@ -23,6 +23,7 @@ from hydra.actors.core.machine import Effect
 from hydra.actors.core.names import PARENT
 from hydra.actors.families.lifeline import FAMILY_ENV, READY, UP
 from hydra.actors.families.member_host import MemberHost, log_turned_away
+from hydra.actors.families.parent_journal import ParentJournal
 from hydra.actors.families.supervisor import (
     Began,
     ChildBeat,
@@ -100,7 +101,9 @@ class Parent:
 
     def __attrs_post_init__(self) -> None:
         identity = attrs.evolve(self.identity, family=self.family)
-        self.membership = MemberHost(self.spoke, identity, (PARENT,), self.turned_away)
+        self.membership = MemberHost(
+            self.spoke, identity, (PARENT,), self.turned_away, ParentJournal(self.supervisor.plans)
+        )
         self.actor_host = self.membership.actor_host
         self.actor_host.add(PARENT, self.supervisor, self._perform)
 
@@ -135,10 +138,8 @@ class Parent:
             case SayReady():
                 self.been_ready = True
                 self.say_ready()
-            case TellDeath(name=name, how=how, often=often, next_start_s=next_start_s):
-                log.warning("a child died", child=name, last=how, died=often, next_start_s=round(next_start_s, 1))
-            case TellGivenUp(name=name, how=how, often=often, fix=fix):
-                log.error("a child is given up", child=name, last=how, died=often, fix=fix)
+            case TellDeath() | TellGivenUp():
+                pass  # the journal has them
             case Finish(exit_code=exit_code, why=why, asked=asked):
                 if not asked:
                     log.error("ending by itself", why=why, exit_code=exit_code)
@@ -156,7 +157,6 @@ class Parent:
             self.actor_host.post(PARENT, ChildNotStarted(name, str(why)))
             return
         self._running[name] = running
-        log.info("child started", child=name, pid=running.process.pid)
         self._nursery.start_soon(self._watch, name, running)
         self.actor_host.post(PARENT, ChildStarted(name, running.process.pid))
 
@@ -170,7 +170,6 @@ class Parent:
         running.close()
         if self._running.get(name) is running:
             del self._running[name]
-        log.info("child gone", child=name, pid=running.process.pid, returncode=returncode)
         self.actor_host.post(PARENT, ChildGone(name, running.process.pid, returncode))
 
     async def _hear(self, name: NodeId, running: _Running) -> None:

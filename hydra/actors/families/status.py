@@ -17,6 +17,7 @@ from hydra.actors.scheduling.broker import Broker
 from hydra.protocol.ids import AskId
 from hydra.protocol.messages.membership import NodeState
 from hydra.protocol.messages.models import (
+    LossStatus,
     ModelStatus,
     NodeStatus,
     ProcessStatus,
@@ -36,6 +37,7 @@ class ClusterStatus:
     pid: int
     malformed: Callable[[], int]  # messages dropped at the door
     more: Callable[[], tuple[Sample, ...]] = lambda: ()  # what the coordinator counts beside its actors
+    losses: Callable[[], tuple[LossStatus, ...]] = lambda: ()
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -58,6 +60,7 @@ class ClusterStatus:
             processes=tuple(processes),
             models=self._models(),
             samples=self._samples(),
+            losses=self.losses(),
         )
 
     def _node(self, member: Lease, now_s: float) -> NodeStatus:

@@ -45,6 +45,7 @@ from hydra.protocol.messages.membership import (
     HelloRefused,
     KillWorker,
     NodeState,
+    Role,
     SayHello,
     StageProgress,
     Welcome,
@@ -144,6 +145,11 @@ class Registry:
         """What this peer may speak as."""
         member = self._member(peer)
         return speaker_of(peer, member.hello.role if member is not None else None)
+
+    def name_of(self, peer: PeerId) -> tuple[NodeId, Role] | None:
+        """As which node, in which role, this peer was let in."""
+        member = self._member(peer)
+        return (member.hello.node_id, member.hello.role) if member is not None else None
 
     def total_stale_dropped(self) -> int:
         return self.stale_dropped + sum(member.stale_dropped for member in self._members.values())

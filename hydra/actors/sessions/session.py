@@ -13,12 +13,14 @@ does not know sockets, tensors or text; stop strings and leaving clients reach i
 import attrs
 import numpy as np
 
-from hydra.actors.core.machine import CancelTimer, Effect, Event, Send, SetTimer, TimerFired
-from hydra.actors.core.names import BROKER
+from hydra.actors.core.machine import CancelTimer, Effect, Event, Send, SetTimer, Tell, TimerFired
+from hydra.actors.core.names import BROKER, JOURNAL_NAME, SESSIONS
 from hydra.actors.core.suspicion import DEATHS_MAX, SOLITARY_TOKENS
+from hydra.actors.sessions.token_flow import TokenFlow
 from hydra.protocol.batch import GrowingIds, Int32Column, token_ids
 from hydra.protocol.ids import Attempt, SessionId
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen
+from hydra.protocol.messages.journal import REASON_MAX, JournalEntry, JournalKind
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.sampling import SamplingParams
@@ -27,6 +29,12 @@ UNANSWERED_S = 30.0  # an Open that vanished with its coordinator is sent again
 ORPHANED_AT_ONCE = 2  # so often in a row it opens again without a pause: a coordinator was killed, and its successor
 ORPHANED_MAX = 20
 ORPHANED_PAUSE_S, ORPHANED_PAUSE_MAX_S = 0.5, 8.0
+_INTERRUPTIONS = {
+    "epoch": "its route went down",
+    "preempted": "its place was needed",
+    "coordinator": "its coordinator is gone",
+    "gap": "a token was lost on the way",
+}
 
 
 @attrs.frozen
@@ -64,6 +72,7 @@ class Session:
     max_replays: int
     request: int = 0
     owner: str = ""
+    response_id: str = ""
     attempt: Attempt = Attempt(0)
     emitted: GrowingIds = attrs.field(factory=GrowingIds, init=False)
     deaths: int = attrs.field(default=0, init=False)
@@ -72,12 +81,14 @@ class Session:
     _replays: int = attrs.field(default=0, init=False)
     _orphaned_in_a_row: int = attrs.field(default=0, init=False)  # without a token between
     _heard: bool = attrs.field(default=False, init=False)  # of this attempt
+    _flow: TokenFlow = attrs.field(factory=TokenFlow, init=False)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         if self.done:
             return []  # words of a former life
         match event:
             case Begin():
+                self._flow.begin(now_s)
                 return self._open(now_s)
             case SampledToken():
                 return self._token(event, now_s)
@@ -114,7 +125,10 @@ class Session:
             request=self.request,
             owner=self.owner,
         )
-        return [Send(BROKER, opening), SetTimer("unanswered", now_s + UNANSWERED_S)]
+        opened: list[Effect] = [Send(BROKER, opening), SetTimer("unanswered", now_s + UNANSWERED_S)]
+        if not self._flow.interrupted:
+            return opened
+        return [*opened, self._note("session_reopened", tokens=len(opening.history))]
 
     def _token(self, sampled: SampledToken, now_s: float) -> list[Effect]:
         if sampled.attempt != self.attempt or sampled.position < self.position:
@@ -123,10 +137,40 @@ class Session:
             return self._replay(now_s, why="gap", death=False)  # a Tokens message was lost on the way
         self._heard = True
         self._orphaned_in_a_row = 0
+        resumed = self._resumed(now_s)
         self.emitted.append(sampled.token)
         if self.deaths and len(self.emitted) - self._reopened_at >= SOLITARY_TOKENS:
             self.deaths = 0
-        return [sampled] if sampled.finish is None else self._end([sampled])
+        return [sampled, *resumed] if sampled.finish is None else self._end([sampled, *resumed])
+
+    def _resumed(self, now_s: float) -> list[Effect]:
+        pause_s = self._flow.token(now_s)
+        if pause_s is None:
+            return []
+        replayed = self.position if self._reopened_at == len(self.emitted) and self.attempt else 0
+        return [self._note("session_resumed", tokens=replayed, took_s=pause_s)]
+
+    def _interrupted(self, why: str, now_s: float) -> list[Effect]:
+        """Its route or its coordinator is gone. That others needed its place is told only if it takes long."""
+        if why == "preempted":
+            return []
+        silent_s = self._flow.interrupt(now_s)
+        return [
+            self._note("session_interrupted", reason=_INTERRUPTIONS[why], tokens=len(self.emitted), took_s=silent_s)
+        ]
+
+    def _note(self, kind: JournalKind, *, reason: str = "", tokens: int = 0, took_s: float | None = None) -> Effect:
+        entry = JournalEntry(
+            kind=kind,
+            actor=SESSIONS,
+            model_id=self.model_id,
+            session=self.session,
+            response_id=self.response_id,
+            reason=reason[:REASON_MAX],
+            tokens=tokens,
+            took_s=took_s,
+        )
+        return Tell(JOURNAL_NAME, entry)
 
     def _orphaned(self, now_s: float) -> list[Effect]:
         """The first times it opens again at once. It may be this very session that costs its frontend the membership,
@@ -139,13 +183,15 @@ class Session:
         if self._orphaned_in_a_row > ORPHANED_MAX:
             message = f"this request lost its coordinator {ORPHANED_MAX} times without a token; it is not tried again"
             return self._end([Fail(Refusal(code="replay_limit", message=message))])
+        noted = self._interrupted("coordinator", now_s)
         self._reopened_at = len(self.emitted)
         self.attempt = Attempt(self.attempt + 1)
         self._heard = False
         pause_s = min(ORPHANED_PAUSE_S * 2 ** (waits - 1), ORPHANED_PAUSE_MAX_S) * (1 + self.session % 16 / 16)
-        return [SetTimer("unanswered", now_s + pause_s)]
+        return [*noted, SetTimer("unanswered", now_s + pause_s)]
 
     def _replay(self, now_s: float, *, why: str, death: bool) -> list[Effect]:
+        noted = self._interrupted(why, now_s)
         self._reopened_at = len(self.emitted)
         self.attempt = Attempt(self.attempt + 1)
         if death:
@@ -157,9 +203,16 @@ class Session:
                 f"the last one because of: {why}); it is not tried again"
             )
             close = Send(BROKER, Close(session=self.session, attempt=self.attempt))
-            return self._end([close, Fail(Refusal(code="replay_limit", message=message))])
-        return self._open(now_s)
+            return [*noted, *self._end([close, Fail(Refusal(code="replay_limit", message=message))])]
+        return [*noted, *self._open(now_s)]
 
     def _end(self, effects: list[Effect]) -> list[Effect]:
         self.done = True
-        return [*effects, CancelTimer("unanswered")]
+        refusals = [effect.refusal for effect in effects if isinstance(effect, Fail)]
+        refused = [self._note("session_refused", reason=refusal.message) for refusal in refusals]
+        return [*effects, CancelTimer("unanswered"), *refused]
+
+    @property
+    def began(self) -> bool:
+        """Whether its reader has seen something of it, or it waits to go on."""
+        return bool(self.emitted) or self._flow.interrupted

@@ -3,16 +3,20 @@
 A Tokens message carries the tokens of many sessions in columns, once per step; here it becomes one event each.
 """
 
+import math
+
 import attrs
 
 from hydra.actors.client import GenerateRequest
 from hydra.actors.core.facts import Joined, Left, Undelivered
-from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
+from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.sessions.session import Begin, Fail, Orphaned, Session, Stop
 from hydra.protocol.ids import SessionId
 from hydra.protocol.messages.generations import Open, OpenRefused, Reopen, Tokens
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampled_token import SampledToken
+
+REFUSAL_EVERY_S = 1.0
 
 
 @attrs.frozen
@@ -46,6 +50,8 @@ class Sessions:
     replays: int = attrs.field(default=0, init=False)
     _sessions: dict[SessionId, Session] = attrs.field(factory=dict, init=False)
     _was_out: bool = attrs.field(default=False, init=False)
+    _refused: int = attrs.field(default=0, init=False)  # at the door, since that was noted last
+    _refusal_noted_s: float = attrs.field(default=-math.inf, init=False)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -86,6 +92,7 @@ class Sessions:
             max_replays=self.max_replays,
             request=request.request,
             owner=request.owner,
+            response_id=request.response_id,
         )
 
     def _joined(self, now_s: float) -> list[Effect]:
@@ -99,12 +106,27 @@ class Sessions:
         session = self._sessions.get(number)
         if session is None:
             return []  # ended already; its Close and this word crossed
-        attempt = session.attempt
+        attempt, began = session.attempt, session.began
         effects = [_named(number, effect) for effect in session.handle(event, now_s)]
         self.replays += session.attempt - attempt
+        if session.done and not began:
+            effects = self._thinned(effects, now_s)
         if session.done:
             del self._sessions[number]
         return effects
+
+    def _thinned(self, effects: list[Effect], now_s: float) -> list[Effect]:
+        """Whoever is refused at the door comes in crowds: one a second is noted, and how many it stands for."""
+        kept: list[Effect] = []
+        for effect in effects:
+            if not (isinstance(effect, Tell) and effect.fact.kind == "session_refused"):
+                kept.append(effect)
+                continue
+            self._refused += 1
+            if now_s >= self._refusal_noted_s + REFUSAL_EVERY_S:
+                kept.append(Tell(effect.to, attrs.evolve(effect.fact, count=self._refused)))
+                self._refused, self._refusal_noted_s = 0, now_s
+        return kept
 
 
 def _too_large(opening: Open, refusal: Refusal) -> OpenRefused:
@@ -119,7 +141,7 @@ def _named(number: SessionId, effect: Effect) -> Effect:
     match effect:
         case SampledToken() | Fail():
             return Show(number, effect)
-        case Send():
+        case Send() | Tell():
             return effect
         case SetTimer(key=key, at_s=at_s):
             return SetTimer((number, key), at_s)

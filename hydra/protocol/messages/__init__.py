@@ -7,6 +7,7 @@ checking at the first `assert_never`, not in production.
 from typing import TypeAlias
 
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.journal import JournalEntries, JournalReply, JournalRequest
 from hydra.protocol.messages.membership import (
     Beacon,
     ChildExited,
@@ -90,4 +91,7 @@ Message: TypeAlias = (
     | Reopen
     | Tokens
     | Close
+    | JournalEntries
+    | JournalRequest
+    | JournalReply
 )

@@ -60,11 +60,14 @@ async def test_a_child_is_told_whether_all_has_been_ready_before(tmp_path):
     assert log.read_text().split() == [f"{told}:{family}" for told in ("no", "yes", "yes")]
     assert len(family) == 32 and family not in repr(parent), "nobody guesses it or reads it in a log"
     assert ready == [1] and parent.exit_code == 0
-    died = [line for line in lines if line["event"] == "a child died"]
-    assert [(line["last"], line["died"].split(" in ")[0]) for line in died] == [
-        ("exit 7", "once"),
-        ("exit 7", "2 times"),
+    died = [line["reason"] for line in lines if line["event"] == "child_died"]
+    assert [reason.split(" in ")[0].split("; starts")[0] for reason in died] == [
+        "exit 7; died once",
+        "exit 7; died 2 times",
     ]
+    assert [line["event"] for line in lines if line["event"].startswith("child_")] == [
+        "child_started", "child_died", "child_started", "child_died", "child_started", "child_ended",
+    ]  # fmt: skip
     assert not [line for line in lines if line["log_level"] == "error"]
 
 
@@ -73,7 +76,8 @@ async def test_the_end_by_itself_is_told_with_cause_and_exit_code():
     with trio.fail_after(30), structlog.testing.capture_logs() as lines:
         await parent.run()
     given_up, ending = (line for line in lines if line["log_level"] == "error")
-    assert (given_up["child"], given_up["last"]) == ("frontend", "exit 7") and given_up["fix"]
+    assert given_up["event"] == "child_given_up" and given_up["of_node"] == "frontend"
+    assert "the frontend is given up (exit 7; died once; mend what it wrote" in given_up["text"]
     assert ending["exit_code"] == parent.exit_code == 7 and "frontend is given up (last: exit 7)" in ending["why"]
 
 

@@ -8,6 +8,8 @@ import attrs
 import trio
 
 from hydra.actors.client import GenerateRequest
+from hydra.actors.core.journal import JournalFilter, JournalRing
+from hydra.protocol.messages.journal import JournalReply
 from hydra.protocol.messages.models import JobStatus, ModelReply, NodeLoad, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
@@ -58,6 +60,8 @@ class FakeCluster:
     gone: bool = False  # the first model has been unloaded
     silent: bool = False  # the coordinator has not told yet which models there are
     unloaded: list[str] = attrs.field(factory=list)
+    ring: JournalRing = attrs.field(factory=JournalRing)
+    journal_fails: int = 0  # so many times nobody answers for it
     job: JobStatus = JobStatus(
         job="load-1-1",
         model_id="m",
@@ -68,6 +72,13 @@ class FakeCluster:
             NodeLoad(node_id="w1", state="waiting", bytes_done=0, bytes_total=0),
         ),
     )
+
+    async def journal(self, after=0, *, session="", node="", route=None) -> JournalReply:
+        if self.journal_fails:
+            self.journal_fails -= 1
+            raise refuse("no_workers", "the coordinator did not answer")
+        entries, more = self.ring.select(after, JournalFilter(session=session, node=node, route=route))
+        return JournalReply(ask=1, entries=entries, oldest=self.ring.oldest, newest=self.ring.newest, more=more)
 
     async def models(self) -> tuple[ModelCard, ...]:
         if self.silent:

@@ -139,7 +139,7 @@ async def test_models_status_and_the_rest(app, cluster):
     assert models["object"] == "list" and models["data"][0]["id"] == "m" and models["data"][0]["object"] == "model"
     assert (await ask(app, "GET", "/v1/models/m")).json()["max_model_len"] == 200
     assert (await ask(app, "GET", "/api/cluster/status")).json() == {
-        "epoch": 3, "ready": True, "nodes": [], "processes": [], "models": [],
+        "epoch": 3, "ready": True, "nodes": [], "processes": [], "models": [], "losses": [],
     }  # fmt: skip
     assert (await ask(app, "POST", "/api/cluster/rebalance")).json()["state"] == "rebalancing"
     waited = await ask(app, "POST", "/api/models/load", {"model_path": "/x", "model_id": "m2"})

@@ -20,6 +20,7 @@ from hydra.protocol.ids import Epoch, NodeId
 from hydra.protocol.limits import PATH_MAX
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Tokens
+from hydra.protocol.messages.journal import JournalEntries, JournalEntry
 from hydra.protocol.messages.membership import Beacon, DeviceOffer, Hello, SayHello, Welcome
 from hydra.protocol.messages.models import LoadModel
 from hydra.protocol.messages.plans import Activate, LoadSlice
@@ -85,6 +86,8 @@ def strategy(kind):
         SoftmaxAttentionSpec: dict.fromkeys(("n_heads", "n_kv_heads", "head_dim"), st.integers(1, 99)),
         PagedKvSpec: dict.fromkeys(("n_heads", "head_dim"), st.integers(1, 99)),
         MoeSpec: dict.fromkeys(("n_experts", "top_k"), st.integers(1, 99)),
+        JournalEntries: {"first": st.integers(1, 99)},
+        JournalEntry: dict.fromkeys(("actor", "node", "response_id"), HOSTS),
     }
     if kind is DecoderSpec:  # the index of each layer must be right
         layers = st.lists(strategy(LayerSpec), min_size=1, max_size=3)
