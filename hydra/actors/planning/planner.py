@@ -191,8 +191,8 @@ class Planner:
                 return self._dialled(sender.peer, ask_id, unanswered, now_s)
             case LoadProgress() as progress:
                 return self._progressed(sender.peer, progress, now_s)
-            case Fenced():
-                return []  # kept for the log: the stage's thread has let go of the former epoch
+            case Fenced(route=route, epoch=epoch):
+                return self._fenced(sender.peer, route, epoch, now_s)
             case LoadModel() as ask:
                 return self._load(sender, ask)
             case UnloadModel(ask=ask_id, model_id=model_id):
@@ -541,6 +541,14 @@ class Planner:
             sources=self._weight_sources.sources(described, others),
             block_size=self.policy.block_size,
         )
+
+    def _fenced(self, peer: PeerId, route: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
+        """A stage lets go of the former epoch. Of a slice that was dropped that is its last word, and nothing follows;
+        one that begins to load has been heard of."""
+        placed = self._placed(peer, route, epoch)
+        if placed is not None:
+            placed[1].heard_s = now_s
+        return []
 
     def _progressed(self, peer: PeerId, said: LoadProgress, now_s: float) -> list[Effect]:
         found = self._placed(peer, said.route, said.epoch)
