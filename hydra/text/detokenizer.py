@@ -12,7 +12,6 @@ import attrs
 
 from hydra.text.vocabulary import Vocabulary
 
-BROKEN = "\ufffd"
 CONTEXT = 8  # ids before the answer that may hold the beginning of a character: four bytes, if each has one
 
 

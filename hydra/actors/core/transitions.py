@@ -12,10 +12,10 @@ import attrs
 from hydra.actors.core.machine import Event, Received, TimerFired
 
 Cause: TypeAlias = type | str  # a message, a fact or an event by its class; a timer or a finding by its name
-Row: TypeAlias = tuple[str, Cause, str]
+Change: TypeAlias = tuple[str, Cause, str]
 
 
-def rows(before: str, cause: Cause, after: str) -> tuple[Row, ...]:
+def rows(before: str, cause: Cause, after: str) -> tuple[Change, ...]:
     """One row for each of the states named in `before`, which are separated by blanks."""
     return tuple((state, cause, after) for state in before.split())
 
@@ -26,8 +26,8 @@ class Transitions:
 
     of: str  # what has these states, as SPEC.md calls it
     first: str
-    rows: tuple[Row, ...]
-    _listed: frozenset[Row] = attrs.field(init=False)
+    rows: tuple[Change, ...]
+    _listed: frozenset[Change] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "_listed", frozenset(self.rows))

@@ -154,7 +154,6 @@ class _Child:
     look_at_s: float = 0.0  # when its silence is judged next
     ready: bool = False
     given_up: bool = False
-    restarts: int = 0
 
 
 @attrs.define(eq=False)
@@ -211,10 +210,6 @@ class Supervisor:
                 return [SignalChild(name, pid, signal.SIGKILL)] if child is not None and child.pid == pid else []
             case _:
                 return []  # membership came or went: children do not depend on it
-
-    @property
-    def restarts(self) -> dict[NodeId, int]:
-        return {name: child.restarts for name, child in self._children.items()}
 
     def _start(self, name: NodeId) -> list[Effect]:
         child = self._children[name]
@@ -277,7 +272,6 @@ class Supervisor:
         name, pause_s = child.plan.name, child.book.note(now_s, lived_s)
         often = child.book.recent()
         if self._is_worth_another_try(child, returncode):
-            child.restarts += 1
             told = TellDeath(name=name, how=how, often=often, next_start_s=pause_s)
             return [told, SetTimer(("start", name), now_s + pause_s)]
         child.given_up = True

@@ -15,7 +15,7 @@ from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send
 from hydra.actors.core.names import PLANNER
 from hydra.actors.core.transitions import Cause, Transitions, rows
 from hydra.actors.stage.stage_line import Fence
-from hydra.actors.stage.step_limits import limits_of
+from hydra.actors.stage.step_limits import step_limits_of
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import (
     Activate,
@@ -124,7 +124,7 @@ class Activated:
     epoch: Epoch
 
 
-Phase = Literal["fencing", "loading", "loaded", "activating", "ready", "dropping", "idle"]
+SlicePhase = Literal["fencing", "loading", "loaded", "activating", "ready", "dropping", "idle"]
 TRANSITIONS = Transitions(
     "slice",
     "absent",
@@ -148,7 +148,7 @@ class _Slice:
     """One route's share on this worker."""
 
     epoch: Epoch
-    phase: Phase
+    phase: SlicePhase
     order: LoadSlice | None = None
     plan: Activate | None = None
     drop: RunDrop | None = None  # once the thread has let go
@@ -210,7 +210,7 @@ class Stage:
             assert held.drop is None or route in self._unfenced, f"{what}, and a drop waits for no fence"
         assert self._unfenced <= self._slices.keys(), "a fence is awaited of a route that is not here"
 
-    def _move(self, held: _Slice, cause: Cause, after: Phase) -> None:
+    def _move(self, held: _Slice, cause: Cause, after: SlicePhase) -> None:
         TRANSITIONS.step(held.phase, cause, after)
         held.phase = after
 
@@ -220,7 +220,7 @@ class Stage:
         TRANSITIONS.step(held.phase if held is not None else TRANSITIONS.first, cause, begun.phase)
         self._slices[route] = begun
 
-    def _current(self, route: RouteId, epoch: Epoch, phase: Phase) -> _Slice | None:
+    def _current(self, route: RouteId, epoch: Epoch, phase: SlicePhase) -> _Slice | None:
         held = self._slices.get(route)
         return held if held is not None and held.epoch == epoch and held.phase == phase else None
 
@@ -318,7 +318,7 @@ class Stage:
             last=plan.stage_index == plan.n_stages - 1,
             next_addr=plan.next_addr,
             credits=plan.credits,
-            limits=limits_of(held.order, plan),
+            limits=step_limits_of(held.order, plan),
         )
         return [Publish(fence), Send(PLANNER, Ready(route=route, epoch=epoch))]
 
