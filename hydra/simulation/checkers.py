@@ -1,6 +1,7 @@
 """What must be true of a simulated cluster: of every answer, and once nobody asks for anything."""
 
 from hydra.simulation.chat import Chat
+from hydra.simulation.inspector import parts_of
 from hydra.simulation.pocket_model import pocket_reply
 from hydra.simulation.scene import Scene
 
@@ -48,6 +49,10 @@ def check_quiet(scene: Scene) -> None:
             for fence in node.family.line.board.all():
                 open_rows = node.family.line.open_rows(fence.route, fence.epoch) if fence.open else 0
                 assert open_rows == 0, f"{name} has {open_rows} rows open"
+        if node.alive and node.family is not None:
+            for actor in node.family.actor_host._cells.values():
+                for part in parts_of(actor.machine):
+                    part.check()
     check_balance(scene)
 
 

@@ -25,6 +25,7 @@ from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.messages.membership import PROTOCOL_VERSION, ChildExited, Heartbeat, Hello, KillWorker
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, refuse
+from hydra.simulation.inspector import Inspector
 from hydra.simulation.memory_wire import MemoryWires
 from hydra.simulation.node import Node, StoppableSpoke
 from hydra.simulation.plan_watch import PlanWatch
@@ -87,6 +88,7 @@ async def live_coordinator(scene: Scene, node: Node) -> None:
     )
     cell = node.family.actor_host._cells[PLANNER.actor]
     cell.machine = scene.watch = PlanWatch(cell.machine)
+    node.family.actor_host.inspect = Inspector(scene.faults).look
     await node.family.run()
 
 
@@ -109,6 +111,7 @@ async def live_frontend(scene: Scene, node: Node) -> None:
             tokenizers=TokenizerCache(partial(_at_once, ModelTokenizer.load)),
             encoders=Encoders(run_blocking=_at_once),
         )
+    node.family.actor_host.inspect = Inspector(scene.faults).look
     await node.family.run()
 
 
@@ -150,6 +153,7 @@ async def live_worker(scene: Scene, node: Node) -> None:
     node.family, node.compute = worker, compute
     stage = SimStage(source, wires, worker.line, compute, worker.hear, spend, node.awake)
     worker.wake, worker.progress = stage.wake, stage.progress
+    worker.actor_host.inspect = Inspector(scene.faults, beside=(worker.line,)).look
     async with trio.open_nursery() as nursery:
         nursery.start_soon(worker.run)
         nursery.start_soon(stage.run)
@@ -178,6 +182,7 @@ async def live_parent(scene: Scene, node: Node) -> None:
 
     actor_host.add(MEMBER, Member(greet=greet, beat=beat, siblings=()), lambda effect: None)
     actor_host.add(PARENT, _Parent(), scene.kill_child)
+    actor_host.inspect = Inspector(scene.faults).look
     scene.parent = actor_host
     async with trio.open_nursery() as nursery:
         nursery.start_soon(actor_host.keep_timers)

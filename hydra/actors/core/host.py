@@ -57,6 +57,7 @@ class ActorHost:
 
     peer: PeerId
     carry: Carry
+    inspect: Callable[[Machine], None] | None = None  # called with a machine after each event that it has handled
     _cells: dict[ActorName, HostedActor] = attrs.field(factory=dict, init=False)
     _mail: deque[tuple[ActorName, Event]] = attrs.field(factory=deque, init=False)
     _draining: bool = attrs.field(default=False, init=False)
@@ -95,6 +96,8 @@ class ActorHost:
             return
         for effect in cell.machine.handle(event, trio.current_time()):
             self._act(cell, effect)
+        if self.inspect is not None:
+            self.inspect(cell.machine)
 
     def _act(self, cell: HostedActor, effect: Effect) -> None:
         match effect:

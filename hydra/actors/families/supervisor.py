@@ -211,6 +211,21 @@ class Supervisor:
             case _:
                 return []  # membership came or went: children do not depend on it
 
+    def check(self) -> None:
+        """Who runs and who does not. Raises AssertionError."""
+        pids = [child.pid for child in self._children.values() if child.pid is not None]
+        assert len(set(pids)) == len(pids), "two children are one process"
+        for name, child in self._children.items():
+            assert child.plan.name == name, f"{child.plan.name} is kept under {name}"
+            runs = child.pid is not None
+            left = child.up_s is not None or child.stop_signal is not None or child.ready
+            assert runs or not left, f"{name} is gone, and something of it is remembered"
+            assert not (runs and child.given_up), f"{name} is given up, and runs"
+            child.book.check()
+        assert not self._finished or not pids, "it has finished, and children run"
+        assert not self._finished or self._stopping != "no", "it has finished, and nobody stopped it"
+        assert self._asked or self._exit_code, "it ends by itself, and says that all went well"
+
     def _start(self, name: NodeId) -> list[Effect]:
         child = self._children[name]
         return [StartChild(name)] if self._stopping == "no" and child.pid is None and not child.given_up else []
