@@ -13,7 +13,6 @@ import attrs
 from hydra.protocol.batch import EMPTY, Int32Column, token_ids
 from hydra.text.vocabulary import Vocabulary
 
-BROKEN = "\ufffd"
 CONTEXT = 8  # ids before the answer that may hold the beginning of a character: four bytes, if each has one
 
 

@@ -13,11 +13,13 @@ import attrs
 import trio
 
 from hydra.protocol.sampling import GREEDY, SamplingParams
+from hydra.simulation.chat import Chat
 from hydra.simulation.determinism import run_sim
 from hydra.simulation.http_reader import words_directory
 from hydra.simulation.memory_wire import uniform
 from hydra.simulation.pocket_model import FRAIL, FRAIL_FOR, MAX_POSITIONS, POISON, VOCAB, pocket_reply
-from hydra.simulation.world import Chat, Shape, World, open_world
+from hydra.simulation.shape import Shape
+from hydra.simulation.world import World, open_world
 
 FAULT_KINDS = (
     "kill",

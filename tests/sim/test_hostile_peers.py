@@ -44,7 +44,8 @@ from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.sampling import GREEDY, SamplingParams
 from hydra.protocol.wires.wire import Delivery
 from hydra.simulation.pocket_model import MODEL_ID, pocket_spec
-from hydra.simulation.world import Shape, World, open_world
+from hydra.simulation.shape import Shape
+from hydra.simulation.world import World, open_world
 from tests.extremes import Extremes, or_many
 
 DOORS = {kind: door for door, kinds in ACCEPTS.items() for kind in kinds}

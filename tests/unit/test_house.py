@@ -1,4 +1,8 @@
-"""The house rules, as tests over the source text: who may look into which room, and what is never written."""
+"""The house rules, as tests over the source text: who may look into which room, and what is never written.
+
+More of them, each in a file of its own, in tests/unit/house: sizes, names, arrows, tools; and in
+tests/unit/protocol/test_spec.py, that the contract and the code say the same.
+"""
 
 import ast
 import subprocess

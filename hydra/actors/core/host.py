@@ -70,6 +70,7 @@ class ActorHost:
     peer: PeerId
     carry: Carry
     observe: Observe = observe_nothing
+    inspect: Callable[[Machine], None] | None = None  # called with a machine after each event that it has handled
     _cells: dict[ActorName, HostedActor] = attrs.field(factory=dict, init=False)
     _mail: deque[tuple[ActorName, Event]] = attrs.field(factory=deque, init=False)
     _draining: bool = attrs.field(default=False, init=False)
@@ -112,6 +113,8 @@ class ActorHost:
             self._turn(JOURNAL_NAME, entry)  # before anything comes of it: a log reads in the order of causes
         for effect in effects:
             self._act(cell, effect)
+        if self.inspect is not None:
+            self.inspect(cell.machine)
 
     def _act(self, cell: HostedActor, effect: Effect) -> None:
         match effect:

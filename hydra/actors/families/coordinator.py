@@ -61,6 +61,7 @@ from hydra.protocol.wires.wire import (
     StepLink,
     StepSource,
     WireFull,
+    link_bound,
 )
 
 log = structlog.get_logger()
@@ -250,7 +251,7 @@ class Coordinator:
     def _open_link(self, effect: OpenLink) -> None:
         self._close_link(effect.route)
         try:
-            link = self.parts.lane.step_link(effect.addr, effect.credits)
+            link = self.parts.lane.step_link(effect.addr, link_bound(effect.credits))
         except WireError as why:
             log.warning("the first stage cannot be reached", addr=effect.addr, why=str(why))
             self.actor_host.post(BROKER.actor, LinkFull(effect.route, effect.epoch))

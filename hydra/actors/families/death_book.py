@@ -36,6 +36,11 @@ class DeathBook:
                 break
         return self.rng.uniform(ceiling_s / 2, ceiling_s)
 
+    def check(self) -> None:
+        """Raises AssertionError when the counts cannot be."""
+        assert 0 <= self._level <= self.total and len(self._deaths_s) <= self.total, "more deaths than were noted"
+        assert self._deaths_s == sorted(self._deaths_s), "deaths out of their order"
+
     def recent(self) -> str:
         """ "6 times in 2 minutes": the last deaths in words."""
         if len(self._deaths_s) < 2:

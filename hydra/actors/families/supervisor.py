@@ -157,7 +157,6 @@ class _Child:
     look_at_s: float = 0.0  # when its silence is judged next
     ready: bool = False
     given_up: bool = False
-    restarts: int = 0
 
 
 @attrs.define(eq=False)
@@ -215,9 +214,20 @@ class Supervisor:
             case _:
                 return []  # membership came or went: children do not depend on it
 
-    @property
-    def restarts(self) -> dict[NodeId, int]:
-        return {name: child.restarts for name, child in self._children.items()}
+    def check(self) -> None:
+        """Who runs and who does not. Raises AssertionError."""
+        pids = [child.pid for child in self._children.values() if child.pid is not None]
+        assert len(set(pids)) == len(pids), "two children are one process"
+        for name, child in self._children.items():
+            assert child.plan.name == name, f"{child.plan.name} is kept under {name}"
+            runs = child.pid is not None
+            left = child.up_s is not None or child.stop_signal is not None or child.ready
+            assert runs or not left, f"{name} is gone, and something of it is remembered"
+            assert not (runs and child.given_up), f"{name} is given up, and runs"
+            child.book.check()
+        assert not self._finished or not pids, "it has finished, and children run"
+        assert not self._finished or self._stopping != "no", "it has finished, and nobody stopped it"
+        assert self._asked or self._exit_code, "it ends by itself, and says that all went well"
 
     def _start(self, name: NodeId) -> list[Effect]:
         child = self._children[name]
@@ -280,7 +290,6 @@ class Supervisor:
         name, pause_s = child.plan.name, child.book.note(now_s, lived_s)
         often = child.book.recent()
         if self._is_worth_another_try(child, returncode):
-            child.restarts += 1
             told = TellDeath(name=name, how=how, often=often, next_start_s=pause_s)
             return [told, SetTimer(("start", name), now_s + pause_s)]
         child.given_up = True

@@ -121,6 +121,10 @@ class Deployment:
         ours = self.route is not None and route == self.route_id and epoch == self.route.epoch
         return ours and any(stage.node.peer == peer for stage in self.stages)
 
+    def heard(self, peer: PeerId, now_s: float) -> None:
+        """A stage has given a sign of life."""
+        self._stage_of(peer).heard_s = now_s
+
     @property
     def stages(self) -> list[StagePlacement]:
         return self.route.stages if self.route is not None else []

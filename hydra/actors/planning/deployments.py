@@ -82,6 +82,14 @@ class Deployments:
             self.presence.sources.holds(node, (deployment.described.spec.fingerprint,))
         return self._tell(model, deployment, Received(sender, message), now_s)
 
+    def fenced(self, peer: PeerId, route: RouteId, epoch: Epoch, now_s: float) -> None:
+        """A stage let go of a former epoch. Of a slice that was dropped that is its last word; one that begins to load
+        has been heard of.
+        """
+        found = self.find(route)
+        if found is not None and found[1].has_stage(route, epoch, peer):
+            found[1].heard(peer, now_s)
+
     def _tell(self, model: ServedModel, deployment: Deployment, event: Event, now_s: float) -> list[Effect]:
         """What its machine answers; what is meant for its owner is answered here."""
         effects: list[Effect] = []

@@ -154,8 +154,9 @@ class Planner:
             case Dialled(ask=ask_id, unanswered=unanswered):
                 effects = self.presence.dialled(sender.peer, ask_id, unanswered, now_s)
                 return [] if effects is None else self._tried(effects, now_s)
-            case Fenced():
-                return []  # kept for the log: the stage's thread has let go of the former epoch
+            case Fenced(route=route, epoch=epoch):
+                self.deployments.fenced(sender.peer, route, epoch, now_s)
+                return []
             case LoadModel() as ask:
                 return self._load(sender, ask)
             case UnloadModel(ask=ask_id, model_id=model_id):

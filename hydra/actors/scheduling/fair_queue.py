@@ -216,6 +216,8 @@ class FairQueue:
     def check(self) -> None:
         """The counts are those of what is there. Raises AssertionError; for tests and the simulator."""
         requests = list(self._requests.values())
+        assert len(self._running) <= self.rows_max, f"{len(self._running)} rows, where there are {self.rows_max}"
+        assert not self._running.keys() & self._waiting.keys(), "somebody waits for a row, and has one"
         assert all(request.rows or len(request.line) for request in requests), "a request is remembered for nothing"
         assert sum(request.rows for request in requests) == len(self._running)
         assert sum(len(request.line) for request in requests) == len(self._waiting)

@@ -10,7 +10,7 @@ Source of the idea of hashed prefix blocks: the PagedAttention paper (arXiv 2309
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from hashlib import blake2b
 
 import attrs
@@ -46,6 +46,10 @@ class KvLedger:
 
     def table(self, row: RowId) -> tuple[int, ...]:
         return tuple(self._tables.get(row, ()))
+
+    def holders(self) -> Set[RowId]:
+        """The rows that are open."""
+        return self._tables.keys()
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
@@ -136,6 +140,11 @@ class KvLedger:
             for block in table:
                 held[block] = held.get(block, 0) + 1
         assert held == self._owners, "owners and tables disagree"
+        assert self._likely.keys() == self._tables.keys(), "a row is remembered that holds nothing"
+        names = {block: name for name, block in self._by_prefix.items()}
+        assert names == self._prefix_of, "names and blocks disagree"
+        assert self._kept.keys() <= names.keys(), "a block is kept that nobody could ask for"
+        self._free.check()
 
     def _make_room(self, needed: int, fair: int) -> None:
         """Frees what has been kept the longest: as much as is needed, and within limits until there is a fair run."""

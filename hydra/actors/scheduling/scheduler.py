@@ -124,6 +124,29 @@ class RouteScheduler:
     def rows_in_flight(self) -> set[RowKey]:
         return {row.key for flight in self.flights for row in flight.rows if row.row in self.rows}
 
+    def check(self) -> None:
+        """Rows, flights and blocks agree with one another. Raises AssertionError."""
+        steps = [flight.step for flight in self.flights]
+        assert steps == list(range(self._step - len(steps) + 1, self._step + 1)), f"flights {steps} of {self._step}"
+        assert len(steps) <= self.credits, f"{len(steps)} flights on {self.credits} credits"
+        assert self.ledger.holders() == self.rows.keys(), "a row without blocks, or blocks without a row"
+        flown = Counter(row.row for flight in self.flights for row in flight.rows)
+        decoding, prefilling = (
+            Counter(row.row for row in self._decode),
+            Counter(row.row for row in self._prefill.rows()),
+        )
+        assert decoding.keys() | prefilling.keys() <= self.rows.keys(), "a row that is gone is to be computed"
+        for number, row in self.rows.items():
+            assert row.row == number and row.in_flight == flown[number], f"row {number} is in {flown[number]} flights"
+            places = decoding[number] + prefilling[number] + row.waits_for_token
+            assert places == 1, f"row {number} waits in {places} places"
+            assert row.cached <= row.position and row.pledged >= 0, f"row {number} is before its own beginning"
+        assert self._pledged == sum(row.pledged for row in self.rows.values()), "blocks are pledged to nobody"
+        assert self._lone.keys() <= self.rows.keys(), "a suspect is remembered that is gone"
+        assert not set(self._closed) & self.rows.keys(), "a row is closed that is open"
+        for part in (self.ledger, self._prefill, self._bound):
+            part.check()
+
     # ------------------------------------------------------------ what goes out
 
     def compose(self, now_s: float) -> tuple[StepId, Batch] | None:

@@ -1,14 +1,12 @@
 """One generation, from the first token to the last. A session never loses a token it has shown.
 
-    opening --first token--> running --finish--> done
-       ^                        |
-       +---- Reopen: replay ----+
-
-It keeps the prompt and everything it emitted, so a broken route costs one prefill and no words: every cause (a dead
-stage, preemption, a new coordinator) takes the one replay path, `Open(history, attempt + 1)`. It is the only writer
-of its history. A SampledToken is an event, as the Broker's columns say it, and the same one is the effect: show it. It
-does not know sockets, tensors or text; stop strings and leaving clients reach it as Stop.
+TRANSITIONS below is the diagram. It keeps the prompt and everything it emitted, so a broken route costs one prefill and
+no words: every cause (a dead stage, preemption, a new coordinator) takes the one replay path, `Open(history, attempt +
+1)`. It is the only writer of its history. A SampledToken is an event, as the Broker's columns say it, and the same one
+is the effect: show it. It does not know sockets, tensors or text; stop strings and leaving clients reach it as Stop.
 """
+
+from typing import Literal
 
 import attrs
 import numpy as np
@@ -16,6 +14,7 @@ import numpy as np
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import BROKER, JOURNAL_NAME, SESSIONS
 from hydra.actors.core.suspicion import DEATHS_MAX, SOLITARY_TOKENS
+from hydra.actors.core.transitions import Transitions, cause_of, rows
 from hydra.actors.sessions.token_flow import TokenFlow
 from hydra.protocol.batch import GrowingIds, Int32Column, token_ids
 from hydra.protocol.ids import Attempt, SessionId
@@ -59,6 +58,23 @@ class Fail:
     refusal: Refusal
 
 
+TRANSITIONS = Transitions(
+    "session",
+    "opening",
+    (
+        *rows("opening", SampledToken, "running"),
+        *rows("running", SampledToken, "opening"),  # a token that is not the next one: some were lost on the way
+        *rows("opening running", SampledToken, "done"),
+        *rows("running", Reopen, "opening"),
+        *rows("running", Orphaned, "opening"),
+        *rows("opening running", Reopen, "done"),
+        *rows("opening", Orphaned, "done"),
+        *rows("opening running", OpenRefused, "done"),
+        *rows("opening running", Stop, "done"),
+    ),
+)
+
+
 @attrs.define
 class Session:
     """Remembers one generation."""
@@ -83,9 +99,31 @@ class Session:
     _heard: bool = attrs.field(default=False, init=False)  # of this attempt
     _flow: TokenFlow = attrs.field(factory=TokenFlow, init=False)
 
+    @property
+    def state(self) -> Literal["opening", "running", "done"]:
+        """As TRANSITIONS has it."""
+        return "done" if self.done else "running" if self._heard else "opening"
+
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         if self.done:
             return []  # words of a former life
+        before = self.state
+        effects = self._hear(event, now_s)
+        if before != (after := self.state):
+            TRANSITIONS.step(before, cause_of(event), after)
+        return effects
+
+    def check(self) -> None:
+        """Counts that agree with one another. Raises AssertionError."""
+        assert 0 <= self._reopened_at <= len(self.emitted), "the last replay began beyond what was shown"
+        assert 0 <= self._replays <= self.attempt, "more replays than attempts"
+        assert self.done or self.deaths <= DEATHS_MAX, "it goes on after too many deaths"
+        assert self.deaths <= self._replays, "deaths that were not replayed"
+        assert self._orphaned_in_a_row <= ORPHANED_MAX + 1, "it is tried again for ever"
+        assert not self._heard or self.emitted, "it was heard, and shows nothing"
+        assert len(self.emitted) <= self.max_tokens, "it shows more than was asked for"
+
+    def _hear(self, event: Event, now_s: float) -> list[Effect]:
         match event:
             case Begin():
                 self._flow.begin(now_s)

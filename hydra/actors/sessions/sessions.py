@@ -78,6 +78,13 @@ class Sessions:
             case _:
                 raise AssertionError(f"sessions cannot be told {event!r}")
 
+    def check(self) -> None:
+        """Only what is under way is kept, each under its own number. Raises AssertionError."""
+        for number, session in self._sessions.items():
+            assert session.session == number, f"session {session.session} is kept under {number}"
+            assert not session.done, f"session {number} is done, and kept"
+            session.check()
+
     def __len__(self) -> int:
         return len(self._sessions)
 

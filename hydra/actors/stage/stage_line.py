@@ -161,6 +161,19 @@ class StageLine:
         state = self._routes.get(route)
         return len(state.rows) if state and state.epoch == epoch else 0
 
+    def check(self) -> None:
+        """No route is ahead of its fence, and every row is where its blocks allow. Raises AssertionError."""
+        for route, state in self._routes.items():
+            fence = self.board.read(route)
+            assert fence is not None and state.epoch <= fence.epoch, f"route {route} is ahead of its fence"
+            assert state.last_step > 0 or not state.rows, f"rows of route {route} before its first step"
+            current = fence.epoch == state.epoch and fence.open
+            for number, row in state.rows.items():
+                assert row.row == number and row.position >= 0, f"row {row.row} is kept under {number}"
+                assert len(set(row.blocks)) == len(row.blocks), f"row {number} has a block twice"
+                if current and fence.limits is not None:
+                    assert fence.limits.room(len(row.blocks), row.position), f"row {number} is beyond its blocks"
+
     def _rows_of(self, state: _RouteState, batch: Batch, limits: StepLimits | None) -> tuple[OpenRow, ...] | Drop:
         for closed in batch.closed.tolist():
             state.rows.pop(closed, None)

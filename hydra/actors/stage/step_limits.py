@@ -62,7 +62,7 @@ class StepLimits:
         return all(token < self.vocab for token in ids)
 
 
-def limits_of(order: LoadSlice, plan: Activate) -> StepLimits:
+def step_limits_of(order: LoadSlice, plan: Activate) -> StepLimits:
     """What an activated slice can take."""
     return StepLimits(
         vocab=order.spec.vocab,

@@ -1,7 +1,10 @@
 """Every sentence the cluster can say on the command lane: one union that closes the list.
 
-Grouped by conversation, one file each; SPEC.md says who may say what when. A new message that nobody handles fails type
-checking at the first `assert_never`, not in production.
+Grouped by conversation, one file each; SPEC.md says who may say what when, and a message without a sender or a handler
+fails its test.
+
+May import: model, ids, refusal, sampling, batch.
+Refuses to know: bytes, limits and lanes.
 """
 
 from typing import TypeAlias

@@ -1,5 +1,6 @@
 """Plans over what was tried: who is dialled before a plan, who is left out of it and for how long."""
 
+import attrs
 import pytest
 
 from hydra.actors.core.facts import ModelGone, ModelStalled, NodeLost, RouteDown, RouteServed
@@ -12,7 +13,16 @@ from hydra.actors.planning.outage import MOVING_S
 from hydra.actors.planning.reach import FORGIVEN_S, QUARANTINE_S, REDIAL, DialOut, Reach
 from hydra.protocol.ids import COORDINATOR, Address
 from hydra.protocol.messages.models import LoadModel, Rebalance
-from hydra.protocol.messages.plans import Dial, Dialled, LoadFailed, LoadProgress, ReachReport, Ready, RouteBroken
+from hydra.protocol.messages.plans import (
+    Dial,
+    Dialled,
+    Fenced,
+    LoadFailed,
+    LoadProgress,
+    ReachReport,
+    Ready,
+    RouteBroken,
+)
 from hydra.protocol.refusal import Refusal
 from tests.unit.actors.test_planner import (
     MODEL,
@@ -360,6 +370,18 @@ def test_a_node_that_says_nothing_while_it_is_made_ready_is_done_without(phase, 
     hall.now_s = limit_s
     effects = hall.tell(TimerFired(("silence", 1)))
     assert "said nothing" in noted(effects)["b"] and set(orders(effects)) == {"a-1"}, "a has said something"
+
+
+def test_a_stage_that_says_that_it_has_let_go_has_said_something():
+    hall = Hall()
+    hall.running("a", "b")
+    order = orders(hall.hears(Rebalance(ask=1)))["a-1"]
+    hall.now_s = LOAD_SILENT_S - 1.0
+    assert hall.hears(Fenced(route=order.route, epoch=order.epoch), Address("a-1", "stage")) == []
+    dropped = Fenced(route=order.route, epoch=attrs.evolve(order.epoch, number=99))
+    assert hall.hears(dropped, Address("b-1", "stage")) == [], "of a slice that no plan has any more"
+    hall.now_s = LOAD_SILENT_S
+    assert set(orders(hall.tell(TimerFired(("silence", "m"))))) == {"a-1"}
 
 
 def test_a_worker_that_all_loads_fail_on_is_tried_again_but_not_at_once():

@@ -4,8 +4,10 @@ import random
 
 import pytest
 
-from hydra.text.detokenizer import BROKEN, Detokenizer, StopWatch
+from hydra.text.detokenizer import Detokenizer, StopWatch
 from hydra.text.tokenizer import ChatInput
+
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are no text
 
 SAMPLES = [
     "plain",

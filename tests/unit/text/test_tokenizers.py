@@ -8,9 +8,11 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hydra.protocol.refusal import RefusalError
-from hydra.text.detokenizer import BROKEN, Detokenizer
+from hydra.text.detokenizer import Detokenizer
 from hydra.text.tokenizer import ChatInput, ModelTokenizer
 from tests.unit.text.tokenizer_zoo import CHATML, CONTROL, ZOO, byte_fallback, byte_level, save, swallowing, with_bos
+
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are no text
 
 TEXTS = [
     "hello world",

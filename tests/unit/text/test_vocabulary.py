@@ -5,9 +5,11 @@ import random
 import pytest
 from tokenizers import AddedToken
 
-from hydra.text.detokenizer import BROKEN, Detokenizer, decode
+from hydra.text.detokenizer import Detokenizer, decode
 from hydra.text.vocabulary import Vocabulary
 from tests.unit.text.tokenizer_zoo import ZOO, byte_fallback, byte_level, unigram
+
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are no text
 
 ROCKET = "🚀".encode()
 
