@@ -13,6 +13,7 @@ from torch import Tensor
 from hydra.kernels.attention.kv_pool import LayerCache
 from hydra.kernels.attention.paged_attention import StepPlan
 from hydra.kernels.model.feed_forward import FeedForward, make_feed_forward
+from hydra.kernels.model.layer_context import LayerContext
 from hydra.kernels.model.norms import Norm, make_norm
 from hydra.kernels.model.rotary import Tables
 from hydra.kernels.model.softmax_attention import make_softmax_attention
@@ -79,13 +80,11 @@ class SandwichBlock:
         return x.add_(self.after_mlp_norm(self.feed_forward(self.mlp_norm(x))))
 
 
-def make_block(layer: LayerSpec, weights: PartWeights, view: int, table: int) -> Block:
-    """`view` and `table` are the layer's places in the step's plan and among its tables."""
-
+def make_block(layer: LayerSpec, weights: PartWeights, context: LayerContext) -> Block:
     def norm(role: Role, bias: Role) -> Norm:
-        return make_norm(layer.norm, weights[role], weights.get(bias))
+        return make_norm(layer.norm, weights.tensors[role], weights.tensors.get(bias))
 
-    attention = _make_attention(layer.attention, weights, view, table)
+    attention = _make_attention(layer.attention, weights, context)
     feed_forward = make_feed_forward(layer.feed_forward, weights)
     first = norm("attention_norm", "attention_norm_bias")
     if layer.block == "parallel":
@@ -98,7 +97,7 @@ def make_block(layer: LayerSpec, weights: PartWeights, view: int, table: int) ->
     return SandwichBlock(attention, feed_forward, first, behind_first, second, behind_second)
 
 
-def _make_attention(spec: AttentionSpec, weights: PartWeights, view: int, table: int) -> Attention:
+def _make_attention(spec: AttentionSpec, weights: PartWeights, context: LayerContext) -> Attention:
     match spec:
         case SoftmaxAttentionSpec():
-            return make_softmax_attention(spec, weights, view, table)
+            return make_softmax_attention(spec, weights, context)

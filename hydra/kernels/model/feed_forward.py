@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hydra.kernels.weights.linear import linear
+from hydra.kernels.weights.linear import Linear
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.model.layer_spec import Activation, DenseSpec, FeedForwardSpec, MoeSpec
 
@@ -33,21 +33,18 @@ def make_feed_forward(spec: FeedForwardSpec, weights: PartWeights) -> FeedForwar
     match spec:
         case MoeSpec():
             experts = weights.experts["expert_gate_up"], weights.experts["expert_down"]
-            return Mixture(spec, weights["router"], *experts, _gate(spec.activation))
+            return Mixture(spec, weights.linears["router"], *experts, _gate(spec.activation))
         case DenseSpec():
             inner = _gate(spec.activation) if spec.gated else _ACTIVATIONS[spec.activation]
-            up, down = weights["gate_up"], weights["down"]
-            return Dense(up, weights.get("gate_up_bias"), down, weights.get("down_bias"), inner)
+            return Dense(weights.linears["gate_up"], weights.linears["down"], inner)
 
 
 @attrs.frozen(eq=False)
 class Dense:
     """Two products with the activation between; `gate_up` is gate and up in one matrix, or up alone."""
 
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate_up: Linear
+    down: Linear
     inner: ActivationFn
 
     @property
@@ -55,7 +52,7 @@ class Dense:
         return True
 
     def __call__(self, x: Tensor) -> Tensor:
-        return linear(self.inner(linear(x, self.gate_up, self.gate_up_bias)), self.down, self.down_bias)
+        return self.down(self.inner(self.gate_up(x)))
 
 
 @attrs.frozen(eq=False)
@@ -68,9 +65,9 @@ class Mixture:
     """
 
     spec: MoeSpec
-    router: Tensor  # [n_experts, hidden]
-    gate_up: Sequence[Tensor]  # per expert [2 * intermediate, hidden]
-    down: Sequence[Tensor]  # per expert [hidden, intermediate]
+    router: Linear  # hidden to n_experts
+    gate_up: Sequence[Linear]  # per expert: hidden to 2 * intermediate
+    down: Sequence[Linear]  # per expert: intermediate to hidden
     inner: ActivationFn
 
     @property
@@ -78,7 +75,7 @@ class Mixture:
         return False
 
     def __call__(self, x: Tensor) -> Tensor:
-        odds = linear(x, self.router).softmax(-1, dtype=torch.float32)
+        odds = self.router(x).softmax(-1, dtype=torch.float32)
         share, chosen = odds.topk(self.spec.top_k, -1)
         if self.spec.normalised:
             share = share / share.sum(-1, keepdim=True)
@@ -86,7 +83,7 @@ class Mixture:
         counts = torch.bincount(chosen.flatten(), minlength=self.spec.n_experts).tolist()
         sorted_x = x.index_select(0, order.div(self.spec.top_k, rounding_mode="floor"))
         made = [
-            linear(self.inner(linear(part, self.gate_up[expert])), self.down[expert])
+            self.down[expert](self.inner(self.gate_up[expert](part)))
             for expert, part in enumerate(torch.split(sorted_x, counts))
             if counts[expert]
         ]

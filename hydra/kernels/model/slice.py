@@ -18,12 +18,13 @@ from hydra.kernels.attention.paged_attention import StepPlan, View, plan_step
 from hydra.kernels.devices import runs_triton
 from hydra.kernels.model.decode_step import DecodeColumns, DecodeInputs, decode_columns, is_decode, on_device
 from hydra.kernels.model.decoder import Block, make_block
+from hydra.kernels.model.layer_context import LayerContext
 from hydra.kernels.model.norms import Norm, make_norm
 from hydra.kernels.model.rotary import Rotary, lengths, make_rotary
 from hydra.kernels.model.softmax_attention import attention_view
 from hydra.kernels.sampling.sampler import Pick, SampledTensors, sample
 from hydra.kernels.tensors import to_device
-from hydra.kernels.weights.linear import linear
+from hydra.kernels.weights.linear import Linear, PlainLinear
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.batch import Batch, OpenRow
 from hydra.protocol.model.cache_spec import CacheSpec
@@ -36,13 +37,12 @@ class Head:
     """The end of the last slice: norm, product, and the bend of the logits where there is one."""
 
     norm: Norm
-    weight: Tensor  # [vocab, hidden]
-    bias: Tensor | None
+    linear: Linear  # hidden to vocab
     softcap: float | None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, hidden] to logits [n, vocab] in float32."""
-        logits = linear(self.norm(x), self.weight, self.bias).to(torch.float32)
+        logits = self.linear(self.norm(x)).to(torch.float32)
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
@@ -92,10 +92,10 @@ def build_slice(
     decoder, layers = spec.decoder, spec.decoder.layers[first_layer:end_layer]
     views = tuple(dict.fromkeys(attention_view(layer.attention) for layer in layers))
     ropes = tuple(dict.fromkeys(layer.attention.rope for layer in layers))
-    blocks = [
-        make_block(layer, parts[i], views.index(attention_view(layer.attention)), ropes.index(layer.attention.rope))
-        for i, layer in enumerate(layers, first_layer)
-    ]
+    blocks: list[Block] = []
+    for i, layer in enumerate(layers, first_layer):
+        view, table = views.index(attention_view(layer.attention)), ropes.index(layer.attention.rope)
+        blocks.append(make_block(layer, parts[i], LayerContext(view, table, dtype, device)))
     paged = runs_triton(device)
     scaled = first_layer == 0 and decoder.embedding_scale != 1.0
     return Slice(
@@ -106,7 +106,7 @@ def build_slice(
         caches=tuple(layer.cache for layer in layers),
         views=views,
         rotaries=tuple(make_rotary(rope, device) for rope in ropes),
-        embedding=parts["embedding"]["embedding"] if first_layer == 0 else None,
+        embedding=parts["embedding"].tensors["embedding"] if first_layer == 0 else None,
         embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
         head=_head(spec, parts) if end_layer == spec.n_layers else None,
         paged=paged,
@@ -115,10 +115,15 @@ def build_slice(
 
 
 def _head(spec: ModelSpec, parts: Mapping[Part, PartWeights]) -> Head:
-    norm = make_norm(spec.decoder.norm, parts["norm"]["final_norm"], parts["norm"].get("final_norm_bias"))
-    weight = parts["embedding"]["embedding"] if spec.tied else parts["head"]["head"]
-    bias = parts["head"]["head_bias"] if spec.decoder.head_bias else None
-    return Head(norm, weight, bias, spec.decoder.logit_softcap)
+    """A tied head is the embedding's own matrix, plain as it must be for looking up."""
+    ends = parts["norm"].tensors
+    norm = make_norm(spec.decoder.norm, ends["final_norm"], ends.get("final_norm_bias"))
+    if spec.tied:
+        bias = parts["head"].tensors["head_bias"] if spec.decoder.head_bias else None
+        linear: Linear = PlainLinear(parts["embedding"].tensors["embedding"], bias)
+    else:
+        linear = parts["head"].linears["head"]
+    return Head(norm, linear, spec.decoder.logit_softcap)
 
 
 class Captured(Protocol):

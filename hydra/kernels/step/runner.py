@@ -21,7 +21,8 @@ from hydra.kernels.step.lanes import HostLane, Lane
 from hydra.kernels.step.step_memory import refused_without_memory, within_memory
 from hydra.kernels.step.warmup import warm_up
 from hydra.kernels.tensors import TORCH_DTYPES
-from hydra.kernels.weights.part_weights import fetch_parts, packed
+from hydra.kernels.weights.part_reader import fetch_parts
+from hydra.kernels.weights.part_weights import PartWeights, make_part_weights
 from hydra.kernels.weights.reader import Progress
 from hydra.kernels.weights.resident_weights import ResidentWeights, WeightsKey
 from hydra.protocol.batch import Outcome, Run
@@ -211,7 +212,7 @@ class Runner:
         self, order: LoadSlice, copy: WeightsKey, parts: frozenset[Part], progress: Progress
     ) -> tuple[int, float]:
         missing = parts - self._resident.parts(copy).keys()
-        made, read_bytes = fetch_parts(
+        read, read_bytes = fetch_parts(
             order.spec,
             missing,
             order.tensors,
@@ -221,8 +222,11 @@ class Runner:
             progress,
         )
         read_at_s = time.monotonic()
-        for part in made:
-            made[part] = packed(made[part])  # one after the other: at most one part is held twice
+        made: dict[Part, PartWeights] = {}
+        while read:
+            part, tensors = read.popitem()
+            made[part] = make_part_weights(tensors)
+            del tensors  # one after the other: at most one part is held twice
         self._resident.put(copy, made)
         return read_bytes, time.monotonic() - read_at_s
 

@@ -8,7 +8,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from hydra.kernels.model.feed_forward import make_feed_forward
-from hydra.kernels.weights.part_weights import PartWeights, packed
+from hydra.kernels.weights.part_weights import make_part_weights
 from hydra.protocol.model.layer_spec import MoeSpec
 
 HIDDEN, INNER, EXPERTS = 32, 24, 6
@@ -25,7 +25,7 @@ def weights(seed=0, dtype=torch.float32):
 
 def mixture(held, top_k, normalised=True):
     moe = MoeSpec(n_experts=EXPERTS, top_k=top_k, intermediate=INNER, activation="silu", normalised=normalised)
-    return make_feed_forward(moe, packed(PartWeights(held)))
+    return make_feed_forward(moe, make_part_weights(held))
 
 
 def plainly(held, x, top_k, normalised):

@@ -82,7 +82,7 @@ def test_a_tied_head_is_the_embedding_loaded_once(tied):
     facts = runner.load(order(tied, 0, 4), quiet)
     assert facts.weight_bytes == tied.spec.slice_bytes(0, 4, "float32")
     piece = runner._routes[ROUTE].slice
-    assert piece.head.weight is piece.embedding
+    assert piece.head.linear.matrix is piece.embedding
     assert Runner("cpu").load(order(tied, 2, 4), quiet).weight_bytes == tied.spec.slice_bytes(2, 4, "float32")
 
 
@@ -111,8 +111,8 @@ def test_weights_of_an_expelled_route_serve_the_next(untied):
     assert [held.layers for held in runner.held()] == [(0, 1)]  # the idle route was superseded
 
 
-def plain(matrix):
-    return matrix.to_dense() if matrix.is_mkldnn else matrix
+def plain(linear):
+    return linear.matrix.to_dense() if linear.matrix.is_mkldnn else linear.matrix
 
 
 def test_small_chunks_and_dtype_conversion_place_every_byte(untied, monkeypatch):
@@ -124,10 +124,12 @@ def test_small_chunks_and_dtype_conversion_place_every_byte(untied, monkeypatch)
     layer = runner._resident.parts((untied.spec.fingerprint, "bfloat16"))[3]
     attention, mlp = reference.model.layers[3].self_attn, reference.model.layers[3].mlp
     projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-    assert torch.equal(plain(layer["qkv"]), torch.cat(projections).bfloat16())
-    assert torch.equal(plain(layer["gate_up"]), torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).bfloat16())
-    assert torch.equal(plain(layer["down"]), mlp.down_proj.weight.bfloat16())
-    assert torch.equal(plain(piece.head.weight), reference.lm_head.weight.bfloat16())
+    assert torch.equal(plain(layer.linears["qkv"]), torch.cat(projections).bfloat16())
+    assert torch.equal(
+        plain(layer.linears["gate_up"]), torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).bfloat16()
+    )
+    assert torch.equal(plain(layer.linears["down"]), mlp.down_proj.weight.bfloat16())
+    assert torch.equal(plain(piece.head.linear), reference.lm_head.weight.bfloat16())
 
 
 def test_half_precision_files_run_as_float32(tmp_path):

@@ -1,5 +1,6 @@
 """Layers that differ in everything a layer can: heads, their sizes, windows, ropes, norms, blocks and feed-forward."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import attrs
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from hydra.kernels.model.slice import Slice, build_slice, forward
-from hydra.kernels.weights.part_weights import PartWeights, packed
+from hydra.kernels.weights.linear import Linear
+from hydra.kernels.weights.part_weights import PartWeights, make_part_weights
 from hydra.protocol.batch import Batch, OpenRow, int32
 from hydra.protocol.model.cache_spec import PagedKvSpec
 from hydra.protocol.model.decoder_spec import decoder_of
@@ -52,16 +54,42 @@ SPEC = ModelSpec(
 def weights(part: Part, seed: int) -> PartWeights:
     random = torch.Generator().manual_seed(seed)
     shapes = part_shapes(SPEC, part)
-    return packed(PartWeights({role: torch.randn(size, generator=random) / 4 for role, size in shapes.items()}))
+    return make_part_weights({role: torch.randn(size, generator=random) / 4 for role, size in shapes.items()})
 
 
 PARTS = {part: weights(part, seed) for seed, part in enumerate(sorted(slice_parts(SPEC, 0, 5), key=str))}
 
 
-def through(cuts: tuple[int, ...], lengths: tuple[int, ...]) -> list[int]:
+@attrs.define(eq=False)
+class Adapted:
+    """A linear of a kind that nobody here knows: another one, and a product of low rank beside it."""
+
+    base: Linear
+    calls: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        return self.base.n_bytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.base(x) + 0.0 * x.sum(-1, keepdim=True)
+
+
+def adapted(part: PartWeights) -> PartWeights:
+    return PartWeights(
+        part.tensors,
+        {role: Adapted(linear) for role, linear in part.linears.items()},
+        {role: tuple(map(Adapted, linears)) for role, linears in part.experts.items()},
+    )
+
+
+def through(
+    cuts: tuple[int, ...], lengths: tuple[int, ...], parts: Mapping[Part, PartWeights] | None = None
+) -> list[int]:
     """Tokens drawn behind each chunk of one row, by slices in a line."""
     bounds = (0, *cuts, 5)
-    pieces = [build_slice(SPEC, a, b, PARTS, torch.float32, CPU) for a, b in pairwise(bounds)]
+    pieces = [build_slice(SPEC, a, b, parts or PARTS, torch.float32, CPU) for a, b in pairwise(bounds)]
     pools = [piece.pool(N_BLOCKS, BLOCK) for piece in pieces]
     ids = torch.randint(0, 101, (TOKENS,), generator=torch.Generator().manual_seed(5)).tolist()
     row = OpenRow(row=0, attempt=1, params=GREEDY, blocks=[3, 0, 5, 1, 2], prompt_tokens=TOKENS, history_tokens=TOKENS)
@@ -86,6 +114,15 @@ def test_every_cut_between_unlike_layers_computes_the_same(cuts):
 
 def test_the_way_a_row_is_chunked_does_not_matter():
     assert through((), (12, 7))[-1] == through((), (19,))[-1] == through((2,), (1,) * 19)[-1]
+
+
+def test_any_linear_takes_the_place_of_another():
+    """Layers call what they hold, and ask nothing of it."""
+    parts = {part: adapted(weights) for part, weights in PARTS.items()}
+    assert through((), (7, 6, 1), parts) == through((), (7, 6, 1))
+    linears = [linear for part in parts.values() for linear in part.linears.values()]
+    assert len(linears) == 20 and all(linear.calls == 3 for linear in linears)
+    assert all(parts[part].n_bytes == PARTS[part].n_bytes for part in PARTS)
 
 
 def whole() -> Slice:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hydra.kernels.weights.part_weights import fetch_parts
+from hydra.kernels.weights.part_reader import fetch_parts
 from hydra.protocol.model.layout import Part, slice_parts
 from hydra.protocol.model.model_spec import Role, TensorRange
 from hydra.store.cache import range_cache, range_fetch
@@ -64,7 +64,7 @@ def loaded(published: Published, folder: Path) -> dict[tuple[Part, Role], torch.
         lambda done, total: None,
     )
     assert read_bytes == published.errand.wanted_bytes
-    return {(part, role): tensor for part, weights in parts.items() for role, tensor in weights.tensors.items()}
+    return {(part, role): tensor for part, tensors in parts.items() for role, tensor in tensors.items()}
 
 
 def spans_of(wanted: tuple[TensorRange, ...], name: str) -> list[slice]:
