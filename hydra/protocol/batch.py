@@ -2,20 +2,22 @@
 
 The Broker composes it once and it travels through the stages whole. Row columns have one entry per row; `tokens` and
 `blocks` are the rows' runs laid end to end. A row is opened once, in full; afterwards it gets deltas only (new tokens,
-new KV blocks). Nothing here knows frames, sockets or tensors: `codec_data` turns a batch into bytes, `kernels` into
-tensors.
+new KV blocks). The columns of Batch, StepResult and Logprobs are tables: all that the wire must know of one is its line
+here (see `columns`). Nothing here knows frames, sockets or tensors: `codec_data` turns a batch into bytes, `kernels`
+into tensors.
 
 What is made anew in every step of every stage is not frozen, because that costs three times as much; nobody writes to
 it all the same.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
 from hydra.protocol.blob import Blob
+from hydra.protocol.columns import FLOAT32, LINE, Table
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.sampling import SamplingParams
 
@@ -95,13 +97,12 @@ def no_faults(token: Int32Column) -> Int32Column:
     return np.zeros(len(token), np.int32)
 
 
-def _column() -> Int32Column:
-    return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), default=EMPTY)
+def column(default: Any = EMPTY, **line: Any) -> Any:
+    """The field of a column; `line` as in Column."""
+    return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), default=default, metadata={LINE: line})
 
 
-def _faults() -> Int32Column:
-    none = attrs.Factory(lambda made: no_faults(made.token), takes_self=True)
-    return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), default=none)
+_FINE = attrs.Factory(lambda self: no_faults(self.token), takes_self=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -120,10 +121,10 @@ class RowOpening:
     prompt_tokens: int
     history_tokens: int = 0
     cached_tokens: int = 0  # of the history, already in shared KV blocks
-    history: Int32Column = _column()
+    history: Int32Column = column()
 
 
-@attrs.define(kw_only=True)
+@attrs.define
 class Batch:
     """One step of one route. Row i computes `length[i]` tokens from `position[i]` on; `sample[i]` asks for the next.
 
@@ -131,17 +132,19 @@ class Batch:
     before anything runs, so their blocks may appear again in this very batch: the data lane is first in, first out.
     """
 
-    row: Int32Column = _column()
-    attempt: Int32Column = _column()
-    position: Int32Column = _column()
-    length: Int32Column = _column()
-    sample: Int32Column = _column()
-    new_blocks: Int32Column = _column()
-    tokens: Int32Column = _column()
-    blocks: Int32Column = _column()
-    closed: Int32Column = _column()
-    opened: tuple[RowOpening, ...] = ()
-    packed: bytes | None = attrs.field(default=None, eq=False, repr=False)  # all columns, as they came off the wire
+    row: Int32Column = column(items_max=ROWS_MAX)
+    attempt: Int32Column = column(per="row")
+    position: Int32Column = column(per="row", below="pool's positions")
+    length: Int32Column = column(per="row")
+    sample: Int32Column = column(per="row")
+    new_blocks: Int32Column = column(per="row")
+    tokens: Int32Column = column(counts="length", least=1, items_max=TOKENS_MAX, below="vocabulary")
+    blocks: Int32Column = column(counts="new_blocks", items_max=TOKENS_MAX, below="pool's blocks")
+    closed: Int32Column = column(items_max=TOKENS_MAX)
+    opened: tuple[RowOpening, ...] = attrs.field(default=(), kw_only=True)
+    packed: tuple[tuple[int, ...], bytes] | None = attrs.field(
+        default=None, eq=False, repr=False, kw_only=True
+    )  # counts and columns, as they came off the wire
 
     @property
     def n_rows(self) -> int:
@@ -167,7 +170,7 @@ class Step:
     out_of_memory: bool = False  # at an earlier stage: there is no hidden, and nothing to compute
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Logprobs:
     """Log-probabilities of the sampled rows that asked for them, in the batch's order of sampled rows.
 
@@ -175,9 +178,11 @@ class Logprobs:
     first, padded with -1 / NaN to the widest row. float32 and int32.
     """
 
-    chosen: npt.NDArray[np.float32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
-    top_ids: npt.NDArray[np.int32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))  # [n, k]
-    top: npt.NDArray[np.float32] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))  # [n, k]
+    chosen: npt.NDArray[np.float32] = column(attrs.NOTHING, dtype=FLOAT32, low=None)
+    top_ids: npt.NDArray[np.int32] = column(
+        attrs.NOTHING, per="chosen", wide=True, low=None, below="vocabulary", no_name=-1
+    )
+    top: npt.NDArray[np.float32] = column(attrs.NOTHING, dtype=FLOAT32, per="chosen", wide=True, low=None)  # [n, k]
 
     def rows(self, index: npt.NDArray[np.intp]) -> "Logprobs":
         """Some of the rows."""
@@ -190,23 +195,23 @@ class Logprobs:
         return None if chosen != chosen else chosen, tuple((token, value) for token, value in pairs if token >= 0)
 
 
-@attrs.define(kw_only=True)
+@attrs.define
 class StepResult:
     """What the last stage says to the Broker: the sampled rows of one step, and nothing of the logits.
 
     `out_of_memory`: some stage had not enough for this step; no row was computed, and none is listed.
     """
 
-    route: RouteId
-    epoch: Epoch
-    step: StepId
-    row: Int32Column = _column()
-    attempt: Int32Column = _column()
-    position: Int32Column = _column()  # of the sampled token itself: last computed position + 1
-    token: Int32Column = _column()  # 0 where the row has a fault
-    fault: Int32Column = _faults()  # ROW_*
-    logprobs: Logprobs | None = None
-    out_of_memory: bool = False
+    route: RouteId = attrs.field(kw_only=True)
+    epoch: Epoch = attrs.field(kw_only=True)
+    step: StepId = attrs.field(kw_only=True)
+    row: Int32Column = column(items_max=ROWS_MAX)
+    attempt: Int32Column = column(per="row")
+    position: Int32Column = column(per="row")  # of the sampled token itself: last computed position + 1
+    token: Int32Column = column(per="row", below="vocabulary")  # 0 where the row has a fault
+    fault: Int32Column = column(_FINE, per="row", high=ROW_NOT_FINITE)  # ROW_*
+    logprobs: Logprobs | None = attrs.field(default=None, kw_only=True)
+    out_of_memory: bool = attrs.field(default=False, kw_only=True)
 
 
 @attrs.define
@@ -250,8 +255,11 @@ class Outcome:
     """
 
     hidden: Blob | None = None
-    token: Int32Column = _column()
-    fault: Int32Column = _faults()
+    token: Int32Column = column()
+    fault: Int32Column = column(_FINE)
     logprobs: Logprobs | None = None
     out_of_memory: bool = False
     reason: str = ""
+
+
+BATCH_COLUMNS, RESULT_COLUMNS, LOGPROBS_COLUMNS = Table(Batch), Table(StepResult), Table(Logprobs)

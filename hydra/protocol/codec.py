@@ -15,8 +15,9 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 from cattrs.strategies import configure_tagged_union
 
-from hydra.protocol.batch import Logprobs
+from hydra.protocol.batch import LOGPROBS_COLUMNS, Logprobs
 from hydra.protocol.blob import Buffer, Frames
+from hydra.protocol.columns import INT32, column_of, lowest
 from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName
 from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN, Limit, Range
@@ -35,10 +36,6 @@ ARRAY_ITEMS_MAX = 1 << 17
 MAP_ITEMS_MAX = 256
 NAME_LENGTH_MAX = 64  # of an actor
 ALTERNATIVES_MAX = 20
-SMALL_COLUMNS = 256  # so many numbers are checked faster as a list
-
-INT32 = np.dtype("<i4")
-FLOAT32 = np.dtype("<f4")
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
@@ -121,23 +118,6 @@ def _tuple_hook(kind: Any) -> Hook:
     return each
 
 
-def column_of(data: Any, dtype: np.dtype[Any]) -> Any:
-    """Bytes as a read-only column, without a copy."""
-    if type(data) is not bytes or len(data) % dtype.itemsize:
-        raise TypeError(f"{type(data).__name__} is no column of {dtype}")
-    return np.frombuffer(data, dtype)
-
-
-def lowest(column: np.ndarray[Any, Any]) -> int:
-    """0 for an empty one."""
-    return min(column.tolist(), default=0) if len(column) <= SMALL_COLUMNS else int(column.min())
-
-
-def highest(column: np.ndarray[Any, Any]) -> int:
-    """0 for an empty one."""
-    return max(column.tolist(), default=0) if len(column) <= SMALL_COLUMNS else int(column.max())
-
-
 def _read_column(data: Any, _: Any) -> Any:
     """No column of a message ever holds a negative number."""
     column = column_of(data, INT32)
@@ -153,21 +133,15 @@ def _pack_column(column: np.ndarray[Any, Any]) -> bytes:
 
 
 def _pack_logprobs(logprobs: Logprobs) -> list[Any]:
-    chosen, top = (np.ascontiguousarray(part, FLOAT32).tobytes() for part in (logprobs.chosen, logprobs.top))
     width = logprobs.top.shape[1] if logprobs.top.ndim == 2 else 0
-    return [width, chosen, np.ascontiguousarray(logprobs.top_ids, INT32).tobytes(), top]
+    return [width, *LOGPROBS_COLUMNS.apart(logprobs)]
 
 
 def _unpack_logprobs(value: Any, _: Any) -> Logprobs:
-    width, chosen, top_ids, top = value
+    width, *columns = value
     if type(width) is not int or type(value) is not list or not 0 <= width <= ALTERNATIVES_MAX:
         raise TypeError("logprobs are a list that begins with a width")
-    n_rows = len(chosen) // FLOAT32.itemsize
-    return Logprobs(
-        chosen=column_of(chosen, FLOAT32),
-        top_ids=column_of(top_ids, INT32).reshape(n_rows, width),
-        top=column_of(top, FLOAT32).reshape(n_rows, width),
-    )
+    return Logprobs(*LOGPROBS_COLUMNS.gather(columns, width))
 
 
 # ---------------------------------------------------------------- rules beyond types

@@ -4,8 +4,8 @@ An id beyond it would index a matrix outside its rows, in a worker or in a front
 are: the vocabulary is a number.
 """
 
-from hydra.protocol.batch import StepResult
-from hydra.protocol.codec import highest
+from hydra.protocol.batch import LOGPROBS_COLUMNS, RESULT_COLUMNS, StepResult
+from hydra.protocol.columns import Bound, highest
 from hydra.protocol.messages.generations import Open
 from hydra.protocol.refusal import Refusal
 
@@ -26,12 +26,10 @@ def beyond_vocabulary(opening: Open, vocab: int) -> Refusal | None:
 
 def of_the_vocabulary(result: StepResult, vocab: int) -> bool:
     """Its tokens, and as many log-probabilities as tokens with alternatives that exist; -1 stands for none."""
-    if highest(result.token) >= vocab:
+    bounds: dict[Bound, int] = {"vocabulary": vocab}
+    if RESULT_COLUMNS.beyond(result, bounds):
         return False
     logprobs = result.logprobs
     if logprobs is None:
         return True
-    if len(logprobs.chosen) != len(result.row):
-        return False
-    ids = logprobs.top_ids
-    return not ids.size or (int(ids.min()) >= -1 and int(ids.max()) < vocab)
+    return len(logprobs.chosen) == len(result.row) and not LOGPROBS_COLUMNS.beyond(logprobs, bounds)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import attrs
 
-from hydra.protocol.batch import RowOpening, Step
-from hydra.protocol.codec import highest
+from hydra.protocol.batch import BATCH_COLUMNS, RowOpening, Step
+from hydra.protocol.columns import Bound, highest
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.dtype import Dtype
 
@@ -29,10 +29,13 @@ class StepLimits:
     def fault(self, step: Step) -> str:
         """What is wrong with it; empty: nothing is."""
         batch = step.batch
-        if highest(batch.tokens) >= self.vocab or highest(batch.blocks) >= self.kv_blocks:
-            return "ids beyond the vocabulary, or blocks beyond the pool"
-        if highest(batch.position) >= self.kv_blocks * self.block_size:
-            return "positions beyond the pool"
+        bounds: dict[Bound, int] = {
+            "vocabulary": self.vocab,
+            "pool's blocks": self.kv_blocks,
+            "pool's positions": self.kv_blocks * self.block_size,
+        }
+        if fault := BATCH_COLUMNS.beyond(batch, bounds):
+            return fault
         if len(set(batch.row.tolist())) != batch.n_rows:
             return "a row twice"
         if not self._hidden_fits(step):

@@ -12,6 +12,7 @@ from hydra.actors.stage.stage_thread import LAUNCHED_MAX, StageThread
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, Outcome, RowOpening, Step, int32
 from hydra.protocol.blob import Blob
+from hydra.protocol.data_header import DATA_HEADER
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.sampling import GREEDY
 
@@ -77,7 +78,7 @@ class Lane:
 
     def try_send(self, frames):
         self.said.append(tuple(frames))
-        self.sent.append(codec_data.peek_header(tuple(frames)).step)
+        self.sent.append(DATA_HEADER.unpack_from(frames[0])[8])
         return True
 
     def close(self):
