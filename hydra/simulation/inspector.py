@@ -1,7 +1,7 @@
 """Looks at the machines of a simulated cluster while they work: does every one of them still agree with itself?
 
 After each event the machine that handled it checks itself; every PERIOD-th event of a machine so do all its parts,
-which may be large. It finds parts by what they are, not by name: whatever has a `check` and lies in a field of something
+which may be large. It finds parts by what they are, not by name: whatever has a `check` and lies in a field of a thing
 that is made of fields. It changes nothing, and what it finds is a fault of the story.
 """
 
