@@ -76,6 +76,8 @@ class GrowingIds:
         self._size = size + 1
 
     def extend(self, ids: Int32Column) -> None:
+        if not len(ids):
+            return  # what it began with is read-only, and stays what it is
         size = self._size + len(ids)
         if size > len(self._ids):
             self._make_room(size)

@@ -166,7 +166,6 @@ class StageLine:
         for route, state in self._routes.items():
             fence = self.board.read(route)
             assert fence is not None and state.epoch <= fence.epoch, f"route {route} is ahead of its fence"
-            assert state.last_step > 0 or not state.rows, f"rows of route {route} before its first step"
             current = fence.epoch == state.epoch and fence.open
             for number, row in state.rows.items():
                 assert row.row == number and row.position >= 0, f"row {row.row} is kept under {number}"

@@ -62,6 +62,7 @@ def sent(at, now_s=0.0):
     out = []
     while (composed := at.compose(now_s)) is not None:
         out.append(composed)
+    at.check()
     return out
 
 

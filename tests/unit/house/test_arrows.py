@@ -52,15 +52,14 @@ def inside(module: str, package: str) -> bool:
 def strays(modules: Mapping[str, ast.Module], packages: frozenset[str]) -> set[tuple[str, str]]:
     """(file, what it imports) against the sentence of any package that the file is in."""
     known = frozenset(modules)
+    arrows = {name: imports(module, known) for name, module in modules.items()}
     wrong: set[tuple[str, str]] = set()
     for package in packages:
         sentence = said(modules[package])
         assert sentence is not None, f"{package} does not say what it may import"
         may, may_not = allowed(package, sentence, known)
-        for name, module in modules.items():
-            if not inside(name, package):
-                continue
-            for target in imports(module, known):
+        for name, targets in arrows.items():
+            for target in targets if inside(name, package) else ():
                 fine = any(inside(target, one) for one in may) and not any(inside(target, one) for one in may_not)
                 if not fine and not inside(target, package):
                     wrong.add((name, target))
