@@ -1,11 +1,8 @@
 """The life of one deployment: one version of a served model on one route, with one epoch at a time.
 
-    waiting --Place--> loading --all SliceLoaded--> activating --all Ready--> ready
-       ^                  |                             |                       |
-       +------ Halt ------+-------------- Halt ---------+--------- Halt --------+
-
-`Place` is taken in every state: a new epoch over other stages, or over the same ones. A plan is a value; nothing of it
-is patched in place. Which nodes there are, and when a deployment is placed or halted, is its owner's to decide.
+TRANSITIONS below is the diagram. `Place` is taken in every state: a new epoch over other stages, or over the same ones.
+The last stage's SliceLoaded, and the last one's Ready, go on. A plan is a value; nothing of it is patched in place.
+Which nodes there are, and when a deployment is placed or halted, is its owner's to decide.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +13,7 @@ import attrs
 from hydra.actors.core.facts import NodeJoined, RouteDown
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, SetTimer, Tell
 from hydra.actors.core.names import BROKER_NAME
+from hydra.actors.core.transitions import Cause, Transitions, rows
 from hydra.actors.planning import stage_orders
 from hydra.actors.planning.desired_model import LoadMoved
 from hydra.actors.planning.draft import Draft
@@ -33,16 +31,6 @@ DeploymentPhase = Literal["waiting", "loading", "activating", "ready"]
 LOAD_SILENT_S = 90.0  # workers speak every few seconds while bytes come
 ACTIVATE_SILENT_S = 300.0  # kernels may be compiled and graphs captured, of which no word is said
 SILENT_S: Mapping[str, float] = {"loading": LOAD_SILENT_S, "activating": ACTIVATE_SILENT_S}
-
-TRANSITIONS: frozenset[tuple[DeploymentPhase, str, DeploymentPhase]] = frozenset(
-    {
-        *((phase, "Place", "loading") for phase in ("waiting", "loading", "activating", "ready")),
-        *((phase, "Halt", "waiting") for phase in ("waiting", "loading", "activating", "ready")),
-        ("loading", "SliceLoaded", "activating"),
-        ("activating", "Ready", "ready"),
-    }
-)
-"""Every change of phase: (from, event, to)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -72,6 +60,18 @@ class Overfull:
     """Effect, for the owner: what was loaded leaves too little room for the KV of one sequence."""
 
     refusal: Refusal
+
+
+TRANSITIONS = Transitions(
+    "deployment",
+    "waiting",
+    (
+        *rows("waiting activating ready", Place, "loading"),
+        *rows("loading", SliceLoaded, "activating"),
+        *rows("activating", Ready, "ready"),
+        *rows("loading activating ready", Halt, "waiting"),
+    ),
+)
 
 
 @attrs.define(eq=False)
@@ -147,8 +147,8 @@ class Deployment:
 
     # ------------------------------------------------------------ inside
 
-    def _move(self, event: str, phase: DeploymentPhase) -> None:
-        assert (self.phase, event, phase) in TRANSITIONS, f"{event} leads from {self.phase} to {phase}"
+    def _move(self, cause: Cause, phase: DeploymentPhase) -> None:
+        TRANSITIONS.step(self.phase, cause, phase)
         self.phase = phase
 
     def _stage_of(self, peer: PeerId) -> StagePlacement:
@@ -163,7 +163,7 @@ class Deployment:
             dtype=draft.dtype,
             stages=[StagePlacement(share, place.present[share.node], heard_s=now_s) for share in draft.shares],
         )
-        self._move("Place", "loading")
+        self._move(Place, "loading")
         effects.append(self._watch(now_s))
         dropped = [place.present[name] for name in former if name not in route.nodes() and name in place.present]
         effects += stage_orders.drop(self.route_id, place.epoch, dropped)
@@ -182,7 +182,7 @@ class Deployment:
 
     def _halt(self, death: bool) -> list[Effect]:
         effects = self._down(death=death)
-        self._move("Halt", "waiting")
+        self._move(Halt, "waiting")
         return effects
 
     def _down(self, *, death: bool) -> list[Effect]:
@@ -220,7 +220,7 @@ class Deployment:
             )
         except RefusalError as error:
             return [Overfull(error.refusal)]
-        self._move("SliceLoaded", "activating")
+        self._move(SliceLoaded, "activating")
         for each in route.stages:
             each.heard_s = now_s
         return [self._watch(now_s), *stage_orders.activate(route, self.results_addr)]
@@ -229,6 +229,6 @@ class Deployment:
         stage.ready = True
         if self.phase != "activating" or self.behind():
             return []
-        self._move("Ready", "ready")
+        self._move(Ready, "ready")
         self.reason = ""
         return [CancelTimer(("silence", self.route_id)), CameUp()]

@@ -4,10 +4,8 @@ import pytest
 
 from hydra.actors.core.facts import ModelGone, ModelKnown, ModelStalled, NodeLost, RouteDown, RouteServed, RouteUp
 from hydra.actors.core.machine import TimerFired
-from hydra.actors.planning.deployment import TRANSITIONS, Deployment
 from hydra.actors.planning.desired_model import DesiredModel, Recover, WasDescribed
 from hydra.actors.planning.node_groups import group_of
-from hydra.protocol.messages.models import Rebalance
 from hydra.protocol.messages.plans import DropSlice
 from tests.unit.actors.test_planner import MODEL, Hall, facts, joined, layers, sent
 
@@ -118,34 +116,3 @@ def test_an_outage_ends_with_the_token_of_that_route():
     (again,) = serve_all(hall, hall.tell(joined("a", life=2)))
     hall.tell(RouteServed(model_id="m", epoch=again.epoch))
     assert down.outage is None
-
-
-def test_every_change_of_phase_that_the_table_lists_is_seen(monkeypatch):
-    seen = set()
-    move = Deployment._move
-
-    def noting(self, event, phase):
-        seen.add((self.phase, event, phase))
-        move(self, event, phase)
-
-    monkeypatch.setattr(Deployment, "_move", noting)
-    hall = hall_of("a", "b", "c", replicas=1)
-    described(hall)
-    effects = hall.tell(lost("c"))  # while loading
-    hall.loads(effects)
-    effects = hall.tell(lost("b"))  # while activating
-    hall.serves(effects)
-    hall.serves(hall.hears(Rebalance(ask=1)))
-    hall.tell(lost("a"))
-    hall.tell(TimerFired(("again", 1)))
-    assert seen <= TRANSITIONS
-    changes = {(before, after) for before, _, after in seen}
-    assert changes >= {
-        ("loading", "waiting"),
-        ("activating", "waiting"),
-        ("ready", "waiting"),
-        ("waiting", "loading"),
-        ("ready", "loading"),
-        ("loading", "activating"),
-        ("activating", "ready"),
-    }

@@ -15,16 +15,21 @@ import hydra.actors
 from hydra.actors.core import membership
 from hydra.actors.core.facts import LaneBroken, Left, StepOverdue
 from hydra.actors.core.machine import Received, TimerFired
-from hydra.actors.core.membership import Leave, Member, Start
+from hydra.actors.core.membership import Greet, Leave
 from hydra.actors.core.names import PLANNER, REGISTRY
 from hydra.actors.core.transitions import Transitions, rows
 from hydra.actors.membership import registry
+from hydra.actors.planning import deployment
+from hydra.actors.planning.deployment import Deployment, Halt, Place
+from hydra.actors.planning.draft import Draft
+from hydra.actors.planning.plan_settings import PlanSettings
+from hydra.actors.planning.split import LayerShare
 from hydra.actors.sessions import session
-from hydra.actors.sessions.session import Begin, Drawn, Orphaned, Stop
+from hydra.actors.sessions.session import Begin, Orphaned, Stop
 from hydra.actors.stage import stage
 from hydra.actors.stage.stage import Activated, SliceIn, SliceRefused, Stage, ThreadFenced
 from hydra.protocol.ids import Address, Epoch
-from hydra.protocol.messages.generations import FINISH_NONE, FINISH_STOP, OpenRefused, Reopen
+from hydra.protocol.messages.generations import OpenRefused, Reopen
 from hydra.protocol.messages.membership import (
     Beacon,
     ChildExited,
@@ -34,9 +39,11 @@ from hydra.protocol.messages.membership import (
     SayHello,
     StageProgress,
 )
-from hydra.protocol.messages.plans import DropSlice
+from hydra.protocol.messages.plans import DropSlice, Ready, SliceLoaded
 from hydra.protocol.refusal import Refusal
-from tests.unit.actors.test_member import beating, greeting, welcome
+from hydra.protocol.sampled_token import SampledToken
+from tests.unit.actors.test_member import member, welcome
+from tests.unit.actors.test_planner import MODEL, joined
 from tests.unit.actors.test_registry import LATE, PARENT, hello
 from tests.unit.actors.test_session import session as new_session
 from tests.unit.actors.test_stage import FACTS, order, plan
@@ -116,8 +123,8 @@ class LeaseWalk:
 
 class MemberWalk:
     def __init__(self, rng):
-        self.machine = Member(greet=greeting, beat=beating, siblings=("stage",))
-        self.machine.handle(Start(), 0.0)
+        self.machine = member()
+        self.machine.handle(Greet(), 0.0)
 
     def check(self):
         self.machine.check()
@@ -148,12 +155,14 @@ class SessionWalk:
     def told(self, make):
         return lambda: self.machine.handle(make(self.machine), 1.0)
 
-    def token(self, ahead, finish=FINISH_NONE):
-        return self.told(lambda one: Drawn(attempt=one.attempt, position=one.position + ahead, token=3, finish=finish))
+    def token(self, ahead, finish=None):
+        return self.told(
+            lambda one: SampledToken(attempt=one.attempt, position=one.position + ahead, token=3, finish=finish)
+        )
 
     def events(self):
         return [
-            self.token(0), self.token(1), self.token(-1), self.token(0, FINISH_STOP),
+            self.token(0), self.token(1), self.token(-1), self.token(0, "stop"),
             self.told(lambda one: Reopen(session=7, attempt=one.attempt, why="epoch", death=False)),
             self.told(lambda one: Reopen(session=7, attempt=one.attempt, why="epoch", death=True)),
             self.told(lambda one: OpenRefused(session=7, attempt=one.attempt, refusal=NO)),
@@ -211,7 +220,54 @@ class StageWalk:
         ]  # fmt: skip
 
 
+class DeploymentWalk:
+    """Two nodes that take turns in front, whatever they answer, of this epoch only: the owner sees to that."""
+
+    def __init__(self, rng):
+        self.machine = Deployment(1, "m", MODEL, PlanSettings(), lambda *_: (), "tcp://results")
+        self.rng, self.number = rng, 0
+        self.present = {name: joined(name) for name in ("a", "b")}
+
+    def check(self):
+        self.machine.check()
+
+    def place(self):
+        self.number += 1
+        names = self.rng.choice((("a", "b"), ("b", "a"), ("a",)))
+        cut = 12 // len(names)
+        shares = tuple(
+            LayerShare(
+                node=name, first_layer=at * cut, end_layer=(at + 1) * cut, weight_bytes=1, kv_memory_bytes=1 << 30
+            )
+            for at, name in enumerate(names)
+        )
+        sources = dict.fromkeys(names, ())
+        draft = Draft("float32", shares, moves=True)
+        self.told(Place(epoch=Epoch(1, self.number), draft=draft, present=self.present, sources=sources))
+
+    def told(self, event):
+        self.machine.handle(event, 1.0)
+
+    def stage_says(self, make):
+        if self.machine.stages:
+            peer = self.rng.choice(self.machine.stages).node.peer
+            self.told(Received(Address(peer, "stage"), make(Epoch(1, self.number))))
+
+    def loaded(self):
+        self.stage_says(
+            lambda epoch: SliceLoaded(route=1, epoch=epoch, kv_blocks_max=500, weight_bytes=1, read_bytes=1, load_s=0.1)
+        )
+
+    def ready(self):
+        if self.machine.phase in ("activating", "ready"):  # no stage says so before it was told to
+            self.stage_says(lambda epoch: Ready(route=1, epoch=epoch))
+
+    def events(self):
+        return [self.place, self.loaded, self.loaded, self.ready, self.ready, lambda: self.told(Halt(death=False))]
+
+
 WALKS_OF = {
+    deployment.__name__: DeploymentWalk,
     registry.__name__: LeaseWalk,
     membership.__name__: MemberWalk,
     session.__name__: SessionWalk,
@@ -258,13 +314,13 @@ def test_the_contract_shows_the_table_of_the_code(module):
 
 
 def test_a_change_that_is_not_listed_is_refused():
-    table = Transitions("door", "shut", (*rows("shut", Start, "open"), *rows("open", "wind", "shut")))
-    assert table.step("shut", Start, "open") == "open" and table.step("open", Stop, "open") == "open"
-    for change in (("shut", "wind", "open"), ("open", Start, "shut"), ("open", "wind", "ajar")):
+    table = Transitions("door", "shut", (*rows("shut", Greet, "open"), *rows("open", "wind", "shut")))
+    assert table.step("shut", Greet, "open") == "open" and table.step("open", Stop, "open") == "open"
+    for change in (("shut", "wind", "open"), ("open", Greet, "shut"), ("open", "wind", "ajar")):
         with pytest.raises(AssertionError, match="a door went"):
             table.step(*change)
     with pytest.raises(AssertionError, match="twice"):
-        Transitions("door", "shut", (*rows("shut shut", Start, "open"),))
+        Transitions("door", "shut", (*rows("shut shut", Greet, "open"),))
 
 
 @pytest.mark.parametrize("lost", [StepOverdue, ChildExited, LaneBroken, Goodbye])
