@@ -59,6 +59,11 @@ class JournalOutbox:
             case _:
                 raise AssertionError(f"a journal cannot be told {event!r}")
 
+    def check(self) -> None:
+        """What is kept has numbers without a gap, and no more was said than was written. Raises AssertionError."""
+        assert 0 <= self._said <= self._written and len(self._kept) <= min(KEPT_MAX, self._written)
+        assert self._inside or not self._waits, "it would speak without a membership"
+
     def _cut_off(self) -> list[Effect]:
         """Most who leave are back at once: their greetings crossed, or a new coordinator answered."""
         left_s, why = self._left

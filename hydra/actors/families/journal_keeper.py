@@ -81,6 +81,13 @@ class JournalKeeper:
             case _:
                 raise AssertionError(f"a journal cannot be told {event!r}")
 
+    def check(self) -> None:
+        """Each entry is counted once, and the ring is in order. Raises AssertionError."""
+        ids = [recorded.id for recorded in self.ring.all()]
+        assert ids == sorted(set(ids)), "ids do not ascend"
+        assert len(ids) <= self._counts.total(), "an entry was not counted"
+        assert len(self._heard) <= PEERS_MAX
+
     def losses(self) -> tuple[LossStatus, ...]:
         return tuple(self._losses)
 

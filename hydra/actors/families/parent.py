@@ -32,7 +32,7 @@ from hydra.actors.families.supervisor import (
     ChildReady,
     ChildStarted,
     ChildUp,
-    Finish,
+    FinishParent,
     SayReady,
     SignalChild,
     StartChild,
@@ -140,7 +140,7 @@ class Parent:
                 self.say_ready()
             case TellDeath() | TellGivenUp():
                 pass  # the journal has them
-            case Finish(exit_code=exit_code, why=why, asked=asked):
+            case FinishParent(exit_code=exit_code, why=why, asked=asked):
                 if not asked:
                     log.error("ending by itself", why=why, exit_code=exit_code)
                 log.info("all children are gone", why=why)

@@ -136,7 +136,7 @@ class TellGivenUp:
 
 
 @attrs.frozen(kw_only=True)
-class Finish:
+class FinishParent:
     """The last child is gone. `asked`: because somebody wanted the end, and not by itself."""
 
     exit_code: int
@@ -355,4 +355,4 @@ class Supervisor:
         if self._finished:
             return []
         self._finished = True
-        return [CancelTimer("drained"), Finish(exit_code=self._exit_code, why=self._why, asked=self._asked)]
+        return [CancelTimer("drained"), FinishParent(exit_code=self._exit_code, why=self._why, asked=self._asked)]

@@ -1,6 +1,6 @@
 """The life of one deployment: one version of a served model on one route, with one epoch at a time.
 
-TRANSITIONS below is the diagram. `Place` is taken in every state: a new epoch over other stages, or over the same ones.
+TRANSITIONS below is the diagram. `Deploy` is taken in every state: a new epoch over other stages, or the same ones.
 The last stage's SliceLoaded, and the last one's Ready, go on. A plan is a value; nothing of it is patched in place.
 Which nodes there are, and when a deployment is placed or halted, is its owner's to decide.
 """
@@ -34,7 +34,7 @@ SILENT_S: Mapping[str, float] = {"loading": LOAD_SILENT_S, "activating": ACTIVAT
 
 
 @attrs.frozen(kw_only=True)
-class Place:
+class Deploy:
     """Event: a new epoch over the nodes of a draft. `present` are all nodes: those left behind are told to drop."""
 
     epoch: Epoch
@@ -66,7 +66,7 @@ TRANSITIONS = Transitions(
     "deployment",
     "waiting",
     (
-        *rows("waiting activating ready", Place, "loading"),
+        *rows("waiting activating ready", Deploy, "loading"),
         *rows("loading", SliceLoaded, "activating"),
         *rows("activating", Ready, "ready"),
         *rows("loading activating ready", Halt, "waiting"),
@@ -92,8 +92,8 @@ class Deployment:
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
-            case Place() as place:
-                return self._place(place, now_s)
+            case Deploy() as deploy:
+                return self._deploy(deploy, now_s)
             case Halt(death=death):
                 return self._halt(death)
             case Received(sender=sender, message=SliceLoaded() as loaded):
@@ -154,26 +154,26 @@ class Deployment:
     def _stage_of(self, peer: PeerId) -> StagePlacement:
         return next(stage for stage in self.stages if stage.node.peer == peer)
 
-    def _place(self, place: Place, now_s: float) -> list[Effect]:
-        former, draft = self.nodes(), place.draft
+    def _deploy(self, deploy: Deploy, now_s: float) -> list[Effect]:
+        former, draft = self.nodes(), deploy.draft
         effects = self._down(death=False)
         self.route = route = Route(
             route=self.route_id,
-            epoch=place.epoch,
+            epoch=deploy.epoch,
             dtype=draft.dtype,
-            stages=[StagePlacement(share, place.present[share.node], heard_s=now_s) for share in draft.shares],
+            stages=[StagePlacement(share, deploy.present[share.node], heard_s=now_s) for share in draft.shares],
         )
-        self._move(Place, "loading")
+        self._move(Deploy, "loading")
         effects.append(self._watch(now_s))
-        dropped = [place.present[name] for name in former if name not in route.nodes() and name in place.present]
-        effects += stage_orders.drop(self.route_id, place.epoch, dropped)
+        dropped = [deploy.present[name] for name in former if name not in route.nodes() and name in deploy.present]
+        effects += stage_orders.drop(self.route_id, deploy.epoch, dropped)
         effects += [
             stage_orders.load(
                 self.described,
                 route,
                 stage,
                 tensors=self.ranges(self.described, stage.share.first_layer, stage.share.end_layer),
-                sources=place.sources[stage.share.node],
+                sources=deploy.sources[stage.share.node],
                 block_size=self.policy.engine.block_size,
             )
             for stage in route.stages

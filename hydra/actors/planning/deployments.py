@@ -14,7 +14,7 @@ from hydra.actors.core.facts import ModelGone, ModelKnown, ModelStalled
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, SetTimer, Tell
 from hydra.actors.core.names import BROKER_NAME
 from hydra.actors.planning import stage_orders
-from hydra.actors.planning.deployment import SILENT_S, CameUp, Deployment, Halt, Overfull, Place
+from hydra.actors.planning.deployment import SILENT_S, CameUp, Deploy, Deployment, Halt, Overfull
 from hydra.actors.planning.desired_model import DesiredModelFailed
 from hydra.actors.planning.draft import Draft, Drafter, Wanted
 from hydra.actors.planning.outage import MOVING_S, Outage
@@ -215,7 +215,7 @@ class Deployments:
     def _begin_epoch(self, model: ServedModel, deployment: Deployment, draft: Draft, now_s: float) -> list[Effect]:
         served = deployment.phase == "ready"
         nodes = [share.node for share in draft.shares]
-        place = Place(
+        place = Deploy(
             epoch=self.models.next_epoch(),
             draft=draft,
             present=self.presence.nodes,

@@ -7,10 +7,7 @@ tells every session that had a row there to open again, and says which of them w
 It does not know which nodes exist, what a layer is, or where a token is shown.
 """
 
-import math
-
 import attrs
-import numpy as np
 
 from hydra.actors.core.facts import (
     FrontendLost,
@@ -29,15 +26,17 @@ from hydra.actors.scheduling.data_link import CloseLink, LinkFull, OpenLink, Sen
 from hydra.actors.scheduling.dispatcher import ActiveRoute, dispatch
 from hydra.actors.scheduling.fair_queue import FairQueue, Waiting
 from hydra.actors.scheduling.kv_ledger import KvLedger
+from hydra.actors.scheduling.model_queue import ModelQueue
 from hydra.actors.scheduling.probes import READY_FOR_S, Probes, ready_told
 from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.row_faults import RowFaults
 from hydra.actors.scheduling.scheduler import RouteScheduler
+from hydra.actors.scheduling.token_columns import tokens_of
 from hydra.actors.scheduling.vocabulary_check import beyond_vocabulary, of_the_vocabulary
-from hydra.protocol.batch import Step, StepResult, int32
+from hydra.protocol.batch import Step, StepResult
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.ids import Address, PeerId, RouteId, RowId, SessionId
-from hydra.protocol.messages.generations import FINISHES, Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen
 from hydra.protocol.messages.models import ReadyRequest
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.refusal import Refusal
@@ -49,29 +48,13 @@ OVERDUE_AGAIN_S = 0.5
 
 
 @attrs.define(eq=False)
-class _Model:
-    """One served model's queue, and the routes that work it off."""
-
-    model_id: str
-    max_model_len: int
-    waiting: FairQueue
-    routes: dict[RouteId, ActiveRoute] = attrs.field(factory=dict)
-    stalled: Refusal | None = None  # why new work is not taken now
-
-    @property
-    def rows(self) -> list[Row]:
-        """On all routes."""
-        return [row for route in self.routes.values() for row in route.scheduler.rows.values()]
-
-
-@attrs.define(eq=False)
 class Broker:
     """Serves generations on the routes that are up."""
 
     limits: EngineSettings = attrs.field(factory=EngineSettings)
     stale_dropped: int = attrs.field(default=0, init=False)
     tokens_told: int = attrs.field(default=0, init=False)
-    _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
+    _models: dict[str, ModelQueue] = attrs.field(factory=dict, init=False)
     _known: dict[RowKey, tuple[str, Open]] = attrs.field(factory=dict, init=False)
     _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
     _faults: RowFaults = attrs.field(factory=RowFaults, init=False)
@@ -118,11 +101,14 @@ class Broker:
     def statistics(self, model_id: str) -> tuple[int, int, int, int]:
         """(blocks total, blocks free, running, waiting) of a model."""
         model = self._models.get(model_id)
-        if model is None:
-            return (0, 0, 0, 0)
-        ledgers = [route.scheduler.ledger for route in model.routes.values()]
-        total, free = sum(ledger.blocks_total for ledger in ledgers), sum(ledger.blocks_free for ledger in ledgers)
-        return (total, free, len(model.rows), len(model.waiting))
+        return (0, 0, 0, 0) if model is None else model.counts()
+
+    def check(self) -> None:
+        """What runs or waits is known, and of its model. Raises AssertionError; for tests and the simulator."""
+        for model_id, model in self._models.items():
+            for key in [*(row.key for row in model.rows), *(waiting.key for waiting in model.waiting)]:
+                assert key in self._known and self._known[key][0] == model_id, f"{key} is of no known generation"
+        assert self._arrivals.keys() == self._known.keys(), "an arrival is remembered for nothing"
 
     # ------------------------------------------------------------ opening and closing
 
@@ -143,11 +129,11 @@ class Broker:
         model.waiting.put(waiting)
         return self._pump(model, now_s)
 
-    def _model(self, model_id: str, max_model_len: int) -> _Model:
+    def _model(self, model_id: str, max_model_len: int) -> ModelQueue:
         """The model of this name, made if it is not there yet."""
         if model_id not in self._models:
             queue = FairQueue(self.limits.max_running, self.limits.max_waiting)
-            self._models[model_id] = _Model(model_id, max_model_len, queue)
+            self._models[model_id] = ModelQueue(model_id, max_model_len, queue)
         return self._models[model_id]
 
     def _refusal(self, opening: Open) -> Refusal | None:
@@ -229,7 +215,7 @@ class Broker:
         effects += self._pump(model, now_s)
         return [*effects, *([] if scheduler.rows else self._serves(route))]  # no rows: none waits for a token
 
-    def _set_length(self, model: _Model, max_model_len: int) -> list[Effect]:
+    def _set_length(self, model: ModelQueue, max_model_len: int) -> list[Effect]:
         """Who waits and is too long for every route now is told so."""
         model.max_model_len = max_model_len
         effects: list[Effect] = []
@@ -283,7 +269,7 @@ class Broker:
 
     # ------------------------------------------------------------ steps
 
-    def _pump(self, model: _Model, now_s: float) -> list[Effect]:
+    def _pump(self, model: ModelQueue, now_s: float) -> list[Effect]:
         """Admits those who fit and sends as many micro-batches as each route may have in flight."""
         self._admit(model)
         return [effect for route in model.routes.values() for effect in self._send(route.scheduler, now_s)]
@@ -301,7 +287,7 @@ class Broker:
         effects.append(CancelTimer(key) if at_s is None else SetTimer(key, at_s))
         return effects
 
-    def _admit(self, model: _Model) -> None:
+    def _admit(self, model: ModelQueue) -> None:
         for route in model.routes.values():
             for row in route.scheduler.ended:
                 model.waiting.end(row.key)
@@ -321,7 +307,7 @@ class Broker:
             )
             self._next_row += 1
 
-    def _route(self, number: RouteId) -> tuple[_Model, ActiveRoute] | None:
+    def _route(self, number: RouteId) -> tuple[ModelQueue, ActiveRoute] | None:
         for model in self._models.values():
             if number in model.routes:
                 return model, model.routes[number]
@@ -373,17 +359,7 @@ class Broker:
         rows = sampled.values()
         if peer == PROBE_PEER:
             return [effect for row in rows for effect in self._probe_ended(row.key.session)]
-        index = np.array(list(sampled))
-        tokens = Tokens(
-            session=int32([row.key.session for row in rows]),
-            attempt=result.attempt[index],
-            position=result.position[index],
-            token=result.token[index],
-            finish=int32([FINISHES.index(row.finish) for row in rows]),
-            cached=int32([min(row.cached, row.open.prompt_tokens) for row in rows]),
-            logprobs=None if result.logprobs is None else result.logprobs.rows(index),
-        )
-        return [Send(Address(peer, SESSIONS), tokens)]
+        return [Send(Address(peer, SESSIONS), tokens_of(sampled, result))]
 
     def _overdue(self, number: RouteId, now_s: float) -> list[Effect]:
         found = self._route(number)
@@ -397,11 +373,8 @@ class Broker:
 
     def _ready(self, sender: Address, asked: ReadyRequest, now_s: float) -> list[Effect]:
         """Ready means proven: a token came through lately, or a probe token does now."""
-        last_tokens_s = {
-            model.model_id: max(route.scheduler.last_token_s or -math.inf for route in model.routes.values())
-            for model in self._models.values()
-            if model.routes and (not asked.models or model.model_id in asked.models)
-        }
+        asked_for = [model for model in self._models.values() if not asked.models or model.model_id in asked.models]
+        last_tokens_s = {model.model_id: model.last_token_s() for model in asked_for if model.routes}
         if not last_tokens_s:
             return [ready_told(sender, asked.ask, "no route is up" if self._models else "no model is loaded")]
         model_id = max(last_tokens_s, key=lambda name: last_tokens_s[name])  # the one that has worked most lately

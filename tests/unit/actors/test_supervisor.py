@@ -21,7 +21,7 @@ from hydra.actors.families.supervisor import (
     ChildReady,
     ChildStarted,
     ChildUp,
-    Finish,
+    FinishParent,
     SayReady,
     SignalChild,
     StartChild,
@@ -80,7 +80,7 @@ class House:
     def end(self):
         """Everybody who is asked to end does; returns how it ended."""
         for _ in range(10):
-            finish = of_kind(self.effects, Finish)
+            finish = of_kind(self.effects, FinishParent)
             if finish:
                 return finish[0]
             asked = of_kind(self.effects, SignalChild)
@@ -154,7 +154,7 @@ def test_who_has_served_is_started_again_without_end(name):
     most_s = PAUSE_MOST_S[host.made._children[name].plan.role]
     ceilings = [min(most_s, PAUSE_FIRST_S * 2**n) for n in range(30)]
     assert all(ceiling / 2 <= pause <= ceiling for pause, ceiling in zip(told, ceilings, strict=True))
-    assert not of_kind(host.effects, Finish)
+    assert not of_kind(host.effects, FinishParent)
 
 
 @pytest.mark.parametrize(("lived_s", "grows"), [(LIVED_WELL_S - 1, True), (LIVED_WELL_S, False)])
@@ -196,7 +196,7 @@ def test_who_never_came_up_is_given_up_after_some_deaths_however_slow_they_are()
         assert of_kind(host.dies("w0", 1, after_s=400.0), TellDeath)
     (told,) = of_kind(host.dies("w0", 1, after_s=400.0), TellGivenUp)
     assert (told.name, told.how) == ("w0", "exit 1") and told.fix
-    assert not of_kind(host.tell(TimerFired(("start", "w0"))), StartChild) and not of_kind(host.effects, Finish)
+    assert not of_kind(host.tell(TimerFired(("start", "w0"))), StartChild) and not of_kind(host.effects, FinishParent)
 
 
 DEATHS = {"what it says is hopeless": (1, 2), "it dies again and again": (DEATHS_UNSEEN_MAX + 1, 1)}
@@ -257,7 +257,7 @@ def test_the_only_child_of_a_worker_ends_it_with_its_own_word(times, returncode,
     host = House(made)
     for _ in range(times):
         effects = host.dies("w0", returncode)
-    (finish,) = of_kind(effects, Finish)
+    (finish,) = of_kind(effects, FinishParent)
     assert (finish.exit_code, finish.asked) == (exit_code, False)
 
 
@@ -288,7 +288,7 @@ def test_frontends_stop_first_then_the_coordinator_and_workers_last():
     workers = [SignalChild("w0", 11, TERM), SignalChild("w1", 12, TERM)]
     assert of_kind(made.handle(ChildGone("coordinator", 10, 0), 2.2), SignalChild) == workers
     assert of_kind(made.handle(ChildGone("w1", 12, 0), 2.4), SignalChild) == [], "the other one knows already"
-    (finish,) = of_kind(made.handle(ChildGone("w0", 11, 0), 2.5), Finish)
+    (finish,) = of_kind(made.handle(ChildGone("w0", 11, 0), 2.5), FinishParent)
     assert (finish.exit_code, finish.asked) == (0, True)
 
 
@@ -309,7 +309,7 @@ def test_then_nobody_is_asked_any_more(again):
     assert made.handle(again, 2.5) == kills
     assert of_kind(made.handle(ChildGone("w0", 11, -9), 2.6), SignalChild) == []
     made.handle(ChildGone("w1", 12, -9), 2.6)
-    (finish,) = of_kind(made.handle(ChildGone("coordinator", 10, -9), 2.7), Finish)
+    (finish,) = of_kind(made.handle(ChildGone("coordinator", 10, -9), 2.7), FinishParent)
     assert finish.exit_code == 0
 
 

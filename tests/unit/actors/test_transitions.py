@@ -20,7 +20,7 @@ from hydra.actors.core.names import PLANNER, REGISTRY
 from hydra.actors.core.transitions import Transitions, rows
 from hydra.actors.membership import registry
 from hydra.actors.planning import deployment
-from hydra.actors.planning.deployment import Deployment, Halt, Place
+from hydra.actors.planning.deployment import Deploy, Deployment, Halt
 from hydra.actors.planning.draft import Draft
 from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.split import LayerShare
@@ -243,7 +243,7 @@ class DeploymentWalk:
         )
         sources = dict.fromkeys(names, ())
         draft = Draft("float32", shares, moves=True)
-        self.told(Place(epoch=Epoch(1, self.number), draft=draft, present=self.present, sources=sources))
+        self.told(Deploy(epoch=Epoch(1, self.number), draft=draft, present=self.present, sources=sources))
 
     def told(self, event):
         self.machine.handle(event, 1.0)

@@ -29,12 +29,13 @@ ROOMS = {
     "planner": ("actors/planning/",),
     "broker": ("actors/scheduling/",),
     "status": ("actors/families/status.py",),
-    "member": ("actors/core/membership.py", "actors/families/"),
+    "member": ("actors/core/membership.py", "actors/core/identity.py", "actors/families/"),
     "stage": ("actors/stage/",),
     "scout": ("actors/membership/scout.py",),
     "sessions": ("actors/sessions/",),
     "asks": ("actors/families/frontend.py",),
     "parent": ("actors/families/parent.py", "actors/families/supervisor.py"),
+    "journal": ("actors/families/journal_keeper.py", "actors/core/journal_outbox.py"),
 }
 ROLE = {"stage": "worker", "scout": "worker", "sessions": "frontend", "asks": "frontend", "parent": "parent"}
 IN_THE_COORDINATOR = {"registry", "planner", "broker", "status"}
