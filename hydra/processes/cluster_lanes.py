@@ -29,11 +29,6 @@ class ClusterLanes:
     lanes: Mapping[str, HostPort]
     workers: tuple[tuple[HostPort, HostPort], ...]
 
-    @property
-    def near(self) -> Mapping[str, str]:
-        """The lanes as processes of this machine reach them, once their ports are settled."""
-        return {key: str(near(address)) for key, address in self.lanes.items()}
-
 
 def near(address: HostPort) -> HostPort:
     """An address of this machine as its own processes reach it."""
