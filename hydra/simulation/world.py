@@ -46,6 +46,7 @@ from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.protocol.sampling import GREEDY, SamplingParams
 from hydra.simulation.asgi_client import exchange
 from hydra.simulation.http_reader import read_stream
+from hydra.simulation.journal_check import check_journal
 from hydra.simulation.memory_network import Life, MemoryNetwork, Pipe, Taken
 from hydra.simulation.memory_wire import MemoryWires
 from hydra.simulation.plan_watch import PlanWatch
@@ -479,6 +480,7 @@ class World:
         assert self.watch is None or not self.watch.tried or not self.watch.repeated, self.watch.repeated
         contained = self.contained_in_the_dead + sum(_contained(node) for node in self.nodes.values() if node.alive)
         assert not contained, f"{contained} messages made an actor raise"
+        check_journal(self.coordinator.journal.ring.all())
         broker = self.coordinator.broker
         assert not broker._known and not broker._arrivals, f"the broker still knows {list(broker._known)}"
         for model in broker._models.values():
