@@ -1,5 +1,6 @@
 """What must be true of a simulated cluster: of every answer, and once nobody asks for anything."""
 
+from hydra.simulation.journal_check import check_journal
 from hydra.simulation.chat import Chat
 from hydra.simulation.inspector import parts_of
 from hydra.simulation.pocket_model import pocket_reply
@@ -31,6 +32,7 @@ def check_quiet(scene: Scene) -> None:
     assert scene.watch is None or not scene.watch.tried or not scene.watch.repeated, scene.watch.repeated
     contained = scene.contained_in_the_dead + sum(node.contained() for node in scene.nodes.values() if node.alive)
     assert not contained, f"{contained} messages made an actor raise"
+    check_journal(scene.nodes["coordinator"].family.journal.ring.all())
     broker = scene.nodes["coordinator"].family.broker
     assert not broker._known and not broker._arrivals, f"the broker still knows {list(broker._known)}"
     for model in broker._models.values():

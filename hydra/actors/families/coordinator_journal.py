@@ -4,6 +4,7 @@ The machines do not know that they are watched. It decides nothing; what it reme
 whole: who stood where, since when, and because of what.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from hydra.protocol.messages.models import LoadModel, Rebalance
 from hydra.protocol.messages.plans import Activate, LoadFailed, LoadSlice, Ready, RouteBroken, SliceLoaded
 
 REMEMBERED_MAX = 4096  # names of those that were turned away
+REFUSAL_EVERY_S = 1.0
 
 
 @attrs.define(eq=False)
@@ -44,9 +46,11 @@ class CoordinatorJournal:
     _members: dict[PeerId, tuple[NodeId, Role]] = attrs.field(factory=dict, init=False)
     _silent_since_s: dict[NodeId, float] = attrs.field(factory=dict, init=False)  # of suspects
     _turned_away: dict[NodeId, str] = attrs.field(factory=dict, init=False)
+    _refused_s: float = attrs.field(default=-math.inf, init=False)  # when somebody's being turned away was told last
     _stale: dict[PeerId, int] = attrs.field(factory=dict, init=False)
     _results_refused: int = attrs.field(default=0, init=False)
     _epochs: dict[RouteId, Epoch] = attrs.field(factory=dict, init=False)  # of routes that are up, or were last
+    _placed: dict[RouteId, tuple[str, ...]] = attrs.field(factory=dict, init=False)  # by the last plan of each route
     _ordered_s: dict[tuple[PeerId, RouteId, Epoch], float] = attrs.field(factory=dict, init=False)  # loads under way
     _down: dict[RouteId, tuple[float, str]] = attrs.field(factory=dict, init=False)
     _causes: dict[RouteId, str] = attrs.field(factory=dict, init=False)  # why a route needs another plan
@@ -85,16 +89,26 @@ class CoordinatorJournal:
                     yield from self._gone(to.peer, why, left=_is_goodbye(event))
                 case Send(to=to, message=Welcome()):
                     yield from self._came(to.peer)
-                case NotLetIn(node=node, refusal=refusal) if self._turned_away.get(node) != refusal.message:
-                    if len(self._turned_away) < REMEMBERED_MAX:
-                        self._turned_away[node] = refusal.message
-                    yield _entry("turned_away", REGISTRY_NAME, node=node, reason=refusal.message)
+                case NotLetIn(node=node, refusal=refusal):
+                    yield from self._refused(node, refusal.message, now_s)
+
+    def _refused(self, node: NodeId, reason: str, now_s: float) -> Iterator[JournalEntry]:
+        """Each reason once, and not more than one a second: strangers may come under any number of names."""
+        if self._turned_away.get(node) == reason or now_s < self._refused_s + REFUSAL_EVERY_S:
+            return
+        self._refused_s = now_s
+        if len(self._turned_away) >= REMEMBERED_MAX:
+            del self._turned_away[next(iter(self._turned_away))]
+        self._turned_away[node] = reason
+        yield _entry("turned_away", REGISTRY_NAME, node=node, reason=reason)
 
     def _came(self, peer: PeerId) -> Iterator[JournalEntry]:
         lease = next((lease for lease in self.registry.members() if lease.peer == peer), None)
         if lease is None:
             return
         if peer in self._members:
+            if not any(lease.hello.node_id in nodes for nodes in self._placed.values()):
+                return  # its greetings crossed, as they do while a coordinator starts: nothing came of it
             yield from self._gone(peer, "greeted again", left=False)
         self._members[peer] = (lease.hello.node_id, lease.hello.role)
         self._turned_away.pop(lease.hello.node_id, None)
@@ -168,6 +182,7 @@ class CoordinatorJournal:
         """One plan for each route that was ordered in this turn, then its slices."""
         for route, epoch in dict.fromkeys((order.route, order.epoch) for _, order in orders):
             model_id = self.model_of(route)
+            self._placed[route] = tuple(self._name(peer) for peer, order in orders if order.route == route)
             own = [(peer, order) for peer, order in orders if order.route == route and order.epoch == epoch]
             yield _entry(
                 "planned",

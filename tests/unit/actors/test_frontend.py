@@ -92,3 +92,13 @@ async def test_a_request_that_is_too_large_is_refused_and_the_others_go_on(autoj
         assert caught.value.refusal.code == "invalid_value"
         tell(frontend, 3, 40)
         assert [token.token for token in await anext(others)] == [40]
+
+
+async def test_the_first_token_of_each_answer_is_timed_and_no_other(autojump_clock):
+    async with standing_frontend() as frontend, frontend.generate(REQUEST):
+        await trio.sleep(0.75)
+        tell(frontend, 3, 40)
+        await trio.sleep(30)
+        tell(frontend, 4, 41)
+        sample = frontend._first_tokens.sample(("frontend", "f"))
+        assert (sample.count, sample.value) == (1, pytest.approx(0.75)) and dict(sample.buckets)[1.0] == 1

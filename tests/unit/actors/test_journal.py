@@ -1,8 +1,11 @@
 """The ring: ascending ids, a bound, who asked for what; and what of members' entries gets into it."""
 
+from pathlib import Path
+
 import attrs
 import pytest
 
+import hydra.protocol
 from hydra.actors.core.facts import Joined, Left
 from hydra.actors.core.journal import ANSWER_MAX, JournalFilter, JournalRing
 from hydra.actors.core.journal_outbox import KEPT_MAX, MESSAGE_MAX, OUTSIDE_S, TOGETHER_S, JournalOutbox, LogEntry
@@ -21,6 +24,7 @@ from hydra.protocol.messages.journal import (
 )
 from hydra.protocol.messages.membership import Welcome
 
+SPEC = Path(hydra.protocol.__file__).parent / "SPEC.md"
 LOST = JournalEntry(kind="lost", node="w1", role="worker", reason="signal 9")
 WAITS = JournalEntry(
     kind="session_interrupted", session=7, response_id="chatcmpl-x", model_id="m", tokens=5, took_s=0.2, reason="r"
@@ -125,6 +129,15 @@ def test_every_kind_reads_as_one_line(kind):
     for entry in (JournalEntry(kind=kind), attrs.evolve(WAITS, kind=kind, reason="a\nb", node="w1", epoch=Epoch(1, 2))):
         assert sentence_of(entry) and "\n" not in sentence_of(entry)
         assert fields_of(entry)["kind"] == kind
+
+
+def test_every_kind_has_its_row_in_the_contract():
+    rows = [line for line in SPEC.read_text().splitlines() if line.startswith("| `")]
+    assert [kind for kind in JournalKind.__args__ if not any(f"`{kind}`" in row.split("|")[1] for row in rows)] == []
+    written = {kind for kinds in MAY_WRITE.values() for kind in kinds}
+    for kind in written:
+        writer = next(row.split("|")[2] for row in rows if f"`{kind}`" in row.split("|")[1])
+        assert all((role in writer) == (kind in MAY_WRITE[role]) for role in MAY_WRITE) or "each member" in writer, kind
 
 
 # ---------------------------------------------------------------- a member's outbox

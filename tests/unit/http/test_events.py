@@ -4,6 +4,8 @@ import attrs
 import pytest
 import trio
 
+from hydra.actors.core.histogram import Histogram
+from hydra.http.cluster_routes import prometheus
 from hydra.http.event_routes import ASK_EVERY_S
 from hydra.protocol.messages.journal import JournalEntry
 from hydra.simulation.asgi_client import ask, exchange
@@ -101,3 +103,23 @@ async def test_without_a_coordinator_the_status_says_so(app, cluster):
 
 async def test_the_door_is_the_same(app, ring):
     assert (await ask(app, "GET", "/api/events", headers=((b"host", b"evil.example"),))).status == 403
+
+
+async def test_an_answer_goes_by_the_id_that_its_reader_gets(app, cluster):
+    answer = await ask(app, "POST", "/v1/completions", {"model": "m", "prompt": "hi", "n": 2})
+    assert {request.response_id for request in cluster.requests} == {answer.json()["id"]}
+
+
+def test_a_histogram_is_written_as_prometheus_reads_it():
+    histogram = Histogram("hydra_pause_seconds", "Pauses.", bounds=(0.5, 2.0))
+    for value in (0.5, 0.6, 1.0, 9.0):
+        histogram.observe(value)
+    assert prometheus((histogram.sample(("frontend", "f")),)).splitlines() == [
+        "# HELP hydra_pause_seconds Pauses.",
+        "# TYPE hydra_pause_seconds histogram",
+        'hydra_pause_seconds_bucket{frontend="f",le="0.5"} 1',
+        'hydra_pause_seconds_bucket{frontend="f",le="2"} 3',
+        'hydra_pause_seconds_bucket{frontend="f",le="+Inf"} 4',
+        'hydra_pause_seconds_sum{frontend="f"} 11.1',
+        'hydra_pause_seconds_count{frontend="f"} 4',
+    ]

@@ -38,7 +38,7 @@ ROOMS = {
     "journal": ("actors/families/journal_keeper.py", "actors/core/journal_outbox.py"),
 }
 ROLE = {"stage": "worker", "scout": "worker", "sessions": "frontend", "asks": "frontend", "parent": "parent"}
-IN_THE_COORDINATOR = {"registry", "planner", "broker", "status"}
+IN_THE_COORDINATOR = {"registry", "planner", "broker", "status", "journal"}
 EVERYBODY = {"worker", "frontend", "parent"}
 
 
@@ -86,8 +86,8 @@ def speakers_of(name):
     _, senders, to, _ = MESSAGES[name]
     speakers = set()
     for sender in names_in(senders):
-        if sender == "member":
-            speakers |= EVERYBODY
+        if sender == "member" or (sender == to == "journal"):
+            speakers |= EVERYBODY  # each has one of its own
         elif sender not in IN_THE_COORDINATOR:
             speakers.add(ROLE[sender])
         elif to not in IN_THE_COORDINATOR:
