@@ -47,7 +47,13 @@ def ps_command(url: str, as_json: bool) -> None:
     for model in models:
         kv = f"{model['kv_blocks_free']}/{model['kv_blocks_total']}"
         work = f"{model['running']}/{model['waiting']}"
-        click.echo(f"{model['model_id']:<28}{model['state']:<12}{model['total_layers']:>7}{kv:>16}{work:>10}")
+        click.echo(f"{model['model_id']:<28}{_state(model):<12}{model['total_layers']:>7}{kv:>16}{work:>10}")
+
+
+def _state(model: dict[str, Any]) -> str:
+    """With how many of its replicas serve, where there are several."""
+    several = f" {model['replicas_ready']}/{model['replicas']}" if model.get("replicas", 1) > 1 else ""
+    return f"{model['state']}{several}"
 
 
 @click.command("load")

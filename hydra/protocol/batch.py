@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hydra.protocol.blob import Blob
-from hydra.protocol.columns import FLOAT32, LINE, Table
+from hydra.protocol.columns import FLOAT32, LINE, ColumnTable
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.sampling import SamplingParams
 
@@ -264,4 +264,4 @@ class Outcome:
     reason: str = ""
 
 
-BATCH_COLUMNS, RESULT_COLUMNS, LOGPROBS_COLUMNS = Table(Batch), Table(StepResult), Table(Logprobs)
+BATCH_COLUMNS, RESULT_COLUMNS, LOGPROBS_COLUMNS = ColumnTable(Batch), ColumnTable(StepResult), ColumnTable(Logprobs)

@@ -22,7 +22,7 @@ from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName
 from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN, Limit, Range
 from hydra.protocol.messages import Message
-from hydra.protocol.messages.generations import FINISH_LENGTH, Open, Tokens
+from hydra.protocol.messages.generations import FINISHES, Open, Tokens
 from hydra.protocol.messages.membership import Beacon, Heartbeat, HeartbeatSeen
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.decoder_spec import DecoderSpec
@@ -151,7 +151,7 @@ def _rule_tokens(said: Tokens) -> bool:
     n_rows = len(said.session)
     columns = (said.attempt, said.position, said.token, said.finish, said.cached)
     logprobs_fit = said.logprobs is None or len(said.logprobs.chosen) == n_rows
-    known_finish = max(said.finish.tolist(), default=0) <= FINISH_LENGTH
+    known_finish = max(said.finish.tolist(), default=0) < len(FINISHES)
     return all(len(column) == n_rows for column in columns) and logprobs_fit and known_finish
 
 

@@ -24,7 +24,7 @@ from hydra.protocol.batch import (
 from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer, Frames
 from hydra.protocol.codec import ALTERNATIVES_MAX, converter, pack, unpack
 from hydra.protocol.columns import ITEM_BYTES
-from hydra.protocol.data_header import DATA_HEADER, DTYPE_CODES, RESULT_KIND, STEP_KIND, read_header, write_header
+from hydra.protocol.data_header import DATA_HEADER, DTYPE_CODES, RESULT_KIND, STEP_KIND, read_data_header, write_header
 from hydra.protocol.faults import TheyBrokeTheRules
 
 INLINE_BYTES_MAX = 64 << 10
@@ -64,7 +64,7 @@ def encode_step(step: Step) -> list[Buffer]:
 def decode_step(frames: Frames) -> Step:
     """The columns and the hidden blob look into the received buffers. Raises TheyBrokeTheRules and nothing else."""
     try:
-        code, out_of_memory, route, epoch, number, counts, n_tail = read_header(frames, STEP_KIND, STEP_COUNTS)
+        code, out_of_memory, route, epoch, number, counts, n_tail = read_data_header(frames, STEP_KIND, STEP_COUNTS)
         head, width, counts = frames[0], counts[-1], counts[:-1]
         layout = BATCH_COLUMNS.layout(counts)
         columns = BATCH_COLUMNS.cut(head, DATA_HEADER.size, layout)
@@ -113,7 +113,7 @@ def encode_result(result: StepResult) -> list[Buffer]:
 def decode_result(frames: Frames) -> StepResult:
     """The other half of encode_result. Raises TheyBrokeTheRules and nothing else."""
     try:
-        asks, out_of_memory, route, epoch, number, counts, n_tail = read_header(frames, RESULT_KIND, RESULT_COUNTS)
+        asks, out_of_memory, route, epoch, number, counts, n_tail = read_data_header(frames, RESULT_KIND, RESULT_COUNTS)
         head, counts, asked = frames[0], counts[: RESULT_COLUMNS.n_counts], counts[RESULT_COLUMNS.n_counts :]
         if len(frames) != 1 or asks > 1 or (out_of_memory and any(counts)):
             raise ValueError("a result has one frame, log-probabilities or none, and no rows without memory")

@@ -78,7 +78,7 @@ class Layout:
     forms: tuple[tuple[int, np.dtype[Any], tuple[int, ...]], ...]  # of each that is no plain column of int32
 
 
-class Table:
+class ColumnTable:
     """The columns of one class, in its order, which is that of the wire.
 
     What can be known before a message comes is worked out here once; the rest takes part in every step of every stage.

@@ -41,7 +41,7 @@ def write_header(kind: int, dtype_code: int, of: Step | StepResult, counts: tupl
     )  # fmt: skip
 
 
-def read_header(frames: Frames, wanted: int, n_counts: int) -> DataHeader:
+def read_data_header(frames: Frames, wanted: int, n_counts: int) -> DataHeader:
     """Of a message of the wanted kind, before any column is looked at. Raises ValueError or struct.error."""
     if not 1 <= len(frames) <= 2:
         raise ValueError(f"{len(frames)} frames")

@@ -1,8 +1,8 @@
 """What must be true of a simulated cluster: of every answer, and once nobody asks for anything."""
 
-from hydra.simulation.journal_check import check_journal
 from hydra.simulation.chat import Chat
 from hydra.simulation.inspector import parts_of
+from hydra.simulation.journal_check import check_journal
 from hydra.simulation.pocket_model import pocket_reply
 from hydra.simulation.scene import Scene
 

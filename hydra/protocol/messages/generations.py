@@ -57,14 +57,13 @@ class Reopen:
     death: bool = False
 
 
-FINISH_NONE, FINISH_STOP, FINISH_LENGTH = 0, 1, 2
-FINISHES: tuple[Finish | None, ...] = (None, "stop", "length")  # what these codes stand for
+FINISHES: tuple[Finish | None, ...] = (None, "stop", "length")  # by its code in a column
 OWNER_LENGTH_MAX = 64  # characters
 
 
 @attrs.frozen(kw_only=True)
 class Tokens:
-    """Broker -> one frontend: the tokens of one step, in columns. `finish` is one of FINISH_*.
+    """Broker -> one frontend: the tokens of one step, in columns. `finish` is an index into FINISHES.
 
     `position[i]` is the token's index in its session's history; `cached[i]` how many prompt tokens came from the
     prefix cache.

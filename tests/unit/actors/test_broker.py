@@ -15,7 +15,7 @@ from hydra.actors.scheduling.row_faults import FAILURES_MAX, NO_MEMORY, RowFault
 from hydra.protocol.batch import Logprobs, StepResult, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.ids import Address, Epoch
-from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_STOP, Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
 from hydra.protocol.messages.models import ReadyReply, ReadyRequest
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.decoder_spec import LengthRule
@@ -265,7 +265,7 @@ def test_a_close_of_a_former_attempt_does_not_hit_the_present_one():
     assert table.broker.statistics("m") == (100, 100, 0, 0)
 
 
-@pytest.mark.parametrize(("token", "most", "finish"), [(2, 10, FINISH_STOP), (7, 1, FINISH_LENGTH)])
+@pytest.mark.parametrize(("token", "most", "finish"), [(2, 10, 1), (7, 1, 2)])
 def test_an_end_is_told_with_the_last_token_and_frees_everything(token, most, finish):
     table = Table()
     table.says(opening(1, max_tokens=most))

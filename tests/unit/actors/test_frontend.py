@@ -13,7 +13,7 @@ from hydra.actors.core.machine import Received
 from hydra.actors.core.names import ASKS, BROKER, SESSIONS
 from hydra.actors.families.frontend import GENERATION_SILENCE_MAX_S, SLOT_LOOK_EVERY_S, Frontend, FrontendParts
 from hydra.protocol.batch import int32
-from hydra.protocol.messages.generations import FINISH_NONE, FINISH_STOP, Tokens
+from hydra.protocol.messages.generations import Tokens
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import GREEDY
 from tests.unit.actors.silent_spoke import SilentSpoke
@@ -31,7 +31,7 @@ async def standing_frontend():
         nursery.cancel_scope.cancel()
 
 
-def tell(frontend, position, token, finish=FINISH_NONE):
+def tell(frontend, position, token, finish=0):
     """The Broker, of the first session."""
     column = {"session": 1, "attempt": 0, "position": position, "token": token, "finish": finish, "cached": 0}
     tokens = Tokens(**{name: int32([value]) for name, value in column.items()})
@@ -64,7 +64,7 @@ async def test_every_token_ends_a_silence(autojump_clock):
 async def test_a_reader_that_was_away_finds_all_that_came_meanwhile(autojump_clock):
     async with standing_frontend() as frontend, frontend.generate(REQUEST) as answer:
         tell(frontend, 3, 40)
-        tell(frontend, 4, 41, FINISH_STOP)
+        tell(frontend, 4, 41, 1)
         await trio.sleep(2 * GENERATION_SILENCE_MAX_S)
         assert [(token.token, token.finish) for token in await anext(answer)] == [(40, None), (41, "stop")]
         with pytest.raises(StopAsyncIteration):

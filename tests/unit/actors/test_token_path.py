@@ -8,7 +8,7 @@ from hydra.actors.core.names import BROKER
 from hydra.actors.sessions.session import Begin, Session
 from hydra.actors.sessions.sessions import Sessions, Show, Start
 from hydra.protocol.batch import Logprobs, int32, token_ids
-from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_NONE, Tokens
+from hydra.protocol.messages.generations import Tokens
 from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.sampling import GREEDY
 
@@ -18,7 +18,7 @@ TOKENS = Tokens(
     attempt=int32([0, 0]),
     position=int32([3, 3]),
     token=int32([7, 8]),
-    finish=int32([FINISH_NONE, FINISH_LENGTH]),
+    finish=int32([0, 2]),
     cached=int32([0, 2]),
     logprobs=Logprobs(
         chosen=np.array([-0.5, NAN], np.float32),

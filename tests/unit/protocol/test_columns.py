@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hydra.protocol.batch import BATCH_COLUMNS, Batch, column, int32
-from hydra.protocol.columns import FLOAT32, Table
+from hydra.protocol.columns import FLOAT32, ColumnTable
 
 
 @attrs.define
@@ -19,7 +19,7 @@ class Grown(Batch):
     copied = column(below="pool's blocks")
 
 
-GROWN = Table(Grown)
+GROWN = ColumnTable(Grown)
 ROWS = {
     "row": [7, 8], "attempt": [0, 0], "position": [0, 5], "length": [2, 1], "sample": [0, 1], "new_blocks": [1, 0],
     "tokens": [4, 5, 6], "blocks": [3], "closed": [], "n_drafts": [0, 2], "drafts": [9, 1], "adapter": [0, 7],
@@ -84,7 +84,7 @@ def test_our_own_mistakes_are_bugs():
     with pytest.raises(TypeError, match="weight of float64"):
         GROWN.join(grown(weight=np.zeros(3)))
     with pytest.raises(AssertionError, match="later"):
-        Table(attrs.make_class("Twisted", {"drafts": column(counts="n_drafts"), "n_drafts": column()}))
+        ColumnTable(attrs.make_class("Twisted", {"drafts": column(counts="n_drafts"), "n_drafts": column()}))
 
 
 def test_columns_in_pieces_are_joined_as_others_are():
