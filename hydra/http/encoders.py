@@ -22,7 +22,7 @@ Ts = TypeVarTuple("Ts")
 
 
 @attrs.define(eq=False)
-class Lane:
+class EncoderThreads:
     """Threads for work of one size, and how many may wait for one."""
 
     threads: int
@@ -40,8 +40,8 @@ class Lane:
 class Encoders:
     """Shared by all requests of a server."""
 
-    small: Lane = attrs.field(factory=lambda: Lane(threads=4, waiting_max=1024))
-    large: Lane = attrs.field(factory=lambda: Lane(threads=2, waiting_max=16))
+    small: EncoderThreads = attrs.field(factory=lambda: EncoderThreads(threads=4, waiting_max=1024))
+    large: EncoderThreads = attrs.field(factory=lambda: EncoderThreads(threads=2, waiting_max=16))
     deadline_s: float = DEADLINE_S
     run_blocking: Callable[..., Awaitable[Any]] | None = None  # what runs the work where there are no threads
 

@@ -11,7 +11,7 @@ import attrs
 from hydra.http.answers import Answer
 from hydra.http.openai_request import ApiRequest
 from hydra.protocol.batch import EMPTY
-from hydra.protocol.sampled_token import Finish, SampledToken
+from hydra.protocol.sampled_token import FinishReason, SampledToken
 from hydra.text.detokenizer import Detokenizer, StopWatch
 from hydra.text.tokenizer import ModelTokenizer
 from hydra.text.vocabulary import Vocabulary
@@ -33,7 +33,7 @@ class Delta:
     index: int
     text: str
     tokens: tuple[SampledToken, ...]  # behind it, the one that ended the answer among them
-    finish: Finish | None = None
+    finish: FinishReason | None = None
     shown: tuple[TokenShown, ...] | None = None  # the same where their log-probabilities are asked for
 
 

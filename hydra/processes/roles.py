@@ -137,7 +137,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     from hydra.processes.state_dir import write_state
     from hydra.protocol.wires.zmq_wire import ZmqWires
     from hydra.store.cache.cache_room import CacheRoom
-    from hydra.store.hub.hub import Hub
+    from hydra.store.hub.hub import HubClient
     from hydra.store.hub.hub_lending import lend_model
     from hydra.store.hub.hub_library import HubLibrary
     from hydra.store.hub.hub_login import with_login
@@ -153,7 +153,7 @@ def coordinator_main(spec: CoordinatorSpec, lifeline_fds: tuple[int, int]) -> No
     wanted_before = () if fresh else saved.desired
     lasting = frozenset(place for desired in wanted_before for place in (desired.place, desired.model_path))
     descriptions = DescriptionCache(Path(spec.cache_dir) / "described")
-    library = LastingLibrary(HubLibrary(Hub(access, Path(spec.cache_dir))), descriptions, lasting)
+    library = LastingLibrary(HubLibrary(HubClient(access, Path(spec.cache_dir))), descriptions, lasting)
     room = CacheRoom(root=Path(spec.cache_dir) / "ranges", max_bytes=spec.max_cache_bytes)
 
     def describe(path: str) -> Described:

@@ -50,7 +50,7 @@ class Detokenizer:
         return self._bytes.decode(b"", final=True)
 
 
-def decode(vocabulary: Vocabulary, ids: Iterable[int], *, skip_special: bool = True) -> str:
+def decode_ids(vocabulary: Vocabulary, ids: Iterable[int], *, skip_special: bool = True) -> str:
     """The whole text of these ids, from its beginning."""
     detokenizer, pieces = Detokenizer(vocabulary), []
     for token in map(int, ids):

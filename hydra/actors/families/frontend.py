@@ -12,7 +12,7 @@ import attrs
 import structlog
 import trio
 
-from hydra.actors.client import GenerateRequest, Generation
+from hydra.actors.client import GenerateRequest, TokenStream
 from hydra.actors.core.facts import Joined, Left
 from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
@@ -21,9 +21,8 @@ from hydra.actors.core.membership import Leave, Member, Reached, TurnedAway
 from hydra.actors.core.membership import Start as Greet
 from hydra.actors.core.names import ASKS, BROKER, MEMBER, PLANNER, SESSIONS, STATUS
 from hydra.actors.sessions.session import Fail
-from hydra.actors.sessions.sessions import End, Sessions, Show, Start
-from hydra.protocol.ids import Address, AskId, NodeId, SessionId
-from hydra.protocol.ids import Generation as GenerationId
+from hydra.actors.sessions.sessions import EndGeneration, Sessions, Show, StartGeneration
+from hydra.protocol.ids import Address, AskId, Generation, NodeId, SessionId
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello
 from hydra.protocol.messages.models import (
@@ -214,15 +213,15 @@ class Frontend:
         raise refuse("loading", "the coordinator has not told yet which models there are", retry_after_s=2.0)
 
     @asynccontextmanager
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Generation]:
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenStream]:
         session = SessionId(self._next_session)
         self._next_session += 1
         slot = self._slots[session] = _Slot()
         try:
-            self.actor_host.post(SESSIONS, Start(session, request))
+            self.actor_host.post(SESSIONS, StartGeneration(session, request))
             yield _Reading(slot)
         finally:
-            self.actor_host.post(SESSIONS, End(session))
+            self.actor_host.post(SESSIONS, EndGeneration(session))
             del self._slots[session]
 
     async def status(self) -> StatusReply:
@@ -302,7 +301,7 @@ class Frontend:
             term_seen=term,
         )
 
-    def _heartbeat(self, generation: GenerationId) -> Heartbeat:
+    def _heartbeat(self, generation: Generation) -> Heartbeat:
         lost = self.parts.log_lines_lost()
         return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
 

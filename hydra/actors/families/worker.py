@@ -18,7 +18,7 @@ from hydra.actors.core.host import ActorHost
 from hydra.actors.core.machine import Effect
 from hydra.actors.core.membership import Leave, Member, Reached, Start, TurnedAway
 from hydra.actors.core.names import MEMBER, SCOUT, STAGE
-from hydra.actors.core.ports import AlreadyLocal, Compute, Progress, RunBlocking, Supply
+from hydra.actors.core.ports import AlreadyLocal, Compute, RunBlocking, Supply
 from hydra.actors.families.store_server import StoreServer
 from hydra.actors.membership.dialling import dial_all
 from hydra.actors.membership.scout import RunDial, Scout, ScoutBack
@@ -39,6 +39,7 @@ from hydra.actors.stage.stage_thread import StageThread
 from hydra.protocol.ids import Generation, NodeId
 from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello, StageProgress
 from hydra.protocol.messages.plans import Dial, LoadPhase, LoadSlice
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wires.wire import BlockingSource, DataLane, Dialler, Spoke
 

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from hydra.actors.scheduling.fair_queue import reserve_of
+from hydra.actors.scheduling.fair_queue import places_kept
 from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.micro_batch import MicroBatch
 from hydra.actors.scheduling.prefill_turns import PrefillTurns
@@ -79,7 +79,7 @@ class RouteScheduler:
 
         `to_spare`: and leave those alone that are kept for requests that have few rows.
         """
-        kept = reserve_of(self.ledger.blocks_total) if to_spare else 0
+        kept = places_kept(self.ledger.blocks_total) if to_spare else 0
         return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free - self._pledged - kept
 
     def add(self, row: Row) -> None:

@@ -16,7 +16,7 @@ from hydra.protocol.sampled_token import SampledToken
 
 
 @attrs.frozen
-class Start:
+class StartGeneration:
     """Event: a new generation."""
 
     session: SessionId
@@ -24,7 +24,7 @@ class Start:
 
 
 @attrs.frozen
-class End:
+class EndGeneration:
     """Event: its reader wants no more."""
 
     session: SessionId
@@ -57,10 +57,10 @@ class Sessions:
                 return self._tell(opening.session, _too_large(opening, refusal), now_s)
             case Undelivered():
                 return []  # a Close is never that large
-            case Start(session=session, request=request):
+            case StartGeneration(session=session, request=request):
                 self._sessions[session] = self._new(session, request)
                 return self._tell(session, Begin(), now_s)
-            case End(session=session):
+            case EndGeneration(session=session):
                 return self._tell(session, Stop(), now_s)
             case TimerFired(key=(int(number), key)):
                 return self._tell(SessionId(number), TimerFired(key), now_s)

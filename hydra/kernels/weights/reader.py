@@ -15,7 +15,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Protocol
 
 import attrs
 import torch
@@ -24,13 +23,10 @@ from torch import Tensor
 from hydra.kernels.weights import staging
 from hydra.kernels.weights.staging import Staging
 from hydra.protocol.model.model_spec import DTYPE_BYTES, TensorRange
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import refuse
 
 THREADS = 4  # enough to keep a disk and two cores busy; each holds a buffer or two
-
-
-class Progress(Protocol):
-    def __call__(self, bytes_done: int, bytes_total: int) -> None: ...
 
 
 @attrs.frozen(eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 from hydra.protocol.batch import Int32Column, Logprobs, int32, token_ids_field
 from hydra.protocol.ids import Attempt, SessionId
 from hydra.protocol.refusal import Refusal
-from hydra.protocol.sampled_token import Finish, SampledToken
+from hydra.protocol.sampled_token import FinishReason, SampledToken
 from hydra.protocol.sampling import SamplingParams
 
 
@@ -58,7 +58,7 @@ class Reopen:
 
 
 FINISH_NONE, FINISH_STOP, FINISH_LENGTH = 0, 1, 2
-FINISHES: tuple[Finish | None, ...] = (None, "stop", "length")  # what these codes stand for
+FINISHES: tuple[FinishReason | None, ...] = (None, "stop", "length")  # what these codes stand for
 OWNER_LENGTH_MAX = 64  # characters
 
 

@@ -16,7 +16,7 @@ from hydra.http.json_size import GROUPS_MAX, NAMES_MAX, QUOTES_MAX
 from hydra.http.openai_request import parse_json
 from hydra.protocol.refusal import RefusalError
 from hydra.simulation.asgi_client import ask, exchange
-from hydra.text.tokenizer_files import encode, encode_with_places
+from hydra.text.tokenizer_files import encode_text, encode_with_places
 from tests.unit.http.conftest import tokenizers_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}
@@ -30,7 +30,7 @@ def wide(cluster):
     return cluster
 
 
-@pytest.mark.parametrize("work", [encode, encode_with_places])
+@pytest.mark.parametrize("work", [encode_text, encode_with_places])
 async def test_the_loop_turns_while_a_text_is_encoded(words, nursery, work):
     """Its longest pause is nothing beside the time that the encoding takes. A busy machine has three tries."""
     turns: list[float] = []
@@ -54,8 +54,8 @@ async def test_the_loop_turns_while_a_text_is_encoded(words, nursery, work):
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_a_text_that_cannot_fit_is_never_encoded(quick_app, cluster, monkeypatch, path):
-    monkeypatch.setattr("hydra.text.tokenizer.encode", never)
-    monkeypatch.setattr("hydra.text.control_tokens.encode", never)
+    monkeypatch.setattr("hydra.text.tokenizer.encode_text", never)
+    monkeypatch.setattr("hydra.text.control_tokens.encode_text", never)
     monkeypatch.setattr("hydra.text.control_tokens.encode_with_places", never)
     body = {"model": "m", "prompt": "x" * 50_000, "messages": [{"role": "user", "content": "x" * 50_000}]}
     del body["messages" if path == "/v1/completions" else "prompt"]
