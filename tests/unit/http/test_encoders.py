@@ -11,7 +11,7 @@ import trio.testing
 
 from hydra.http import openai_request
 from hydra.http.app import make_app
-from hydra.http.encoders import SMALL_BYTES, Encoders, Lane
+from hydra.http.encoders import SMALL_BYTES, Encoders, EncoderThreads
 from hydra.http.json_size import GROUPS_MAX, NAMES_MAX, QUOTES_MAX
 from hydra.http.openai_request import parse_json
 from hydra.protocol.refusal import RefusalError
@@ -92,7 +92,7 @@ def gate():
 
 
 async def test_a_full_lane_refuses_and_the_other_goes_on(wide, shutdown, words, nursery, gate):
-    encoders = Encoders(large=Lane(threads=1, waiting_max=1))
+    encoders = Encoders(large=EncoderThreads(threads=1, waiting_max=1))
     app = make_app(
         wide, max_body_bytes=1 << 20, shutdown=shutdown, tokenizers=tokenizers_of(lambda *_: words), encoders=encoders
     )
@@ -112,7 +112,7 @@ async def test_a_full_lane_refuses_and_the_other_goes_on(wide, shutdown, words, 
 
 
 async def test_who_waits_too_long_is_told_so_and_the_thread_is_kept_until_it_is_done(gate):
-    encoders = Encoders(large=Lane(threads=1, waiting_max=1), deadline_s=0.01)
+    encoders = Encoders(large=EncoderThreads(threads=1, waiting_max=1), deadline_s=0.01)
     for _ in range(2):
         with pytest.raises(RefusalError) as caught:
             await encoders.run(1 << 20, gate)

@@ -42,6 +42,18 @@ def test_special_tokens_are_known_and_are_text_where_they_are_shown(tokenizer):
     assert shown == tokenizer.decode(ids, skip_special_tokens=False) and "<|im_end|>" in shown
 
 
+def test_a_special_token_is_in_the_text_and_hidden_until_it_is_shown(tokenizer):
+    vocabulary = Vocabulary.of(tokenizer)
+    end = tokenizer.token_to_id("<|im_end|>")
+    plain = plain_ids(tokenizer)[0]
+    detokenizer = Detokenizer(vocabulary)
+    assert detokenizer.parts(end, hide_special=True) == (("", False), ("<|im_end|>", True))
+    ((text, hidden),) = detokenizer.parts(plain, hide_special=True)
+    assert text == vocabulary.piece(plain, opening=True).decode() and not hidden, "what is hidden opens no text"
+    ((text, hidden),) = detokenizer.parts(end, hide_special=False)
+    assert text == vocabulary.piece(end).decode() and not hidden
+
+
 @pytest.mark.parametrize("make", [byte_level, lambda: byte_fallback("first")], ids=["byte level", "byte fallback"])
 def test_a_part_of_a_character_is_its_own_bytes(make):
     tokenizer = make()
