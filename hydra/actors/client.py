@@ -32,7 +32,7 @@ class GenerateRequest:
     response_id: str = ""  # the id in the answer that its reader gets, for the journal
 
 
-class Generation(Protocol):
+class TokenStream(Protocol):
     """A running answer: the tokens that have arrived, in order, at least one at a time.
 
     Iteration ends after the token with `finish`; it raises RefusalError when it cannot go on.
@@ -47,7 +47,7 @@ class Cluster(Protocol):
     async def models(self) -> tuple[ModelCard, ...]:
         """The models there are now, as last told by the coordinator; waits for the first time it tells."""
 
-    def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[Generation]: ...
+    def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[TokenStream]: ...
 
     async def status(self) -> StatusReply: ...
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import attrs
 
-from hydra.actors.core.ports import Progress
 from hydra.protocol.batch import Outcome, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages.membership import DeviceOffer, Held
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.load_report import SliceFacts
+from hydra.protocol.progress import Progress
 
 ECHO_MEMORY_BYTES = 64_000_000_000
 KV_BLOCKS = 4096

@@ -64,12 +64,12 @@ def _describe(model: str, settings: Settings) -> Described:
     """Of a Hub model only the small files and the headers of its weights are fetched, into the cache."""
     if not isinstance(parse_ref(model), HubRef):
         return LocalLibrary().describe(model)
-    from hydra.store.hub.hub import Hub
+    from hydra.store.hub.hub import HubClient
     from hydra.store.hub.hub_library import HubLibrary
 
     token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
     access = with_login(HubAccess.of({**os.environ, **token}))
-    return HubLibrary(Hub(access, cache_path(settings.model))).describe(model)
+    return HubLibrary(HubClient(access, cache_path(settings.model))).describe(model)
 
 
 def _seats(nodes: str) -> tuple[Candidate, ...]:

@@ -19,7 +19,7 @@ from hydra.protocol.refusal import RefusalError
 from hydra.settings import Settings, cache_path
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.hub.hub_login import with_login
 from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref, parse_source
@@ -36,7 +36,7 @@ def pull_model(model: str, settings: Settings, show: Callable[[str], None]) -> d
         if not isinstance(ref, HubRef):
             fix = "load it by its path; to fetch a model of that name, run this in another directory"
             raise Complaint(f"{model!r} is a directory of this machine", "only Hub models are pulled", fix, 2)
-        hub = Hub(access, cache_path(settings.model))
+        hub = HubClient(access, cache_path(settings.model))
         described = HubLibrary(hub).describe(model)
         told = _Told(show, model)
         at, folder = _bring(described, hub, settings, told)
@@ -52,7 +52,7 @@ def pull_model(model: str, settings: Settings, show: Callable[[str], None]) -> d
     }
 
 
-def _bring(described: Described, hub: Hub, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
+def _bring(described: Described, hub: HubClient, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
     """The commit, and the directory that holds its weights in the end. Raises RefusalError."""
     at = next(ref for ref in map(parse_source, described.sources) if ref is not None)
     first = described.sources[0]

@@ -12,7 +12,7 @@ import orjson
 from hydra.http.chat_request import parse_chat
 from hydra.http.fields import Fields, key_name
 from hydra.http.json_size import check_size
-from hydra.http.parameters import Kind, check_parameters
+from hydra.http.parameters import ApiKind, check_parameters
 from hydra.http.prompts import Prompt, listed_ids, prompts_of
 from hydra.http.sampling_request import MAX_TOKENS_MAX, sampling_of
 from hydra.protocol.refusal import refuse
@@ -29,7 +29,7 @@ TEXT_TOKENS = 16  # of a completion that does not say how many
 class ApiRequest:
     """What both endpoints have in common, checked; `chat` or `prompts` by kind."""
 
-    kind: Kind
+    kind: ApiKind
     model: str
     chat: ChatInput = ChatInput(messages=())
     prompts: tuple[Prompt, ...] = ()
@@ -54,7 +54,7 @@ class ApiRequest:
         return attrs.evolve(self, sampling=self.sampling.with_defaults(defaults, self.given))
 
 
-def read_request(kind: Kind, body: bytes | str) -> ApiRequest:
+def read_request(kind: ApiKind, body: bytes | str) -> ApiRequest:
     """Raises RefusalError naming what is wrong. May take a second: a large body is for another thread."""
     return parse_request(kind, parse_json(body))
 
@@ -73,7 +73,7 @@ def parse_json(body: bytes | str) -> dict[str, Any]:
     return content
 
 
-def parse_request(kind: Kind, body: dict[str, Any]) -> ApiRequest:
+def parse_request(kind: ApiKind, body: dict[str, Any]) -> ApiRequest:
     """Raises RefusalError naming the parameter."""
     ignored = check_parameters(kind, body)
     fields = Fields(body)
@@ -121,7 +121,7 @@ def _overlooked(options: Fields, known: set[str]) -> set[str]:
     return {f"{options.inside}.{key_name(key)}" for key in sent - known}
 
 
-def _max_tokens(kind: Kind, fields: Fields) -> int | None:
+def _max_tokens(kind: ApiKind, fields: Fields) -> int | None:
     """None: to the end of the context. Zero is for those who only want their prompt back."""
     default, least = (TEXT_TOKENS, 0) if kind == "text" else (-1, 1)
     tokens = fields.integer("max_tokens", default, least, MAX_TOKENS_MAX)

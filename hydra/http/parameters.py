@@ -14,7 +14,7 @@ from hydra.http.fields import key_name
 from hydra.protocol.refusal import refuse
 from hydra.protocol.sampling import SamplingParams
 
-Kind = Literal["chat", "text"]
+ApiKind = Literal["chat", "text"]
 OF_ONE_ANSWER = frozenset({"choice", "stop_ids"})  # sampling parameters that no request sends: they are worked out
 
 
@@ -143,7 +143,7 @@ _SHARED = _HONOURED | _INERT | _CONSTRAINTS | _SAMPLING | _INPUT | _OUTPUT
 
 _OF_CHATS = "it is a parameter of /v1/chat/completions"
 _OF_TEXTS = "it is a parameter of /v1/completions"
-PARAMETERS: dict[Kind, dict[str, Parameter]] = {
+PARAMETERS: dict[ApiKind, dict[str, Parameter]] = {
     "chat": _SHARED
     | _each(
         "honoured",
@@ -165,7 +165,7 @@ PARAMETERS: dict[Kind, dict[str, Parameter]] = {
 }
 
 
-def check_parameters(kind: Kind, body: dict[str, Any]) -> set[str]:
+def check_parameters(kind: ApiKind, body: dict[str, Any]) -> set[str]:
     """The names of what was accepted and is not done. Raises RefusalError unsupported, naming the parameter."""
     named: set[str] = set()
     for key, value in body.items():

@@ -9,7 +9,7 @@ import re
 import secrets
 
 from hydra.http.fields import Fields
-from hydra.http.parameters import Kind
+from hydra.http.parameters import ApiKind
 from hydra.http.prompts import TOKEN_IDS_END
 from hydra.protocol.refusal import refuse
 from hydra.protocol.sampling import TOP_P_MIN, SamplingParams
@@ -20,7 +20,7 @@ TOKEN_ID = re.compile(r"[0-9]{1,10}")
 PLAIN = SamplingParams()
 
 
-def sampling_of(kind: Kind, fields: Fields, max_tokens: int | None) -> SamplingParams:
+def sampling_of(kind: ApiKind, fields: Fields, max_tokens: int | None) -> SamplingParams:
     """Raises RefusalError naming the parameter. Without a seed each request has one of its own."""
     return SamplingParams(
         temperature=fields.number("temperature", PLAIN.temperature, 0.0, 2.0),
@@ -63,7 +63,7 @@ def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
     return tuple(pairs)
 
 
-def _logprobs(kind: Kind, fields: Fields) -> int | None:
+def _logprobs(kind: ApiKind, fields: Fields) -> int | None:
     if kind == "text":
         if fields.body.get("logprobs") is None:
             return None

@@ -11,10 +11,9 @@ import attrs
 from hydra.http.answers import Answer
 from hydra.http.openai_request import ApiRequest
 from hydra.protocol.batch import EMPTY
-from hydra.protocol.sampled_token import Finish, SampledToken
+from hydra.protocol.sampled_token import FinishReason, SampledToken
 from hydra.text.detokenizer import Detokenizer, StopWatch
 from hydra.text.tokenizer import ModelTokenizer
-from hydra.text.vocabulary import Vocabulary
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +32,7 @@ class Delta:
     index: int
     text: str
     tokens: tuple[SampledToken, ...]  # behind it, the one that ended the answer among them
-    finish: Finish | None = None
+    finish: FinishReason | None = None
     shown: tuple[TokenShown, ...] | None = None  # the same where their log-probabilities are asked for
 
 
@@ -42,7 +41,6 @@ class Teller:
     """Tells one answer."""
 
     index: int
-    vocabulary: Vocabulary
     detokenizer: Detokenizer
     watch: StopWatch
     skip_special: bool
@@ -56,7 +54,6 @@ class Teller:
         goes_on = request.kind == "text" or request.chat.continue_final_message
         return cls(
             answer.index,
-            words.vocabulary,
             Detokenizer(words.vocabulary, answer.prompt if goes_on else EMPTY),
             StopWatch(request.stop, request.include_stop),
             request.skip_special_tokens,
@@ -88,16 +85,12 @@ class Teller:
 
     def _read(self, sampled: SampledToken) -> str:
         """What may be shown after one more token. The id that ends the answer is part of its text only if asked for."""
-        token = sampled.token
         self._tokens += 1
         if sampled.finish == "stop" and not self.watch.include:
             return ""
         may_stop = self._tokens > self.min_tokens
-        if not (self.skip_special and token in self.vocabulary.special):
-            text = self.detokenizer.push(token)
-            self._characters += len(text)
-            return self.watch.push(text, may_stop=may_stop)
-        left = self.detokenizer.flush()
-        self._characters += len(left)
-        marker = self.vocabulary.content(token)
-        return self.watch.push(left, may_stop=may_stop) + self.watch.push(marker, hidden=True, may_stop=may_stop)
+        shown: list[str] = []
+        for text, hidden in self.detokenizer.parts(sampled.token, hide_special=self.skip_special):
+            self._characters += 0 if hidden else len(text)
+            shown.append(self.watch.push(text, hidden=hidden, may_stop=may_stop))
+        return "".join(shown)

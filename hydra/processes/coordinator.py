@@ -26,7 +26,7 @@ from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.store.cache.cache_room import CacheRoom
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_lending import lend_model
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.hub.hub_login import with_login
@@ -66,7 +66,9 @@ class ModelShelf:
         served = saved.desired if saved.nodes else ()
         lasting = frozenset(place for desired in served for place in (desired.place, desired.model_path))
         cache_dir = Path(spec.model.cache_dir)
-        library = LastingLibrary(HubLibrary(Hub(access, cache_dir)), DescriptionCache(cache_dir / "described"), lasting)
+        library = LastingLibrary(
+            HubLibrary(HubClient(access, cache_dir)), DescriptionCache(cache_dir / "described"), lasting
+        )
         room = CacheRoom(root=cache_dir / "ranges", max_bytes=spec.model.max_cache_bytes)
         return cls(library, FileLender(), access, room)
 

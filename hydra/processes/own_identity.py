@@ -8,7 +8,7 @@ from hydra.actors.core.identity import Identity
 from hydra.actors.families.lifeline import FAMILY_ENV
 from hydra.log.set_up import log_lines_lost
 from hydra.protocol.ids import NodeId, PeerId
-from hydra.protocol.messages.membership import Role
+from hydra.protocol.messages.membership import MemberRole
 
 
 def new_peer_id(node_id: str) -> PeerId:
@@ -16,7 +16,7 @@ def new_peer_id(node_id: str) -> PeerId:
     return PeerId(f"{node_id}~{secrets.token_hex(6)}")
 
 
-def own_identity(role: Role, node_id: str, join_token: str) -> Identity:
+def own_identity(role: MemberRole, node_id: str, join_token: str) -> Identity:
     return Identity(
         node_id=NodeId(node_id),
         role=role,

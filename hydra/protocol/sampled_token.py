@@ -11,7 +11,7 @@ import attrs
 
 from hydra.protocol.ids import Attempt
 
-Finish: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 @attrs.define(kw_only=True)  # not frozen: one is made for each token, see batch.py
@@ -25,7 +25,7 @@ class SampledToken:
     attempt: Attempt
     position: int
     token: int
-    finish: Finish | None = None
+    finish: FinishReason | None = None
     cached_tokens: int = 0  # of the prompt, in blocks that an earlier row had filled
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()

@@ -59,7 +59,7 @@ class ChunkRefused:
     refusal: Refusal
 
 
-Answer: TypeAlias = ChunkReply | ChunkRefused
+ChunkAnswer: TypeAlias = ChunkReply | ChunkRefused
 
 
 @attrs.frozen(kw_only=True)
@@ -87,7 +87,7 @@ def decode_ask(frames: Frames) -> ChunkRequest:
     return asked
 
 
-def encode_answer(answer: Answer) -> list[Buffer]:
+def encode_answer(answer: ChunkAnswer) -> list[Buffer]:
     """The chunk's frame is the answer's own buffer. A ValueError here is a bug of ours."""
     if isinstance(answer, ChunkReply):
         if len(answer.data) > CHUNK_BYTES_MAX:
@@ -99,7 +99,7 @@ def encode_answer(answer: Answer) -> list[Buffer]:
     return [pack((STORE_VERSION, "refused", fields))]
 
 
-def decode_answer(frames: Frames) -> Answer:
+def decode_answer(frames: Frames) -> ChunkAnswer:
     """The chunk looks into the received buffer. Raises TheyBrokeTheRules and nothing else."""
     try:
         if len(frames[0]) > ASK_BYTES_MAX:

@@ -19,7 +19,7 @@ from hydra.http.encoders import Encoders
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.batch import Run
 from hydra.protocol.ids import NodeId, PeerId
-from hydra.protocol.messages.membership import ChildExited, KillWorker, Role
+from hydra.protocol.messages.membership import ChildExited, KillWorker, MemberRole
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, refuse
 from hydra.protocol.settings.cluster import ClusterSettings
@@ -153,7 +153,7 @@ async def live_parent(scene: Scene, node: Node) -> None:
         membership.start(nursery)
 
 
-def _identity(node: Node, role: Role) -> Identity:
+def _identity(node: Node, role: MemberRole) -> Identity:
     return Identity(node_id=NodeId(node.name), role=role, host="here", pid=node.pid, family=FAMILY)
 
 

@@ -16,7 +16,6 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from hydra.actors.core.ports import Progress
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, OpenRow, Outcome, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
@@ -25,6 +24,7 @@ from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.decoder_spec import plain_decoder, plain_layer
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
+from hydra.protocol.progress import Progress
 from hydra.protocol.sampling import GREEDY, SamplingParams
 
 PocketNumbers = npt.NDArray[np.uint64]

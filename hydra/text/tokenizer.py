@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 
 from hydra.protocol.batch import Int32Column, token_ids
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
-from hydra.text import detokenizer
 from hydra.text.chat_template.marks import CUT, MARKS
 from hydra.text.chat_template.template import ChatTemplate
 from hydra.text.control_tokens import ControlTokens
+from hydra.text.detokenizer import decode_ids
 from hydra.text.least_tokens import LeastTokens
-from hydra.text.tokenizer_files import encode, natively, read_tokenizer_files
+from hydra.text.tokenizer_files import encode_text, natively, read_tokenizer_files
 from hydra.text.vocabulary import Vocabulary
 
 MODELS_OWN = ("content", "reasoning_content", "reasoning", "thinking")  # of an assistant's message
@@ -74,7 +74,7 @@ class ModelTokenizer:
 
     def encode_prompt(self, text: str) -> Int32Column:
         """A raw completion prompt: control tokens in it are control tokens. A BOS that it has is not added again."""
-        ids = encode(self.tokenizer, text, framed=True)
+        ids = encode_text(self.tokenizer, text, framed=True)
         bos = self.special.get("bos_token")
         if bos and text.startswith(bos) and len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.token_to_id(bos):
             ids = ids[1:]
@@ -155,7 +155,7 @@ class ModelTokenizer:
     # ------------------------------------------------------------ ids to words
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        return detokenizer.decode(self.vocabulary, ids, skip_special=skip_special)
+        return decode_ids(self.vocabulary, ids, skip_special=skip_special)
 
 
 def _compiled(source: str | Refusal) -> ChatTemplate | Refusal:

@@ -20,7 +20,7 @@ from hydra.actors.core.membership import Greet, Member
 from hydra.actors.families.frontend import Frontend, FrontendParts
 from hydra.actors.families.supervisor import Began, ChildPlan, ChildStarted, Supervisor
 from hydra.actors.membership.registry import TERM_JUMP_MAX
-from hydra.actors.sessions.sessions import Start
+from hydra.actors.sessions.sessions import StartGeneration
 from hydra.actors.stage.stage import Activated, Publish, RunActivate, RunLoad, SliceIn, Stage, ThreadFenced
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import StepResult
@@ -313,7 +313,7 @@ def _frontend() -> tuple[Gateway, ActorHost]:
     request = GenerateRequest(model_id=MODEL_ID, prompt=[1, 2], max_tokens=2**20, params=GREEDY, stop_ids=())
     frontend.actor_host.post("member", Greet())
     for session in range(1, 4):
-        frontend.actor_host.post("sessions", Start(SessionId(session), request))
+        frontend.actor_host.post("sessions", StartGeneration(SessionId(session), request))
     return frontend.membership.gateway, frontend.actor_host
 
 

@@ -22,7 +22,7 @@ from hydra.protocol.messages.membership import (
     Hello,
     HelloRefused,
     KillWorker,
-    Role,
+    MemberRole,
     SayHello,
     Welcome,
 )
@@ -55,7 +55,7 @@ from hydra.protocol.messages.plans import (
     SliceLoaded,
 )
 
-Speaker: TypeAlias = Role | Literal["coordinator", "stranger", "impostor"]
+Speaker: TypeAlias = MemberRole | Literal["coordinator", "stranger", "impostor"]
 
 MEMBERS: frozenset[Speaker] = frozenset({"worker", "frontend", "parent"})
 ANYBODY: frozenset[Speaker] = MEMBERS | {"stranger"}  # a stranger's beat is answered with SayHello, nothing else
@@ -78,7 +78,7 @@ SPEAKERS: Mapping[type, frozenset[Speaker]] = {
 }
 
 
-def speaker_of(peer: PeerId, role: Role | None) -> Speaker:
+def speaker_of(peer: PeerId, role: MemberRole | None) -> Speaker:
     """What a peer of the coordinator is; `role` is the one it was let in with, None: it has no generation.
 
     Whoever connects under a name that only this process itself uses is not heard at all: an answer would stay in here.

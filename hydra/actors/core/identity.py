@@ -13,7 +13,7 @@ from hydra.protocol.messages.membership import (
     PROTOCOL_VERSION,
     Heartbeat,
     Hello,
-    Role,
+    MemberRole,
     StageProgress,
 )
 
@@ -32,7 +32,7 @@ class Identity:
     """`auth` and `family` as in Hello; addresses as others reach them."""
 
     node_id: NodeId
-    role: Role
+    role: MemberRole
     host: str
     pid: int
     auth: str = attrs.field(default="", repr=False)

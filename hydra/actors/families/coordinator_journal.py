@@ -28,7 +28,7 @@ from hydra.actors.planning.desired_model import NodeNoted, WasDescribed
 from hydra.protocol.ids import ActorName, Epoch, NodeId, PeerId, RouteId
 from hydra.protocol.messages.generations import Reopen
 from hydra.protocol.messages.journal import REASON_MAX, JournalEntry, JournalKind
-from hydra.protocol.messages.membership import Expelled, Goodbye, Heartbeat, Role, Welcome
+from hydra.protocol.messages.membership import Expelled, Goodbye, Heartbeat, MemberRole, Welcome
 from hydra.protocol.messages.models import LoadModel, Rebalance
 from hydra.protocol.messages.plans import Activate, LoadFailed, LoadSlice, Ready, RouteBroken, SliceLoaded
 
@@ -43,7 +43,7 @@ class CoordinatorJournal:
     registry: Registry
     model_of: Callable[[RouteId], str]
     results_refused: Callable[[], int]
-    _members: dict[PeerId, tuple[NodeId, Role]] = attrs.field(factory=dict, init=False)
+    _members: dict[PeerId, tuple[NodeId, MemberRole]] = attrs.field(factory=dict, init=False)
     _silent_since_s: dict[NodeId, float] = attrs.field(factory=dict, init=False)  # of suspects
     _turned_away: dict[NodeId, str] = attrs.field(factory=dict, init=False)
     _refused_s: float = attrs.field(default=-math.inf, init=False)  # when somebody's being turned away was told last

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from hydra.actors.client import GenerateRequest, Generation
+from hydra.actors.client import GenerateRequest, TokenStream
 from hydra.actors.core.facts import Joined, Left
 from hydra.actors.core.histogram import Histogram
 from hydra.actors.core.host import ActorHost
@@ -20,7 +20,7 @@ from hydra.actors.core.machine import Effect, Event, Received
 from hydra.actors.core.names import ASKS, BROKER, JOURNAL, PLANNER, SESSIONS, STATUS
 from hydra.actors.families.member_host import MemberHost
 from hydra.actors.sessions.session import Fail
-from hydra.actors.sessions.sessions import End, Sessions, Show, Start
+from hydra.actors.sessions.sessions import EndGeneration, Sessions, Show, StartGeneration
 from hydra.protocol.ids import Address, AskId, RouteId, SessionId
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.journal import JournalReply, JournalRequest
@@ -201,15 +201,15 @@ class Frontend:
         raise refuse("loading", "the coordinator has not told yet which models there are", retry_after_s=2.0)
 
     @asynccontextmanager
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Generation]:
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenStream]:
         session = SessionId(self._next_session)
         self._next_session += 1
         slot = self._slots[session] = _Slot()
         try:
-            self.actor_host.post(SESSIONS, Start(session, request))
+            self.actor_host.post(SESSIONS, StartGeneration(session, request))
             yield _Reading(slot)
         finally:
-            self.actor_host.post(SESSIONS, End(session))
+            self.actor_host.post(SESSIONS, EndGeneration(session))
             del self._slots[session]
 
     async def status(self) -> StatusReply:

@@ -24,13 +24,13 @@ from hydra.protocol.messages.journal import (
     JournalRequest,
     RecordedEntry,
 )
-from hydra.protocol.messages.membership import Role
+from hydra.protocol.messages.membership import MemberRole
 from hydra.protocol.messages.models import LossStatus, Sample
 
 LOSSES_MAX = 20
 PEERS_MAX = 4096  # whose numbers are remembered
 LOSS_BEFORE_S = 1.0  # a loss may have been seen so long before the last token that its reader got: steps were under way
-MAY_WRITE: Mapping[Role, frozenset[JournalKind]] = {
+MAY_WRITE: Mapping[MemberRole, frozenset[JournalKind]] = {
     "worker": frozenset({"cut_off"}),
     "frontend": frozenset({"cut_off", "session_interrupted", "session_reopened", "session_resumed", "session_refused"}),
     "parent": frozenset({"cut_off", "child_started", "child_died", "child_given_up", "child_ended"}),
@@ -51,7 +51,7 @@ class JournalKeeper:
     """`wall_s` is the time when this coordinator began; entries are timed from there by a clock that is never set."""
 
     wall_s: float
-    member_of: Callable[[PeerId], tuple[NodeId, Role] | None]
+    member_of: Callable[[PeerId], tuple[NodeId, MemberRole] | None]
     ring: JournalRing = attrs.field(init=False)
     lost: int = attrs.field(default=0, init=False)  # entries of members that never came
     refused: int = attrs.field(default=0, init=False)  # entries that were not their writer's to say

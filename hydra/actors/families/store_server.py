@@ -18,7 +18,7 @@ from hydra.protocol import store_lane
 from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.messages.models import Sample
 from hydra.protocol.refusal import Refusal, RefusalError
-from hydra.protocol.store_lane import Answer, ChunkRefused, ChunkReply, ChunkRequest
+from hydra.protocol.store_lane import ChunkAnswer, ChunkRefused, ChunkReply, ChunkRequest
 from hydra.protocol.wires.wire import Delivery, PeerGone, StoreHub, WireFull
 
 log = structlog.get_logger()
@@ -73,7 +73,7 @@ class StoreServer:
                 continue
             self._send(delivery, await self._answer(ask))
 
-    async def _answer(self, ask: ChunkRequest) -> Answer:
+    async def _answer(self, ask: ChunkRequest) -> ChunkAnswer:
         if not hmac.compare_digest(ask.auth.encode(), self.auth.encode()):
             return self._no(ask, Refusal(code="unauthorized", message="the cluster's join token was not shown"))
         with trio.move_on_after(READ_LEASE_S):
@@ -92,7 +92,7 @@ class StoreServer:
         self.refused += 1
         return ChunkRefused(number=ask.number, refusal=refusal)
 
-    def _send(self, delivery: Delivery, answer: Answer) -> None:
+    def _send(self, delivery: Delivery, answer: ChunkAnswer) -> None:
         try:
             self.hub.send_nowait(delivery.peer, store_lane.encode_answer(answer))
         except (PeerGone, WireFull):

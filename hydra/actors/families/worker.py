@@ -16,7 +16,7 @@ from hydra.actors.core.host import ActorHost
 from hydra.actors.core.identity import Equipment, Identity
 from hydra.actors.core.machine import Effect
 from hydra.actors.core.names import SCOUT, STAGE
-from hydra.actors.core.ports import AlreadyLocal, Compute, Progress, RunBlocking, Supply
+from hydra.actors.core.ports import AlreadyLocal, Compute, RunBlocking, Supply
 from hydra.actors.families.member_host import MemberHost, log_turned_away
 from hydra.actors.families.store_server import StoreServer
 from hydra.actors.membership.dialling import dial_all
@@ -37,6 +37,7 @@ from hydra.actors.stage.stage_line import FenceBoard, StageLine
 from hydra.actors.stage.stage_thread import StageThread
 from hydra.protocol.messages.membership import StageProgress
 from hydra.protocol.messages.plans import Dial, LoadPhase, LoadSlice
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wires.wire import BlockingSource, DataLane, Dialler, Spoke
 

@@ -42,8 +42,8 @@ from hydra.protocol.messages.membership import (
     Hello,
     HelloRefused,
     KillWorker,
+    MemberRole,
     NodeState,
-    Role,
     SayHello,
     StageProgress,
     Welcome,
@@ -172,7 +172,7 @@ class Registry:
         member = self._member(peer)
         return speaker_of(peer, member.hello.role if member is not None else None)
 
-    def name_of(self, peer: PeerId) -> tuple[NodeId, Role] | None:
+    def name_of(self, peer: PeerId) -> tuple[NodeId, MemberRole] | None:
         """As which node, in which role, this peer was let in."""
         member = self._member(peer)
         return (member.hello.node_id, member.hello.role) if member is not None else None

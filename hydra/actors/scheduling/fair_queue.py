@@ -28,14 +28,14 @@ from hydra.protocol.messages.generations import Open
 from hydra.protocol.refusal import Refusal
 
 
-def reserved_of(places: int) -> int:
+def places_kept(places: int) -> int:
     """What is kept of so many rows, places or blocks for those who have few: an eighth, rounded."""
     return (places + 4) // 8
 
 
 def few_of(places: int) -> int:
     """How much one request may hold and still be given of the reserve."""
-    return max(1, reserved_of(places) // 4)
+    return max(1, places_kept(places) // 4)
 
 
 @attrs.define(eq=False)
@@ -96,7 +96,7 @@ class FairQueue:
     def refusal(self, waiting: Waiting) -> Refusal | None:
         """Why there is no place for new work of this request; a replay is never asked."""
         places = len(self._waiting)
-        if places < self.places_max - reserved_of(self.places_max):
+        if places < self.places_max - places_kept(self.places_max):
             return None
         request, owner = self._requests.get(waiting.request), self._owners.get(waiting.open.owner)
         few = few_of(self.places_max)
@@ -136,7 +136,7 @@ class FairQueue:
         running = len(self._running)
         if not self._waiting or running >= self.rows_max:
             return None
-        scarce = memory_is_scarce or running >= self.rows_max - reserved_of(self.rows_max)
+        scarce = memory_is_scarce or running >= self.rows_max - places_kept(self.rows_max)
         if scarce not in self._next:
             self._next[scarce] = self._find(scarce)
         return self._next[scarce]

@@ -9,7 +9,7 @@ from hydra.actors.core.suspicion import DEATHS_MAX, SOLITARY_TOKENS
 from hydra.protocol.batch import Int32Column
 from hydra.protocol.ids import PeerId, RowId, SessionId
 from hydra.protocol.messages.generations import Open
-from hydra.protocol.sampled_token import Finish
+from hydra.protocol.sampled_token import FinishReason
 
 
 @attrs.frozen
@@ -42,7 +42,7 @@ class Row:
     generated_here: int = 0  # in this attempt
     shares: bool = True  # may begin with blocks that another row has filled
     cached: int = 0  # tokens in such blocks
-    finish: Finish | None = None  # why its last token is the last
+    finish: FinishReason | None = None  # why its last token is the last
     waits_for_token: bool = False
     announced: bool = False
     in_flight: int = 0

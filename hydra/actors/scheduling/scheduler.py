@@ -14,7 +14,7 @@ from collections import Counter, deque
 
 import attrs
 
-from hydra.actors.scheduling.fair_queue import reserved_of
+from hydra.actors.scheduling.fair_queue import places_kept
 from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.micro_batch import MicroBatch
 from hydra.actors.scheduling.prefill_turns import PrefillTurns
@@ -78,7 +78,7 @@ class RouteScheduler:
 
         `to_spare`: and leave those alone that are kept for requests that have few rows.
         """
-        kept = reserved_of(self.ledger.blocks_total) if to_spare else 0
+        kept = places_kept(self.ledger.blocks_total) if to_spare else 0
         return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free - self._pledged - kept
 
     def add(self, row: Row) -> None:

@@ -20,7 +20,7 @@ REFUSAL_EVERY_S = 1.0
 
 
 @attrs.frozen
-class Start:
+class StartGeneration:
     """Event: a new generation."""
 
     session: SessionId
@@ -28,7 +28,7 @@ class Start:
 
 
 @attrs.frozen
-class End:
+class EndGeneration:
     """Event: its reader wants no more."""
 
     session: SessionId
@@ -63,10 +63,10 @@ class Sessions:
                 return self._tell(opening.session, _too_large(opening, refusal), now_s)
             case Undelivered():
                 return []  # a Close is never that large
-            case Start(session=session, request=request):
+            case StartGeneration(session=session, request=request):
                 self._sessions[session] = self._new(session, request)
                 return self._tell(session, Begin(), now_s)
-            case End(session=session):
+            case EndGeneration(session=session):
                 return self._tell(session, Stop(), now_s)
             case TimerFired(key=(int(number), key)):
                 return self._tell(SessionId(number), TimerFired(key), now_s)

@@ -17,13 +17,12 @@ from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.devices import device_name, finish, give_back, memory_bytes, native_dtypes, runs_triton
 from hydra.kernels.model.slice import Slice, build_slice, forward
 from hydra.kernels.step.decode_graphs import SPARE_BLOCKS, DecodeGraphs
-from hydra.kernels.step.lanes import HostLane, Lane
+from hydra.kernels.step.lanes import DeviceLane, HostLane
 from hydra.kernels.step.step_memory import refused_without_memory, within_memory
 from hydra.kernels.step.warmup import warm_up
 from hydra.kernels.tensors import TORCH_DTYPES
 from hydra.kernels.weights.part_reader import fetch_parts
 from hydra.kernels.weights.part_weights import PartWeights, make_part_weights
-from hydra.kernels.weights.reader import Progress
 from hydra.kernels.weights.resident_weights import ResidentWeights, WeightsKey
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
@@ -34,6 +33,7 @@ from hydra.protocol.model.layer_spec import LayerSpec, MoeSpec
 from hydra.protocol.model.layout import Part, part_of, slice_parts
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import TensorRange
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import RefusalError, refuse
 
 
@@ -242,7 +242,7 @@ class Runner:
         return self._resident.n_bytes + sum(r.pool.n_bytes for r in list(self._routes.values()) if r.pool is not None)
 
 
-def _lane(device: torch.device) -> Lane:
+def _lane(device: torch.device) -> DeviceLane:
     if device.type != "cuda":
         return HostLane(device)
     from hydra.kernels.step.cuda_lane import CudaLane  # only where there is a device for it

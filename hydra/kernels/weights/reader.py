@@ -15,7 +15,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Protocol
 
 import attrs
 import torch
@@ -25,13 +24,10 @@ from hydra.kernels.weights import staging
 from hydra.kernels.weights.staging import Staging
 from hydra.protocol.model.dtype import DTYPE_BYTES
 from hydra.protocol.model.model_spec import TensorRange
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import refuse
 
 THREADS = 4  # enough to keep a disk and two cores busy; each holds a buffer or two
-
-
-class Progress(Protocol):
-    def __call__(self, bytes_done: int, bytes_total: int) -> None: ...
 
 
 @attrs.frozen(eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 from hydra.protocol.batch import Int32Column, Logprobs, int32, token_ids_field
 from hydra.protocol.ids import Attempt, SessionId
 from hydra.protocol.refusal import Refusal
-from hydra.protocol.sampled_token import Finish, SampledToken
+from hydra.protocol.sampled_token import FinishReason, SampledToken
 from hydra.protocol.sampling import SamplingParams
 
 
@@ -57,7 +57,7 @@ class Reopen:
     death: bool = False
 
 
-FINISHES: tuple[Finish | None, ...] = (None, "stop", "length")  # by its code in a column
+FINISHES: tuple[FinishReason | None, ...] = (None, "stop", "length")  # by its code in a column
 OWNER_LENGTH_MAX = 64  # characters
 
 

@@ -12,7 +12,7 @@ from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.refusal import Refusal
 
 PROTOCOL_VERSION = 6
-Role = Literal["worker", "frontend", "parent"]
+MemberRole = Literal["worker", "frontend", "parent"]
 NodeState = Literal["joining", "ready", "suspect", "unreachable", "draining", "lost"]
 Kernels = Literal["torch", "triton"]  # what decodes: torch's own alone, or with ours for one token per row
 
@@ -43,7 +43,7 @@ class Hello:
     """First words of a process. Answered by Welcome or HelloRefused; said again whenever SayHello asks."""
 
     node_id: NodeId
-    role: Role
+    role: MemberRole
     version: int
     auth: str  # join token; empty on loopback
     host: str

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attrs
 
+from hydra.protocol.lent import Lent
 from hydra.protocol.model.model_spec import Described, StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.cache_room import CacheRoom
@@ -21,7 +22,7 @@ from hydra.store.files.small_files import LENT_FILES
 from hydra.store.files.spans import Spans
 from hydra.store.hub.hub_source import HubSource
 from hydra.store.lending.file_lender import FileLender, WholeFiles
-from hydra.store.lending.lent_file import HeldFile, Lent
+from hydra.store.lending.lent_file import HeldFile
 from hydra.store.models.model_ref import HubAccess, parse_source
 
 AHEAD_BYTES = 8 << 20  # of the same tensor: its asker will want them next, and a request to the Hub is dear

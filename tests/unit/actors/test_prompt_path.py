@@ -7,7 +7,7 @@ from hydra.actors.core.machine import Send
 from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.scheduler import RouteScheduler
-from hydra.actors.sessions.sessions import Sessions, Start
+from hydra.actors.sessions.sessions import Sessions, StartGeneration
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import Step, token_ids
 from hydra.protocol.ids import Epoch
@@ -18,7 +18,9 @@ IDS = token_ids(range(3, 200))
 
 def opening_of(params):
     request = GenerateRequest(model_id="m", prompt=IDS, max_tokens=5, params=params, stop_ids=())
-    (opening,) = (effect.message for effect in Sessions(5).handle(Start(1, request), 0.0) if isinstance(effect, Send))
+    (opening,) = (
+        effect.message for effect in Sessions(5).handle(StartGeneration(1, request), 0.0) if isinstance(effect, Send)
+    )
     return request, opening
 
 

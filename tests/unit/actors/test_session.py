@@ -21,7 +21,7 @@ from hydra.actors.sessions.session import (
     Session,
     Stop,
 )
-from hydra.actors.sessions.sessions import Sessions, Show, Start
+from hydra.actors.sessions.sessions import Sessions, Show, StartGeneration
 from hydra.protocol.ids import SessionId
 from hydra.protocol.messages.generations import (
     Close,
@@ -210,7 +210,7 @@ def test_the_sessions_of_one_frontend_do_not_all_come_back_at_once():
 def test_an_open_that_is_too_large_fails_its_own_session_only():
     sessions = Sessions(max_replays=5)
     request = GenerateRequest(model_id="m", prompt=PROMPT, max_tokens=5, params=GREEDY, stop_ids=())
-    first, second = (sessions.handle(Start(SessionId(number), request), 0.0)[0] for number in (1, 2))
+    first, second = (sessions.handle(StartGeneration(SessionId(number), request), 0.0)[0] for number in (1, 2))
     refusal = Refusal(code="invalid_value", message="an Open of 5000000 bytes")
     effects = sessions.handle(Undelivered(first.to, first.message, refusal), 1.0)
     (show,) = [effect for effect in effects if isinstance(effect, Show)]
@@ -255,7 +255,7 @@ def test_the_answers_to_a_prompt_keep_it_once():
     tracemalloc.start()
     for number in range(32):
         request = GenerateRequest(model_id="m", prompt=ids, max_tokens=5, params=GREEDY, stop_ids=())
-        for effect in sessions.handle(Start(SessionId(number), request), 0.0):
+        for effect in sessions.handle(StartGeneration(SessionId(number), request), 0.0):
             assert not isinstance(effect, Send) or np.array_equal(effect.message.history, ids)
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

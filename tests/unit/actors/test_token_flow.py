@@ -5,7 +5,7 @@ import pytest
 from hydra.actors.client import GenerateRequest
 from hydra.actors.core.machine import Received, Tell
 from hydra.actors.sessions.session import Orphaned
-from hydra.actors.sessions.sessions import REFUSAL_EVERY_S, Sessions, Start
+from hydra.actors.sessions.sessions import REFUSAL_EVERY_S, Sessions, StartGeneration
 from hydra.actors.sessions.token_flow import STALL_S, TokenFlow
 from hydra.protocol.batch import int32
 from hydra.protocol.ids import Address
@@ -62,7 +62,7 @@ class Table:
 
 def test_a_session_notes_its_interruption_its_replay_and_the_pause():
     table = Table()
-    table.tell(Start(1, REQUEST), 0.0)
+    table.tell(StartGeneration(1, REQUEST), 0.0)
     table.token(0, 1.0)
     table.token(1, 1.1)
     table.hears(Reopen(session=1, attempt=0, why="epoch"), 1.2)
@@ -79,7 +79,7 @@ def test_a_session_notes_its_interruption_its_replay_and_the_pause():
 
 def test_preemption_is_noted_only_where_a_reader_saw_it():
     table = Table()
-    table.tell(Start(1, REQUEST), 0.0)
+    table.tell(StartGeneration(1, REQUEST), 0.0)
     table.token(0, 1.0)
     table.token(1, 1.1)
     table.hears(Reopen(session=1, attempt=0, why="preempted"), 1.1)
@@ -92,7 +92,7 @@ def test_preemption_is_noted_only_where_a_reader_saw_it():
 
 def test_a_lost_coordinator_is_an_interruption_also_while_it_is_waited_out():
     table = Table()
-    table.tell(Start(1, REQUEST), 0.0)
+    table.tell(StartGeneration(1, REQUEST), 0.0)
     session = table.sessions._sessions[1]
     for now_s in (1.0, 2.0, 3.0):
         table.noted += [e.fact for e in session.handle(Orphaned(), now_s) if isinstance(e, Tell)]
@@ -104,7 +104,7 @@ def test_refusals_at_the_door_are_noted_once_a_second_and_counted():
     table = Table()
     refusal = Refusal(code="queue_full", message="the queue is full")
     for number in range(1, 10):
-        table.tell(Start(number, REQUEST), 0.0)
+        table.tell(StartGeneration(number, REQUEST), 0.0)
     for number in range(1, 9):
         table.hears(OpenRefused(session=number, attempt=0, refusal=refusal), 0.1)
     table.hears(OpenRefused(session=9, attempt=0, refusal=refusal), 0.1 + REFUSAL_EVERY_S)
@@ -118,7 +118,7 @@ def test_an_answer_that_was_begun_is_never_left_out():
     table = Table()
     refusal = Refusal(code="recovery_deadline", message="too late")
     for number in (1, 2):
-        table.tell(Start(number, REQUEST), 0.0)
+        table.tell(StartGeneration(number, REQUEST), 0.0)
         table.token(0, 0.5, session=number)
         table.hears(OpenRefused(session=number, attempt=0, refusal=refusal), 1.0)
     assert [(entry.kind, entry.session) for entry in table.noted] == [("session_refused", 1), ("session_refused", 2)]

@@ -6,7 +6,7 @@ from hydra.actors.client import GenerateRequest
 from hydra.actors.core.machine import Received
 from hydra.actors.core.names import BROKER
 from hydra.actors.sessions.session import Begin, Session
-from hydra.actors.sessions.sessions import Sessions, Show, Start
+from hydra.actors.sessions.sessions import Sessions, Show, StartGeneration
 from hydra.protocol.batch import Logprobs, int32, token_ids
 from hydra.protocol.messages.generations import Tokens
 from hydra.protocol.sampled_token import SampledToken
@@ -49,7 +49,7 @@ def test_each_session_gets_its_own():
     sessions = Sessions(max_replays=5)
     request = GenerateRequest(model_id="m", prompt=token_ids([1, 2, 3]), max_tokens=9, params=GREEDY, stop_ids=())
     for number in (1, 2):
-        sessions.handle(Start(number, request), 0.0)
+        sessions.handle(StartGeneration(number, request), 0.0)
     shows = [effect for effect in sessions.handle(Received(BROKER, TOKENS), 1.0) if isinstance(effect, Show)]
     assert [(show.session, show.shown.token, show.shown.finish) for show in shows] == [(1, 7, None), (2, 8, "length")]
     assert len(sessions) == 1

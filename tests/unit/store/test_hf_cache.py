@@ -20,7 +20,7 @@ from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.hub.hf_cache import HfCache
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_lending import lend_model
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.lending.file_lender import FileLender
@@ -66,7 +66,7 @@ def library(hub, tmp_path, root):
 
     def make(cache="cache", **access) -> HubLibrary:
         access = HubAccess(**({"endpoint": hub.url, "hf_cache": root} | access))
-        return HubLibrary(Hub(access, tmp_path / cache, PATIENCE))
+        return HubLibrary(HubClient(access, tmp_path / cache, PATIENCE))
 
     return make
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.retry_policy import RetryPolicy
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models import description_cache
 from hydra.store.models.description_cache import FORMAT, DescriptionCache
@@ -193,7 +193,7 @@ def test_a_hub_model_outlives_the_hub_and_the_caches(life, saved, tmp_path):
         policy = RetryPolicy(tries=1)
 
         def library():
-            return HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", policy))
+            return HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache", policy))
 
         first = life(library=library()).describe("org/m")
         shutil.rmtree(tmp_path / "cache" / "hub")

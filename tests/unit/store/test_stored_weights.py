@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.hub.hub import HEADER_GUESS_BYTES, Hub
+from hydra.store.hub.hub import HEADER_GUESS_BYTES, HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models import weight_files
 from hydra.store.models.library import LocalLibrary
@@ -146,7 +146,7 @@ def test_at_the_hub_a_stored_head_is_used_because_only_headers_are_fetched(copy_
     replaced(path, HEAD, stored(path, EMBEDDING).clone())
     with fake_hub() as hub:
         hub.add("org/m", path)
-        there = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache")).describe("org/m")
+        there = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache")).describe("org/m")
         assert all(start == 0 and sent <= HEADER_GUESS_BYTES for _, start, sent in hub.sent), "headers only"
     assert not there.spec.tied and HEAD in names(there)
     assert there.spec.fingerprint != describe(str(path)).spec.fingerprint, "a worker must not take one for the other"
