@@ -29,9 +29,9 @@ from hydra.protocol.batch import (
     StepResult,
 )
 from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer
-from hydra.protocol.codec import ALTERNATIVES_MAX, FLOAT32, INT32, converter, lowest, pack, unpack
+from hydra.protocol.codec import FLOAT32, INT32, converter, lowest, pack, unpack
 from hydra.protocol.ids import TERM_MAX, Epoch, RouteId, StepId
-from hydra.protocol.limits import INT63_MAX
+from hydra.protocol.limits import ALTERNATIVES_MAX, INT63_MAX
 from hydra.protocol.wires.wire import Frames, TheyBrokeTheRules
 
 Kind: TypeAlias = Literal["step", "result"]

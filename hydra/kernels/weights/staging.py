@@ -44,7 +44,7 @@ def chunk_bytes(target: Tensor) -> int:
 
 
 def is_straight(source: TensorRange, target: Tensor) -> bool:
-    return target.device.type == "cpu" and target.dtype == TORCH_DTYPES[source.dtype]
+    return target.device.type == "cpu" and target.dtype == TORCH_DTYPES[source.encoding.dtype]
 
 
 class Staging:
@@ -72,7 +72,7 @@ class Staging:
             self._slabs.settle()
 
     def _convert(self, source: TensorRange, target: Tensor, fill: Fill) -> None:
-        stored = TORCH_DTYPES[source.dtype]
+        stored = TORCH_DTYPES[source.encoding.dtype]
         n_bytes = target.numel() * stored.itemsize
         if self._scratch is None:
             self._scratch = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
@@ -105,7 +105,7 @@ class Slabs:
         self._slabs.reverse()
         if slab.moved is not None:
             slab.moved.synchronize()
-        stored = TORCH_DTYPES[source.dtype]
+        stored = TORCH_DTYPES[source.encoding.dtype]
         n_bytes = target.numel() * stored.itemsize
         fill(slab.content[:n_bytes])
         landed = slab.memory[:n_bytes].view(stored)

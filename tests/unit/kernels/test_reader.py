@@ -14,6 +14,7 @@ from hydra.kernels.step.runner import Runner
 from hydra.kernels.weights import staging
 from hydra.kernels.weights.reader import read_ranges
 from hydra.kernels.weights.weight_memory import HUGE_BYTES, weight_memory
+from hydra.protocol.model.encoding import BF16, F32
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import order, quiet
@@ -57,7 +58,7 @@ def stored(tmp_path, untied):
                         file=file,
                         offset=out.tell(),
                         length=data.nbytes,
-                        dtype="float32",
+                        encoding=F32,
                         shape=(size,),
                     )
                 )
@@ -169,9 +170,9 @@ def test_infinity_in_the_file_is_no_overflow(stored):
 @pytest.mark.parametrize(
     ("number", "changes", "words"),
     [
-        (1, {"offset": -1}, r"a\.safetensors: a1 has 4 bytes of float32 at -1"),
+        (1, {"offset": -1}, r"a\.safetensors: a1 has 4 bytes of F32 at -1"),
         (1, {"length": 8}, r"a\.safetensors: a1 has 8 bytes"),
-        (1, {"dtype": "bfloat16"}, r"a\.safetensors: a1 has 4 bytes of bfloat16"),
+        (1, {"encoding": BF16}, r"a\.safetensors: a1 has 4 bytes of BF16"),
         (0, {"offset": 1 << 62}, r"a\.safetensors ends at byte \d+, within a0"),
         (3, {"offset": 7 + 4 * (sum(SIZES) - 776)}, r"a\.safetensors ends at byte \d+, within a3"),
         (1, {"offset": 7 + 4 * 2999}, r"a\.safetensors: (a0 overlaps a1|a1 overlaps a0)"),
