@@ -17,7 +17,7 @@ from hydra.protocol.blob import Blob
 Work: TypeAlias = Callable[[Tensor | None], Tensor | Drawn]
 
 
-class Lane(Protocol):
+class DeviceLane(Protocol):
     """`launch` and `collect` in the same order, each from one thread."""
 
     def launch(self, hidden: Blob | None, work: Work) -> object: ...

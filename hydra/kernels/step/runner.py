@@ -17,7 +17,7 @@ from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.devices import device_name, finish, give_back, memory_bytes, native_dtypes, runs_triton
 from hydra.kernels.model.slice import Slice, build_slice, forward
 from hydra.kernels.step.decode_graphs import SPARE_BLOCKS, DecodeGraphs
-from hydra.kernels.step.lanes import HostLane, Lane
+from hydra.kernels.step.lanes import DeviceLane, HostLane
 from hydra.kernels.step.step_memory import refused_without_memory, within_memory
 from hydra.kernels.step.warmup import warm_up
 from hydra.kernels.tensors import TORCH_DTYPES
@@ -242,7 +242,7 @@ class Runner:
         return self._resident.n_bytes + sum(r.pool.n_bytes for r in list(self._routes.values()) if r.pool is not None)
 
 
-def _lane(device: torch.device) -> Lane:
+def _lane(device: torch.device) -> DeviceLane:
     if device.type != "cuda":
         return HostLane(device)
     from hydra.kernels.step.cuda_lane import CudaLane  # only where there is a device for it

@@ -27,7 +27,7 @@ from hydra.protocol.model.encoding import ENCODING_NAMES
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import refuse
 
-THREADS = 4  # enough to keep a disk and two cores busy; each holds a buffer or two
+READ_THREADS = 4  # enough to keep a disk and two cores busy; each holds a buffer or two
 
 
 class Progress(Protocol):
@@ -57,7 +57,7 @@ class _Job:
 
 
 def read_ranges(
-    folder: Path, wanted: Sequence[tuple[TensorRange, Tensor]], progress: Progress, threads: int = THREADS
+    folder: Path, wanted: Sequence[tuple[TensorRange, Tensor]], progress: Progress, threads: int = READ_THREADS
 ) -> int:
     """Fills each (contiguous) tensor from its range, and returns the bytes read. Refuses: bad_model, unsupported."""
     for source, target in wanted:

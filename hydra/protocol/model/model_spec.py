@@ -16,7 +16,7 @@ from hydra.protocol.model.encoding import Encoding
 from hydra.protocol.model.part_size import PartSize, total_size
 from hydra.protocol.sampling import DefaultSampling
 
-Role = Literal[
+WeightRole = Literal[
     "attention_norm",
     "attention_norm_bias",
     "qkv",
@@ -117,7 +117,7 @@ class Place:
     (None: the matrix has none, or the tensor holds all of them).
     """
 
-    role: Role
+    role: WeightRole
     layer: int | None = None
     first_row: int = 0
     expert: int | None = None

@@ -49,7 +49,7 @@ class Header:
     file_bytes: int
 
 
-def read_header(path: Path, file: str) -> Header:
+def read_weights_header(path: Path, file: str) -> Header:
     """Reads and checks the header of `path`; `file` is what refusals call it."""
     try:
         with path.open("rb") as stream:

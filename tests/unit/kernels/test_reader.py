@@ -77,7 +77,7 @@ def check(stored: Stored, wanted: list[tuple[TensorRange, torch.Tensor]]) -> Non
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_item_lands_in_its_place(stored, monkeypatch, chunk, threads, dtype):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", chunk)
     wanted = stored.targets(dtype)
     assert read_ranges(stored.folder, wanted, quiet, threads) == sum(source.length for source in stored.sources)
     check(stored, wanted)
@@ -118,7 +118,7 @@ class LateCopy:
 @pytest.mark.parametrize("chunk", [1000, 1 << 20])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_slab_is_read_into_only_when_the_device_has_let_go_of_it(stored, monkeypatch, chunk, threads):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", chunk)
     waited: list[int] = []
     monkeypatch.setattr(staging, "mover_for", lambda device: Late(waited))
     wanted = stored.targets(torch.bfloat16)
@@ -196,7 +196,7 @@ def test_ranges_are_checked_before_the_first_byte(stored, number, changes, words
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_file_that_shrinks_while_it_is_read_is_refused(stored, monkeypatch, threads):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", 400)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", 400)
     last = stored.sources[-2]
 
     def cut(bytes_done: int, bytes_total: int) -> None:
@@ -262,7 +262,7 @@ def test_a_damaged_norm_is_refused_by_name_and_the_runner_holds_nothing(untied, 
 
 
 def test_whoever_listens_may_end_it(stored, monkeypatch):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", 40)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", 40)
 
     class Enough(Exception):
         pass

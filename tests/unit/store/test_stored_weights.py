@@ -81,7 +81,7 @@ def test_a_head_that_is_the_embedding_once_more_is_not_read_twice(copy_of, name)
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 101 * 32 * 4, 1 << 20])
 @pytest.mark.parametrize("at", [(0, 0), (50, 7), (100, 31)])
 def test_one_number_anywhere_makes_it_another_head(copy_of, monkeypatch, chunk_bytes, at):
-    monkeypatch.setattr(weight_files, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(weight_files, "COMPARED_BYTES", chunk_bytes)
     path = tie(copy_of("single"))
     head = stored(path, EMBEDDING).clone()
     replaced(path, HEAD, head.clone())
