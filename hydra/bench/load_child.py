@@ -19,7 +19,7 @@ import torch
 from hydra.bench.child import say
 from hydra.bench.lone_route import LONE_BLOCK_SIZE, LONE_EPOCH, LONE_ROUTE
 from hydra.kernels.step.runner import Runner
-from hydra.kernels.weights.reader import THREADS
+from hydra.kernels.weights.reader import READ_THREADS
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.model_spec import Described
@@ -97,13 +97,13 @@ class _Piece:
 def _read_to_memory(pieces: list[_Piece], total: int) -> None:
     """numpy asks the system for huge pages under a buffer of this size."""
     buffer = np.empty(total, np.uint8).data
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         list(pool.map(lambda piece: piece.read(buffer[piece.place :]), pieces))
 
 
 def _read_to_device(device: str, pieces: list[_Piece], total: int) -> None:
     buffer = torch.empty(total, dtype=torch.uint8, device=device)
-    shares = [pieces[first::THREADS] for first in range(THREADS)]
+    shares = [pieces[first::READ_THREADS] for first in range(READ_THREADS)]
 
     def read(share: list[_Piece]) -> None:
         pinned = torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True)
@@ -112,7 +112,7 @@ def _read_to_device(device: str, pieces: list[_Piece], total: int) -> None:
             piece.read(memory)
             buffer[piece.place : piece.place + piece.size].copy_(pinned[: piece.size])
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         list(pool.map(read, shares))
     torch.cuda.synchronize(device)
 

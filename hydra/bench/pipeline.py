@@ -15,7 +15,9 @@ from hydra.bench.inner_cluster import inner_cluster
 from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.decoder_spec import plain_decoder, plain_layer
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
+from hydra.protocol.model.part_size import stored_size
 from hydra.protocol.wires.wire import Hub
 from hydra.store.models.library import LocalLibrary
 
@@ -36,8 +38,9 @@ class TimedLibrary:
         spec = ModelSpec(
             architecture="Timed", fingerprint="0" * 16, hidden=64, vocab=256, max_positions=1024, tied=False,
             decoder=plain_decoder(self.layers, plain_layer(n_heads=1, n_kv_heads=1, head_dim=64, intermediate=64)),
-            stored_dtype="float32", layer_params=(1_000_000,) * self.layers,
-            embedding_params=1000, head_params=1000, norm_params=64, bos_id=None, eos_ids=(),
+            stored_dtype="float32", layer_sizes=(stored_size(1_000_000, F32),) * self.layers,
+            embedding_size=stored_size(1000, F32), head_size=stored_size(1000, F32), norm_size=stored_size(64, F32),
+            bos_id=None, eos_ids=(),
         )  # fmt: skip
         return Described(model_path=model_path, default_id="timed", spec=spec, tensors=())
 

@@ -15,8 +15,9 @@ from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.split import LayerShare, SplitLimits, check_max_model_len, reserve_of, split_vram
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model.dtype import DTYPE_BYTES, Dtype
+from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.model_spec import Described, ModelSpec
+from hydra.protocol.model.part_size import total_size
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.units import GIGABYTE
 from hydra.settings import Settings, cache_path
@@ -97,7 +98,7 @@ def _dtype(wanted: str, spec: ModelSpec) -> Dtype:
 def plan_answer(request: PlanRequest) -> dict[str, Any]:
     """The split as one JSON object; `fits` false comes with the `reason` and without a split."""
     spec, limits = request.described.spec, request.limits
-    item_bytes = DTYPE_BYTES[limits.dtype]
+    head = total_size((spec.head_size, spec.embedding_size)) if spec.tied else spec.head_size
     plan: dict[str, Any] = {
         "model_path": request.described.model_path,
         "architecture": spec.architecture,
@@ -105,9 +106,9 @@ def plan_answer(request: PlanRequest) -> dict[str, Any]:
         "stored_dtype": spec.stored_dtype,
         "dtype": limits.dtype,
         "weight_bytes": spec.slice_bytes(0, spec.n_layers, limits.dtype),
-        "layer_bytes": [params * item_bytes for params in spec.layer_params],
-        "embedding_bytes": spec.embedding_params * item_bytes,
-        "head_bytes": (spec.head_params + spec.embedding_params * spec.tied) * item_bytes,
+        "layer_bytes": [size.memory_bytes(limits.dtype) for size in spec.layer_sizes],
+        "embedding_bytes": spec.embedding_size.memory_bytes(limits.dtype),
+        "head_bytes": head.memory_bytes(limits.dtype),
         "tied": spec.tied,
         "kv_bytes_per_token": spec.cache_size(0, spec.n_layers, limits.dtype).token_bytes,
     }

@@ -20,22 +20,22 @@ from hydra.protocol.blob import Buffer, Frames
 from hydra.protocol.columns import INT32, column_of, lowest
 from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName
-from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN, Limit, Range
+from hydra.protocol.limits import ALTERNATIVES_MAX, FIELDS, IDS, INT63_MAX, PLAIN, Limit, Range
 from hydra.protocol.messages import Message
-from hydra.protocol.messages.generations import FINISHES, Open, Tokens
+from hydra.protocol.messages.generations import Tokens
 from hydra.protocol.messages.membership import Beacon, Heartbeat, HeartbeatSeen
 from hydra.protocol.messages.plans import LoadSlice
-from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.model.encoding import ENCODING_NAMES, ENCODINGS, PlainEncoding
 from hydra.protocol.model.layer_spec import FeedForwardSpec
-from hydra.protocol.model.model_spec import Place, StoredFile, TensorRange
-from hydra.protocol.sampling import DefaultSampling, SamplingParams
+from hydra.protocol.model.model_spec import Place, TensorRange
+from hydra.protocol.model.part_size import PartSize
+from hydra.protocol.rules import RULES, no_rule
 
 CONTROL_BYTES_MAX = 4 << 20
 STRING_BYTES_MAX = 1 << 20
 ARRAY_ITEMS_MAX = 1 << 17
 MAP_ITEMS_MAX = 256
 NAME_LENGTH_MAX = 64  # of an actor
-ALTERNATIVES_MAX = 20
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
@@ -144,69 +144,10 @@ def _unpack_logprobs(value: Any, _: Any) -> Logprobs:
     return Logprobs(*LOGPROBS_COLUMNS.gather(columns, width))
 
 
-# ---------------------------------------------------------------- rules beyond types
+# ---------------------------------------------------------------- classes
 
-
-def _rule_tokens(said: Tokens) -> bool:
-    n_rows = len(said.session)
-    columns = (said.attempt, said.position, said.token, said.finish, said.cached)
-    logprobs_fit = said.logprobs is None or len(said.logprobs.chosen) == n_rows
-    known_finish = max(said.finish.tolist(), default=0) < len(FINISHES)
-    return all(len(column) == n_rows for column in columns) and logprobs_fit and known_finish
-
-
-def _rule_sampling(params: SamplingParams) -> bool:
-    return (
-        params.temperature >= 0.0
-        and params.repetition_penalty > 0.0
-        and 0.0 < params.top_p <= 1.0
-        and 0.0 <= params.min_p <= 1.0
-        and (params.logprobs is None or params.logprobs <= ALTERNATIVES_MAX)
-    )
-
-
-def _rule_default_sampling(default: DefaultSampling) -> bool:
-    """The ranges of SamplingParams, where there is a value."""
-    return _rule_sampling(SamplingParams().with_defaults(default, given=()))
-
-
-def _rule_open(said: Open) -> bool:
-    return said.prompt_tokens <= len(said.history)
-
-
-def _rule_slice(order: LoadSlice) -> bool:
-    return order.first_layer < order.end_layer <= order.spec.n_layers
-
-
-def _rule_decoder(decoder: DecoderSpec) -> bool:
-    """Every layer is of a kind that is there, and every kind is some layer's."""
-    return set(decoder.layer_kinds) == set(range(len(decoder.kinds)))
-
-
-def _one_component(file: str) -> bool:
-    return file not in ("", ".", "..") and not set("/\\\0") & set(file)
-
-
-def _rule_file(stored: TensorRange | StoredFile) -> bool:
-    return _one_component(stored.file)
-
-
-def _no_rule(_: Any) -> bool:
-    return True
-
-
-RULES: dict[type, Callable[[Any], bool]] = {
-    Tokens: _rule_tokens,
-    SamplingParams: _rule_sampling,
-    DefaultSampling: _rule_default_sampling,
-    Open: _rule_open,
-    LoadSlice: _rule_slice,
-    DecoderSpec: _rule_decoder,
-    TensorRange: _rule_file,
-    StoredFile: _rule_file,
-}
 UNIONS: tuple[Any, ...] = (FeedForwardSpec,)  # told apart on the wire by the name of the class, under "kind"
-ROWS: tuple[type, ...] = (TensorRange, Place)  # a mixture of experts has tens of thousands in one message
+ROWS: tuple[type, ...] = (TensorRange, Place, PartSize)  # a mixture of experts has tens of thousands in one message
 
 
 def _ruled_hook(kind: type) -> Hook:
@@ -219,7 +160,7 @@ def _ruled_hook(kind: type) -> Hook:
     plain: Hook = cattrs.gen.make_dict_structure_fn(
         kind, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False, **limited
     )
-    rule = RULES.get(kind, _no_rule)
+    rule = RULES.get(kind, no_rule)
 
     def checked(value: Any, as_kind: Any) -> Any:
         made = plain(value, as_kind)
@@ -234,7 +175,7 @@ def _row_hook(kind: type) -> Hook:
     """Reads what is said by the thousand: a list of the fields in their order, then the rule."""
     fields = attrs.fields(attrs.resolve_types(kind))
     hooks = [(field.name, field.type, converter.get_structure_hook(field.type)) for field in fields]
-    rule = RULES.get(kind, _no_rule)
+    rule = RULES.get(kind, no_rule)
 
     def checked(value: Any, _: Any) -> Any:
         if type(value) is not list or len(value) != len(hooks):
@@ -281,6 +222,8 @@ def _make_converter() -> cattrs.Converter:
     made.register_unstructure_hook_factory(lambda kind: kind in ROWS, _row_unhook)
     made.register_structure_hook_func(_is_column, _read_column)
     made.register_unstructure_hook_func(_is_column, _pack_column)
+    made.register_structure_hook(PlainEncoding, lambda name, _: ENCODINGS[name])
+    made.register_unstructure_hook(PlainEncoding, ENCODING_NAMES.__getitem__)
     made.register_structure_hook(Logprobs, _unpack_logprobs)
     made.register_unstructure_hook(Logprobs, _pack_logprobs)
     return made

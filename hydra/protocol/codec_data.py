@@ -22,10 +22,11 @@ from hydra.protocol.batch import (
     StepResult,
 )
 from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer, Frames
-from hydra.protocol.codec import ALTERNATIVES_MAX, converter, pack, unpack
+from hydra.protocol.codec import converter, pack, unpack
 from hydra.protocol.columns import ITEM_BYTES
 from hydra.protocol.data_header import DATA_HEADER, DTYPE_CODES, RESULT_KIND, STEP_KIND, read_data_header, write_header
 from hydra.protocol.faults import TheyBrokeTheRules
+from hydra.protocol.limits import ALTERNATIVES_MAX
 
 INLINE_BYTES_MAX = 64 << 10
 OPENINGS_BYTES_MAX = 64 << 20

@@ -43,6 +43,7 @@ NAME_MAX = 255
 REPLICAS_MAX = 64  # deployments of one model
 AUTH_MAX = 4096
 LAYERS_MAX = 4096
+ALTERNATIVES_MAX = 20  # to a token, with their log-probabilities
 ADDRESS = re.compile(
     r"tcp://([A-Za-z0-9][A-Za-z0-9_.-]{0,254}|\[[0-9A-Fa-f:.%]{2,64}\]):[0-9]{1,5}|(mem|inproc)://[\w.:-]{1,255}"
 )

@@ -22,8 +22,10 @@ from hydra.protocol.ids import RouteId
 from hydra.protocol.messages.membership import DeviceOffer, Held
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.decoder_spec import plain_decoder, plain_layer
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
+from hydra.protocol.model.part_size import stored_size
 from hydra.protocol.progress import Progress
 from hydra.protocol.sampling import GREEDY, SamplingParams
 
@@ -136,10 +138,10 @@ def pocket_spec(n_layers: int) -> ModelSpec:
         decoder=plain_decoder(n_layers, plain_layer(n_heads=1, n_kv_heads=1, head_dim=2, intermediate=2)),
         tied=False,
         stored_dtype="float32",
-        layer_params=(25_000_000,) * n_layers,  # 100 MB each, so that memory can be short
-        embedding_params=1_000,
-        head_params=1_000,
-        norm_params=10,
+        layer_sizes=(stored_size(25_000_000, F32),) * n_layers,  # 100 MB each, so that memory can be short
+        embedding_size=stored_size(1_000, F32),
+        head_size=stored_size(1_000, F32),
+        norm_size=stored_size(10, F32),
         bos_id=None,
         eos_ids=(),
     )
@@ -210,7 +212,7 @@ class PocketCompute:
         self._slices[order.route] = _Slice(order)
         return SliceFacts(
             weight_bytes=order.spec.slice_bytes(order.first_layer, order.end_layer, order.dtype),
-            read_bytes=len(fresh) * 100_000_000,
+            read_bytes=sum(order.spec.layer_sizes[layer].stored_bytes for layer in fresh),
             kv_blocks_max=self.kv_blocks_max,
             load_s=0.0,
         )

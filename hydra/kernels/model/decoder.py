@@ -15,11 +15,11 @@ from hydra.kernels.attention.paged_attention import StepPlan
 from hydra.kernels.model.feed_forward import FeedForward, make_feed_forward
 from hydra.kernels.model.layer_context import LayerContext
 from hydra.kernels.model.norms import Norm, make_norm
-from hydra.kernels.model.rotary import Tables
+from hydra.kernels.model.rotary import RotaryTables
 from hydra.kernels.model.softmax_attention import make_softmax_attention
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.model.layer_spec import AttentionSpec, LayerSpec, SoftmaxAttentionSpec
-from hydra.protocol.model.model_spec import Role
+from hydra.protocol.model.model_spec import WeightRole
 
 
 class Block(Protocol):
@@ -28,13 +28,13 @@ class Block(Protocol):
     @property
     def feed_forward(self) -> FeedForward: ...
 
-    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor: ...
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: RotaryTables) -> Tensor: ...
 
 
 class Attention(Protocol):
     """The half of a layer in which a token looks at its row: hidden states [n, hidden] to what is added to them."""
 
-    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor: ...
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: RotaryTables) -> Tensor: ...
 
 
 @attrs.frozen(eq=False)
@@ -46,7 +46,7 @@ class SequentialBlock:
     attention_norm: Norm
     mlp_norm: Norm
 
-    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor:
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: RotaryTables) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cache, plan, tables)
         return x.add_(self.feed_forward(self.mlp_norm(x)))
 
@@ -59,7 +59,7 @@ class ParallelBlock:
     feed_forward: FeedForward
     norm: Norm
 
-    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor:
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: RotaryTables) -> Tensor:
         normed = self.norm(x)
         return self.attention(normed, cache, plan, tables).add_(self.feed_forward(normed)).add_(x)
 
@@ -75,13 +75,13 @@ class SandwichBlock:
     mlp_norm: Norm
     after_mlp_norm: Norm
 
-    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor:
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: RotaryTables) -> Tensor:
         x = x + self.after_attention_norm(self.attention(self.attention_norm(x), cache, plan, tables))
         return x.add_(self.after_mlp_norm(self.feed_forward(self.mlp_norm(x))))
 
 
 def make_block(layer: LayerSpec, weights: PartWeights, context: LayerContext) -> Block:
-    def norm(role: Role, bias: Role) -> Norm:
+    def norm(role: WeightRole, bias: WeightRole) -> Norm:
         return make_norm(layer.norm, weights.tensors[role], weights.tensors.get(bias))
 
     attention = _make_attention(layer.attention, weights, context)

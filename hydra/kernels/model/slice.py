@@ -132,7 +132,7 @@ class Captured(Protocol):
     def takes(self, columns: DecodeColumns) -> bool: ...
 
     def replay(self, columns: DecodeColumns, hidden: Tensor | None) -> Tensor:
-        """What `decode` would return."""
+        """What `decode_rows` would return."""
         ...
 
 
@@ -152,13 +152,13 @@ def forward(
         if captured is not None and captured.takes(columns):
             made = captured.replay(columns, hidden)
         else:
-            made = decode(part, pool, on_device(columns, pool.block_size, part.device), hidden)
+            made = decode_rows(part, pool, on_device(columns, pool.block_size, part.device), hidden)
         return _draw(part, made, batch, rows) if part.is_last else made
     x = _through(part, pool, batch, rows, hidden)
     return _exit(part, x, batch, rows) if part.is_last else x
 
 
-def decode(part: Slice, pool: KvPool, inputs: DecodeInputs, hidden: Tensor | None) -> Tensor:
+def decode_rows(part: Slice, pool: KvPool, inputs: DecodeInputs, hidden: Tensor | None) -> Tensor:
     """One token per row: their hidden states, or from the last slice their logits. Only enqueues, the same for the same
     shapes, if the slice is steady.
     """

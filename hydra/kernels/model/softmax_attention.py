@@ -13,7 +13,7 @@ from hydra.kernels.attention.paged_attention import Attend, StepPlan, View, make
 from hydra.kernels.attention.sdpa import make_sdpa
 from hydra.kernels.model.layer_context import LayerContext
 from hydra.kernels.model.norms import make_norm
-from hydra.kernels.model.rotary import Table, Tables, Turn, rotate, rotate_some
+from hydra.kernels.model.rotary import RotaryTable, RotaryTables, Turn, rotate, rotate_some
 from hydra.kernels.weights.linear import Linear
 from hydra.kernels.weights.part_weights import PartTensors, PartWeights
 from hydra.protocol.model.layer_spec import SoftmaxAttentionSpec
@@ -32,7 +32,7 @@ class SoftmaxAttention:
     table: int  # its place among the slice's tables
     attend: Attend
 
-    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: Tables) -> Tensor:
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: RotaryTables) -> Tensor:
         rotated = self.n_heads + self.n_kv_heads
         heads = self.qkv(x).view(x.shape[0], rotated + self.n_kv_heads, self.head_dim)
         query_key = self.turn(heads[:, :rotated], tables[self.table])
@@ -73,7 +73,7 @@ def _make_turn(spec: SoftmaxAttentionSpec, tensors: PartTensors) -> Turn:
     key_norm = make_norm(spec.qk_norm, tensors["key_norm"], tensors.get("key_norm_bias"))
     n_heads = spec.n_heads
 
-    def normed(heads: Tensor, table: Table) -> Tensor:
+    def normed(heads: Tensor, table: RotaryTable) -> Tensor:
         return turn(torch.cat((query_norm(heads[:, :n_heads]), key_norm(heads[:, n_heads:])), 1), table)
 
     return normed

@@ -15,11 +15,11 @@ from hydra.kernels.weights.part_weights import PartTensors
 from hydra.kernels.weights.reader import read_ranges
 from hydra.kernels.weights.weight_memory import weight_memory
 from hydra.protocol.model.layout import Part, is_norm, part_of, part_shapes, place_of
-from hydra.protocol.model.model_spec import ModelShape, Role, TensorRange
+from hydra.protocol.model.model_spec import ModelShape, TensorRange, WeightRole
 from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import refuse
 
-_Block: TypeAlias = tuple[Role, int | None]  # a matrix, or one expert's share of it
+_Block: TypeAlias = tuple[WeightRole, int | None]  # a matrix, or one expert's share of it
 
 
 def fetch_parts(

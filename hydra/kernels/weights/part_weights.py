@@ -11,11 +11,11 @@ import attrs
 from torch import Tensor
 
 from hydra.kernels.weights.linear import Linear, PlainLinear, make_linear
-from hydra.protocol.model.model_spec import Role
+from hydra.protocol.model.model_spec import WeightRole
 
-PartTensors: TypeAlias = Mapping[Role, Tensor]  # a part as it was read
+PartTensors: TypeAlias = Mapping[WeightRole, Tensor]  # a part as it was read
 
-_LINEARS: dict[Role, Role] = {  # and the role of the bias that belongs to each
+_LINEARS: dict[WeightRole, WeightRole] = {  # and the role of the bias that belongs to each
     "qkv": "qkv_bias",
     "out": "out_bias",
     "gate_up": "gate_up_bias",
@@ -30,9 +30,9 @@ class PartWeights:
     experts are linears one by one, by expert.
     """
 
-    tensors: Mapping[Role, Tensor]
-    linears: Mapping[Role, Linear]
-    experts: Mapping[Role, tuple[Linear, ...]]
+    tensors: Mapping[WeightRole, Tensor]
+    linears: Mapping[WeightRole, Linear]
+    experts: Mapping[WeightRole, tuple[Linear, ...]]
 
     @property
     def n_bytes(self) -> int:
@@ -48,8 +48,8 @@ def make_part_weights(read: PartTensors) -> PartWeights:
     experts hangs on its last bits.
     """
     tensors = dict(read)
-    linears: dict[Role, Linear] = {}
-    experts: dict[Role, tuple[Linear, ...]] = {}
+    linears: dict[WeightRole, Linear] = {}
+    experts: dict[WeightRole, tuple[Linear, ...]] = {}
     for role, tensor in read.items():
         if role in _LINEARS:
             linears[role] = make_linear(tensors.pop(role), tensors.pop(_LINEARS[role], None))

@@ -9,14 +9,14 @@ from typing import Literal, TypeAlias
 import attrs
 
 from hydra.protocol.model.layer_spec import AttentionSpec, DenseSpec, FeedForwardSpec, LayerSpec, MoeSpec
-from hydra.protocol.model.model_spec import ModelShape, Place, Role, TensorRange
+from hydra.protocol.model.model_spec import ModelShape, Place, TensorRange, WeightRole
 
 EndPart: TypeAlias = Literal["embedding", "norm", "head"]
 Part: TypeAlias = int | EndPart  # a layer by its index, or one of the ends: the unit that is read, held and freed
-Shape: TypeAlias = tuple[int, ...]
+TensorShape: TypeAlias = tuple[int, ...]
 Section: TypeAlias = Literal["all", "q", "k", "v", "gate", "up"]
 
-_END_PARTS: dict[Role, EndPart] = {
+_END_PARTS: dict[WeightRole, EndPart] = {
     "embedding": "embedding",
     "final_norm": "norm",
     "final_norm_bias": "norm",
@@ -46,7 +46,7 @@ def place_of(source: TensorRange) -> Place:
     return source.place
 
 
-def is_norm(role: Role) -> bool:
+def is_norm(role: WeightRole) -> bool:
     return "_norm" in role
 
 
@@ -62,7 +62,7 @@ def slice_parts(shape: ModelShape, first_layer: int, end_layer: int) -> frozense
     return frozenset(parts)
 
 
-def part_shapes(shape: ModelShape, part: Part) -> dict[Role, Shape]:
+def part_shapes(shape: ModelShape, part: Part) -> dict[WeightRole, TensorShape]:
     """Every canonical tensor of a part."""
     decoder = shape.decoder
     match part:
@@ -72,7 +72,7 @@ def part_shapes(shape: ModelShape, part: Part) -> dict[Role, Shape]:
             biased = decoder.norm.kind == "layer"
             return {"final_norm": (shape.hidden,), **({"final_norm_bias": (shape.hidden,)} if biased else {})}
         case "head":
-            head: dict[Role, Shape] = {} if shape.tied else {"head": (shape.vocab, shape.hidden)}
+            head: dict[WeightRole, TensorShape] = {} if shape.tied else {"head": (shape.vocab, shape.hidden)}
             return {**head, **({"head_bias": (shape.vocab,)} if decoder.head_bias else {})}
         case _:
             layer, hidden = decoder.layer(part), shape.hidden
@@ -80,10 +80,10 @@ def part_shapes(shape: ModelShape, part: Part) -> dict[Role, Shape]:
             return halves | _norm_shapes(layer, hidden)
 
 
-def _attention_shapes(spec: AttentionSpec, hidden: int) -> dict[Role, Shape]:
+def _attention_shapes(spec: AttentionSpec, hidden: int) -> dict[WeightRole, TensorShape]:
     queries = spec.n_heads * spec.head_dim
     rows = queries + 2 * spec.n_kv_heads * spec.head_dim
-    shapes: dict[Role, Shape] = {"qkv": (rows, hidden), "out": (hidden, queries)}
+    shapes: dict[WeightRole, TensorShape] = {"qkv": (rows, hidden), "out": (hidden, queries)}
     if spec.qkv_bias:
         shapes["qkv_bias"] = (rows,)
     if spec.out_bias:
@@ -95,7 +95,7 @@ def _attention_shapes(spec: AttentionSpec, hidden: int) -> dict[Role, Shape]:
     return shapes
 
 
-def _feed_forward_shapes(spec: FeedForwardSpec, hidden: int) -> dict[Role, Shape]:
+def _feed_forward_shapes(spec: FeedForwardSpec, hidden: int) -> dict[WeightRole, TensorShape]:
     inner = spec.intermediate
     match spec:
         case MoeSpec():
@@ -106,14 +106,14 @@ def _feed_forward_shapes(spec: FeedForwardSpec, hidden: int) -> dict[Role, Shape
             }
         case DenseSpec():
             rows = inner * (2 if spec.gated else 1)
-            shapes: dict[Role, Shape] = {"gate_up": (rows, hidden), "down": (hidden, inner)}
+            shapes: dict[WeightRole, TensorShape] = {"gate_up": (rows, hidden), "down": (hidden, inner)}
             return shapes | {"gate_up_bias": (rows,), "down_bias": (hidden,)} if spec.bias else shapes
 
 
-def _norm_shapes(layer: LayerSpec, hidden: int) -> dict[Role, Shape]:
+def _norm_shapes(layer: LayerSpec, hidden: int) -> dict[WeightRole, TensorShape]:
     """A parallel block has one norm for both of its halves, a sandwich a second one behind each."""
-    names: tuple[Role, ...] = ("attention_norm",)
-    biases: tuple[Role, ...] = ("attention_norm_bias",)
+    names: tuple[WeightRole, ...] = ("attention_norm",)
+    biases: tuple[WeightRole, ...] = ("attention_norm_bias",)
     if layer.block != "parallel":
         names, biases = (*names, "mlp_norm"), (*biases, "mlp_norm_bias")
     if layer.block == "sandwich":
@@ -124,7 +124,7 @@ def _norm_shapes(layer: LayerSpec, hidden: int) -> dict[Role, Shape]:
     return dict.fromkeys(names, (hidden,))
 
 
-def section_rows(layer: LayerSpec | None, role: Role, section: Section, height: int) -> Rows:
+def section_rows(layer: LayerSpec | None, role: WeightRole, section: Section, height: int) -> Rows:
     """The rows that one published projection takes in a canonical matrix of `height` rows; `layer` None: at the ends,
     whose matrices have no sections.
     """

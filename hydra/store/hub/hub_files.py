@@ -18,7 +18,7 @@ from hydra.protocol.model.model_spec import Described, StoredFile
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.cache_room import unusable
 from hydra.store.cache.range_source import SourceFault
-from hydra.store.formats.safetensors_header import Header, StoredTensor, parse_header, read_header
+from hydra.store.formats.safetensors_header import Header, StoredTensor, parse_header, read_weights_header
 from hydra.store.hub.hf_cache import find_blob
 from hydra.store.hub.hub import HubClient, Snapshot
 from hydra.store.hub.hub_source import HubSource
@@ -50,7 +50,7 @@ class HubFiles:
         if stored is None:
             return None
         if (here := find_blob(self.in_hf_cache, stored)) is not None:
-            return read_header(here, file)
+            return read_weights_header(here, file)
         return parse_header(self.hub.header(self.snapshot, stored, self.source), file, stored.size_bytes)
 
     def tag(self, file: str, header: Header, tensors: Iterable[StoredTensor]) -> str:

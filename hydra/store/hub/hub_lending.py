@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from hydra.protocol.lent import Lent
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import Described, StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.cache_room import CacheRoom
@@ -86,7 +87,7 @@ class HubPlace:
             return
         ahead = max(end, min(self._end_of_tensor(file, end), start + AHEAD_BYTES))
         wanted = TensorRange(
-            name=f"bytes {start} to {ahead}", file=file, offset=start, length=ahead - start, dtype="float32", shape=()
+            name=f"bytes {start} to {ahead}", file=file, offset=start, length=ahead - start, encoding=F32, shape=()
         )
         folder = self._cache.ensure(
             self.described.spec.fingerprint, self.described.files, [wanted], [self.source], _quiet, _never

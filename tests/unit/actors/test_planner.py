@@ -51,7 +51,9 @@ from hydra.protocol.messages.plans import (
     Unanswered,
 )
 from hydra.protocol.model.decoder_spec import LengthRule, plain_decoder, plain_layer
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import Described, ModelSpec
+from hydra.protocol.model.part_size import stored_size
 from hydra.protocol.model.rope_spec import RopeSpec
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.settings.cluster import ClusterSettings
@@ -69,10 +71,10 @@ SPEC = ModelSpec(
     decoder=plain_decoder(12, plain_layer(n_heads=16, n_kv_heads=4, head_dim=64, intermediate=2816)),
     tied=False,
     stored_dtype="float32",
-    layer_params=(100_000_000,) * 12,  # 0.4 GB each in float32
-    embedding_params=32000 * 1024,
-    head_params=32000 * 1024,
-    norm_params=1024,
+    layer_sizes=(stored_size(100_000_000, F32),) * 12,  # 0.4 GB each in float32
+    embedding_size=stored_size(32000 * 1024, F32),
+    head_size=stored_size(32000 * 1024, F32),
+    norm_size=stored_size(1024, F32),
     bos_id=1,
     eos_ids=(2,),
 )

@@ -11,15 +11,18 @@ from hydra.actors.planning.candidates import Candidate
 from hydra.actors.planning.split import SplitLimits, context_needed, proportional, reserve_of, split_vram
 from hydra.protocol.model.cache_spec import PagedKvSpec
 from hydra.protocol.model.decoder_spec import decoder_of, plain_decoder, plain_layer
+from hydra.protocol.model.encoding import F16
 from hydra.protocol.model.layer_spec import MoeSpec
 from hydra.protocol.model.model_spec import ModelSpec
+from hydra.protocol.model.part_size import stored_size
 from hydra.protocol.refusal import RefusalError
 
 GB = 10**9
+VOCABULARY = stored_size(32000 * 1024, F16)
 LAYER = plain_layer(n_heads=16, n_kv_heads=4, head_dim=64, intermediate=2816)
 
 
-def model(n_layers, layer_params=100_000_000, **changes):
+def model(n_layers, layer_numbers=100_000_000, **changes):
     spec = ModelSpec(
         architecture="LlamaForCausalLM",
         fingerprint="f",
@@ -29,10 +32,10 @@ def model(n_layers, layer_params=100_000_000, **changes):
         decoder=plain_decoder(n_layers, LAYER),
         tied=False,
         stored_dtype="float16",
-        layer_params=(layer_params,) * n_layers,
-        embedding_params=32000 * 1024,
-        head_params=32000 * 1024,
-        norm_params=1024,
+        layer_sizes=(stored_size(layer_numbers, F16),) * n_layers,
+        embedding_size=VOCABULARY,
+        head_size=VOCABULARY,
+        norm_size=stored_size(1024, F16),
         bos_id=1,
         eos_ids=(2,),
     )
@@ -93,8 +96,8 @@ def test_every_seat_gets_a_layer_and_every_layer_a_seat(weights, extra):
     st.floats(0, 3),
     st.booleans(),
 )
-def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_layers, layer_params, reserve, tied):
-    spec = model(n_layers, layer_params, tied=tied, head_params=0 if tied else 32000 * 1024)
+def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_layers, layer_numbers, reserve, tied):
+    spec = model(n_layers, layer_numbers, tied=tied, head_size=stored_size(0, F16) if tied else VOCABULARY)
     rules = limits(reserve)
     offered = candidates(*gigabytes)
     try:
@@ -130,7 +133,9 @@ def test_one_sequence_has_whole_blocks(context, needed):
 
 
 def test_layers_move_from_a_seat_that_is_short_to_the_one_with_room():
-    big_ends = model(10, 100_000_000, embedding_params=900_000_000)  # 1.8 GB beside the first seat's layers
+    big_ends = model(
+        10, 100_000_000, embedding_size=stored_size(900_000_000, F16)
+    )  # 1.8 GB beside the first seat's layers
     plain = split_vram(model(10, 100_000_000), candidates(3, 4), limits(reserve_gb=0.5))
     moved = split_vram(big_ends, candidates(3, 4), limits(reserve_gb=0.5))
     assert layers(plain) == [("n0", 0, 5), ("n1", 5, 10)]

@@ -17,13 +17,14 @@ from hydra.actors.stage.stage import ThreadFenced
 from hydra.protocol import codec
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import Activate, LoadFailed, LoadSlice, Ready, SliceLoaded
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import refuse
 from hydra.simulation.pocket_model import pocket_spec
 from tests.unit.actors.silent_spoke import SilentSpoke
 
 TENSORS = tuple(
-    TensorRange(name=f"t{layer}", file="f", offset=layer, length=1, dtype="float32", shape=()) for layer in range(4)
+    TensorRange(name=f"t{layer}", file="f", offset=layer, length=1, encoding=F32, shape=()) for layer in range(4)
 )
 FACTS = SliceFacts(weight_bytes=1, read_bytes=0, kv_blocks_max=8, load_s=0.0)
 

@@ -13,7 +13,7 @@ from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.attention.paged_attention import PagedRows, View, plan_step
 from hydra.kernels.model.decode_step import DecodeColumns, decode_columns, is_decode, on_device
 from hydra.kernels.model.rotary import make_rotary
-from hydra.kernels.model.slice import Slice, decode
+from hydra.kernels.model.slice import Slice, decode_rows
 from hydra.protocol.batch import Batch, OpenRow, int32
 from hydra.protocol.model.layer_spec import MoeSpec
 from hydra.protocol.model.rope_spec import RopeSpec
@@ -64,7 +64,7 @@ class Replayed:
         padded = columns.padded(2, self.pool.n_blocks - 1, block_size)
         if hidden is not None:
             hidden = torch.cat((hidden, torch.zeros(2 - n_rows, hidden.shape[1])))
-        return decode(self.part, self.pool, on_device(padded, block_size, CPU), hidden)[:n_rows]
+        return decode_rows(self.part, self.pool, on_device(padded, block_size, CPU), hidden)[:n_rows]
 
 
 @attrs.frozen

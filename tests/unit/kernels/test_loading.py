@@ -116,7 +116,7 @@ def plain(linear):
 
 
 def test_small_chunks_and_dtype_conversion_place_every_byte(untied, monkeypatch):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", 1000)
     runner = Runner("cpu", dtypes=("bfloat16",))
     facts = runner.load(order(untied, 3, 4, dtype="bfloat16"), quiet)
     assert facts.read_bytes == 2 * facts.weight_bytes == n_bytes(untied.ranges(3, 4))

@@ -16,6 +16,7 @@ from hydra.protocol.model.decoder_spec import decoder_of
 from hydra.protocol.model.layer_spec import DenseSpec, LayerSpec, MoeSpec, NormSpec, SoftmaxAttentionSpec
 from hydra.protocol.model.layout import Part, part_shapes, slice_parts
 from hydra.protocol.model.model_spec import ModelSpec
+from hydra.protocol.model.part_size import PartSize
 from hydra.protocol.model.rope_spec import RopeSpec
 from hydra.protocol.sampling import GREEDY
 
@@ -44,10 +45,11 @@ PARALLEL = layer(
     8, 8, 4, 4, norm=LAYER_NORM, block="parallel",
     feed_forward=DenseSpec(intermediate=24, activation="gelu", gated=False, bias=True),
 )  # fmt: skip
+NOTHING = PartSize(0, 0)
 SPEC = ModelSpec(
     architecture="Mixed", fingerprint="0" * 16, hidden=32, vocab=101, max_positions=64, tied=False,
     decoder=decoder_of([PLAIN, WIDE, WINDOW, PARALLEL, PLAIN], RMS), stored_dtype="float32",
-    layer_params=(0,) * 5, embedding_params=0, head_params=0, norm_params=0, bos_id=None, eos_ids=(),
+    layer_sizes=(NOTHING,) * 5, embedding_size=NOTHING, head_size=NOTHING, norm_size=NOTHING, bos_id=None, eos_ids=(),
 )  # fmt: skip
 
 

@@ -26,8 +26,10 @@ from hydra.protocol.messages.models import LoadModel
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.cache_spec import PagedKvSpec
 from hydra.protocol.model.decoder_spec import DecoderSpec, decoder_of, plain_decoder, plain_layer
+from hydra.protocol.model.encoding import BF16, ENCODINGS, Encoding
 from hydra.protocol.model.layer_spec import LayerSpec, MoeSpec, NormSpec, SoftmaxAttentionSpec
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
+from hydra.protocol.model.part_size import PartSize
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
@@ -89,6 +91,12 @@ def strategy(kind):
         JournalEntries: {"first": st.integers(1, 99)},
         JournalEntry: dict.fromkeys(("actor", "node", "response_id"), HOSTS),
     }
+    if kind is Encoding:
+        return st.sampled_from(list(ENCODINGS.values()))
+    if kind is ModelSpec:  # as many sizes as layers
+        size = strategy(PartSize)
+        spec = st.builds(ModelSpec, **fields)
+        return st.builds(lambda spec, size: attrs.evolve(spec, layer_sizes=(size,) * spec.n_layers), spec, size)
     if kind is DecoderSpec:  # the index of each layer must be right
         layers = st.lists(strategy(LayerSpec), min_size=1, max_size=3)
         return st.builds(decoder_of, layers, strategy(NormSpec))
@@ -216,7 +224,7 @@ def test_sampling_ranges_are_checked_again(change):
 
 EXPERT = TensorRange(
     name="model.layers.47.mlp.experts.127.gate_proj.weight", file="model-00001-of-00016.safetensors", offset=2**40,
-    length=2**22, dtype="bfloat16", shape=(768, 2048), place=Place(role="expert_gate_up", layer=47, expert=127),
+    length=2**22, encoding=BF16, shape=(768, 2048), place=Place(role="expert_gate_up", layer=47, expert=127),
 )  # fmt: skip
 SLICE = LoadSlice(
     route=1, epoch=Epoch(1, 1), dtype="bfloat16", first_layer=0, end_layer=48, tensors=(EXPERT,), sources=("/m",),
@@ -225,7 +233,8 @@ SLICE = LoadSlice(
         architecture="Qwen3MoeForCausalLM", fingerprint="f" * 64, hidden=2048, vocab=151_936,
         max_positions=40_960, tied=False,
         decoder=plain_decoder(48, plain_layer(n_heads=32, n_kv_heads=4, head_dim=128, intermediate=6144)),
-        stored_dtype="bfloat16", layer_params=(1,) * 48, embedding_params=1, head_params=1, norm_params=1,
+        stored_dtype="bfloat16", layer_sizes=(PartSize(1, 2),) * 48, embedding_size=PartSize(1, 2),
+        head_size=PartSize(1, 2), norm_size=PartSize(1, 2),
         bos_id=None, eos_ids=(),
     ),
 )  # fmt: skip
@@ -245,12 +254,13 @@ def mixed(layer: int):
 
 
 def test_a_hundred_layers_of_four_kinds_are_small_and_shared():
-    spec = attrs.evolve(SLICE.spec, decoder=decoder_of(map(mixed, range(120)), SLICE.spec.decoder.norm))
+    decoder = decoder_of(map(mixed, range(120)), SLICE.spec.decoder.norm)
+    spec = attrs.evolve(SLICE.spec, decoder=decoder, layer_sizes=(PartSize(193_000_000, 386_000_000),) * 120)
     message = attrs.evolve(SLICE, spec=spec, tensors=())
     assert len(spec.decoder.kinds) == 3 and [spec.decoder.layer(i) for i in range(120)] == list(map(mixed, range(120)))
     frames = codec.encode("stage", "planner", message)
     heard = codec.decode(frames).message
-    assert heard == message and len(frames[0]) < 3000
+    assert heard == message and len(frames[0]) < 4000
     assert heard.spec.decoder.layer(20) is heard.spec.decoder.layer(119 - 1)
 
 
@@ -262,6 +272,7 @@ def test_a_hundred_layers_of_four_kinds_are_small_and_shared():
         {"layer_kinds": []},
         {"kinds": []},
         {"kinds": [{"kind": "LayerSpec"}]},
+        {"layer_kinds": [0] * 47},
     ],
 )
 def test_a_decoder_says_what_each_of_its_layers_is(change):
@@ -292,7 +303,7 @@ def test_a_slice_lies_within_its_model(change):
         codec.decode(sentence("LoadSlice", fields_of(SLICE) | change))
 
 
-ROW = ["n", "f", 0, 8, "float32", [2], ["down", 0, 0, None]]
+ROW = ["n", "f", 0, 8, "F32", [2], ["down", 0, 0, None]]
 
 
 @pytest.mark.parametrize(
@@ -311,6 +322,10 @@ ROW = ["n", "f", 0, 8, "float32", [2], ["down", 0, 0, None]]
         ["n", "../f", *ROW[2:]],
         ["n", "f", -1, *ROW[3:]],
         [7, *ROW[1:]],
+        [*ROW[:4], "float32", *ROW[5:]],
+        [*ROW[:4], "Q9_Z", *ROW[5:]],
+        [*ROW[:4], {"dtype": "float32"}, *ROW[5:]],
+        [*ROW[:4], None, *ROW[5:]],
     ],
 )
 def test_rows_of_ranges_are_checked(row):

@@ -160,7 +160,7 @@ def test_a_kept_description_is_read_by_the_rules_of_the_wire(life, saved, change
 
 
 def test_only_the_latest_are_kept(life, saved, monkeypatch):
-    monkeypatch.setattr(description_cache, "ENTRIES_MAX", 3)
+    monkeypatch.setattr(description_cache, "DESCRIPTIONS_MAX", 3)
     cache, model = life().cache, LocalLibrary().describe(str(saved / "single"))
     for number in range(5):
         cache.keep(f"/m{number}", model)

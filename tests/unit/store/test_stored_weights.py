@@ -65,7 +65,7 @@ def test_a_tied_flag_does_not_drop_a_head_of_its_own(copy_of, name):
     with capture_logs() as logs:
         described = describe(str(tie(path)))
     assert HEAD in names(described) and not described.spec.tied
-    assert (described.spec.head_params, described.spec.slice_params(4, 5)) == (101 * 32, untied.slice_params(4, 5))
+    assert described.spec.head_size.numbers == 101 * 32 and described.spec.slice_size(4, 5) == untied.slice_size(4, 5)
     assert [(log["log_level"], log["head"]) for log in logs] == [("warning", HEAD)]
 
 
@@ -75,13 +75,13 @@ def test_a_head_that_is_the_embedding_once_more_is_not_read_twice(copy_of, name)
     replaced(path, HEAD, stored(path, EMBEDDING).clone())
     with capture_logs() as logs:
         described = describe(str(path))
-    assert described.spec.tied and described.spec.head_params == 0 and HEAD not in names(described) and logs == []
+    assert described.spec.tied and described.spec.head_size.numbers == 0 and HEAD not in names(described) and logs == []
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 101 * 32 * 4, 1 << 20])
 @pytest.mark.parametrize("at", [(0, 0), (50, 7), (100, 31)])
 def test_one_number_anywhere_makes_it_another_head(copy_of, monkeypatch, chunk_bytes, at):
-    monkeypatch.setattr(weight_files, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(weight_files, "COMPARED_BYTES", chunk_bytes)
     path = tie(copy_of("single"))
     head = stored(path, EMBEDDING).clone()
     replaced(path, HEAD, head.clone())
