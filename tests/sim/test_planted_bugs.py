@@ -6,6 +6,7 @@ import attrs
 import pytest
 
 from hydra.actors.core.machine import Send
+from hydra.actors.membership.registry import Registry
 from hydra.actors.scheduling.broker import Broker
 from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.scheduler import RouteScheduler
@@ -221,6 +222,29 @@ def compute_behind_a_stage_without_memory(monkeypatch):
     monkeypatch.setattr(StageLine, "accept", accept)
 
 
+def keep_the_lease_of_the_lost(monkeypatch):
+    """Nothing that a reader sees goes wrong for a long while: only the Registry disagrees with itself."""
+    honest = Registry._lose
+
+    def lose(registry, lease, *reasons, **named):
+        effects = honest(registry, lease, *reasons, **named)
+        registry._members[lease.hello.node_id] = lease
+        return effects
+
+    monkeypatch.setattr(Registry, "_lose", lose)
+
+
+def pledge_blocks_to_nobody(monkeypatch):
+    """Blocks that a row has taken stay pledged: the route holds less and less."""
+    honest = RouteScheduler.add
+
+    def add(engine, row):
+        honest(engine, row)
+        engine._pledged += 1
+
+    monkeypatch.setattr(RouteScheduler, "add", add)
+
+
 BUGS = [
     skip_the_epoch_check,
     forget_the_kv_free,
@@ -233,6 +257,8 @@ BUGS = [
     keep_the_pool_of_the_old_epoch,
     never_ask_again,
     end_one_token_late,
+    keep_the_lease_of_the_lost,
+    pledge_blocks_to_nobody,
 ]
 
 
