@@ -3,7 +3,7 @@
 Grouped by conversation, one file each; SPEC.md says who may say what when, and a message without a sender or a handler
 fails its test.
 
-May import: model, ids, refusal, sampling, batch.
+May import: model, ids, refusal, sampling, sampled_token, batch.
 Refuses to know: bytes, limits and lanes.
 """
 

@@ -2,11 +2,7 @@
 
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[tuple[str, str]] = set()
-TWICE = {
-    "Activate", "Address", "Answer", "Asked", "Budget", "Cluster", "Drawn", "Generation", "Held", "Hub", "Kind", "Lane",
-    "Lent", "Piece", "Place", "Progress", "Role", "Shape", "Start", "ask", "decode", "encode", "load",
-    "measure", "pack", "peak_bytes", "pull", "reserve_of", "settle", "to_json", "up", "worker_child",
-}  # fmt: skip
+TWICE: set[str] = set()
 CYCLES = {("hydra.kernels.attention.paged_attention", "hydra.kernels.attention.paged_decode")}
 UNUSED: set[tuple[str, str]] = set()
 UNCHECKED = {

@@ -28,7 +28,6 @@ PLAIN_DECORATORS = {
 CALLED_FROM_OUTSIDE = {
     ("actors/core/transitions.py", "as_markdown"): "SPEC.md is compared with it",
     ("actors/sessions/sessions.py", "replays"): "what a story of the simulator counts",
-    ("protocol/codec_data.py", "peek_header"): "what tests of the data lane look at frames with",
     ("protocol/wires/wire.py", "Wires"): "what both transports implement",
     ("http/client_stream.py", "wait_send_all_might_not_block"): "trio's stream",
     ("http/client_stream.py", "send_eof"): "trio's stream",
