@@ -73,6 +73,7 @@ RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("cluster", "min_nodes"): (0, 10_000),
     ("zmq", "high_water_mark"): (1, 1 << 30),  # 0 would mean without bound
     ("model", "max_model_len"): (0, 1 << 30),
+    ("model", "replicas"): (1, 64),
     ("model", "max_cache_gb"): (0, 1e9),
     ("engine", "block_size"): (1, 4096),
     ("engine", "kv_memory_fraction"): (0.01, 1),

@@ -44,9 +44,15 @@ STREAMS_POLL_S = 0.1  # for the end of the last frontend
 def remembered_state(spec: CoordinatorSpec) -> SavedState:
     """What a former life left behind; a model it did not have is wished for anew, and counts as a first start."""
     saved, model = read_state(Path(spec.state_dir)), spec.model
-    if not model.path or any(desired.model_path == model.path for desired in saved.desired):
+    if not model.path:
         return saved
-    desired = DesiredModel(model.path, model.id or None, None if model.dtype == "auto" else model.dtype)
+    if any(desired.model_path == model.path for desired in saved.desired):
+        same = [
+            attrs.evolve(one, replicas=model.replicas) if one.model_path == model.path else one for one in saved.desired
+        ]
+        return attrs.evolve(saved, desired=tuple(same))
+    dtype = None if model.dtype == "auto" else model.dtype
+    desired = DesiredModel(model.path, model.id or None, dtype, replicas=model.replicas)
     return attrs.evolve(saved, desired=(desired,), nodes=())
 
 

@@ -12,6 +12,7 @@ class ModelSettings:
     id: str = ""
     dtype: str = "auto"
     max_model_len: int = 0
+    replicas: int = 1  # deployments of the model, on workers of their own each
     chat_template: str = ""
     cache_dir: str = "~/.cache/hydra/models"
     hf_token: str = secret()
