@@ -18,6 +18,7 @@ from tests.side_by_side import REAL
 ROOT = Path(__file__).parents[1]
 FLOORS = Path(__file__).with_name("coverage_floors.json")
 SPARE_PERCENT = 1
+SOME_FAILED = 1  # pytest's exit code
 FRONT = "front"  # the files that are in no room
 
 
@@ -56,13 +57,16 @@ def raised(floors: Mapping[str, int], measured: Mapping[str, float]) -> dict[str
 
 
 def measure(paths: list[str]) -> dict[str, float]:
-    """Runs the tests. Raises CalledProcessError when one fails."""
+    """Runs the tests. One that fails is for `make test` to judge: those with bounds of time may, under a tracer. Raises
+    CalledProcessError when they could not be run at all."""
     with tempfile.TemporaryDirectory() as folder:
         env = {"HYDRA_SEEDS": "5", **os.environ, "COVERAGE_FILE": f"{folder}/data"}
         coverage, report = [sys.executable, "-m", "coverage"], f"{folder}/report.json"
         marks = "not gpu and not long and not real and not clients"
         tests = ["-m", "pytest", "-q", "-m", marks, *(f"--ignore={path}" for path in REAL), *paths]
-        subprocess.run([*coverage, "run", "--source=hydra", *tests], cwd=ROOT, env=env, check=True)
+        ran = subprocess.run([*coverage, "run", "--source=hydra", *tests], cwd=ROOT, env=env, check=False)
+        if ran.returncode not in (0, SOME_FAILED):
+            ran.check_returncode()
         subprocess.run([*coverage, "json", "-q", "-o", report], cwd=ROOT, env=env, check=True)
         files = json.loads(Path(report).read_text())["files"]
     return percents({file: found["summary"] for file, found in files.items()})

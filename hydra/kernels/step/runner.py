@@ -222,12 +222,12 @@ class Runner:
             progress,
         )
         read_at_s = time.monotonic()
-        made: dict[Part, PartWeights] = {}
+        weights: dict[Part, PartWeights] = {}
         while read:
             part, tensors = read.popitem()
-            made[part] = make_part_weights(tensors)
+            weights[part] = make_part_weights(tensors)
             del tensors  # one after the other: at most one part is held twice
-        self._resident.put(copy, made)
+        self._resident.put(copy, weights)
         return read_bytes, time.monotonic() - read_at_s
 
     def _tidy(self, copy: WeightsKey | None = None, parts: frozenset[Part] = frozenset()) -> None:

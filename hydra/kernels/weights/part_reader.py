@@ -33,15 +33,15 @@ def fetch_parts(
 ) -> tuple[dict[Part, PartTensors], int]:
     """Reads exactly these parts' ranges; returns them and the bytes read. Refuses: bad_model, unsupported."""
     sources = _by_part(parts, tensors)
-    made: dict[Part, PartTensors] = {}
+    filled_parts: dict[Part, PartTensors] = {}
     wanted: list[tuple[TensorRange, Tensor]] = []
     for part in sorted(parts, key=str):
         shapes = part_shapes(shape, part)
-        made[part] = {role: weight_memory(size, dtype, device) for role, size in shapes.items()}
-        wanted += _placed(part, made[part], sources[part])
+        filled_parts[part] = {role: weight_memory(size, dtype, device) for role, size in shapes.items()}
+        wanted += _placed(part, filled_parts[part], sources[part])
     read_bytes = read_ranges(folder, wanted, progress)
     _check_norms([(source, target) for source, target in wanted if is_norm(place_of(source).role)])
-    return made, read_bytes
+    return filled_parts, read_bytes
 
 
 def _check_norms(norms: Sequence[tuple[TensorRange, Tensor]]) -> None:
