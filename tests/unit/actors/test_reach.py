@@ -381,7 +381,7 @@ def test_a_stage_that_says_that_it_has_let_go_has_said_something():
     dropped = Fenced(route=order.route, epoch=attrs.evolve(order.epoch, number=99))
     assert hall.hears(dropped, Address("b-1", "stage")) == [], "of a slice that no plan has any more"
     hall.now_s = LOAD_SILENT_S
-    assert set(orders(hall.tell(TimerFired(("silence", "m"))))) == {"a-1"}
+    assert set(orders(hall.tell(TimerFired(("silence", 1))))) == {"a-1"}
 
 
 def test_a_worker_that_all_loads_fail_on_is_tried_again_but_not_at_once():

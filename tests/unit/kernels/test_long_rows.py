@@ -73,8 +73,8 @@ class Route:
                 route=ROUTE, epoch=EPOCH, step=number, row=batch.row[sampled], attempt=batch.attempt[sampled],
                 position=(batch.position + batch.length)[sampled], token=outcome.token,
             )  # fmt: skip
-            for drawn in self.engine.take(result, 0.0):
-                self.said[drawn.row.key.session].append(drawn.token)
+            for place, row in self.engine.take(result, 0.0).items():
+                self.said[row.key.session].append(int(result.token[place]))
             for row in self.engine.preempted:
                 prompt = row.open.history[: row.open.prompt_tokens].tolist()
                 again = self.open(row.key.session, prompt, row.open.attempt + 1)
