@@ -10,7 +10,7 @@ BIN := .venv/bin
 RUN := .venv/run$(GPU).stamp
 DEV := .venv/dev$(GPU).stamp
 
-.PHONY: up help env test test-all test-real test-clients check sim bench clean
+.PHONY: up help env test test-all test-real test-clients check coverage sim bench clean
 
 # In the foreground of a terminal the cluster is a job of its own: Ctrl-C reaches it alone, make waits, and its status is
 # that of up. Otherwise a second Ctrl-C would end make at once, and leave the cluster behind it.
@@ -41,6 +41,9 @@ check: $(DEV)  ## lint, format, types
 	$(BIN)/ruff check hydra tests scenarios install
 	$(BIN)/ruff format --check hydra tests scenarios install
 	$(BIN)/mypy
+
+coverage: $(DEV)  ## how much of each room the fast tests run, against its floor (RAISE=1: raise the floors)
+	$(BIN)/python -m tests.coverage_floors $(if $(RAISE),--raise)
 
 sim: $(DEV)  ## SEEDS=n runs of the simulated cluster
 	HYDRA_SEEDS=$(SEEDS) $(BIN)/python -m pytest -q tests/sim

@@ -15,6 +15,12 @@ from typing import Any
 import attrs
 
 from hydra.complaint import Complaint
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.engine import EngineSettings
+from hydra.protocol.settings.model import ModelSettings
+from hydra.protocol.settings.server import ServerSettings
+from hydra.protocol.settings.setting import duration, is_duration, is_secret, seconds, secret
+from hydra.protocol.settings.zmq import ZmqSettings
 
 TOKEN_LENGTH_MIN = 16  # of a join token: what a person makes up beside that is guessed in a night
 PLAIN_VARIABLES = (
@@ -27,119 +33,34 @@ PLAIN_VARIABLES = (
 )  # read elsewhere: hydra/log/set_up.py, the commands, the tests
 TEST_VARIABLES = "HYDRA_TEST_"
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def _duration(text: str) -> Any:
-    """A field that is written "30s" and read in seconds."""
-    return attrs.field(default=seconds(text), metadata={"duration": True})
-
-
-def seconds(text: str) -> float:
-    """ "500ms" -> 0.5. Raises ValueError."""
-    parts = _DURATION.fullmatch(text.strip())
-    if parts is None:
-        raise ValueError(f'{text!r} is no duration; write for example "500ms", "30s" or "2m"')
-    return float(parts[1]) * _UNIT_S[parts[2]]
-
 
 @attrs.frozen(kw_only=True)
-class Server:
-    http_addr: str = "127.0.0.1:8080"
-    metrics_addr: str = "127.0.0.1:9090"
-    frontends: int = 1
-    drain_timeout: float = _duration("30s")
-    max_body_bytes: int = 4_194_304
-    allowed_hosts: tuple[str, ...] = ()  # names of this server, beside those that are its own anyway
-    allowed_origins: tuple[str, ...] = ()  # of web pages that may operate it
-    while_loading: str = "wait"  # what a request to a model that is being loaded does; or it is refused, with a 503
+class AuthSettings:
+    """Section [auth], of which this version keeps nothing yet."""
 
-
-@attrs.frozen(kw_only=True)
-class Cluster:
-    node_id: str = "coordinator"
-    heartbeat_interval: float = _duration("500ms")
-    unhealthy_threshold: int = 3
-    reserved_vram_gb: float = 2.0
-    memory_per_layer_gb: float = 0.5
-    policy: str = "vram"
-    join_token: str = attrs.field(default="", repr=False, metadata={"secret": True})
-    min_nodes: int = 0
-
-
-@attrs.frozen(kw_only=True)
-class Auth:
     enabled: bool = False
-    api_keys: tuple[str, ...] = attrs.field(default=(), repr=False, metadata={"secret": True})
+    api_keys: tuple[str, ...] = secret(())
     rate_limit: int = 100
-    rate_window: float = _duration("1m")
-
-
-@attrs.frozen(kw_only=True)
-class Zmq:
-    router_addr: str = "tcp://127.0.0.1:5555"
-    metrics_addr: str = "tcp://127.0.0.1:5556"
-    broadcast_addr: str = "tcp://127.0.0.1:5557"
-    results_addr: str = "tcp://127.0.0.1:0"
-    store_addr: str = "tcp://127.0.0.1:0"
-    high_water_mark: int = 1000
-
-
-@attrs.frozen(kw_only=True)
-class Model:
-    path: str = ""
-    id: str = ""
-    dtype: str = "auto"
-    max_model_len: int = 0
-    chat_template: str = ""
-    cache_dir: str = "~/.cache/hydra/models"
-    hf_token: str = attrs.field(default="", repr=False, metadata={"secret": True})
-    max_cache_gb: float = 100.0
-
-    def cache_path(self) -> Path:
-        """Raises Complaint (exit 2)."""
-        try:
-            return Path(self.cache_dir).expanduser().absolute()
-        except RuntimeError as why:  # ~somebody unknown
-            raise Complaint(
-                f"[model] cache_dir = {self.cache_dir!r} makes no sense", str(why), "give a path", 2
-            ) from why
-
-    def max_cache_bytes(self) -> int:
-        return int(self.max_cache_gb * 1e9)
-
-
-@attrs.frozen(kw_only=True)
-class Engine:
-    block_size: int = 16
-    kv_memory_fraction: float = 0.9
-    max_batch_tokens: int = 0
-    max_running: int = 256
-    max_waiting: int = 1024
-    prefix_cache: bool = True
-    share_prefixes: str = "all"
-    recovery_deadline: float = _duration("120s")
-    max_replays: int = 5
+    rate_window: float = duration("1m")
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    server: Server = attrs.field(factory=Server)
-    cluster: Cluster = attrs.field(factory=Cluster)
-    auth: Auth = attrs.field(factory=Auth)
-    zmq: Zmq = attrs.field(factory=Zmq)
-    model: Model = attrs.field(factory=Model)
-    engine: Engine = attrs.field(factory=Engine)
+    server: ServerSettings = attrs.field(factory=ServerSettings)
+    cluster: ClusterSettings = attrs.field(factory=ClusterSettings)
+    auth: AuthSettings = attrs.field(factory=AuthSettings)
+    zmq: ZmqSettings = attrs.field(factory=ZmqSettings)
+    model: ModelSettings = attrs.field(factory=ModelSettings)
+    engine: EngineSettings = attrs.field(factory=EngineSettings)
 
 
 SECTIONS: dict[str, type] = {
-    "server": Server,
-    "cluster": Cluster,
-    "auth": Auth,
-    "zmq": Zmq,
-    "model": Model,
-    "engine": Engine,
+    "server": ServerSettings,
+    "cluster": ClusterSettings,
+    "auth": AuthSettings,
+    "zmq": ZmqSettings,
+    "model": ModelSettings,
+    "engine": EngineSettings,
 }
 
 # What makes sense of a number, both ends included. What a model or a device can do is found out where it is known.
@@ -152,6 +73,7 @@ RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("cluster", "min_nodes"): (0, 10_000),
     ("zmq", "high_water_mark"): (1, 1 << 30),  # 0 would mean without bound
     ("model", "max_model_len"): (0, 1 << 30),
+    ("model", "replicas"): (1, 64),
     ("model", "max_cache_gb"): (0, 1e9),
     ("engine", "block_size"): (1, 4096),
     ("engine", "kv_memory_fraction"): (0.01, 1),
@@ -210,18 +132,17 @@ def load_settings(
         given = getattr(getattr(settings, section), key)
         trusted = (section, key) in NOT_EVEN_BY_DEFAULT and key in values[section]
         if given != kept or trusted:
-            shown = f"[{section}] {key}" if is_secret(section, key) else f"[{section}] {key} = {given!r}"
+            shown = (
+                f"[{section}] {key}"
+                if is_secret(attrs.fields_dict(SECTIONS[section])[key])
+                else f"[{section}] {key} = {given!r}"
+            )
             cause = "this version does not have it, and does not pretend to"
             fix = "leave it out" if (section, key) in NOT_EVEN_BY_DEFAULT else f"set it to {kept!r}, or leave it out"
             raise Complaint(f"{shown} is not possible yet", cause, fix, 2)
     _check_ranges(settings)
     _check_join_token(settings.cluster.join_token)
     return settings
-
-
-def is_secret(section: str, key: str) -> bool:
-    """Whether its value is shown to nobody, not even in a complaint about it."""
-    return bool(attrs.fields_dict(SECTIONS[section])[key].metadata.get("secret"))
 
 
 def _check_join_token(token: str) -> None:
@@ -232,6 +153,30 @@ def _check_join_token(token: str) -> None:
             'make one: python3 -c "import secrets; print(secrets.token_urlsafe(24))"',
             2,
         )
+
+
+def expanded(key: str, text: str) -> Path:
+    """A path of section [model]. Raises Complaint (exit 2)."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as why:  # ~somebody unknown
+        raise Complaint(f"[model] {key} = {text!r} makes no sense", str(why), "give a path", 2) from why
+
+
+def cache_path(model: ModelSettings) -> Path:
+    """Raises Complaint (exit 2)."""
+    return expanded("cache_dir", model.cache_dir).absolute()
+
+
+def with_paths(settings: Settings) -> Settings:
+    """With absolute paths in [model], so that they mean the same to every process. Raises Complaint (exit 2)."""
+    template = settings.model.chat_template
+    model = attrs.evolve(
+        settings.model,
+        cache_dir=str(cache_path(settings.model)),
+        chat_template=template and str(expanded("chat_template", template).absolute()),
+    )
+    return attrs.evolve(settings, model=model)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
@@ -311,7 +256,7 @@ def _value(section: str, field: "attrs.Attribute[Any]", value: Any) -> Any:
     """The value in the field's own type; text from the environment is read as that type."""
     wanted = type(field.default)
     try:
-        if field.metadata.get("duration"):
+        if is_duration(field):
             if isinstance(value, bool):
                 raise ValueError(f'{value!r} is no duration; write for example "500ms", "30s" or "2m"')
             return seconds(value) if isinstance(value, str) else float(value)
@@ -323,7 +268,7 @@ def _value(section: str, field: "attrs.Attribute[Any]", value: Any) -> Any:
         if wanted is float and type(value) is int:
             return float(value)
         if type(value) is not wanted:
-            shown = "another type" if field.metadata.get("secret") else repr(value)
+            shown = "another type" if is_secret(field) else repr(value)
             raise ValueError(f"expected {wanted.__name__}, got {shown}")
     except (ValueError, TypeError) as why:
         raise Complaint(f"[{section}] {field.name} makes no sense", str(why), f"default: {field.default!r}", 2) from why

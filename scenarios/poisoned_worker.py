@@ -10,14 +10,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import click
 
 from hydra.actors.families.parent import python_child
 from hydra.log.set_up import set_up_logging
-from hydra.processes.child_spec import WorkerSpec, from_json
-from hydra.processes.roles import worker_main
-from hydra.processes.up import run_worker_parent
-from hydra.settings import load_settings
+from hydra.processes.child_spec import WorkerSpec, spec_from_json
+from hydra.processes.worker import worker_main
+from hydra.processes.worker_parent import run_worker_parent
+from hydra.settings import load_settings, with_paths
 
 MODULE = "scenarios.poisoned_worker"
 
@@ -54,13 +55,12 @@ def worker(
 ) -> None:
     """The parent: the product's own, with a child of ours."""
     set_up_logging("parent", node_id)
-    settings = load_settings(None, {})
+    settings = with_paths(load_settings(None, {}))
     spec = WorkerSpec(
         node_id=node_id,
-        router_addr=coordinator,
-        broadcast_addr=broadcast,
-        cache_dir=str(settings.model.cache_path()),
-        max_cache_bytes=settings.model.max_cache_bytes(),
+        zmq=attrs.evolve(settings.zmq, router_addr=coordinator, broadcast_addr=broadcast),
+        cluster=settings.cluster,
+        model=settings.model,
         pipeline_bind=f"tcp://127.0.0.1:{pipeline_port}",
         device=device,
         threads=threads,
@@ -80,7 +80,7 @@ def child(lifeline: str, spec_json: str, poison: int, diary: Path) -> None:
     """The worker child, with a device that is not what it should be."""
     from scenarios.poisoned_runner import PoisonedRunner  # imports torch, which a parent never does
 
-    spec = from_json(spec_json, WorkerSpec)
+    spec = spec_from_json(spec_json, WorkerSpec)
     set_up_logging("worker", spec.node_id)
     read_fd, _, write_fd = lifeline.partition(",")
     worker_main(spec, (int(read_fd), int(write_fd)), lambda spec: PoisonedRunner(spec, poison, diary))

@@ -16,9 +16,9 @@ import attrs
 import psutil
 
 from hydra.processes.held_port import HeldPort
+from hydra.protocol.loopback import LOOPBACK
 
 ROOT = Path(__file__).parents[1]
-LOOPBACK = "127.0.0.1"
 STOP_WITHIN_S = 40.0
 
 

@@ -21,16 +21,17 @@ import psutil
 import trio
 
 from hydra.processes.held_port import HeldPort
-from hydra.store.models.demo_model import LAYERS, VOCAB, ensure_demo_model
+from hydra.protocol.loopback import LOOPBACK
+from hydra.store.models.demo_model import DEMO_VOCAB, LAYERS, ensure_demo_model
 from scenarios.playbill import Playbill
-from scenarios.processes import LOOPBACK, Processes, hold_port, processes
+from scenarios.processes import Processes, hold_port, processes
 from scenarios.real_reader import RealReader
 from scenarios.tcp_proxy import TcpProxy
 from scenarios.theatre import BLIND, Cast, Reader, Sight
 
 READY_WITHIN_S = 90.0
 ASK_WITHIN_S = 5.0
-POISON = VOCAB - 1  # a special token, which the built-in model never draws
+POISON = DEMO_VOCAB - 1  # a special token, which the built-in model never draws
 MARGIN = 1e-3  # between the logits of the best and the second token; two correct runs differ by some 1e-6
 ROUNDS_MAX = 20
 ELSEWHERE = "127.0.0.2"  # where a distant worker says that it listens: the near end of its line

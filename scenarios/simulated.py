@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 
 import attrs
 
+from hydra.simulation.chat import Chat
 from hydra.simulation.pocket_model import MODEL_ID, POCKET_VOCAB, POISON, pocket_reply
-from hydra.simulation.world import Chat, Shape, World, open_world
+from hydra.simulation.shape import Shape
+from hydra.simulation.world import World, open_world
 from scenarios.playbill import Playbill
 from scenarios.theatre import BLIND, Cast, Reader, Sight
 

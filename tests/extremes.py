@@ -19,6 +19,12 @@ import pytest
 from hydra.protocol import codec
 from hydra.protocol.batch import Logprobs, int32
 from hydra.protocol.messages.generations import Tokens
+from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.model.encoding import ENCODINGS, Encoding
+from hydra.protocol.model.layer_spec import LayerSpec, NormSpec
+from hydra.protocol.model.model_spec import ModelSpec
+from hydra.protocol.model.part_size import PartSize
 
 INTS = (0, 1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**53 - 1)
 WILD_INTS = (-1, -(2**31), 2**31, 2**32, 2**40, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -(2**63))
@@ -69,7 +75,16 @@ class Extremes:
             return self.tokens(self.rng.choice((0, 1, 3)))
         if kind is Logprobs:
             return self.logprobs(self.rng.choice((0, 1, 3)))
-        return kind(**{field.name: self.value(field.type) for field in attrs.fields(attrs.resolve_types(kind))})
+        if kind is Encoding:
+            return self.rng.choice(tuple(ENCODINGS.values()))  # `bend` makes others of their names
+        if kind is ModelSpec:
+            return self.spec()
+        if kind is DecoderSpec:
+            return self.decoder(self.rng.choice((1, 2, 5)))
+        made = kind(**{field.name: self.value(field.type) for field in attrs.fields(attrs.resolve_types(kind))})
+        if kind is LoadSlice and self.rng.random() < 0.7:  # of layers that are there
+            return attrs.evolve(made, first_layer=0, end_layer=made.spec.n_layers)
+        return made
 
     def bend(self, fields: Any) -> Any:
         """The same with one leaf that is extreme."""
@@ -89,6 +104,21 @@ class Extremes:
         finish = int32([self._leaf((0, 1, 2), (-1, 3, 2**31 - 1)) for _ in range(n)])
         logprobs = self.logprobs(n) if self.rng.random() < 0.5 else None
         return Tokens(**{name: self.column(n) for name in names}, finish=finish, logprobs=logprobs)
+
+    def spec(self) -> ModelSpec:
+        """Of as many sizes as layers, or hardly any would be read."""
+        fields = {field.name: self.value(field.type) for field in attrs.fields(attrs.resolve_types(ModelSpec))}
+        sizes = tuple(self.value(PartSize) for _ in range(fields["decoder"].n_layers))
+        return ModelSpec(**fields | {"layer_sizes": sizes})
+
+    def decoder(self, n: int) -> DecoderSpec:
+        """Of so many layers, all of kinds that are there, or hardly any would be read."""
+        return DecoderSpec(
+            kinds=(self.value(LayerSpec),),
+            layer_kinds=(self._leaf((0,), WILD_INTS),) * n,
+            norm=self.value(NormSpec),
+            embedding_scale=self._leaf(FLOATS, WILD_FLOATS),
+        )
 
     def logprobs(self, n: int) -> Logprobs:
         width = self.rng.choice((0, 1, 3))

@@ -77,7 +77,7 @@ class BareLlama:
         return x * self.cos[at] + turned * self.sin[at]
 
 
-def main() -> None:
+def bare_loop_main() -> None:
     directory, first, end, rows, context = Path(sys.argv[1]), *(int(value) for value in sys.argv[2:6])
     device = sys.argv[6] if len(sys.argv) > 6 else "cpu"
     torch.set_num_threads(1)
@@ -113,4 +113,4 @@ def _run(llama: BareLlama, tokens: Tensor, hidden: Tensor | None, asked: dict[st
 
 
 if __name__ == "__main__":
-    main()
+    bare_loop_main()

@@ -12,7 +12,7 @@ import attrs
 
 
 @attrs.frozen(kw_only=True)
-class Budget:
+class RatioBudget:
     """One line of the table. `higher` says which way is good."""
 
     name: str
@@ -38,24 +38,24 @@ class Measured:
 
 
 BUDGETS = (
-    Budget(name="P1", what="time per token over HTTP, 2 stages / bare torch loop", must=1.05, aim=1.02),
-    Budget(name="P2", what="round trip between two stages / raw blocking pyzmq", must=1.6, aim=1.3),
-    Budget(
+    RatioBudget(name="P1", what="time per token over HTTP, 2 stages / bare torch loop", must=1.05, aim=1.02),
+    RatioBudget(name="P2", what="round trip between two stages / raw blocking pyzmq", must=1.6, aim=1.3),
+    RatioBudget(
         name="P4a",
         what="throughput of a full pipeline of timed stages / its slowest stage",
         must=0.95,
         aim=0.98,
         higher=True,
     ),
-    Budget(
+    RatioBudget(
         name="P4b",
         what="throughput of 2 torch stages / the same processes running free",
         must=0.90,
         aim=0.95,
         higher=True,
     ),
-    Budget(name="R", what="peak memory of a CPU worker / its weights + KV touched + 300 MB", must=1.1, aim=1.05),
-    Budget(
+    RatioBudget(name="R", what="peak memory of a CPU worker / its weights + KV touched + 300 MB", must=1.1, aim=1.05),
+    RatioBudget(
         name="L",
         what="bytes per second of loading / of plain parallel reads, both into fresh memory",
         must=0.7,

@@ -5,23 +5,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.bench.budget import BUDGETS, Budget, Measured
+from hydra.bench.budget import BUDGETS, Measured, RatioBudget
 from hydra.complaint import Complaint
 
-NAMES = ("P1", "P2", "P4", "R", "L")
+BUDGET_NAMES = ("P1", "P2", "P4", "R", "L")
 WORDS = {"LOAD": "L"}  # a budget by what it is about
 
 
 def wanted_names(names: Sequence[str]) -> tuple[str, ...]:
     """The asked budgets in the table's order; none asked means all. Raises Complaint (exit 2)."""
-    asked = {WORDS.get(name.upper(), name.upper()) for name in names} or set(NAMES)
-    unknown = asked - set(NAMES)
+    asked = {WORDS.get(name.upper(), name.upper()) for name in names} or set(BUDGET_NAMES)
+    unknown = asked - set(BUDGET_NAMES)
     if unknown:
-        known = ", ".join(NAMES)
+        known = ", ".join(BUDGET_NAMES)
         raise Complaint(
             f"there is no budget {sorted(unknown)[0]!r}", "it is not in the table", f"choose from {known}", 2
         )
-    return tuple(name for name in NAMES if name in asked)
+    return tuple(name for name in BUDGET_NAMES if name in asked)
 
 
 def check_device(device: str) -> None:
@@ -30,7 +30,9 @@ def check_device(device: str) -> None:
         raise Complaint(f"no bench on {device!r}", "the other sides run on the CPU or on CUDA", "say cpu or cuda:N", 2)
 
 
-def measure(names: Sequence[str], *, device: str, quick: bool, say: Callable[[str], None]) -> dict[str, Measured]:
+def measure_budgets(
+    names: Sequence[str], *, device: str, quick: bool, say: Callable[[str], None]
+) -> dict[str, Measured]:
     """One after the other; `say` hears what is under way."""
     from hydra.bench.hop import measure_hop
     from hydra.bench.load_speed import measure_load
@@ -80,7 +82,7 @@ def as_table(found: dict[str, Measured]) -> str:
     return "\n".join(lines)
 
 
-def _line(budget: Budget, ratio: float) -> str:
+def _line(budget: RatioBudget, ratio: float) -> str:
     sign = ">=" if budget.higher else "<="
     verdict = "ok" if budget.holds(ratio) else "NOT MET"
     return (

@@ -5,15 +5,15 @@ from typing import Any
 
 import attrs
 
-from hydra.actors.core.ports import Progress
 from hydra.protocol.batch import Outcome, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages.membership import DeviceOffer, Held
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.load_report import SliceFacts
+from hydra.protocol.progress import Progress
 
-MEMORY_BYTES = 64_000_000_000
+ECHO_MEMORY_BYTES = 64_000_000_000
 KV_BLOCKS = 4096
 
 
@@ -34,8 +34,8 @@ class EchoCompute:
             device="cpu",
             name="echo",
             dtypes=("float32",),
-            memory_total_bytes=MEMORY_BYTES,
-            memory_free_bytes=MEMORY_BYTES,
+            memory_total_bytes=ECHO_MEMORY_BYTES,
+            memory_free_bytes=ECHO_MEMORY_BYTES,
         )
 
     def held(self) -> tuple[Held, ...]:

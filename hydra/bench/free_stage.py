@@ -11,39 +11,38 @@ from pathlib import Path
 
 from hydra.bench.child import say
 from hydra.bench.inner_cluster import PROMPT_TOKENS
+from hydra.bench.lone_route import LONE_BLOCK_SIZE, LONE_EPOCH, LONE_ROUTE
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Batch, OpenRow, Run, int32
 from hydra.protocol.blob import Blob
-from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
+from hydra.protocol.ids import Attempt, RowId, StepId
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.sampling import GREEDY
 from hydra.store.models.library import LocalLibrary
 
-ROUTE, EPOCH = RouteId(1), Epoch(1, 1)
-BLOCK_SIZE = 16
 AT = PROMPT_TOKENS + 16  # the position of a typical row in the measured pipeline
 
 
-def main() -> None:
+def free_stage_main() -> None:
     directory, first, end, rows, cohorts = Path(sys.argv[1]), *(int(value) for value in sys.argv[2:6])
     runner = Runner("cpu", threads=1)
     library = LocalLibrary()
     described = library.describe(str(directory))
     order = LoadSlice(
-        route=ROUTE,
-        epoch=EPOCH,
+        route=LONE_ROUTE,
+        epoch=LONE_EPOCH,
         spec=described.spec,
         dtype="float32",
         first_layer=first,
         end_layer=end,
         tensors=library.slice_ranges(described, first, end),
         sources=described.sources,
-        block_size=BLOCK_SIZE,
+        block_size=LONE_BLOCK_SIZE,
         kv_memory_bytes=1 << 30,
     )
     runner.load(order, lambda done, total: None)
-    row_blocks = -(-(AT + 1) // BLOCK_SIZE)
-    runner.activate(ROUTE, cohorts * rows * row_blocks)
+    row_blocks = -(-(AT + 1) // LONE_BLOCK_SIZE)
+    runner.activate(LONE_ROUTE, cohorts * rows * row_blocks)
     hidden = None if first == 0 else described.spec.hidden
     runs: list[Run] = []
     for first_row in range(0, cohorts * rows, rows):
@@ -88,8 +87,8 @@ def _full_batch(numbers: range, row_blocks: int, hidden: int | None, position: i
     )
     n_tokens = rows * length
     blob = None if hidden is None else Blob("float32", (n_tokens, hidden), bytes(4 * n_tokens * hidden))
-    return Run(route=ROUTE, epoch=EPOCH, step=StepId(1), batch=batch, rows=open_rows, hidden=blob)
+    return Run(route=LONE_ROUTE, epoch=LONE_EPOCH, step=StepId(1), batch=batch, rows=open_rows, hidden=blob)
 
 
 if __name__ == "__main__":
-    main()
+    free_stage_main()

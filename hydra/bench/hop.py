@@ -17,23 +17,23 @@ from hydra.actors.stage.stage_thread import StageThread
 from hydra.bench.budget import Measured, median_ratio, spread
 from hydra.bench.child import child
 from hydra.bench.echo_compute import EchoCompute
+from hydra.bench.lone_route import LONE_EPOCH, LONE_ROUTE
 from hydra.protocol import codec_data
 from hydra.protocol.batch import Batch, RowOpening, Run, Step, int32
 from hydra.protocol.endpoint import Endpoint
-from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
+from hydra.protocol.ids import Attempt, RowId, StepId
 from hydra.protocol.sampling import GREEDY
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
-HIDDEN_BYTES = 16 * 1024
-ROUTE, EPOCH = RouteId(1), Epoch(1, 1)
+HOP_HIDDEN_BYTES = 16 * 1024
 BLOCK = 200  # round trips of one side before the other has its turn
 CREDITS = 4
-WAIT_S = 10.0
+HOP_WAIT_S = 10.0
 
 
 def open_line(next_addr: Endpoint) -> StageLine:
     line = StageLine(FenceBoard())
-    line.board.publish(Fence(route=ROUTE, epoch=EPOCH, open=True, next_addr=next_addr, credits=CREDITS))
+    line.board.publish(Fence(route=LONE_ROUTE, epoch=LONE_EPOCH, open=True, next_addr=next_addr, credits=CREDITS))
     return line
 
 
@@ -50,7 +50,7 @@ class _Ours:
     def __init__(self, wires: ZmqWires) -> None:
         self.source = wires.blocking_source("tcp://127.0.0.1:*", 64)
         self._wires = wires
-        self._compute = EchoCompute(HIDDEN_BYTES)
+        self._compute = EchoCompute(HOP_HIDDEN_BYTES)
         self._step = 0
 
     def connect(self, addr: str) -> None:
@@ -71,7 +71,7 @@ class _Ours:
 
     def round_trip(self, run: Run) -> None:
         self._before._finish(run, self._compute.launch(run))
-        frames = self.source.receive(WAIT_S)
+        frames = self.source.receive(HOP_WAIT_S)
         if frames is None:
             raise RuntimeError("a step did not come back")
         self._after._take(frames)
@@ -93,7 +93,7 @@ def step_of(number: int) -> Step:
         tokens=int32([7]),
         opened=opened,
     )
-    return Step(route=ROUTE, epoch=EPOCH, step=StepId(number), batch=batch)
+    return Step(route=LONE_ROUTE, epoch=LONE_EPOCH, step=StepId(number), batch=batch)
 
 
 def _broken(event: Any) -> None:
@@ -105,7 +105,7 @@ class _Raw:
         self._pull: zmq.Socket[bytes] = context.socket(zmq.PULL)
         self.addr = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
         self._push: zmq.Socket[bytes] = context.socket(zmq.PUSH)
-        self._content = os.urandom(HIDDEN_BYTES)
+        self._content = os.urandom(HOP_HIDDEN_BYTES)
 
     def connect(self, addr: str) -> None:
         self._push.connect(addr)

@@ -8,12 +8,12 @@ import zmq
 from hydra.actors.stage.stage_thread import StageThread
 from hydra.bench.child import say
 from hydra.bench.echo_compute import EchoCompute
-from hydra.bench.hop import HIDDEN_BYTES, open_line
+from hydra.bench.hop import HOP_HIDDEN_BYTES, open_line
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
 
-def main() -> None:
+def hop_child_main() -> None:
     raw_back, our_back = sys.argv[1:3]
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     pull: zmq.Socket[bytes] = context.socket(zmq.PULL)
@@ -31,7 +31,7 @@ def main() -> None:
         source=source,
         lane=wires,
         line=open_line(Endpoint(our_back)),
-        compute=EchoCompute(HIDDEN_BYTES),
+        compute=EchoCompute(HOP_HIDDEN_BYTES),
         report=lambda event: None,
     )
     threading.Thread(target=echo, daemon=True).start()
@@ -41,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    hop_child_main()

@@ -13,23 +13,27 @@ import attrs
 import trio
 
 from hydra.actors.client import GenerateRequest
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.ports import Library
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
 from hydra.actors.families.frontend import Frontend, FrontendParts
-from hydra.actors.planning.desired_model import DesiredModel, Policy
-from hydra.actors.scheduling.broker import Limits
+from hydra.actors.planning.desired_model import DesiredModel
+from hydra.protocol.batch import token_ids
 from hydra.protocol.ids import NodeId, PeerId
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.sampling import GREEDY
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.engine import EngineSettings
+from hydra.protocol.settings.model import ModelSettings
 from hydra.protocol.wires.wire import CommandHub
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
-MODEL_ID = "bench"
+BENCH_MODEL_ID = "bench"
 UP_WITHIN_S = 120.0
 ROUND_WITHIN_S = 300.0
 PROMPT_TOKENS = 16
-LOOK_EVERY_S = 0.01  # at a count whose time is taken with it: a late look blurs nothing
+COUNT_POLL_S = 0.01  # at a count whose time is taken with it: a late look blurs nothing
 
 Command = Callable[[NodeId, CommandHub], Sequence[str]]  # the argv of a worker process
 
@@ -55,12 +59,12 @@ class InnerCluster:
 
     async def _reaches(self, count: int) -> tuple[float, int]:
         while (told := self.coordinator.broker.tokens_told) < count:
-            await trio.sleep(LOOK_EVERY_S)
+            await trio.sleep(COUNT_POLL_S)
         return trio.current_time(), told
 
     async def _read(self, number: int, tokens: int) -> None:
-        prompt = [(number * 31 + i) % 250 for i in range(PROMPT_TOKENS)]
-        request = GenerateRequest(model_id=MODEL_ID, prompt_ids=prompt, max_tokens=tokens, params=GREEDY, stop_ids=())
+        prompt = token_ids([(number * 31 + i) % 250 for i in range(PROMPT_TOKENS)])
+        request = GenerateRequest(model_id=BENCH_MODEL_ID, prompt=prompt, max_tokens=tokens, params=GREEDY, stop_ids=())
         async with self.frontend.generate(request) as pieces:
             async for _ in pieces:
                 pass
@@ -89,16 +93,18 @@ async def inner_cluster(
         describe=describe,
         check_source=there,
         dial=wires.dial,
-        saved=SavedState(desired=(DesiredModel(model_path, MODEL_ID),)),
+        saved=SavedState(desired=(DesiredModel(model_path, BENCH_MODEL_ID),)),
         save=lambda state: None,
-        policy=Policy(reserve_bytes=0, max_model_len=1024),
-        limits=Limits(running_max=1024),
+        cluster=ClusterSettings(reserved_vram_gb=0.0),
+        engine=EngineSettings(max_running=1024),
+        model=ModelSettings(max_model_len=256),  # longer than any session here; a larger pool would only take memory
         on_wish_failed=refused.append,
         expected_workers=workers,
         patience_s=UP_WITHIN_S,
     )
     spoke = wires.spoke(PeerId("bench-frontend"), hub.command_addr, hub.broadcast_addr)
-    frontend = Frontend(FrontendParts(node_id=NodeId("bench-frontend"), spoke=spoke, host="here", pid=os.getpid()))
+    identity = Identity(node_id=NodeId("bench-frontend"), role="frontend", host="here", pid=os.getpid())
+    frontend = Frontend(FrontendParts(identity=identity, spoke=spoke))
     coordinator = Coordinator(parts)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HYDRA_LOG": "warning"}
     try:

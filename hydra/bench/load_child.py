@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from hydra.bench.child import say
+from hydra.bench.lone_route import LONE_BLOCK_SIZE, LONE_EPOCH, LONE_ROUTE
 from hydra.kernels.step.runner import Runner
-from hydra.kernels.weights.reader import THREADS
-from hydra.protocol.ids import Epoch, RouteId
+from hydra.kernels.weights.reader import READ_THREADS
 from hydra.protocol.messages.plans import LoadSlice
-from hydra.protocol.model.model_spec import Described, Dtype
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import Described
 from hydra.store.models.library import LocalLibrary
 
 PIECE_BYTES = 8 << 20  # the plain side's best
@@ -31,20 +32,20 @@ def order_for(described: Described, dtype: Dtype) -> LoadSlice:
     """All of a model."""
     spec = described.spec
     return LoadSlice(
-        route=RouteId(1),
-        epoch=Epoch(1, 1),
+        route=LONE_ROUTE,
+        epoch=LONE_EPOCH,
         spec=spec,
         dtype=dtype,
         first_layer=0,
         end_layer=spec.n_layers,
         tensors=described.tensors,
         sources=described.sources,
-        block_size=16,
+        block_size=LONE_BLOCK_SIZE,
         kv_memory_bytes=1 << 20,
     )
 
 
-def load(described: Described, device: str, dtype: Dtype) -> dict[str, Any]:
+def load_timed(described: Described, device: str, dtype: Dtype) -> dict[str, Any]:
     """Everything between the order and the answer, packing apart; the weights are freed before this returns."""
     runner, order = Runner(device, threads=1), order_for(described, dtype)
     began_s = time.perf_counter()
@@ -96,13 +97,13 @@ class _Piece:
 def _read_to_memory(pieces: list[_Piece], total: int) -> None:
     """numpy asks the system for huge pages under a buffer of this size."""
     buffer = np.empty(total, np.uint8).data
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         list(pool.map(lambda piece: piece.read(buffer[piece.place :]), pieces))
 
 
 def _read_to_device(device: str, pieces: list[_Piece], total: int) -> None:
     buffer = torch.empty(total, dtype=torch.uint8, device=device)
-    shares = [pieces[first::THREADS] for first in range(THREADS)]
+    shares = [pieces[first::READ_THREADS] for first in range(READ_THREADS)]
 
     def read(share: list[_Piece]) -> None:
         pinned = torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True)
@@ -111,19 +112,19 @@ def _read_to_device(device: str, pieces: list[_Piece], total: int) -> None:
             piece.read(memory)
             buffer[piece.place : piece.place + piece.size].copy_(pinned[: piece.size])
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         list(pool.map(read, shares))
     torch.cuda.synchronize(device)
 
 
-def main() -> None:
+def load_child_main() -> None:
     described = LocalLibrary().describe(sys.argv[1])
     device, dtype = sys.argv[2], cast(Dtype, sys.argv[3])
-    sides = {"load": load, "plain": read_plainly}
+    sides = {"load": load_timed, "plain": read_plainly}
     say("ready")
     for line in sys.stdin:
         say(sides[json.loads(line)](described, device, dtype))
 
 
 if __name__ == "__main__":
-    main()
+    load_child_main()

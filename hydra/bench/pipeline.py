@@ -14,14 +14,16 @@ from hydra.bench.child import child
 from hydra.bench.inner_cluster import inner_cluster
 from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model.decoder_spec import plain_decoder
+from hydra.protocol.model.decoder_spec import plain_decoder, plain_layer
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
+from hydra.protocol.model.part_size import stored_size
 from hydra.protocol.wires.wire import CommandHub
 from hydra.store.models.library import LocalLibrary
 
 STAGES = (2, 4, 8)
 STEP_S = 0.010
-TOKENS = 48
+SESSION_TOKENS = 48
 TORCH_SHAPE = LlamaShape(layers=8, hidden=512, intermediate=1408, heads=8, kv_heads=2)
 FREE_S = 3.0
 
@@ -34,10 +36,11 @@ class TimedLibrary:
 
     def describe(self, model_path: str) -> Described:
         spec = ModelSpec(
-            architecture="Timed", fingerprint="0" * 16, n_layers=self.layers, hidden=64, intermediate=64, n_heads=1,
-            n_kv_heads=1, head_dim=64, vocab=256, max_positions=1024, tied=False,
-            decoder=plain_decoder(self.layers, 64), stored_dtype="float32", layer_params=(1_000_000,) * self.layers,
-            embedding_params=1000, head_params=1000, norm_params=64, bos_id=None, eos_ids=(),
+            architecture="Timed", fingerprint="0" * 16, hidden=64, vocab=256, max_positions=1024, tied=False,
+            decoder=plain_decoder(self.layers, plain_layer(n_heads=1, n_kv_heads=1, head_dim=64, intermediate=64)),
+            stored_dtype="float32", layer_sizes=(stored_size(1_000_000, F32),) * self.layers,
+            embedding_size=stored_size(1000, F32), head_size=stored_size(1000, F32), norm_size=stored_size(64, F32),
+            bos_id=None, eos_ids=(),
         )  # fmt: skip
         return Described(model_path=model_path, default_id="timed", spec=spec, tensors=())
 
@@ -73,7 +76,7 @@ async def _timed(stages: int, rounds: int) -> list[tuple[float, float]]:
     pairs: list[tuple[float, float]] = []
     async with inner_cluster(TimedLibrary(stages), "timed", stages, command) as cluster:
         for number in range(rounds + 1):
-            ours = await cluster.tokens_per_s(_sessions(stages), TOKENS)
+            ours = await cluster.tokens_per_s(_sessions(stages), SESSION_TOKENS)
             alone = COHORT_ROWS_MAX * await trio.to_thread.run_sync(_sleeps_per_s)
             if number:
                 pairs.append((ours, alone))
@@ -123,7 +126,7 @@ async def _torch(directory: Path, free_per_s: Callable[[], float], rounds: int) 
     pairs: list[tuple[float, float]] = []
     async with inner_cluster(LocalLibrary(), str(directory), 2, command) as cluster:
         for number in range(rounds + 1):
-            ours = await cluster.tokens_per_s(_sessions(2), TOKENS)
+            ours = await cluster.tokens_per_s(_sessions(2), SESSION_TOKENS)
             free = await trio.to_thread.run_sync(free_per_s)  # beside the loop, where the coordinator must beat on
             if number:
                 pairs.append((ours, free))

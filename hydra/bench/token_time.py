@@ -14,8 +14,8 @@ from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.bench.served import Served, served
 
 BARE_MS = (15.0, 25.0)  # the bare loop's time per token, by choice of the number of layers
-PROMPT, TOKENS = 64, 48
-CONTEXT = 256
+PROMPT, STREAM_TOKENS = 64, 48
+CONTEXT_TOKENS = 256
 ALLOWANCE_BYTES = 300_000_000
 
 
@@ -30,9 +30,9 @@ def probe_layer_ms(scratch: Path, first_device: str) -> tuple[float, float]:
     took: dict[int, float] = {}
     for layers in (2, 6):
         directory = write_llama(scratch / f"probe-{layers}", LlamaShape(layers=layers), bfloat16=first_device != "cpu")
-        with child("hydra.bench.bare_loop", directory, 0, layers, 1, CONTEXT, first_device) as bare:
-            bare.ask({"from": PROMPT, "steps": TOKENS})
-            runs = [bare.ask({"from": PROMPT, "steps": TOKENS}) for _ in range(3)]
+        with child("hydra.bench.bare_loop", directory, 0, layers, 1, CONTEXT_TOKENS, first_device) as bare:
+            bare.ask({"from": PROMPT, "steps": STREAM_TOKENS})
+            runs = [bare.ask({"from": PROMPT, "steps": STREAM_TOKENS}) for _ in range(3)]
         took[layers] = 1000 * min(run["seconds"] / run["steps"] for run in runs)
     layer_ms = max(0.05, (took[6] - took[2]) / 4)
     return layer_ms, max(0.0, took[2] - 2 * layer_ms)
@@ -46,25 +46,25 @@ def measure_token_time(scratch: Path, *, rounds: int, device: str) -> dict[str, 
     pairs: list[tuple[float, float]] = []
     prompt = [1 + i % 200 for i in range(PROMPT)]
     with (
-        child("hydra.bench.bare_loop", directory, 0, shape.layers, 1, CONTEXT, first_device) as bare,
+        child("hydra.bench.bare_loop", directory, 0, shape.layers, 1, CONTEXT_TOKENS, first_device) as bare,
         served(directory, scratch, workers=2, device=device) as cluster,
     ):
         for number in range(rounds + 1):
             ours_s = _per_token_s(cluster, prompt)
-            ran = bare.ask({"from": PROMPT, "steps": TOKENS})
+            ran = bare.ask({"from": PROMPT, "steps": STREAM_TOKENS})
             if number:  # the first round warms both up
                 pairs.append((ours_s, ran["seconds"] / ran["steps"]))
         found = {"P1": _token_time(pairs, shape)}
         if device == "cpu":
             found["R"] = _memory(cluster, shape, directory)
     if first_device.startswith("cuda"):
-        with child("hydra.bench.peak_child", directory, first_device, PROMPT, TOKENS) as measuring:
+        with child("hydra.bench.peak_child", directory, first_device, PROMPT, STREAM_TOKENS) as measuring:
             found["R"] = _device_memory(measuring.hear())
     return found
 
 
 def _per_token_s(cluster: Served, prompt: list[int]) -> float:
-    arrived = cluster.stream_s(prompt, TOKENS)
+    arrived = cluster.stream_s(prompt, STREAM_TOKENS)
     return (arrived[-1] - arrived[0]) / (len(arrived) - 1)
 
 
@@ -86,8 +86,8 @@ def _memory(cluster: Served, shape: LlamaShape, directory: Path) -> Measured:
         n_layers = stage["end_layer"] - stage["first_layer"]
         weights = n_layers * shape.layer_bytes
         weights += shape.head_bytes * ((stage["first_layer"] == 0) + (stage["end_layer"] == shape.layers))
-        kv = (PROMPT + TOKENS) * shape.kv_token_bytes * n_layers // shape.layers
-        peak = peak_bytes(node["pid"])
+        kv = (PROMPT + STREAM_TOKENS) * shape.kv_token_bytes * n_layers // shape.layers
+        peak = process_peak_bytes(node["pid"])
         ratio = peak / (weights + kv + ALLOWANCE_BYTES)
         detail[node["node_id"]] = {
             "peak_bytes": peak,
@@ -104,7 +104,7 @@ def _device_memory(said: dict[str, int]) -> Measured:
     return Measured(ratio=said["peak_bytes"] / (said["weight_bytes"] + said["kv_bytes"] + ALLOWANCE_BYTES), detail=said)
 
 
-def peak_bytes(pid: int) -> int:
+def process_peak_bytes(pid: int) -> int:
     """VmHWM of a process. Raises OSError where there is no /proc."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):

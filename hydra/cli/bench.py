@@ -8,12 +8,12 @@ import click
 from hydra.log.set_up import set_up_logging
 
 
-@click.command()
+@click.command("bench")
 @click.argument("budgets", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 @click.option("--device", default="cpu", show_default=True, help="Of P1, R and L: cpu, or a list like cuda:0,cuda:1.")
 @click.option("--quick", is_flag=True, help="Fewer rounds: minutes become one, and the figures noisier.")
-def bench(budgets: tuple[str, ...], as_json: bool, device: str, quick: bool) -> None:
+def bench_command(budgets: tuple[str, ...], as_json: bool, device: str, quick: bool) -> None:
     """Measure BUDGETS (P1, P2, P4, R, L = load; default: all) as ratios. Exit 0 when all are met, 1 when one is not."""
     from hydra.bench import command
     from hydra.processes.machine_facts import MachineFacts
@@ -23,6 +23,6 @@ def bench(budgets: tuple[str, ...], as_json: bool, device: str, quick: bool) -> 
     names = command.wanted_names(budgets)
     command.check_device(device)
     check_devices("--device", device.split(","), MachineFacts.look())
-    found = command.measure(names, device=device, quick=quick, say=lambda line: click.echo(line, err=True))
+    found = command.measure_budgets(names, device=device, quick=quick, say=lambda line: click.echo(line, err=True))
     click.echo(json.dumps(command.as_json(found), indent=2) if as_json else command.as_table(found))
     sys.exit(0 if command.all_hold(found) else 1)

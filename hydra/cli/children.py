@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hydra.log.set_up import set_up_logging
-from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, from_json
+from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, spec_from_json
 
 
 def _child(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,19 +22,19 @@ def _fds(lifeline: str) -> tuple[int, int]:
 @click.command("_coordinator", hidden=True)
 @_child
 def coordinator_child(spec: str, lifeline: str) -> None:
-    from hydra.processes.roles import coordinator_main
-
     set_up_logging("coordinator")
-    coordinator_main(from_json(spec, CoordinatorSpec), _fds(lifeline))
+    from hydra.processes.coordinator import coordinator_main
+
+    coordinator_main(spec_from_json(spec, CoordinatorSpec), _fds(lifeline))
 
 
 @click.command("_worker", hidden=True)
 @_child
 def worker_child(spec: str, lifeline: str) -> None:
-    from hydra.processes.roles import worker_main
-
-    worker_spec = from_json(spec, WorkerSpec)
+    worker_spec = spec_from_json(spec, WorkerSpec)
     set_up_logging("worker", worker_spec.node_id)
+    from hydra.processes.worker import worker_main
+
     worker_main(worker_spec, _fds(lifeline))
 
 
@@ -42,8 +42,8 @@ def worker_child(spec: str, lifeline: str) -> None:
 @click.option("--been-ready", type=click.BOOL, default=False)
 @_child
 def frontend_child(spec: str, lifeline: str, been_ready: bool) -> None:
-    from hydra.processes.roles import frontend_main
-
-    frontend_spec = from_json(spec, FrontendSpec)
+    frontend_spec = spec_from_json(spec, FrontendSpec)
     set_up_logging("frontend", frontend_spec.node_id)
+    from hydra.processes.frontend import frontend_main
+
     frontend_main(frontend_spec, _fds(lifeline), been_ready=been_ready)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hydra.cli.cluster_client import ask
+from hydra.cli.cluster_client import ask_cluster
 from hydra.complaint import Complaint, exit_code_of
 from hydra.settings import CHOICES
 
@@ -20,11 +20,11 @@ def _talks(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--url", default=DEFAULT_URL, show_default=True, envvar="HYDRA_URL")(command)
 
 
-@click.command()
+@click.command("status")
 @_talks
-def status(url: str, as_json: bool) -> None:
+def status_command(url: str, as_json: bool) -> None:
     """Nodes, layers and models."""
-    answer = ask("GET", url, "/api/cluster/status")
+    answer = ask_cluster("GET", url, "/api/cluster/status")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -35,11 +35,11 @@ def status(url: str, as_json: bool) -> None:
         click.echo(f"{node['node_id']:<16}{node['state']:<10}{node['device']:<10}{memory:>10}  {layers or '(spare)'}")
 
 
-@click.command()
+@click.command("ps")
 @_talks
-def ps(url: str, as_json: bool) -> None:
+def ps_command(url: str, as_json: bool) -> None:
     """Models and what they are doing."""
-    models = ask("GET", url, "/api/cluster/status")["models"]
+    models = ask_cluster("GET", url, "/api/cluster/status")["models"]
     if as_json:
         click.echo(json.dumps(models, indent=2))
         return
@@ -47,15 +47,24 @@ def ps(url: str, as_json: bool) -> None:
     for model in models:
         kv = f"{model['kv_blocks_free']}/{model['kv_blocks_total']}"
         work = f"{model['running']}/{model['waiting']}"
-        click.echo(f"{model['model_id']:<28}{model['state']:<12}{model['total_layers']:>7}{kv:>16}{work:>10}")
+        click.echo(f"{model['model_id']:<28}{_state(model):<12}{model['total_layers']:>7}{kv:>16}{work:>10}")
 
 
-@click.command()
+def _state(model: dict[str, Any]) -> str:
+    """With how many of its replicas serve, where there are several."""
+    several = f" {model['replicas_ready']}/{model['replicas']}" if model.get("replicas", 1) > 1 else ""
+    return f"{model['state']}{several}"
+
+
+@click.command("load")
 @click.argument("model_path", metavar="MODEL")
 @click.option("--id", "model_id")
 @click.option("--dtype", type=click.Choice(CHOICES["model", "dtype"]))
+@click.option("--replicas", type=click.IntRange(min=1), help="Copies on workers of their own each.")
 @_talks
-def load(model_path: str, model_id: str | None, dtype: str | None, url: str, as_json: bool) -> None:
+def load_command(
+    model_path: str, model_id: str | None, dtype: str | None, replicas: int | None, url: str, as_json: bool
+) -> None:
     """Load another model: a directory, or org/name[@revision] of the Hub. Shows how far each node is.
 
     Ctrl-C only stops the showing; what to type to call the load off is said then.
@@ -63,10 +72,12 @@ def load(model_path: str, model_id: str | None, dtype: str | None, url: str, as_
     from hydra.cli.named_model import NamedModel
 
     model = NamedModel.read(model_path)
-    body = {"model_path": model.sent, "model_id": model_id, "dtype": dtype, "wait": False}
+    body = {"model_path": model.sent, "model_id": model_id, "dtype": dtype, "replicas": replicas, "wait": False}
     job = None
     try:
-        job = ask("POST", url, "/api/models/load", {key: value for key, value in body.items() if value is not None})
+        job = ask_cluster(
+            "POST", url, "/api/models/load", {key: value for key, value in body.items() if value is not None}
+        )
         loaded = _follow(url, job["job"])
     except KeyboardInterrupt:
         click.echo(_goes_on(url, job), err=True)
@@ -93,7 +104,7 @@ def _follow(url: str, job: str) -> Any:
     """The job once it is over; until then a line of progress whenever there is something new to say."""
     shown = ""
     while True:
-        answer = ask("GET", url, f"/api/models/jobs/{job}")
+        answer = ask_cluster("GET", url, f"/api/models/jobs/{job}")
         if answer["state"] != "loading":
             return answer
         line = "  ".join(
@@ -106,10 +117,10 @@ def _follow(url: str, job: str) -> Any:
         time.sleep(FOLLOW_EVERY_S)
 
 
-@click.command()
+@click.command("unload")
 @click.argument("model_id")
 @_talks
-def unload(model_id: str, url: str, as_json: bool) -> None:
+def unload_command(model_id: str, url: str, as_json: bool) -> None:
     """Forget a model."""
-    answer = ask("POST", url, "/api/models/unload", {"model_id": model_id})
+    answer = ask_cluster("POST", url, "/api/models/unload", {"model_id": model_id})
     click.echo(json.dumps(answer) if as_json else f"{answer['model_id']} {answer['state']}")

@@ -1,27 +1,65 @@
 """One question to a running cluster over its HTTP API, and its "no" as a Complaint. Knows no command."""
 
-from typing import Any
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from hydra.complaint import Complaint
 
-WAIT_S = 3600.0  # a load that is waited for
+if TYPE_CHECKING:
+    import httpx2
+
+LOAD_WAIT_S = 3600.0  # a load that is waited for
 CONNECT_S = 5.0
+FOLLOW_SILENT_S = 60.0  # a stream of events pings four times as often
 STATUS_EXIT = {401: 6, 403: 6, 404: 7}
 CODE_EXIT = {"does_not_fit": 3, "source_unreachable": 4}
 
 
-def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def ask_cluster(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """The answer's JSON. Raises Complaint: 2 for the URL, 5 when nobody of ours answers, else what the answer means."""
     import httpx2  # dear, and most commands ask nobody
 
-    try:
-        timeout = httpx2.Timeout(WAIT_S, connect=CONNECT_S)
+    with _reaching(url):
+        timeout = httpx2.Timeout(LOAD_WAIT_S, connect=CONNECT_S)
         answer = httpx2.request(method, url.rstrip("/") + path, json=body, timeout=timeout)
+    return _content(url, answer)
+
+
+def follow_events(url: str, path: str, last_id: str) -> Iterator[dict[str, Any]]:
+    """The data of server-sent events behind the one with `last_id`, until the connection ends. Raises Complaint as
+    `ask` does.
+    """
+    import httpx2
+
+    headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
+    timeout = httpx2.Timeout(FOLLOW_SILENT_S, connect=CONNECT_S)
+    with _reaching(url), httpx2.stream("GET", url.rstrip("/") + path, headers=headers, timeout=timeout) as answer:
+        if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+            answer.read()
+            _content(url, answer)
+            raise Complaint(f"{url} has no events to follow", "it answered without a stream", "is it this version?", 5)
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                yield json.loads(line[6:])
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """What a client raises, as a Complaint."""
+    import httpx2
+
+    try:
+        yield
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as why:
         raise Complaint(f"--url {url!r} is no address", str(why), "for example --url http://127.0.0.1:8080", 2) from why
     except httpx2.TransportError as why:
         cause = str(why) or type(why).__name__
         raise Complaint(f"cannot reach {url}", cause, "is it up? choose another with --url", 5) from why
+
+
+def _content(url: str, answer: "httpx2.Response") -> Any:
     try:
         content = answer.json()
         error = None if answer.is_success else dict(content["error"])

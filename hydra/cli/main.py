@@ -6,25 +6,32 @@ from importlib import metadata
 
 import click
 
-from hydra.cli import bench, children, cluster, models, up, worker
+from hydra.cli.bench import bench_command
+from hydra.cli.children import coordinator_child, frontend_child, worker_child
+from hydra.cli.cluster import load_command, ps_command, status_command, unload_command
+from hydra.cli.events import events_command
+from hydra.cli.models import plan_command, pull_command
+from hydra.cli.up import up_command
+from hydra.cli.worker import worker_command
 from hydra.complaint import Complaint
 from hydra.log.set_up import say_at_end
 from hydra.log.standard_streams import print_line
 from hydra.settings import unknown_variables
 
-COMMANDS = (
-    up.up,
-    worker.worker,
-    cluster.status,
-    cluster.ps,
-    cluster.load,
-    cluster.unload,
-    models.pull,
-    models.plan,
-    bench.bench,
-    children.coordinator_child,
-    children.worker_child,
-    children.frontend_child,
+SUBCOMMANDS = (
+    up_command,
+    worker_command,
+    status_command,
+    ps_command,
+    events_command,
+    load_command,
+    unload_command,
+    pull_command,
+    plan_command,
+    bench_command,
+    coordinator_child,
+    worker_child,
+    frontend_child,
 )
 
 
@@ -65,5 +72,5 @@ def cli(context: click.Context) -> None:
             print_line(f"warning: {line}", error=True)
 
 
-for command in COMMANDS:
+for command in SUBCOMMANDS:
     cli.add_command(command)

@@ -11,21 +11,23 @@ from typing import Any, get_args
 import attrs
 
 from hydra.actors.planning.candidates import Candidate
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.split import LayerShare, SplitLimits, check_max_model_len, reserve_of, split_vram
 from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model.model_spec import DTYPE_BYTES, Described, Dtype, ModelSpec
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import Described, ModelSpec
+from hydra.protocol.model.part_size import total_size
 from hydra.protocol.refusal import RefusalError
-from hydra.settings import Settings
+from hydra.protocol.units import GIGABYTE
+from hydra.settings import Settings, cache_path
 from hydra.store.hub.hub_login import with_login
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref
 
-GIGABYTE = 10**9
-
 
 @attrs.frozen(kw_only=True)
-class Asked:
+class PlanRequest:
     """What the person wants to know. `max_model_len` 0: as much as fits."""
 
     described: Described
@@ -33,7 +35,9 @@ class Asked:
     limits: SplitLimits
 
 
-def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, settings: Settings) -> Asked:
+def plan_request(
+    model: str, nodes: str, dtype: str | None, max_model_len: int | None, settings: Settings
+) -> PlanRequest:
     """Describes the model and reads the words. Raises Complaint: 2 for the words, 4, 6 or 7 for the model."""
     candidates = _seats(nodes)
     try:
@@ -43,33 +47,30 @@ def ask(model: str, nodes: str, dtype: str | None, max_model_len: int | None, se
         raise Complaint(
             why.refusal.message, "the model cannot be planned for", fix, exit_code_of(why.refusal.code)
         ) from why
-    context_tokens = settings.model.max_model_len if max_model_len is None else max_model_len
+    model_settings = settings.model
+    if max_model_len is not None:
+        model_settings = attrs.evolve(model_settings, max_model_len=max_model_len)
     try:
-        check_max_model_len(described.spec, context_tokens)
+        check_max_model_len(described.spec, model_settings.max_model_len)
     except RefusalError as why:
         fix = "see above; it is --max-model-len here, and [model] max_model_len in the configuration"
         code = exit_code_of(why.refusal.code, why.refusal.param)
         raise Complaint(why.refusal.message, "the model cannot be planned for", fix, code) from why
-    limits = SplitLimits(
-        dtype=_dtype(dtype or settings.model.dtype, described.spec),
-        reserve_bytes=int(settings.cluster.reserved_vram_gb * GIGABYTE),
-        kv_fraction=settings.engine.kv_memory_fraction,
-        context_tokens=context_tokens,
-        block_size=settings.engine.block_size,
-    )
-    return Asked(described=described, candidates=candidates, limits=limits)
+    plan_settings = PlanSettings(cluster=settings.cluster, engine=settings.engine, model=model_settings)
+    limits = SplitLimits.of(plan_settings, _dtype(dtype or model_settings.dtype, described.spec))
+    return PlanRequest(described=described, candidates=candidates, limits=limits)
 
 
 def _describe(model: str, settings: Settings) -> Described:
     """Of a Hub model only the small files and the headers of its weights are fetched, into the cache."""
     if not isinstance(parse_ref(model), HubRef):
         return LocalLibrary().describe(model)
-    from hydra.store.hub.hub import Hub
+    from hydra.store.hub.hub import HubClient
     from hydra.store.hub.hub_library import HubLibrary
 
     token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
     access = with_login(HubAccess.of({**os.environ, **token}))
-    return HubLibrary(Hub(access, settings.model.cache_path())).describe(model)
+    return HubLibrary(HubClient(access, cache_path(settings.model))).describe(model)
 
 
 def _seats(nodes: str) -> tuple[Candidate, ...]:
@@ -94,41 +95,42 @@ def _dtype(wanted: str, spec: ModelSpec) -> Dtype:
     return known[wanted]
 
 
-def answer(asked: Asked) -> dict[str, Any]:
+def plan_answer(request: PlanRequest) -> dict[str, Any]:
     """The split as one JSON object; `fits` false comes with the `reason` and without a split."""
-    spec, limits = asked.described.spec, asked.limits
-    item_bytes = DTYPE_BYTES[limits.dtype]
-    said: dict[str, Any] = {
-        "model_path": asked.described.model_path,
+    spec, limits = request.described.spec, request.limits
+    head = total_size((spec.head_size, spec.embedding_size)) if spec.tied else spec.head_size
+    plan: dict[str, Any] = {
+        "model_path": request.described.model_path,
         "architecture": spec.architecture,
         "total_layers": spec.n_layers,
         "stored_dtype": spec.stored_dtype,
         "dtype": limits.dtype,
         "weight_bytes": spec.slice_bytes(0, spec.n_layers, limits.dtype),
-        "layer_bytes": [params * item_bytes for params in spec.layer_params],
-        "embedding_bytes": spec.embedding_params * item_bytes,
-        "head_bytes": (spec.head_params + spec.embedding_params * spec.tied) * item_bytes,
+        "layer_bytes": [size.memory_bytes(limits.dtype) for size in spec.layer_sizes],
+        "embedding_bytes": spec.embedding_size.memory_bytes(limits.dtype),
+        "head_bytes": head.memory_bytes(limits.dtype),
         "tied": spec.tied,
-        "kv_bytes_per_token": spec.kv_token_bytes(spec.n_layers, limits.dtype),
+        "kv_bytes_per_token": spec.cache_size(0, spec.n_layers, limits.dtype).token_bytes,
     }
     try:
-        shares = split_vram(spec, asked.candidates, limits)
+        shares = split_vram(spec, request.candidates, limits)
     except RefusalError as why:
-        return {**said, "fits": False, "reason": why.refusal.message, "nodes": []}
+        return {**plan, "fits": False, "reason": why.refusal.message, "nodes": []}
     kv_tokens = _kv_tokens(spec, shares, limits)
-    limit = limits.context_tokens or spec.max_positions
+    limit = limits.max_model_len or spec.max_positions
     nodes = [
         _node(candidate, {share.node: share for share in shares}.get(candidate.node), limits)
-        for candidate in asked.candidates
+        for candidate in request.candidates
     ]
-    return {**said, "fits": True, "kv_tokens": kv_tokens, "max_model_len": min(limit, kv_tokens), "nodes": nodes}
+    return {**plan, "fits": True, "kv_tokens": kv_tokens, "max_model_len": min(limit, kv_tokens), "nodes": nodes}
 
 
 def _kv_tokens(spec: ModelSpec, shares: Sequence[LayerShare], limits: SplitLimits) -> int:
     """Tokens of all sequences together: the least that any node has whole blocks for."""
     blocks = (
-        share.kv_memory_bytes
-        // (limits.block_size * spec.kv_token_bytes(share.end_layer - share.first_layer, limits.dtype))
+        spec.cache_size(share.first_layer, share.end_layer, limits.dtype).blocks_in(
+            share.kv_memory_bytes, limits.block_size
+        )
         for share in shares
     )
     return min(blocks) * limits.block_size
@@ -136,7 +138,7 @@ def _kv_tokens(spec: ModelSpec, shares: Sequence[LayerShare], limits: SplitLimit
 
 def _node(candidate: Candidate, share: LayerShare | None, limits: SplitLimits) -> dict[str, Any]:
     """`free_bytes` is what weights, KV and reserve leave: room for activations and for whatever was not foreseen."""
-    reserve_bytes = reserve_of(candidate.memory_bytes, limits.reserve_bytes)
+    reserve_bytes = reserve_of(candidate.memory_bytes, limits.reserved_vram_bytes)
     used = (share.weight_bytes, share.kv_memory_bytes) if share else (0, 0)
     return {
         "node_id": candidate.node,
@@ -150,24 +152,24 @@ def _node(candidate: Candidate, share: LayerShare | None, limits: SplitLimits) -
     }
 
 
-def as_text(said: dict[str, Any]) -> str:
+def plan_text(plan: dict[str, Any]) -> str:
     """The answer for people. Raises Complaint (exit 3) with the figures when the model does not fit."""
-    layers = sorted({layer / GIGABYTE for layer in said["layer_bytes"]})
+    layers = sorted({layer / GIGABYTE for layer in plan["layer_bytes"]})
     span = f"{layers[0]:.3f}" if len(layers) == 1 else f"{layers[0]:.3f} to {layers[-1]:.3f}"
-    head = f"{said['head_bytes'] / GIGABYTE:.3f} GB"
+    head = f"{plan['head_bytes'] / GIGABYTE:.3f} GB"
     lines = [
-        f"{said['architecture']}, {said['total_layers']} layers, stored as {said['stored_dtype']}, computed in "
-        f"{said['dtype']}: {said['weight_bytes'] / GIGABYTE:.3f} GB of weights",
-        f"each layer {span} GB, embedding {said['embedding_bytes'] / GIGABYTE:.3f} GB, "
-        f"{'tied ' if said['tied'] else ''}head {head}, KV {said['kv_bytes_per_token']} bytes per token",
+        f"{plan['architecture']}, {plan['total_layers']} layers, stored as {plan['stored_dtype']}, computed in "
+        f"{plan['dtype']}: {plan['weight_bytes'] / GIGABYTE:.3f} GB of weights",
+        f"each layer {span} GB, embedding {plan['embedding_bytes'] / GIGABYTE:.3f} GB, "
+        f"{'tied ' if plan['tied'] else ''}head {head}, KV {plan['kv_bytes_per_token']} bytes per token",
     ]
-    if not said["fits"]:
-        what, *figures = said["reason"].split("; ")
+    if not plan["fits"]:
+        what, *figures = plan["reason"].split("; ")
         fix = "add memory or nodes, or lower --max-model-len or the dtype's size"
         raise Complaint(f"does not fit: {what}", "; ".join(figures), fix, 3)
     lines.append(f"{'NODE':<8}{'MEMORY':>10}  {'LAYERS':<9}{'WEIGHTS':>10}{'KV':>10}{'RESERVE':>10}{'FREE':>10}  (GB)")
-    lines += [_line(node) for node in said["nodes"]]
-    lines.append(f"fits: sequences of up to {said['max_model_len']} tokens, {said['kv_tokens']} tokens at once")
+    lines += [_line(node) for node in plan["nodes"]]
+    lines.append(f"fits: sequences of up to {plan['max_model_len']} tokens, {plan['kv_tokens']} tokens at once")
     return "\n".join(lines)
 
 

@@ -17,18 +17,18 @@ from hydra.complaint import Complaint, exit_code_of
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError
-from hydra.settings import Settings
+from hydra.settings import Settings, cache_path
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.hub.hub_login import with_login
 from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref
 
-SHOW_EVERY_S = 3.0
+PULL_LINE_EVERY_S = 3.0
 
 
-def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[str, Any]:
+def pull_model(model: str, settings: Settings, show: Callable[[str], None]) -> dict[str, Any]:
     """What is there afterwards, as `--json` prints it. `show` hears a line of progress every few seconds."""
     token = {"HF_TOKEN": settings.model.hf_token} if settings.model.hf_token else {}
     access = with_login(HubAccess.of({**os.environ, **token}))
@@ -37,7 +37,7 @@ def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[st
         if not isinstance(ref, HubRef):
             fix = "load it by its path; to fetch a model of that name, run this in another directory"
             raise Complaint(f"{model!r} is a directory of this machine", "only Hub models are pulled", fix, 2)
-        hub = Hub(access, settings.model.cache_path())
+        hub = HubClient(access, cache_path(settings.model))
         described = HubLibrary(hub).describe(model)
         told = _Told(show, model)
         at, folder = _bring(described, hub, settings, told)
@@ -53,7 +53,7 @@ def pull(model: str, settings: Settings, show: Callable[[str], None]) -> dict[st
     }
 
 
-def _bring(described: Described, hub: Hub, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
+def _bring(described: Described, hub: HubClient, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
     """The commit, and the directory that holds its weights in the end. Raises RefusalError."""
     assert described.hub_commit is not None, "it was described at the Hub"
     at, first = HubRef.of(described.hub_commit), described.sources[0]
@@ -62,7 +62,7 @@ def _bring(described: Described, hub: Hub, settings: Settings, told: "_Told") ->
         told.show(f"{told.model}: whole in the Hugging Face cache, {first}; nothing is fetched")
         told.first = told.total = n_bytes
         return at, first.path
-    room = CacheRoom(root=settings.model.cache_path() / "ranges", max_bytes=settings.model.max_cache_bytes())
+    room = CacheRoom(root=cache_path(settings.model) / "ranges", max_bytes=settings.model.max_cache_bytes)
     with closing(RangeCache(room)) as cache, closing(hub.source_of(at, described.files)) as source:
         key = described.spec.fingerprint
         return at, str(cache.ensure(key, described.files, described.tensors, (source,), told, lambda: False))
@@ -82,6 +82,6 @@ class _Told:
         if self.first is None:
             self.first, self.total = bytes_done, bytes_total
         now_s = time.monotonic()
-        if now_s - self._shown_s >= SHOW_EVERY_S or bytes_done == bytes_total:
+        if now_s - self._shown_s >= PULL_LINE_EVERY_S or bytes_done == bytes_total:
             self._shown_s = now_s
             self.show(f"{self.model}: {bytes_done / 1e6:.1f} of {bytes_total / 1e6:.1f} MB")

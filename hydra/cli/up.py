@@ -4,6 +4,7 @@ import errno
 import sys
 from pathlib import Path
 
+import attrs
 import click
 import structlog
 
@@ -11,30 +12,33 @@ from hydra.complaint import Complaint
 from hydra.log.set_up import set_up_logging
 from hydra.log.standard_streams import print_line
 from hydra.processes.port_range import PortRange
-from hydra.settings import Server, Settings, load_settings
+from hydra.protocol.settings.server import ServerSettings
+from hydra.settings import Settings, expanded, load_settings, with_paths
 
 log = structlog.get_logger()
 
 
-@click.command()
+@click.command("up")
 @click.argument("model", required=False)
 @click.option("--config", type=click.Path(path_type=Path), help="A TOML file (default: ./config.toml if it is there).")
 @click.option("--workers", type=click.IntRange(0, 64), help="Local workers (default: one per GPU, else 2 on the CPU).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, or a list like cuda:0,cuda:1.")
 @click.option("--dtype", help="auto, float32, bfloat16 or float16.")
+@click.option("--replicas", type=click.IntRange(1, 64), help="Deployments of MODEL, on workers of their own each.")
 @click.option("--max-model-len", type=click.IntRange(min=0), help="Tokens of the longest sequence (0: what fits).")
 @click.option("--http", "http_addr", help="HOST:PORT of the API (default 127.0.0.1:8080).")
 @click.option("--ports", "ports_text", help="FIRST or FIRST-LAST: the ports of all lanes, for a second cluster here.")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Where the coordinator remembers its term.")
 @click.option("--chat-template", help="A Jinja file to use in place of MODEL's own chat templates.")
 @click.option("--lan", is_flag=True, help="Let workers on other machines join (needs [cluster] join_token).")
-def up(
+def up_command(
     model: str | None,
     config: Path | None,
     workers: int | None,
     device: str,
     dtype: str | None,
     max_model_len: int | None,
+    replicas: int | None,
     http_addr: str | None,
     ports_text: str | None,
     state_dir: Path | None,
@@ -54,6 +58,7 @@ def up(
         ("server", "http_addr"): http_addr,
         ("model", "dtype"): dtype,
         ("model", "max_model_len"): max_model_len,
+        ("model", "replicas"): replicas,
         ("model", "path"): model,
         ("model", "chat_template"): chat_template,
     }
@@ -68,27 +73,29 @@ def up(
             6,
         )
     if settings.model.chat_template:
-        check_chat_template(Path(settings.model.chat_template).expanduser())
+        check_chat_template(expanded("chat_template", settings.model.chat_template))
+    settings = with_paths(settings)
     chosen_workers = local_workers(workers, device, MachineFacts.look())
     state = state_dir or state_dir_of(settings, ports)
-    check_writable(settings.model.cache_path(), "[model] cache_dir")
+    cache_dir = Path(settings.model.cache_dir)
+    check_writable(cache_dir, "[model] cache_dir")
     check_writable(state, "--state-dir")
     from hydra.processes.up import UpOptions, run_up
     from hydra.store.models.demo_model import (
         ensure_demo_model,  # numpy, zmq and trio are for those who have come so far
     )
 
-    model_path = absolute_model(settings.model.path or str(ensure_demo_model(settings.model.cache_path())))
+    model_path = absolute_model(settings.model.path or str(ensure_demo_model(cache_dir)))
     check_model(model_path, settings.model.max_model_len)
-    desired = UpOptions(
-        model_path=model_path,
+    settings = attrs.evolve(settings, model=attrs.evolve(settings.model, path=model_path))
+    options = UpOptions(
         workers=chosen_workers,
         state_dir=state,
         lan=lan,
         ports=ports,
         any_http=ports is not None and http_addr is None and has_usual_http(settings),
     )
-    sys.exit(run_up(settings, desired, lambda url: print_line(f"ready {url}")))
+    sys.exit(run_up(settings, options, lambda url: print_line(f"ready {url}")))
 
 
 def warn_of_open_http(addr: str) -> None:
@@ -131,7 +138,7 @@ def absolute_model(text: str) -> str:
 
 
 def has_usual_http(settings: Settings) -> bool:
-    return settings.server.http_addr == Server().http_addr
+    return settings.server.http_addr == ServerSettings().http_addr
 
 
 def state_dir_of(settings: Settings, ports: PortRange | None) -> Path:
@@ -140,4 +147,4 @@ def state_dir_of(settings: Settings, ports: PortRange | None) -> Path:
         name = f"ports_{ports.first}"
     else:
         name = settings.server.http_addr.replace(":", "_").replace("/", "_")
-    return settings.model.cache_path().parent / "state" / name
+    return Path(settings.model.cache_dir).parent / "state" / name

@@ -1,22 +1,23 @@
 """The command that adds this machine's device to a cluster, and where such a worker listens."""
 
 import sys
+from pathlib import Path
 
 import attrs
 import click
 
 from hydra.complaint import Complaint
 from hydra.log.set_up import set_up_logging
-from hydra.processes.address import EVERYWHERE, Address, local_address_towards, resolve
 from hydra.processes.child_spec import WorkerSpec
-from hydra.protocol.loopback import is_loopback
-from hydra.settings import CHOICES, load_settings
+from hydra.processes.host_port import ANY_HOST, HostPort, local_address_towards, resolve
+from hydra.protocol.loopback import LOOPBACK, is_loopback
+from hydra.protocol.units import GIGABYTE
+from hydra.settings import CHOICES, load_settings, with_paths
 
 STEPS_PORT, STORE_PORT = 6000, 6001
-LOOPBACK = "127.0.0.1"
 
 
-@click.command()
+@click.command("worker")
 @click.option("--node-id", required=True, help="This worker's name; it survives restarts.")
 @click.option("--coordinator", required=True, help="tcp://HOST:5555 of the cluster to join.")
 @click.option("--broadcast", help="tcp://HOST:5557 (default: the coordinator's host, port + 2).")
@@ -35,7 +36,7 @@ LOOPBACK = "127.0.0.1"
 @click.option("--advertise", default="", help="The host under which others reach this worker (default: as bound).")
 @click.option("--memory-gb", type=click.FloatRange(0, 1e6), default=0.0, help="Caps what it offers (default: all).")
 @click.option("--threads", type=click.IntRange(0, 4096), default=0, help="Compute threads on the CPU.")
-def worker(
+def worker_command(
     node_id: str,
     coordinator: str,
     broadcast: str | None,
@@ -50,44 +51,42 @@ def worker(
     threads: int,
 ) -> None:
     """Add this machine's device to a cluster."""
-    from hydra.processes.listening import require_token, settle
+    from hydra.processes.listening import require_token, settle_port
     from hydra.processes.local_workers import local_workers
     from hydra.processes.machine_facts import MachineFacts
     from hydra.processes.port_holders import PortHolders
     from hydra.processes.preflight import check_writable
 
     set_up_logging("parent", node_id)
-    settings = load_settings(None, {})
-    router = Address.parse("--coordinator", coordinator, port_min=1)
-    news = Address.parse("--broadcast", broadcast or f"tcp://{router.host}:{min(router.port + 2, 65535)}", port_min=1)
+    settings = with_paths(load_settings(None, {}))
+    cache_dir = Path(settings.model.cache_dir)
+    router = HostPort.parse("--coordinator", coordinator, port_min=1)
+    news = HostPort.parse("--broadcast", broadcast or f"tcp://{router.host}:{min(router.port + 2, 65535)}", port_min=1)
     desired = local_workers(1, device, MachineFacts.look())[0]
-    check_writable(settings.model.cache_path(), "HYDRA_MODEL_CACHE_DIR")
+    check_writable(cache_dir, "HYDRA_MODEL_CACHE_DIR")
     place = find_place(router, bind, advertise)
     steps, store = ends(place.bind, ports_text, pipeline_port, store_port)
-    for name, address in {"--bind": steps, "--coordinator": Address(place.coordinator_ip, router.port)}.items():
+    for name, address in {"--bind": steps, "--coordinator": HostPort(place.coordinator_ip, router.port)}.items():
         require_token(name, address, settings.cluster.join_token)
-    holders = PortHolders.of(settings.model.cache_path())
+    holders = PortHolders.of(cache_dir)
     option = "--ports" if ports_text else "--pipeline-port"
     settled = {}  # and held until this function returns; port 0: each life of the worker takes its own
     for end, setting in ((steps, option), (store, "--ports" if ports_text else "--store-port")):
         if end.port:
-            settled[end] = settle(setting, end, setting, holders)
-    from hydra.processes.up import run_worker_parent
+            settled[end] = settle_port(setting, end, setting, holders)
+    from hydra.processes.worker_parent import run_worker_parent
 
     spec = WorkerSpec(
         node_id=node_id,
-        router_addr=str(router),
-        broadcast_addr=str(news),
-        cache_dir=str(settings.model.cache_path()),
-        max_cache_bytes=settings.model.max_cache_bytes(),
+        zmq=attrs.evolve(settings.zmq, router_addr=str(router), broadcast_addr=str(news)),
+        cluster=settings.cluster,
+        model=attrs.evolve(settings.model, dtype=dtype),
         pipeline_bind=str(steps),
         store_bind=str(store),
         advertise_host=place.advertise,
         device=desired.device,
-        dtype=dtype,
         threads=threads or desired.threads,
-        memory_bytes=int(memory_gb * 1e9) or desired.memory_bytes,
-        high_water_mark=settings.zmq.high_water_mark,
+        memory_bytes=int(memory_gb * GIGABYTE) or desired.memory_bytes,
     )
     with holders.card(f"the worker {node_id}", [end.port for end in settled]):
         exit_code = run_worker_parent(spec, settings)
@@ -95,7 +94,7 @@ def worker(
 
 
 @attrs.frozen(kw_only=True)
-class Place:
+class WorkerPlace:
     """Where a worker listens, and the host that it tells others."""
 
     coordinator_ip: str
@@ -103,7 +102,7 @@ class Place:
     advertise: str
 
 
-def find_place(coordinator: Address, bind: str | None, advertise: str) -> Place:
+def find_place(coordinator: HostPort, bind: str | None, advertise: str) -> WorkerPlace:
     """By default the address that the coordinator sees of us: what others dial must be more than a promise.
 
     Raises Complaint: exit 5 when the coordinator's host cannot be found, exit 2 when it lies on another machine and
@@ -112,8 +111,8 @@ def find_place(coordinator: Address, bind: str | None, advertise: str) -> Place:
     host_ip = resolve("--coordinator", coordinator.host)
     if is_loopback(host_ip):
         bound = bind or LOOPBACK
-        shown = LOOPBACK if bound in EVERYWHERE else bound
-        return Place(coordinator_ip=host_ip, bind=bound, advertise=advertise or shown)
+        shown = LOOPBACK if bound in ANY_HOST else bound
+        return WorkerPlace(coordinator_ip=host_ip, bind=bound, advertise=advertise or shown)
     own_ip = local_address_towards("--coordinator", host_ip, coordinator.port)
     cause = f"the coordinator at {coordinator.host} and its other workers could not reach this one"
     if advertise and is_loopback(advertise):
@@ -121,13 +120,13 @@ def find_place(coordinator: Address, bind: str | None, advertise: str) -> Place:
     if bind is not None and is_loopback(bind) and not advertise:
         raise Complaint(f"--bind {bind} is loopback", cause, f"leave it out, or --bind {own_ip}", 2)
     bound = bind or own_ip
-    shown = own_ip if bound in EVERYWHERE else bound
-    return Place(coordinator_ip=host_ip, bind=bound, advertise=advertise or shown)
+    shown = own_ip if bound in ANY_HOST else bound
+    return WorkerPlace(coordinator_ip=host_ip, bind=bound, advertise=advertise or shown)
 
 
 def ends(
     bind: str, ports_text: str | None, pipeline_port: int | None, store_port: int | None
-) -> tuple[Address, Address]:
+) -> tuple[HostPort, HostPort]:
     """Where it takes steps and where it lends its layers. Fixed off loopback, so that a firewall can know them."""
     from hydra.processes.port_range import PortRange
 
@@ -136,9 +135,9 @@ def ends(
             cause = "--ports gives both ports"
             raise Complaint("--ports beside --pipeline-port or --store-port", cause, "leave one of them out", 2)
         first, second = PortRange.parse(ports_text).take(2, "a worker")
-        return Address(bind, first), Address(bind, second)
+        return HostPort(bind, first), HostPort(bind, second)
     first = STEPS_PORT if pipeline_port is None else pipeline_port
     second = (0 if is_loopback(bind) else STORE_PORT) if store_port is None else store_port
     if first and first == second:
         raise Complaint(f"port {first} is taken twice", "--pipeline-port and --store-port are one", "choose another", 2)
-    return Address(bind, first), Address(bind, second)
+    return HostPort(bind, first), HostPort(bind, second)

@@ -11,12 +11,11 @@ import attrs
 from hydra.actors.client import GenerateRequest
 from hydra.http.openai_request import ApiRequest
 from hydra.http.prompts import Prompt
-from hydra.protocol.batch import Int32Column, int32
+from hydra.protocol.batch import Int32Column, token_ids_field
 from hydra.protocol.codec import CONTROL_BYTES_MAX
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.protocol.sampling import SamplingParams
 from hydra.text.tokenizer import ModelTokenizer
 
 ANSWERS_MAX = 1024  # of one request: prompts times n. More would never find room in a queue of the usual size
@@ -30,12 +29,9 @@ class Answer:
     """One generation to run. The n answers to a prompt share it."""
 
     index: int
-    prompt: tuple[int, ...]
+    prompt: Int32Column = token_ids_field()
     choice: int
     echo: str = ""  # the prompt in words, where the answer is to begin with it
-    prompt_ids: Int32Column = attrs.field(
-        default=attrs.Factory(lambda self: int32(self.prompt), takes_self=True), eq=False, repr=False
-    )
 
 
 def context_of(card: ModelCard) -> int:
@@ -51,7 +47,7 @@ def answers_of(request: ApiRequest, words: ModelTokenizer, card: ModelCard) -> t
     if request.kind == "chat":
         rendered = words.render(request.chat)
         _check_length(request, words.least_tokens(rendered), card)
-        prompts = [tuple(words.encode_rendered(rendered))]
+        prompts = [words.encode_rendered(rendered)]
     else:
         prompts = [_prompt_ids(request, prompt, words, card) for prompt in request.prompts]
     for prompt in prompts:
@@ -70,11 +66,11 @@ def answers_of(request: ApiRequest, words: ModelTokenizer, card: ModelCard) -> t
     return tuple(answers)
 
 
-def _prompt_ids(request: ApiRequest, prompt: Prompt, words: ModelTokenizer, card: ModelCard) -> tuple[int, ...]:
+def _prompt_ids(request: ApiRequest, prompt: Prompt, words: ModelTokenizer, card: ModelCard) -> Int32Column:
     if not isinstance(prompt, str):
         return prompt
     _check_length(request, words.least_tokens(prompt), card)
-    return tuple(words.encode_prompt(prompt))
+    return words.encode_prompt(prompt)
 
 
 def _text_of(request: ApiRequest, prompt: Prompt | None, words: ModelTokenizer) -> str:
@@ -84,12 +80,12 @@ def _text_of(request: ApiRequest, prompt: Prompt | None, words: ModelTokenizer) 
     return prompt if isinstance(prompt, str) else words.decode(prompt, skip_special=request.skip_special_tokens)
 
 
-def _check_prompt(request: ApiRequest, prompt: tuple[int, ...], card: ModelCard) -> None:
+def _check_prompt(request: ApiRequest, prompt: Int32Column, card: ModelCard) -> None:
     param: Literal["messages", "prompt"] = "messages" if request.kind == "chat" else "prompt"
-    if not prompt:
+    if not len(prompt):
         raise refuse("invalid_value", f"{param} gives no token", param=param)
-    if max(prompt) >= card.vocab:
-        raise refuse("invalid_value", f"token id {max(prompt)} is beyond the vocabulary of {card.vocab}", param=param)
+    if (largest := int(prompt.max())) >= card.vocab:
+        raise refuse("invalid_value", f"token id {largest} is beyond the vocabulary of {card.vocab}", param=param)
     _check_length(request, len(prompt), card)
 
 
@@ -108,22 +104,10 @@ def generate_request(request: ApiRequest, answer: Answer, card: ModelCard, end_i
     stop_ids = tuple(dict.fromkeys((*ends, *request.stop_token_ids)))
     return GenerateRequest(
         model_id=card.model_id,
-        prompt_ids=answer.prompt_ids,
+        prompt=answer.prompt,
         max_tokens=request.max_tokens or context_of(card) - len(answer.prompt),
-        params=SamplingParams(
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            repetition_penalty=request.repetition_penalty,
-            logit_bias=request.logit_bias,
-            seed=request.seed,
-            choice=answer.choice,
-            logprobs=request.logprobs,
-            min_tokens=request.min_tokens,
-            stop_ids=stop_ids if request.min_tokens else (),
+        params=attrs.evolve(
+            request.sampling, choice=answer.choice, stop_ids=stop_ids if request.sampling.min_tokens else ()
         ),
         stop_ids=stop_ids,
     )

@@ -15,6 +15,7 @@ from hydra.http.readiness import Readiness
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import RefusalError, refuse
+from hydra.protocol.settings.server import WhileLoading
 from hydra.text.cache import TokenizerCache
 from hydra.text.tokenizer import ModelTokenizer
 
@@ -30,7 +31,7 @@ class Api:
     encoders: Encoders
     tokenizers: TokenizerCache
     trials: LoadTrials
-    waits_for_loads: bool = True  # requests to a model that is being loaded; else they are refused
+    while_loading: WhileLoading = "wait"  # what requests to a model do meanwhile
     numbers: Iterator[int] = attrs.field(factory=lambda: count(1), init=False)  # of the requests of this frontend
 
     @property
@@ -45,7 +46,7 @@ class Api:
             await self._check_not_begun(name)
             known = ", ".join(card.model_id for card in cards) or "none"
             raise refuse("model_not_found", f"no model {name!r} is loaded (loaded: {known})", param="model")
-        if card.state == "loading" and not self.waits_for_loads:
+        if card.state == "loading" and self.while_loading == "refuse":
             message = f"the model {name!r} is being loaded; requests do not wait for it ([server] while_loading)"
             raise refuse("loading", message, retry_after_s=LOADING_RETRY_S)
         return card, await self.tokenizers.words_of(card, cards)

@@ -17,6 +17,7 @@ from hydra.http.cluster_routes import add_cluster_routes
 from hydra.http.disclosure import may_manage, without_paths
 from hydra.http.door import Door, NotJson, add_door
 from hydra.http.encoders import Encoders
+from hydra.http.event_routes import add_event_routes
 from hydra.http.failures import body_of, error_body, status_of
 from hydra.http.load_trials import LoadTrials
 from hydra.http.no_websocket import NoWebsocket
@@ -27,6 +28,7 @@ from hydra.http.request_path import RequestPath, shown_path
 from hydra.http.request_scope import RequestScope
 from hydra.http.shutdown import Shutdown
 from hydra.protocol.refusal import RefusalError
+from hydra.protocol.settings.server import WhileLoading
 from hydra.text.cache import TokenizerCache
 
 log = structlog.get_logger()
@@ -41,7 +43,7 @@ def make_app(
     trials: LoadTrials | None = None,
     encoders: Encoders | None = None,
     door: Door | None = None,
-    waits_for_loads: bool = True,
+    while_loading: WhileLoading = "wait",
 ) -> QuartTrio:
     """The ASGI app over a cluster."""
     app = QuartTrio("hydra")
@@ -54,10 +56,11 @@ def make_app(
         encoders or Encoders(),
         tokenizers,
         trials or LoadTrials(cluster, tokenizers),
-        waits_for_loads,
+        while_loading,
     )
     add_openai_routes(app, api)
     add_cluster_routes(app, api)
+    add_event_routes(app, api)
     add_door(app, door or Door())
     _refuse_encodings(app)
     _add_errors(app)

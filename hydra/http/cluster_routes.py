@@ -10,7 +10,7 @@ from hydra.http.api import Api, json_response
 from hydra.http.failures import body_of
 from hydra.http.fields import Fields
 from hydra.http.openai_request import parse_json
-from hydra.protocol.limits import NAME_MAX, PATH_MAX
+from hydra.protocol.limits import NAME_MAX, PATH_MAX, REPLICAS_MAX
 from hydra.protocol.messages.models import JobStatus, ModelReply, Sample, StatusReply
 from hydra.protocol.refusal import RefusalError, refuse
 
@@ -82,6 +82,7 @@ def _load_wish(body: dict[str, Any]) -> dict[str, Any]:
         "total_layers": fields.integer("total_layers", 0, 1, LAYERS_MAX) or None,
         "dtype": fields.text_or_none("dtype", NAME_MAX),
         "wait": fields.flag("wait", default=True),
+        "replicas": fields.integer("replicas", 1, 1, REPLICAS_MAX),
     }
 
 
@@ -127,6 +128,19 @@ def prometheus(samples: tuple[Sample, ...]) -> str:
         if sample.name not in described:
             described.add(sample.name)
             lines += [f"# HELP {sample.name} {sample.help}", f"# TYPE {sample.name} {sample.kind}"]
-        labels = ",".join(f'{key}="{value}"' for key, value in sample.labels)
-        lines.append(f"{sample.name}{{{labels}}} {sample.value:g}" if labels else f"{sample.name} {sample.value:g}")
+        if sample.kind == "histogram":
+            lines += _histogram(sample)
+        else:
+            lines.append(f"{sample.name}{_labels(sample.labels)} {sample.value:g}")
     return "\n".join(lines) + "\n"
+
+
+def _histogram(sample: Sample) -> list[str]:
+    buckets = [*((f"{bound:g}", count) for bound, count in sample.buckets), ("+Inf", sample.count)]
+    lines = [f"{sample.name}_bucket{_labels((*sample.labels, ('le', bound)))} {count}" for bound, count in buckets]
+    labels = _labels(sample.labels)
+    return [*lines, f"{sample.name}_sum{labels} {sample.value:g}", f"{sample.name}_count{labels} {sample.count}"]
+
+
+def _labels(labels: tuple[tuple[str, str], ...]) -> str:
+    return "{" + ",".join(f'{key}="{value}"' for key, value in labels) + "}" if labels else ""

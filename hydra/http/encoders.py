@@ -14,6 +14,7 @@ import trio
 from hydra.protocol.refusal import refuse
 
 SMALL_BYTES = 32 << 10  # of a request: what takes milliseconds
+SMALL_WAITING_MAX, LARGE_WAITING_MAX = 1024, 16  # requests that wait for a thread
 DEADLINE_S = 30.0  # from the question to the ids
 RETRY_AFTER_S = 5.0
 
@@ -22,7 +23,7 @@ Ts = TypeVarTuple("Ts")
 
 
 @attrs.define(eq=False)
-class Lane:
+class EncoderThreads:
     """Threads for work of one size, and how many may wait for one."""
 
     threads: int
@@ -40,8 +41,8 @@ class Lane:
 class Encoders:
     """Shared by all requests of a server."""
 
-    small: Lane = attrs.field(factory=lambda: Lane(threads=4, waiting_max=1024))
-    large: Lane = attrs.field(factory=lambda: Lane(threads=2, waiting_max=16))
+    small: EncoderThreads = attrs.field(factory=lambda: EncoderThreads(threads=4, waiting_max=SMALL_WAITING_MAX))
+    large: EncoderThreads = attrs.field(factory=lambda: EncoderThreads(threads=2, waiting_max=LARGE_WAITING_MAX))
     deadline_s: float = DEADLINE_S
     run_blocking: Callable[..., Awaitable[Any]] | None = None  # what runs the work where there are no threads
 

@@ -5,7 +5,8 @@ knows no parameter by name.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import attrs
@@ -13,6 +14,8 @@ import attrs
 from hydra.protocol.refusal import refuse
 
 KEY_CHARACTERS_MAX = 64
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -48,6 +51,13 @@ class Fields:
             named = f"{self.inside}.{name}" if self.inside else name
             raise refuse("invalid_value", f"{named} must be true or false", param=self.inside or name)
         return default if value is None else value
+
+    def either(self, ours: str, other: str, read: Callable[[str], T]) -> T | None:
+        """One parameter by two names. Sent by both, they must agree."""
+        values = {read(name) for name in (ours, other) if self.body.get(name) is not None}
+        if len(values) > 1:
+            raise refuse("invalid_value", f"{other} and {ours} are one parameter; send one of them", param=other)
+        return values.pop() if values else None
 
     def text(self, name: str, most: int) -> str:
         value = self.body.get(name)

@@ -69,6 +69,7 @@ class Asked:
     card: ModelCard
     number: int  # of this request in this frontend
     owner: str  # see owner.py
+    response_id: str  # of the answer that the reader gets
 
 
 def start_answers(nursery: trio.Nursery, asked: Asked, last_call: trio.Event) -> Deltas:
@@ -100,14 +101,14 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
     try:
         if asked.request.echo:
             only = asked.request.max_tokens == 0  # the prompt is all there is to say
-            await send.send(Delta(index=answer.index, text=answer.echo, ids=(), finish="length" if only else None))
+            await send.send(Delta(index=answer.index, text=answer.echo, tokens=(), finish="length" if only else None))
             if only:
                 return
         plain = generate_request(asked.request, answer, asked.card, asked.words.end_ids)
-        generation_request = attrs.evolve(plain, request=asked.number, owner=asked.owner)
+        generation_request = attrs.evolve(plain, request=asked.number, owner=asked.owner, response_id=asked.response_id)
         async with asked.cluster.generate(generation_request) as generation:
-            async for piece in generation:
-                delta = teller.tell(piece)
+            async for tokens in generation:
+                delta = teller.tell(tokens)
                 await send.send(delta)
                 if delta.finish is not None:
                     return

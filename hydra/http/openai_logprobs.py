@@ -15,27 +15,33 @@ LEAST = -9999.0  # OpenAI's "not among the likeliest"; JSON has no infinity
 
 def chat_logprobs(shown: Sequence[TokenShown], vocabulary: Vocabulary) -> dict[str, Any]:
     content = []
-    for token in shown:
-        entry = _entry(vocabulary.piece(token.token, opening=token.opening), token.logprobs.chosen)
+    for place in shown:
+        sampled, opening = place.sampled, place.opening
+        entry = _entry(vocabulary.piece(sampled.token, opening=opening), sampled.logprob)
         entry["top_logprobs"] = [
-            _entry(vocabulary.piece(other, opening=token.opening), value) for other, value in token.logprobs.top
+            _entry(vocabulary.piece(token, opening=opening), value) for token, value in sampled.top
         ]
         content.append(entry)
     return {"content": content, "refusal": None}
 
 
-def _entry(piece: bytes, value: float) -> dict[str, Any]:
+def _entry(piece: bytes, value: float | None) -> dict[str, Any]:
     text = piece.decode("utf-8", "backslashreplace")
-    return {"token": text, "logprob": max(value, LEAST), "bytes": list(piece)}
+    return {"token": text, "logprob": _at_least(value), "bytes": list(piece)}
+
+
+def _at_least(value: float | None) -> float:
+    """None: no stage has said it."""
+    return LEAST if value is None else max(value, LEAST)
 
 
 def text_logprobs(shown: Sequence[TokenShown], vocabulary: Vocabulary) -> dict[str, Any]:
     """`top_logprobs` always holds the sampled token, beside as many of the likeliest as were asked for."""
     return {
-        "tokens": [_name(vocabulary.piece(token.token, opening=token.opening)) for token in shown],
-        "token_logprobs": [max(token.logprobs.chosen, LEAST) for token in shown],
-        "top_logprobs": [_by_name(token, vocabulary) for token in shown],
-        "text_offset": [token.offset for token in shown],
+        "tokens": [_name(vocabulary.piece(place.sampled.token, opening=place.opening)) for place in shown],
+        "token_logprobs": [_at_least(place.sampled.logprob) for place in shown],
+        "top_logprobs": [_by_name(place, vocabulary) for place in shown],
+        "text_offset": [place.offset for place in shown],
     }
 
 
@@ -47,13 +53,14 @@ def _name(piece: bytes) -> str:
         return "bytes:" + piece.decode("utf-8", "backslashreplace")
 
 
-def _by_name(shown: TokenShown, vocabulary: Vocabulary) -> dict[str, float]:
+def _by_name(place: TokenShown, vocabulary: Vocabulary) -> dict[str, float]:
     """Of tokens that print alike the sampled one has the name, else the likeliest; the others are called by number."""
-    sampled = _name(vocabulary.piece(shown.token, opening=shown.opening))
+    sampled = place.sampled
+    own = _name(vocabulary.piece(sampled.token, opening=place.opening))
     named: dict[str, float] = {}
-    for token, value in shown.logprobs.top:
-        name = sampled if token == shown.token else _name(vocabulary.piece(token, opening=shown.opening))
-        taken = name in named or (name == sampled and token != shown.token)
+    for token, value in sampled.top:
+        name = own if token == sampled.token else _name(vocabulary.piece(token, opening=place.opening))
+        taken = name in named or (name == own and token != sampled.token)
         named[f"token_id:{token}" if taken else name] = max(value, LEAST)
-    named.setdefault(sampled, max(shown.logprobs.chosen, LEAST))
+    named.setdefault(own, _at_least(sampled.logprob))
     return named

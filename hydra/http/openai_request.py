@@ -4,10 +4,7 @@ Types are exact (true is no number), ranges are checked before anything is alloc
 cannot be honoured is refused; an unknown one is left aside and named in a response header.
 """
 
-import re
-import secrets
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import orjson
@@ -15,27 +12,24 @@ import orjson
 from hydra.http.chat_request import parse_chat
 from hydra.http.fields import Fields, key_name
 from hydra.http.json_size import check_size
-from hydra.http.parameters import Kind, check_parameters
-from hydra.http.prompts import TOKEN_IDS_END, Prompt, prompts_of, token_ids
+from hydra.http.parameters import ApiKind, check_parameters
+from hydra.http.prompts import Prompt, listed_ids, prompts_of
+from hydra.http.sampling_request import MAX_TOKENS_MAX, sampling_of
 from hydra.protocol.refusal import refuse
-from hydra.protocol.sampling import TOP_P_MIN, DefaultSampling
+from hydra.protocol.sampling import DefaultSampling, SamplingParams
 from hydra.text.json_depth import JSON_DEPTH_MAX, json_depth
 from hydra.text.tokenizer import ChatInput
 
-STOP_MAX, STOP_IDS_MAX, N_MAX, LOGPROBS_MAX, BIAS_MAX, OPTIONS_MAX = 16, 1024, 128, 20, 1024, 64
-MAX_TOKENS_MAX = 1 << 30
+STOP_MAX, STOP_IDS_MAX, N_MAX, OPTIONS_MAX = 16, 1024, 128, 64
 MODEL_NAME_MAX = 1024  # characters
 TEXT_TOKENS = 16  # of a completion that does not say how many
-TOKEN_ID = re.compile(r"[0-9]{1,10}")
-
-T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
 class ApiRequest:
     """What both endpoints have in common, checked; `chat` or `prompts` by kind."""
 
-    kind: Kind
+    kind: ApiKind
     model: str
     chat: ChatInput = ChatInput(messages=())
     prompts: tuple[Prompt, ...] = ()
@@ -43,21 +37,11 @@ class ApiRequest:
     include_usage: bool = False
     continuous_usage: bool = False  # in every chunk
     max_tokens: int | None = None  # 0: an echo and no more
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int = 0
+    sampling: SamplingParams = SamplingParams()  # of all its answers; each has its own `choice` and `stop_ids`
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     n: int = 1
-    logprobs: int | None = None
     ignore_eos: bool = False
-    min_tokens: int = 0
     include_stop: bool = False
     return_ids: bool = False
     skip_special_tokens: bool = True
@@ -67,11 +51,10 @@ class ApiRequest:
 
     def with_defaults(self, defaults: DefaultSampling) -> "ApiRequest":
         """What a request leaves out is as the model's publisher would have it, else as OpenAI does."""
-        wished = {name: value for name, value in attrs.asdict(defaults).items() if value is not None}
-        return attrs.evolve(self, **{name: value for name, value in wished.items() if name not in self.given})
+        return attrs.evolve(self, sampling=self.sampling.with_defaults(defaults, self.given))
 
 
-def read_request(kind: Kind, body: bytes | str) -> ApiRequest:
+def read_request(kind: ApiKind, body: bytes | str) -> ApiRequest:
     """Raises RefusalError naming what is wrong. May take a second: a large body is for another thread."""
     return parse_request(kind, parse_json(body))
 
@@ -90,7 +73,7 @@ def parse_json(body: bytes | str) -> dict[str, Any]:
     return content
 
 
-def parse_request(kind: Kind, body: dict[str, Any]) -> ApiRequest:
+def parse_request(kind: ApiKind, body: dict[str, Any]) -> ApiRequest:
     """Raises RefusalError naming the parameter."""
     ignored = check_parameters(kind, body)
     fields = Fields(body)
@@ -113,22 +96,12 @@ def parse_request(kind: Kind, body: dict[str, Any]) -> ApiRequest:
         include_usage=options.flag("include_usage"),
         continuous_usage=options.flag("continuous_usage_stats"),
         max_tokens=max_tokens,
-        temperature=fields.number("temperature", 1.0, 0.0, 2.0),
-        top_p=max(TOP_P_MIN, fields.number("top_p", 1.0, 0.0, 1.0)),
-        top_k=max(0, fields.integer("top_k", 0, -1, 1 << 30)),
-        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
-        presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),
-        frequency_penalty=fields.number("frequency_penalty", 0.0, -2.0, 2.0),
-        repetition_penalty=_repetition_penalty(fields),
-        logit_bias=_logit_bias(fields),
-        seed=fields.integer("seed", secrets.randbits(63), -(1 << 63), (1 << 63) - 1) & ((1 << 64) - 1),
+        sampling=sampling_of(kind, fields, max_tokens),
         stop=_stop(body),
-        stop_token_ids=token_ids(fields.list_of("stop_token_ids", STOP_IDS_MAX), "stop_token_ids"),
+        stop_token_ids=tuple(listed_ids(fields.list_of("stop_token_ids", STOP_IDS_MAX), "stop_token_ids")),
         n=fields.integer("n", 1, 1, N_MAX),
-        logprobs=_logprobs(kind, fields),
         ignore_eos=fields.flag("ignore_eos"),
-        min_tokens=_min_tokens(fields, max_tokens),
-        include_stop=_either(fields, "include_stop_str_in_output", "no_stop_trim", fields.flag) or False,
+        include_stop=fields.either("include_stop_str_in_output", "no_stop_trim", fields.flag) or False,
         return_ids=fields.flag("return_token_ids"),
         skip_special_tokens=fields.flag("skip_special_tokens", default=True),
         echo=_echo(fields) if kind == "text" else False,
@@ -142,28 +115,13 @@ def _given(body: dict[str, Any]) -> frozenset[str]:
     return frozenset(names | {"repetition_penalty"} if "repeat_penalty" in names else names)
 
 
-def _either(fields: Fields, ours: str, other: str, read: Callable[[str], T]) -> T | None:
-    """One parameter by two names. Sent by both, they must agree."""
-    values = {read(name) for name in (ours, other) if fields.body.get(name) is not None}
-    if len(values) > 1:
-        raise refuse("invalid_value", f"{other} and {ours} are one parameter; send one of them", param=other)
-    return values.pop() if values else None
-
-
-def _repetition_penalty(fields: Fields) -> float:
-    def read(name: str) -> float:
-        return fields.number(name, 1.0, 0.01, 10.0)
-
-    return _either(fields, "repetition_penalty", "repeat_penalty", read) or 1.0
-
-
 def _overlooked(options: Fields, known: set[str]) -> set[str]:
     """Keys inside of a parameter that nobody reads, with the parameter's name in front."""
     sent = {key for key, value in options.body.items() if value is not None}
     return {f"{options.inside}.{key_name(key)}" for key in sent - known}
 
 
-def _max_tokens(kind: Kind, fields: Fields) -> int | None:
+def _max_tokens(kind: ApiKind, fields: Fields) -> int | None:
     """None: to the end of the context. Zero is for those who only want their prompt back."""
     default, least = (TEXT_TOKENS, 0) if kind == "text" else (-1, 1)
     tokens = fields.integer("max_tokens", default, least, MAX_TOKENS_MAX)
@@ -197,31 +155,12 @@ def _response_format(fields: Fields) -> set[str]:
     return _overlooked(form, {"type"})
 
 
-def _min_tokens(fields: Fields, max_tokens: int | None) -> int:
-    least = fields.integer("min_tokens", 0, 0, MAX_TOKENS_MAX)
-    if max_tokens is not None and least > max_tokens:
-        message = f"min_tokens {least} is more than the {max_tokens} tokens that the answer may have"
-        raise refuse("invalid_value", message, param="min_tokens")
-    return least
-
-
 def _echo(fields: Fields) -> bool:
     echo = fields.flag("echo")
     if echo and fields.body.get("logprobs") is not None:
         message = "echo together with logprobs is not supported by this version: leave one of them out"
         raise refuse("unsupported", message, param="echo")
     return echo
-
-
-def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
-    pairs: list[tuple[int, float]] = []
-    for token, value in fields.object_of("logit_bias", BIAS_MAX).items():
-        known = TOKEN_ID.fullmatch(token) and int(token) < TOKEN_IDS_END
-        if not known or type(value) not in (int, float) or not abs(value) <= 100:
-            message = "logit_bias maps token ids to numbers between -100 and 100"
-            raise refuse("invalid_value", message, param="logit_bias")
-        pairs.append((int(token), float(value)))
-    return tuple(pairs)
 
 
 def _stop(body: dict[str, Any]) -> tuple[str, ...]:
@@ -233,15 +172,3 @@ def _stop(body: dict[str, Any]) -> tuple[str, ...]:
         message = f"stop must be at most {STOP_MAX} non-empty strings of at most 256 characters"
         raise refuse("invalid_value", message, param="stop")
     return tuple(strings)
-
-
-def _logprobs(kind: Kind, fields: Fields) -> int | None:
-    if kind == "text":
-        if fields.body.get("logprobs") is None:
-            return None
-        return fields.integer("logprobs", 0, 0, LOGPROBS_MAX)
-    top = fields.integer("top_logprobs", 0, 0, LOGPROBS_MAX)
-    asked = fields.flag("logprobs")
-    if top and not asked:
-        raise refuse("invalid_value", "top_logprobs needs logprobs: true", param="top_logprobs")
-    return top if asked else None

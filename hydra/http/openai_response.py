@@ -57,9 +57,9 @@ class Writer:
 
     def count(self, delta: Delta) -> None:
         """Of an answer's prompt, what was cached is said with its first token."""
-        self._tokens += len(delta.ids)
-        if delta.ids:
-            self._cached.setdefault(delta.index, delta.cached)
+        self._tokens += len(delta.tokens)
+        if delta.tokens:
+            self._cached.setdefault(delta.index, delta.tokens[0].cached_tokens)
 
     def usage(self) -> dict[str, Any]:
         """A prompt is counted once, however many answers it has; two equal prompts are two.
@@ -136,7 +136,7 @@ class Writer:
             text = "".join(delta.text for delta in own)
             finish = next((delta.finish for delta in reversed(own) if delta.finish), None)
             shown = None
-            if self.request.logprobs is not None:
+            if self.request.sampling.logprobs is not None:
                 shown = tuple(token for delta in own for token in delta.shown or ())
             choices.append(self._whole_choice(answer.index, text, finish, shown) | self._ids(own))
         return {**self._head(choices, chunk=False), "usage": self.usage()}
@@ -176,7 +176,9 @@ class Writer:
 
     def _ids(self, deltas: Sequence[Delta]) -> dict[str, Any]:
         """The token ids of a choice, for who asked with `return_token_ids`."""
-        return {"token_ids": [token for delta in deltas for token in delta.ids]} if self.request.return_ids else {}
+        if not self.request.return_ids:
+            return {}
+        return {"token_ids": [sampled.token for delta in deltas for sampled in delta.tokens]}
 
 
 def merged(deltas: Sequence[Delta]) -> list[Delta]:
@@ -191,7 +193,7 @@ def merged(deltas: Sequence[Delta]) -> list[Delta]:
         found[-1] = attrs.evolve(
             last,
             text=last.text + delta.text,
-            ids=last.ids + delta.ids,
+            tokens=last.tokens + delta.tokens,
             finish=delta.finish,
             shown=shown,
         )

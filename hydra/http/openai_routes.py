@@ -16,7 +16,7 @@ from hydra.http.generate import Asked, Deltas, start_answers
 from hydra.http.openai_request import read_request
 from hydra.http.openai_response import PING, Writer, sse
 from hydra.http.owner import owner_of
-from hydra.http.parameters import Kind
+from hydra.http.parameters import ApiKind
 from hydra.http.request_scope import request_nursery
 from hydra.http.teller import Delta
 from hydra.protocol.model.model_spec import ModelCard
@@ -52,7 +52,7 @@ def add_openai_routes(app: QuartTrio, api: Api) -> None:
         raise refuse("model_not_found", f"no model {model_id!r} is loaded", param="model")
 
 
-async def _generate(api: Api, kind: Kind) -> Response:
+async def _generate(api: Api, kind: ApiKind) -> Response:
     body = await request.get_data()
     parsed = await api.encoders.read(body, read_request, kind)
     first_byte_at_s = trio.current_time() + FIRST_BYTE_S
@@ -75,6 +75,7 @@ async def _generate(api: Api, kind: Kind) -> Response:
         card=card,
         number=next(api.numbers),
         owner=owner_of(request.headers.get("Authorization")),
+        response_id=writer.id,
     )
     deltas = start_answers(request_nursery(), asked, api.shutdown.last_call)
     if not parsed.stream:

@@ -12,8 +12,10 @@ import orjson
 
 from hydra.http.fields import key_name
 from hydra.protocol.refusal import refuse
+from hydra.protocol.sampling import SamplingParams
 
-Kind = Literal["chat", "text"]
+ApiKind = Literal["chat", "text"]
+OF_ONE_ANSWER = frozenset({"choice", "stop_ids"})  # sampling parameters that no request sends: they are worked out
 
 
 @attrs.frozen
@@ -44,11 +46,11 @@ def _refused(names: str, *neutral: Any, instead: str = "") -> dict[str, Paramete
     return {name: Parameter("refused", neutral, instead) for name in names.split()}
 
 
-_HONOURED = _each(
+_SAMPLING_PARAMS = " ".join(field.name for field in attrs.fields(SamplingParams) if field.name not in OF_ONE_ANSWER)
+_HONOURED = _each("honoured", _SAMPLING_PARAMS) | _each(
     "honoured",
-    "model stream stream_options max_tokens max_completion_tokens n temperature top_p top_k min_p presence_penalty "
-    "frequency_penalty repetition_penalty repeat_penalty logit_bias seed stop stop_token_ids ignore_eos min_tokens "
-    "logprobs include_stop_str_in_output no_stop_trim return_token_ids skip_special_tokens best_of response_format",
+    "model stream stream_options max_tokens max_completion_tokens n repeat_penalty stop stop_token_ids ignore_eos "
+    "include_stop_str_in_output no_stop_trim return_token_ids skip_special_tokens best_of response_format",
 )
 _INERT = (
     # For whoever keeps accounts or caches; and blanks between special tokens, which only slow tokenizers ever wrote.
@@ -141,7 +143,7 @@ _SHARED = _HONOURED | _INERT | _CONSTRAINTS | _SAMPLING | _INPUT | _OUTPUT
 
 _OF_CHATS = "it is a parameter of /v1/chat/completions"
 _OF_TEXTS = "it is a parameter of /v1/completions"
-PARAMETERS: dict[Kind, dict[str, Parameter]] = {
+PARAMETERS: dict[ApiKind, dict[str, Parameter]] = {
     "chat": _SHARED
     | _each(
         "honoured",
@@ -163,7 +165,7 @@ PARAMETERS: dict[Kind, dict[str, Parameter]] = {
 }
 
 
-def check_parameters(kind: Kind, body: dict[str, Any]) -> set[str]:
+def check_parameters(kind: ApiKind, body: dict[str, Any]) -> set[str]:
     """The names of what was accepted and is not done. Raises RefusalError unsupported, naming the parameter."""
     named: set[str] = set()
     for key, value in body.items():

@@ -5,12 +5,13 @@ Types are exact. It knows no vocabulary: whether an id exists is for whoever has
 
 from typing import Any
 
+from hydra.protocol.batch import Int32Column, token_ids
 from hydra.protocol.refusal import refuse
 
 PROMPTS_MAX = 128
 TOKEN_IDS_END = 1 << 31
 
-Prompt = str | tuple[int, ...]
+Prompt = str | Int32Column
 
 
 def prompts_of(prompt: Any) -> tuple[Prompt, ...]:
@@ -23,9 +24,9 @@ def prompts_of(prompt: Any) -> tuple[Prompt, ...]:
     if all(isinstance(item, str) for item in prompt):
         prompts = tuple(prompt)
     elif all(type(item) is int for item in prompt):
-        prompts = (token_ids(prompt, "prompt"),)
+        prompts = (token_ids(listed_ids(prompt, "prompt")),)
     elif all(isinstance(item, list) and item for item in prompt):
-        prompts = tuple(token_ids(item, "prompt") for item in prompt)
+        prompts = tuple(token_ids(listed_ids(item, "prompt")) for item in prompt)
     else:
         raise _no()
     if len(prompts) > PROMPTS_MAX:
@@ -39,8 +40,8 @@ def _no() -> Exception:
     return refuse("invalid_value", message, param="prompt")
 
 
-def token_ids(values: Any, param: str) -> tuple[int, ...]:
-    """Raises RefusalError invalid_value."""
+def listed_ids(values: Any, param: str) -> list[int]:
+    """Of a JSON list. Raises RefusalError invalid_value."""
     if not isinstance(values, list) or not all(type(value) is int and 0 <= value < TOKEN_IDS_END for value in values):
         raise refuse("invalid_value", f"{param} must be a list of token ids", param=param)
-    return tuple(values)
+    return values

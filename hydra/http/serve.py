@@ -26,6 +26,7 @@ from hydra.http.connection import Connection
 from hydra.http.door import Door
 from hydra.http.load_trials import LoadTrials
 from hydra.http.shutdown import Shutdown
+from hydra.protocol.settings.server import ServerSettings
 from hydra.text.cache import TokenizerCache
 from hydra.text.tokenizer import ModelTokenizer
 from hydra.text.trial import load_tried
@@ -41,16 +42,12 @@ def connections_max() -> int:
 
 
 @attrs.frozen(kw_only=True)
-class HttpSettings:
-    """What the HTTP room needs to know of the configuration."""
+class HttpListener:
+    """The inherited socket, and what the operator wants of the server behind it."""
 
     fd: int
-    drain_timeout_s: float = 30.0
-    max_body_bytes: int = 4_194_304
-    listening_host: str = ""  # as the operator named it
-    allowed_hosts: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ()
-    waits_for_loads: bool = True
+    host: str = ""  # as the operator named it
+    server: ServerSettings = attrs.field(factory=ServerSettings)
     write_deadline_s: float = WRITE_DEADLINE_S
     connections_max: int = attrs.field(factory=connections_max)
 
@@ -73,25 +70,25 @@ def finishing(app: QuartTrio) -> ASGIFramework:
     return whole
 
 
-def hypercorn_config(settings: HttpSettings) -> Config:
+def hypercorn_config(listener: HttpListener) -> Config:
     config = Config()
     config.bind = []
     config.keep_alive_timeout = 30.0
-    config.graceful_timeout = settings.drain_timeout_s
+    config.graceful_timeout = listener.server.drain_timeout
     config.accesslog = None
     config.errorlog = None
     config.include_server_header = False
     return config
 
 
-async def serve_app(app: QuartTrio, settings: HttpSettings, shutdown: Shutdown) -> None:
+async def serve_app(app: QuartTrio, listener: HttpListener, shutdown: Shutdown) -> None:
     """Until `shutdown.begun`; then no new connection, and open streams have the drain time to end."""
-    config = hypercorn_config(settings)
+    config = hypercorn_config(listener)
     context = WorkerContext(None)
     asgi = wrap_app(finishing(app), config.wsgi_max_body_size, None)
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=socket.dup(settings.fd))))
+    accepts = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=socket.dup(listener.fd))))
     lifespan = Lifespan(asgi, config, {})
-    limit = trio.CapacityLimiter(settings.connections_max)
+    limit = trio.CapacityLimiter(listener.connections_max)
     idle: dict[Connection, None] = {}
     async with trio.open_nursery() as nursery:
         await nursery.start(lifespan.handle_lifespan)
@@ -101,21 +98,21 @@ async def serve_app(app: QuartTrio, settings: HttpSettings, shutdown: Shutdown) 
             if not limit.available_tokens and idle:
                 next(iter(idle)).evict()  # who only holds a connection must not keep others out
             async with limit:
-                await Connection(asgi, config, context, ClientStream(stream, settings.write_deadline_s), idle).run()
+                await Connection(asgi, config, context, ClientStream(stream, listener.write_deadline_s), idle).run()
 
         async with trio.open_nursery() as connections:
             accepting = trio.CancelScope()
 
             async def accept() -> None:
                 with accepting:
-                    await trio.serve_listeners(handle, [listener], handler_nursery=connections)
+                    await trio.serve_listeners(handle, [accepts], handler_nursery=connections)
 
             connections.start_soon(accept)
             await shutdown.begun.wait()
             accepting.cancel()
             await context.terminated.set()
-            nursery.start_soon(shutdown.drain, settings.drain_timeout_s)
-            connections.cancel_scope.deadline = trio.current_time() + settings.drain_timeout_s
+            nursery.start_soon(shutdown.drain, listener.server.drain_timeout)
+            connections.cancel_scope.deadline = trio.current_time() + listener.server.drain_timeout
         await lifespan.wait_for_shutdown()
         nursery.cancel_scope.cancel()
 
@@ -126,23 +123,24 @@ async def load_words(folder: Path, template: Path | None) -> ModelTokenizer:
 
 
 async def serve_cluster(
-    cluster: Cluster, settings: HttpSettings, stopping: trio.Event, tokenizers: TokenizerCache
+    cluster: Cluster, listener: HttpListener, stopping: trio.Event, tokenizers: TokenizerCache
 ) -> None:
     """The OpenAI API over `cluster`, until `stopping`."""
     from hydra.http.app import make_app
 
+    server = listener.server
     shutdown, trials = Shutdown(begun=stopping), LoadTrials(cluster, tokenizers)
     app: Any = make_app(
         cluster,
-        max_body_bytes=settings.max_body_bytes,
+        max_body_bytes=server.max_body_bytes,
         shutdown=shutdown,
         tokenizers=tokenizers,
         trials=trials,
-        door=Door.of(settings.listening_host, settings.allowed_hosts, settings.allowed_origins),
-        waits_for_loads=settings.waits_for_loads,
+        door=Door.of(listener.host, server.allowed_hosts, server.allowed_origins),
+        while_loading=server.while_loading,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tokenizers.read_ahead, cluster.models)
         nursery.start_soon(trials.run)
-        await serve_app(app, settings, shutdown)
+        await serve_app(app, listener, shutdown)
         nursery.cancel_scope.cancel()

@@ -4,26 +4,25 @@ Special tokens are in the text that is watched, and leave it only where it is sh
 neither how tokens come nor in which shape text goes out.
 """
 
-from typing import Literal
+from collections.abc import Sequence
 
 import attrs
 
-from hydra.actors.client import Piece, TokenLogprobs
 from hydra.http.answers import Answer
 from hydra.http.openai_request import ApiRequest
+from hydra.protocol.batch import EMPTY
+from hydra.protocol.sampled_token import FinishReason, SampledToken
 from hydra.text.detokenizer import Detokenizer, StopWatch
 from hydra.text.tokenizer import ModelTokenizer
-from hydra.text.vocabulary import Vocabulary
 
 
 @attrs.frozen(kw_only=True)
 class TokenShown:
-    """A token as it stands in the text, for log-probabilities."""
+    """A token and where it stands in the text, for log-probabilities."""
 
-    token: int
+    sampled: SampledToken
     opening: bool  # whether it opens the text: so would its alternatives
     offset: int  # characters of the shown text before it
-    logprobs: TokenLogprobs
 
 
 @attrs.frozen(kw_only=True)
@@ -32,10 +31,9 @@ class Delta:
 
     index: int
     text: str
-    ids: tuple[int, ...]  # the tokens behind it, the one that ended the answer among them
-    finish: Literal["stop", "length"] | None = None
-    shown: tuple[TokenShown, ...] | None = None
-    cached: int = 0
+    tokens: tuple[SampledToken, ...]  # behind it, the one that ended the answer among them
+    finish: FinishReason | None = None
+    shown: tuple[TokenShown, ...] | None = None  # the same where their log-probabilities are asked for
 
 
 @attrs.define
@@ -43,11 +41,11 @@ class Teller:
     """Tells one answer."""
 
     index: int
-    vocabulary: Vocabulary
     detokenizer: Detokenizer
     watch: StopWatch
     skip_special: bool
     min_tokens: int  # stop strings end in none of the first so many
+    with_logprobs: bool
     _tokens: int = attrs.field(default=0, init=False)
     _characters: int = attrs.field(default=0, init=False)  # of the text that is shown, or would be without a stop
 
@@ -56,49 +54,43 @@ class Teller:
         goes_on = request.kind == "text" or request.chat.continue_final_message
         return cls(
             answer.index,
-            words.vocabulary,
-            Detokenizer(words.vocabulary, answer.prompt if goes_on else ()),
+            Detokenizer(words.vocabulary, answer.prompt if goes_on else EMPTY),
             StopWatch(request.stop, request.include_stop),
             request.skip_special_tokens,
-            request.min_tokens,
+            request.sampling.min_tokens,
+            request.sampling.logprobs is not None,
         )
 
-    def tell(self, piece: Piece) -> Delta:
+    def tell(self, tokens: Sequence[SampledToken]) -> Delta:
+        """Of at least one token; at most the last of them has a finish."""
         text: list[str] = []
         shown: list[TokenShown] = []
-        used = 0
-        for number, token in enumerate(piece.token_ids):
-            if piece.logprobs is not None:
-                shown.append(self._shown(token, piece.logprobs[number]))
-            used = number + 1
-            text.append(self._read(token, ends=piece.finish == "stop" and used == len(piece.token_ids)))
+        for token in tokens:
+            if self.with_logprobs:
+                place = TokenShown(sampled=token, opening=self.detokenizer.opening, offset=self._characters)
+                shown.append(place)
+            text.append(self._read(token))
             if self.watch.stopped:
                 break
-        if piece.finish and not self.watch.stopped:
+        told = tuple(tokens[: len(text)])
+        if token.finish and not self.watch.stopped:
             text += (self.watch.push(self.detokenizer.flush()), self.watch.flush())
         return Delta(
             index=self.index,
             text="".join(text),
-            ids=piece.token_ids[:used],
-            finish="stop" if self.watch.stopped else piece.finish,
-            shown=None if piece.logprobs is None else tuple(shown),
-            cached=piece.cached_tokens,
+            tokens=told,
+            finish="stop" if self.watch.stopped else token.finish,
+            shown=tuple(shown) if self.with_logprobs else None,
         )
 
-    def _read(self, token: int, *, ends: bool) -> str:
+    def _read(self, sampled: SampledToken) -> str:
         """What may be shown after one more token. The id that ends the answer is part of its text only if asked for."""
         self._tokens += 1
-        if ends and not self.watch.include:
+        if sampled.finish == "stop" and not self.watch.include:
             return ""
         may_stop = self._tokens > self.min_tokens
-        if not (self.skip_special and token in self.vocabulary.special):
-            text = self.detokenizer.push(token)
-            self._characters += len(text)
-            return self.watch.push(text, may_stop=may_stop)
-        left = self.detokenizer.flush()
-        self._characters += len(left)
-        marker = self.vocabulary.content(token)
-        return self.watch.push(left, may_stop=may_stop) + self.watch.push(marker, hidden=True, may_stop=may_stop)
-
-    def _shown(self, token: int, logprobs: TokenLogprobs) -> TokenShown:
-        return TokenShown(token=token, opening=self.detokenizer.opening, offset=self._characters, logprobs=logprobs)
+        shown: list[str] = []
+        for text, hidden in self.detokenizer.parts(sampled.token, hide_special=self.skip_special):
+            self._characters += 0 if hidden else len(text)
+            shown.append(self.watch.push(text, hidden=hidden, may_stop=may_stop))
+        return "".join(shown)

@@ -8,7 +8,7 @@ from functools import cache
 import psutil
 import torch
 
-from hydra.protocol.model.model_spec import Dtype
+from hydra.protocol.model.dtype import Dtype
 
 
 def native_dtypes(device: torch.device) -> tuple[Dtype, ...]:

@@ -20,7 +20,7 @@ PER_S = 1.0
 KINDS_MAX = 512  # that are remembered; the one that was heard of longest ago is forgotten first
 UNLIMITED = frozenset({"debug"})  # whoever asks for these lines wants them all
 
-Kind: TypeAlias = tuple[str, str, str]
+LineKind: TypeAlias = tuple[str, str, str]
 
 
 @attrs.define
@@ -39,7 +39,7 @@ class LogRate:
     per_s: float = PER_S
     kinds_max: int = KINDS_MAX
     hidden: int = attrs.field(default=0, init=False)  # of all kinds, since the start
-    _buckets: OrderedDict[Kind, _Bucket] = attrs.field(factory=OrderedDict, init=False)
+    _buckets: OrderedDict[LineKind, _Bucket] = attrs.field(factory=OrderedDict, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     def __call__(self, logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -57,7 +57,7 @@ class LogRate:
             hidden, bucket.hidden = bucket.hidden, 0
         return {**event, "not_shown": f"{hidden} more like this"} if hidden else event
 
-    def _bucket(self, kind: Kind) -> _Bucket:
+    def _bucket(self, kind: LineKind) -> _Bucket:
         now_s = self.clock()
         bucket = self._buckets.setdefault(kind, _Bucket(float(self.at_once), now_s))
         self._buckets.move_to_end(kind)

@@ -22,6 +22,7 @@ from hydra.log.log_sink import LogSink, to_descriptor
 from hydra.log.standard_streams import hold_standard_streams, print_line
 
 FLUSH_S = 1.0  # for the last lines at the end of a process
+ON_EVERY_LINE = ("level", "timestamp", "role", "node", "not_shown")
 LOST = "log lines could not be written"
 
 _sink: LogSink | None = None  # of this process
@@ -53,6 +54,7 @@ def set_up_logging(role: str, node: str = "") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
+            *([_as_sentence] if for_people else []),
             _careful(last),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -114,6 +116,13 @@ def _to_stream(stream: Any) -> Callable[[bytes], int]:
         return len(content)
 
     return write
+
+
+def _as_sentence(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A line that brings its own sentence is that sentence, beside what every line has; its fields are for programs."""
+    if "text" not in event:
+        return event
+    return {**{name: event[name] for name in ON_EVERY_LINE if name in event}, "event": event["text"]}
 
 
 def _careful(render: Any) -> Callable[[Any, str, structlog.typing.EventDict], str]:

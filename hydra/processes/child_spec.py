@@ -1,95 +1,93 @@
-"""What a parent tells each child it starts: plain values, as one line of JSON on the command line.
+"""What a parent tells each child it starts: sections of the settings and plain values, as one line of JSON on the
+command line.
 
-No secret travels here: a join token or an API key stays in the environment or the configuration file.
+No secret travels there: a join token stays in the environment, where `secrets_env` puts it and `spec_from_json` finds
+it.
 """
 
 import json
-from typing import Any, Literal, TypeVar
+import os
+from collections.abc import Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 import cattrs
 
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.engine import EngineSettings
+from hydra.protocol.settings.model import ModelSettings
+from hydra.protocol.settings.server import ServerSettings
+from hydra.protocol.settings.setting import is_secret
+from hydra.protocol.settings.zmq import ZmqSettings
+from hydra.settings import Settings
+
+JOIN_TOKEN_ENV = "HYDRA_CLUSTER_JOIN_TOKEN"
+HF_TOKEN_ENV = "HF_TOKEN"  # as the Hub's own tools call it; the login of this machine may be there instead
+
 
 @attrs.frozen(kw_only=True)
 class CoordinatorSpec:
-    """Addresses to bind, the model to load, and where the term is kept."""
+    """Addresses to bind, in `zmq`; the model to load, in `model` (path empty: whatever the state directory remembers);
+    and where the term is kept.
+    """
 
-    router_addr: str
-    broadcast_addr: str
-    results_addr: str
-    store_addr: str
+    zmq: ZmqSettings
+    cluster: ClusterSettings
+    model: ModelSettings
+    engine: EngineSettings
     state_dir: str
-    cache_dir: str
-    max_cache_bytes: int
-    model_path: str = ""  # empty: whatever the state directory remembers
-    model_id: str = ""
-    dtype: str = "auto"
-    expected_workers: int = 1
     local_nodes: tuple[str, ...] = ()
-    patience_s: float = 60.0
-    heartbeat_s: float = 0.5
-    beats_missed_max: int = 3
-    reserve_bytes: int = 2_000_000_000
-    kv_fraction: float = 0.9
-    max_model_len: int = 0
-    block_size: int = 16
-    batch_tokens: int = 0
-    running_max: int = 256
-    waiting_max: int = 1024
-    prefix_cache: bool = True
-    share_prefixes: Literal["key", "all"] = "all"
-    recovery_deadline_s: float = 120.0
-    high_water_mark: int = 1000
 
 
 @attrs.frozen(kw_only=True)
 class WorkerSpec:
-    """One device, and the coordinator to join."""
+    """One device, and the coordinator to join: its addresses are those in `zmq`."""
 
     node_id: str
-    router_addr: str
-    broadcast_addr: str
-    cache_dir: str
-    max_cache_bytes: int
+    zmq: ZmqSettings
+    cluster: ClusterSettings
+    model: ModelSettings
     pipeline_bind: str = "tcp://127.0.0.1:0"
     store_bind: str = "tcp://127.0.0.1:0"
     advertise_host: str = ""  # empty: as bound
     device: str = "cpu"
-    dtype: str = "auto"
     threads: int = 0  # 0: torch's own choice
     memory_bytes: int = 0  # 0: what the device has
     data_bound: int = 64
-    high_water_mark: int = 1000
 
 
 @attrs.frozen(kw_only=True)
 class FrontendSpec:
-    """The listening socket, inherited, and the coordinator to join."""
+    """The listening socket, inherited, and the coordinator to join: its addresses are those in `zmq`."""
 
     node_id: str
-    router_addr: str
-    broadcast_addr: str
+    zmq: ZmqSettings
+    cluster: ClusterSettings
+    model: ModelSettings  # that this cluster was started for, and the chat template for it alone
+    engine: EngineSettings
+    server: ServerSettings
     http_fd: int
     http_url: str
-    drain_timeout_s: float = 30.0
-    max_body_bytes: int = 4_194_304
-    allowed_hosts: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ()
-    while_loading: str = "wait"
-    max_replays: int = 5
-    high_water_mark: int = 1000
-    model_path: str = ""  # of the model that this cluster was started for
-    chat_template: str = ""  # a file, for that model alone
 
 
+ChildSpec: TypeAlias = CoordinatorSpec | WorkerSpec | FrontendSpec
 S = TypeVar("S", CoordinatorSpec, WorkerSpec, FrontendSpec)
 
 
-def to_json(spec: CoordinatorSpec | WorkerSpec | FrontendSpec) -> str:
-    return json.dumps(attrs.asdict(spec))
+def spec_to_json(spec: ChildSpec) -> str:
+    return json.dumps(attrs.asdict(spec, filter=lambda field, _: not is_secret(field)))
 
 
-def from_json(text: str, kind: type[S]) -> S:
+def spec_from_json(text: str, kind: type[S], environ: Mapping[str, str] = os.environ) -> S:
     """Raises when a key is missing, unknown or of another type: a parent and its children are of one version."""
     values: dict[str, Any] = json.loads(text)
-    return cattrs.Converter(forbid_extra_keys=True).structure(values, kind)
+    spec = cattrs.Converter(forbid_extra_keys=True).structure(values, kind)
+    cluster = attrs.evolve(spec.cluster, join_token=environ.get(JOIN_TOKEN_ENV, ""))
+    model = attrs.evolve(spec.model, hf_token=environ.get(HF_TOKEN_ENV, ""))
+    return attrs.evolve(spec, cluster=cluster, model=model)
+
+
+def secrets_env(settings: Settings) -> dict[str, str]:
+    """What children must know and no command line or log may show."""
+    secrets = {JOIN_TOKEN_ENV: settings.cluster.join_token, HF_TOKEN_ENV: settings.model.hf_token}
+    return {name: secret for name, secret in secrets.items() if secret}

@@ -12,41 +12,35 @@ from collections.abc import Mapping
 import attrs
 
 from hydra.complaint import Complaint
-from hydra.processes.address import EVERYWHERE, Address
+from hydra.processes.host_port import ANY_HOST, HostPort
 from hydra.processes.port_range import PortRange
-from hydra.protocol.loopback import is_loopback
-from hydra.settings import Zmq
+from hydra.protocol.loopback import LOOPBACK, is_loopback
+from hydra.protocol.settings.zmq import ZmqSettings
 
 PLACES = {"router_addr": 0, "broadcast_addr": 2, "results_addr": 3, "store_addr": 4}  # after the first port
 WORKERS_FROM = 5
 PORTS_PER_WORKER = 2
-LOOPBACK = "127.0.0.1"
 
 
 @attrs.frozen(kw_only=True)
 class ClusterLanes:
     """`lanes` by their keys in section [zmq]; `workers`: where each local worker takes steps and lends files."""
 
-    lanes: Mapping[str, Address]
-    workers: tuple[tuple[Address, Address], ...]
-
-    @property
-    def near(self) -> Mapping[str, str]:
-        """The lanes as processes of this machine reach them, once their ports are settled."""
-        return {key: str(near(address)) for key, address in self.lanes.items()}
+    lanes: Mapping[str, HostPort]
+    workers: tuple[tuple[HostPort, HostPort], ...]
 
 
-def near(address: Address) -> Address:
+def near(address: HostPort) -> HostPort:
     """An address of this machine as its own processes reach it."""
-    return attrs.evolve(address, host=LOOPBACK) if address.host in EVERYWHERE else address
+    return attrs.evolve(address, host=LOOPBACK) if address.host in ANY_HOST else address
 
 
-def plan_lanes(zmq: Zmq, n_workers: int, *, lan: bool, ports: PortRange | None) -> ClusterLanes:
+def plan_lanes(zmq: ZmqSettings, n_workers: int, *, lan: bool, ports: PortRange | None) -> ClusterLanes:
     """Raises Complaint (exit 2): an address that is none, a range that is too small, two lanes at one port, one lane
     on loopback while the others are not.
     """
-    given = {key: Address.parse(f"[zmq] {key}", getattr(zmq, key)) for key in PLACES}
-    chosen = {key for key in PLACES if getattr(zmq, key) != getattr(Zmq(), key)}
+    given = {key: HostPort.parse(f"[zmq] {key}", getattr(zmq, key)) for key in PLACES}
+    chosen = {key for key in PLACES if getattr(zmq, key) != getattr(ZmqSettings(), key)}
     host = _far_host(given, chosen, lan=lan)
     hosts = {key: host if host and (lan or key not in chosen) else address.host for key, address in given.items()}
     n_ports, workers_host = WORKERS_FROM + PORTS_PER_WORKER * n_workers, host or LOOPBACK
@@ -60,11 +54,11 @@ def plan_lanes(zmq: Zmq, n_workers: int, *, lan: bool, ports: PortRange | None) 
     else:
         row = PortRange(first).take(n_ports, "a cluster off loopback")
         wanted = {key: given[key].port if key in chosen else row[place] for key, place in PLACES.items()}
-    lanes = {key: Address(hosts[key], wanted[key]) for key in PLACES}
+    lanes = {key: HostPort(hosts[key], wanted[key]) for key in PLACES}
     return _checked(lanes, _workers(workers_host, row[WORKERS_FROM:]))
 
 
-def _far_host(given: Mapping[str, Address], chosen: set[str], *, lan: bool) -> str | None:
+def _far_host(given: Mapping[str, HostPort], chosen: set[str], *, lan: bool) -> str | None:
     """The host under which lanes listen that nobody chose one for; None where the cluster is this machine's alone."""
     if lan:
         return "*"
@@ -78,12 +72,12 @@ def _far_host(given: Mapping[str, Address], chosen: set[str], *, lan: bool) -> s
     return given[far[0]].host
 
 
-def _workers(host: str, ports: tuple[int, ...]) -> tuple[tuple[Address, Address], ...]:
+def _workers(host: str, ports: tuple[int, ...]) -> tuple[tuple[HostPort, HostPort], ...]:
     pairs = zip(ports[::PORTS_PER_WORKER], ports[1::PORTS_PER_WORKER], strict=True)
-    return tuple((Address(host, steps), Address(host, store)) for steps, store in pairs)
+    return tuple((HostPort(host, steps), HostPort(host, store)) for steps, store in pairs)
 
 
-def _checked(lanes: dict[str, Address], workers: tuple[tuple[Address, Address], ...]) -> ClusterLanes:
+def _checked(lanes: dict[str, HostPort], workers: tuple[tuple[HostPort, HostPort], ...]) -> ClusterLanes:
     at: dict[int, str] = {}
     ends = [*((f"[zmq] {key}", address) for key, address in lanes.items())]
     ends += [(f"worker w{number}", address) for number, pair in enumerate(workers) for address in pair]

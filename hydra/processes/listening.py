@@ -10,8 +10,8 @@ import socket
 from pathlib import Path
 
 from hydra.complaint import Complaint
-from hydra.processes.address import EVERYWHERE, Address
 from hydra.processes.held_port import HeldPort
+from hydra.processes.host_port import ANY_HOST, HostPort
 from hydra.processes.port_holders import PortHolders
 from hydra.protocol.loopback import is_loopback
 
@@ -47,25 +47,25 @@ def open_http(addr: str, holders: PortHolders, *, or_next: bool = False) -> sock
             if or_next and why.errno == errno.EADDRINUSE and port < first + NEXT_PORTS:
                 continue
             raise _cannot_listen(
-                addr, f"--http {host}:{first + 1} ({SECOND})", Address(host, first), why, holders
+                addr, f"--http {host}:{first + 1} ({SECOND})", HostPort(host, first), why, holders
             ) from why
         return listener
     raise AssertionError("the last port was tried or complained of")
 
 
-def settle(name: str, address: Address, setting: str, holders: PortHolders) -> tuple[Address, HeldPort]:
+def settle_port(name: str, address: HostPort, setting: str, holders: PortHolders) -> tuple[HostPort, HeldPort]:
     """A concrete address, which is ours as long as the second lives; `setting` is where another is chosen.
 
     Raises Complaint (exit 4) when its port is taken or the host is none of ours.
     """
     try:
-        held = HeldPort.take("0.0.0.0" if address.host in EVERYWHERE else address.host, address.port)
+        held = HeldPort.take("0.0.0.0" if address.host in ANY_HOST else address.host, address.port)
     except OSError as why:
         raise _cannot_listen(f"{address}, {name}", f"another with {setting}", address, why, holders) from why
-    return Address(address.host, held.port), held
+    return HostPort(address.host, held.port), held
 
 
-def _cannot_listen(what: str, other: str, address: Address, why: OSError, holders: PortHolders) -> Complaint:
+def _cannot_listen(what: str, other: str, address: HostPort, why: OSError, holders: PortHolders) -> Complaint:
     if why.errno != errno.EADDRINUSE:
         fix = f"give an address of this machine and a port that you may use, with {other}"
         return Complaint(f"cannot listen on {what}", str(why), fix, 4)
@@ -75,7 +75,7 @@ def _cannot_listen(what: str, other: str, address: Address, why: OSError, holder
     return Complaint(f"cannot listen on {what}", f"held by {holder}", f"stop it, or choose {other}", 4)
 
 
-def require_token(key: str, address: Address, join_token: str) -> None:
+def require_token(key: str, address: HostPort, join_token: str) -> None:
     """Off loopback a join token must be set. Raises Complaint (exit 6)."""
     if not join_token and not is_loopback(address.host):
         raise Complaint(

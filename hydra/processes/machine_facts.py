@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 import structlog
 
-ASK_S = 10.0  # nvidia-smi wakes devices that sleep
+NVIDIA_SMI_S = 10.0  # nvidia-smi wakes devices that sleep
 _BUILT_FOR = re.compile(r"^(cuda|hip)\b[^=\n]*=\s*(.+)$", re.MULTILINE)
 
 log = structlog.get_logger()
@@ -66,7 +66,7 @@ def nvidia_devices() -> int:
     if shutil.which("nvidia-smi"):
         try:
             asked = ["nvidia-smi", "-L"]
-            listed = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=ASK_S)
+            listed = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_S)
             return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())  # none where it fails
         except (OSError, subprocess.TimeoutExpired) as why:
             log.warning("nvidia-smi does not answer; counting the devices in /dev", reason=str(why))

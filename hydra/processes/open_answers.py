@@ -3,18 +3,19 @@
 import httpx2
 import trio
 
-from hydra.processes.address import EVERYWHERE
+from hydra.processes.host_port import ANY_HOST
+from hydra.protocol.loopback import LOOPBACK
 
-ASK_S = 1.0
+OPEN_ANSWERS_S = 1.0
 
 
 async def count_open(url: str) -> int | None:
     """How many answers the cluster at `url` is writing or has queued; None when it does not say so within a second."""
-    for host in EVERYWHERE:
-        url = url.replace(f"//{host}:", "//127.0.0.1:")
-    with trio.move_on_after(ASK_S):
+    for host in ANY_HOST:
+        url = url.replace(f"//{host}:", f"//{LOOPBACK}:")
+    with trio.move_on_after(OPEN_ANSWERS_S):
         try:
-            async with httpx2.AsyncClient(timeout=ASK_S, trust_env=False) as client:
+            async with httpx2.AsyncClient(timeout=OPEN_ANSWERS_S, trust_env=False) as client:
                 models = (await client.get(f"{url}/api/cluster/status")).json()["models"]
                 return sum(int(model["running"]) + int(model["waiting"]) for model in models)
         except (httpx2.HTTPError, ValueError, LookupError, TypeError):

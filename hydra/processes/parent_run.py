@@ -13,14 +13,15 @@ import trio
 from hydra.actors.families.parent import ChildCommand, Parent
 from hydra.actors.families.supervisor import Supervisor
 from hydra.complaint import Complaint
-from hydra.log.set_up import log_lines_lost
 from hydra.log.standard_streams import print_line
-from hydra.processes.address import Address
+from hydra.processes.host_port import HostPort
 from hydra.processes.open_answers import count_open, words
+from hydra.processes.own_identity import new_peer_id, own_identity
 from hydra.processes.silence import tell_of_silence
 from hydra.processes.turned_away import parents_doorstep
 from hydra.protocol.ids import NodeId
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.settings.zmq import ZmqSettings
 
 SILENT_S = 6.0  # a coordinator speaks twice a second; a restart of it takes less than this
 
@@ -35,13 +36,12 @@ class ParentRun:
 
     supervisor: Supervisor
     commands: Mapping[NodeId, ChildCommand]
-    router_addr: str
-    broadcast_addr: str
+    zmq: ZmqSettings  # as this machine reaches the coordinator
     name: str
     join_token: str
     say_ready: Callable[[], None] = lambda: None
     url: str = ""
-    drain_timeout_s: float = 0.0
+    drain_timeout: float = 0.0
     say: Callable[[str], None] = _say
     _complaints: list[Complaint] = attrs.field(factory=list, init=False)
     _stops: int = attrs.field(default=0, init=False)
@@ -54,7 +54,6 @@ class ParentRun:
 
     async def live(self) -> int:
         """The same, where an event loop runs already."""
-        from hydra.processes.roles import peer_id
         from hydra.protocol.wires.zmq_wire import ZmqWires
 
         node_id = f"{self.name}-{socket.gethostname()}-{secrets.token_hex(2)}"
@@ -73,19 +72,16 @@ class ParentRun:
             parent = Parent(
                 supervisor=self.supervisor,
                 commands=self.commands,
-                spoke=wires.spoke(peer_id(node_id), self.router_addr, self.broadcast_addr),
-                node_id=NodeId(node_id),
-                host=socket.gethostname(),
-                auth=self.join_token,
+                spoke=wires.spoke(new_peer_id(node_id), self.zmq.router_addr, self.zmq.broadcast_addr),
+                identity=own_identity("parent", node_id, self.join_token),
                 say_ready=self.ready,
-                log_lines_lost=log_lines_lost,
                 turned_away=turned_away,
                 before_stop=self.before_stop,
             )
             try:
                 async with trio.open_nursery() as nursery:
                     if not self.url:
-                        at = Address.parse("--coordinator", self.router_addr)
+                        at = HostPort.parse("--coordinator", self.zmq.router_addr)
                         nursery.start_soon(tell_of_silence, lambda: self._silent_s(parent), at, self.say)
                     await parent.run()
                     nursery.cancel_scope.cancel()
@@ -98,7 +94,7 @@ class ParentRun:
     def _silent_s(self, parent: Parent) -> float:
         """How long we have not been welcome, or have heard nothing; 0 while all is well."""
         now_s = trio.current_time()
-        if parent.member.generation is not None and parent.silence_s() < SILENT_S:
+        if parent.membership.member.generation is not None and parent.membership.silence_s() < SILENT_S:
             self._welcome_s = now_s
             return 0.0
         return now_s - self._welcome_s
@@ -112,4 +108,4 @@ class ParentRun:
         self._stops += 1
         if self.url and self._stops == 1:
             n_open = await count_open(self.url) if self._been_ready else 0  # nobody has been answered yet
-            self.say(words(n_open, self.drain_timeout_s))
+            self.say(words(n_open, self.drain_timeout))

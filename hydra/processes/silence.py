@@ -10,13 +10,13 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from hydra.processes.address import Address
+from hydra.processes.host_port import HostPort
 
 QUIET_S = 3.0  # a coordinator that is just starting is not worth a word
 EVERY_S = 5.0
 MOST_S = 60.0  # between two lines, once it has lasted
-LOOK_EVERY_S = 0.5
-PROBE_S = 2.0
+SILENCE_POLL_S = 0.5
+PROBE_CONNECT_S = 2.0
 REASONS = {
     errno.ECONNREFUSED: "connection refused",
     errno.EHOSTUNREACH: "no route to host",
@@ -45,11 +45,11 @@ class Silence:
         return longest_s or None
 
 
-async def tell_of_silence(silent_s: Callable[[], float], at: Address, say: Callable[[str], None]) -> None:
+async def tell_of_silence(silent_s: Callable[[], float], at: HostPort, say: Callable[[str], None]) -> None:
     """For as long as it is let. `silent_s`: for how long the coordinator has not answered; 0: it does."""
     silence = Silence()
     while True:
-        await trio.sleep(LOOK_EVERY_S)
+        await trio.sleep(SILENCE_POLL_S)
         now_silent_s = silent_s()
         if now_silent_s == 0.0:
             if silence.over() is not None:
@@ -59,13 +59,13 @@ async def tell_of_silence(silent_s: Callable[[], float], at: Address, say: Calla
             say(f"still trying {at} ({now_silent_s:.0f} s): {reason}")
 
 
-async def reason_of(at: Address) -> str:
+async def reason_of(at: HostPort) -> str:
     """What a plain connection meets there."""
     try:
-        with trio.fail_after(PROBE_S):
+        with trio.fail_after(PROBE_CONNECT_S):
             stream = await trio.open_tcp_stream(at.host, at.port)
     except trio.TooSlowError:
-        return f"no answer to a connection within {PROBE_S:.0f} s (a firewall, or a machine that is off?)"
+        return f"no answer to a connection within {PROBE_CONNECT_S:.0f} s (a firewall, or a machine that is off?)"
     except OSError as why:
         return _reason(why)
     await stream.aclose()

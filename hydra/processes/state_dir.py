@@ -17,6 +17,7 @@ from hydra.actors.families.coordinator import SavedState
 from hydra.actors.membership.registry import TERM_JUMP_MAX
 from hydra.actors.planning.desired_model import DesiredModel
 from hydra.protocol.ids import TERM_MAX, NodeId
+from hydra.protocol.limits import REPLICAS_MAX
 
 FILE_NAME = "coordinator.json"
 
@@ -62,7 +63,11 @@ def _desired(saved: Any) -> DesiredModel:
     optional = [saved.get(key) for key in ("model_id", "dtype", "pinned")]
     if type(saved["model_path"]) is not str or any(text is not None and type(text) is not str for text in optional):
         raise TypeError("a wish is made of texts")
-    return DesiredModel(saved["model_path"], *optional)
+    replicas = saved.get("replicas", 1)
+    if type(replicas) is not int or not 1 <= replicas <= REPLICAS_MAX:
+        raise ValueError("replicas are a small number")
+    model_id, dtype, pinned = optional
+    return DesiredModel(saved["model_path"], model_id, dtype, pinned, replicas)
 
 
 def begin_anew(directory: Path) -> None:

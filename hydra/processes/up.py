@@ -1,30 +1,30 @@
-"""`up` and `worker`: from settings to a parent with its children. Opens what must be open before anybody starts."""
+"""`up`: from settings to a parent with its children. Opens what must be open before anybody starts."""
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
 
 from hydra.actors.families.parent import ChildCommand, python_child
-from hydra.actors.families.supervisor import ChildPlan, Supervisor
-from hydra.processes.address import Address
-from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, WorkerSpec, to_json
+from hydra.actors.families.supervisor import ChildPlan, ChildRole, Supervisor
+from hydra.processes.child_spec import ChildSpec, CoordinatorSpec, FrontendSpec, WorkerSpec, secrets_env, spec_to_json
 from hydra.processes.cluster_lanes import near, plan_lanes
 from hydra.processes.held_port import HeldPort
+from hydra.processes.host_port import HostPort
 from hydra.processes.huge_pages import huge_pages_env
-from hydra.processes.listening import SECOND, lock_state, open_http, require_token, settle
+from hydra.processes.listening import SECOND, lock_state, open_http, require_token, settle_port
 from hydra.processes.local_workers import WorkerOptions
 from hydra.processes.parent_run import ParentRun
 from hydra.processes.port_holders import PortHolders
 from hydra.processes.port_range import PortRange
 from hydra.processes.state_dir import begin_anew
 from hydra.protocol.ids import NodeId
+from hydra.protocol.settings.zmq import ZmqSettings
 from hydra.settings import Settings
 
-GIGABYTE = 1_000_000_000
 BEEN_READY = ("--been-ready", "{been_ready}")  # which the parent fills in for every life of a child
 
 
@@ -32,7 +32,6 @@ BEEN_READY = ("--been-ready", "{been_ready}")  # which the parent fills in for e
 class UpOptions:
     """What `up` was asked for, beside the settings."""
 
-    model_path: str
     workers: tuple[WorkerOptions, ...]
     state_dir: Path
     lan: bool
@@ -40,66 +39,28 @@ class UpOptions:
     any_http: bool = False  # where the usual port of the API is taken, the next free one will do
 
 
-def coordinator_spec(settings: Settings, desired: UpOptions, addrs: Mapping[str, str]) -> CoordinatorSpec:
-    cluster, engine = settings.cluster, settings.engine
-    return CoordinatorSpec(
-        router_addr=addrs["router_addr"],
-        broadcast_addr=addrs["broadcast_addr"],
-        results_addr=addrs["results_addr"],
-        store_addr=addrs["store_addr"],
-        state_dir=str(desired.state_dir),
-        cache_dir=str(settings.model.cache_path()),
-        max_cache_bytes=settings.model.max_cache_bytes(),
-        model_path=desired.model_path,
-        model_id=settings.model.id,
-        dtype=settings.model.dtype,
-        local_nodes=tuple(worker.node_id for worker in desired.workers),
-        expected_workers=max(len(desired.workers), cluster.min_nodes),
-        patience_s=60.0 if desired.workers or cluster.min_nodes else 2.0,
-        heartbeat_s=cluster.heartbeat_interval,
-        beats_missed_max=cluster.unhealthy_threshold,
-        reserve_bytes=int(cluster.reserved_vram_gb * GIGABYTE),
-        kv_fraction=engine.kv_memory_fraction,
-        max_model_len=settings.model.max_model_len,
-        block_size=engine.block_size,
-        batch_tokens=engine.max_batch_tokens,
-        running_max=engine.max_running,
-        waiting_max=engine.max_waiting,
-        prefix_cache=engine.prefix_cache,
-        share_prefixes="key" if engine.share_prefixes == "key" else "all",
-        recovery_deadline_s=engine.recovery_deadline,
-        high_water_mark=settings.zmq.high_water_mark,
-    )
-
-
-def secrets_env(settings: Settings) -> dict[str, str]:
-    """What children must know and no command line or log may show."""
-    found = {"HYDRA_CLUSTER_JOIN_TOKEN": settings.cluster.join_token, "HF_TOKEN": settings.model.hf_token}
-    return {name: secret for name, secret in found.items() if secret}
-
-
 @attrs.define(eq=False)
-class Held:
+class ClusterPorts:
     """Where the cluster listens, as long as this object lives."""
 
-    lanes: Mapping[str, Address]
-    workers: tuple[tuple[Address, Address], ...]  # where each takes steps and lends files
+    lanes: Mapping[str, HostPort]
+    workers: tuple[tuple[HostPort, HostPort], ...]  # where each takes steps and lends files
     ports: list[HeldPort] = attrs.field(factory=list)
 
     @classmethod
-    def take(cls, settings: Settings, desired: UpOptions, holders: PortHolders) -> "Held":
+    def take(cls, settings: Settings, options: UpOptions, holders: PortHolders) -> "ClusterPorts":
         """Raises Complaint."""
-        planned = plan_lanes(settings.zmq, len(desired.workers), lan=desired.lan, ports=desired.ports)
+        planned = plan_lanes(settings.zmq, len(options.workers), lan=options.lan, ports=options.ports)
         made = cls(lanes={}, workers=())
 
-        def hold(name: str, address: Address, setting: str) -> Address:
+        def hold(name: str, address: HostPort, setting: str) -> HostPort:
             require_token(name, address, settings.cluster.join_token)
-            settled, port = settle(name, address, setting, holders)
+            settled, port = settle_port(name, address, setting, holders)
             made.ports.append(port)
             return settled
 
         made.lanes = {
-            key: hold(f"[zmq] {key}", address, "--ports" if desired.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
+            key: hold(f"[zmq] {key}", address, "--ports" if options.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
             for key, address in planned.lanes.items()
         }
         made.workers = tuple(
@@ -107,128 +68,117 @@ class Held:
                 hold(f"steps to {worker.node_id}", steps, "--ports") if steps.port else steps,
                 hold(f"the store of {worker.node_id}", store, "--ports") if store.port else store,
             )
-            for worker, (steps, store) in zip(desired.workers, planned.workers, strict=True)
+            for worker, (steps, store) in zip(options.workers, planned.workers, strict=True)
         )
         return made
 
-    @property
-    def addrs(self) -> dict[str, str]:
-        return {key: str(address) for key, address in self.lanes.items()}
+    def bound(self, zmq: ZmqSettings) -> ZmqSettings:
+        """As the coordinator binds them."""
+        return _with_addrs(zmq, self.lanes)
 
-    @property
-    def near(self) -> dict[str, str]:
+    def near(self, zmq: ZmqSettings) -> ZmqSettings:
         """As processes of this machine reach them."""
-        return {key: str(near(address)) for key, address in self.lanes.items()}
+        return _with_addrs(zmq, {key: near(address) for key, address in self.lanes.items()})
 
 
-def run_up(settings: Settings, desired: UpOptions, say_ready: Callable[[str], None]) -> int:
-    """The whole life of `up`. Returns the exit code."""
-    holders = PortHolders.of(settings.model.cache_path())
+def _with_addrs(zmq: ZmqSettings, lanes: Mapping[str, HostPort]) -> ZmqSettings:
+    return attrs.evolve(
+        zmq,
+        router_addr=str(lanes["router_addr"]),
+        broadcast_addr=str(lanes["broadcast_addr"]),
+        results_addr=str(lanes["results_addr"]),
+        store_addr=str(lanes["store_addr"]),
+    )
+
+
+def run_up(settings: Settings, options: UpOptions, say_ready: Callable[[str], None]) -> int:
+    """The whole life of `up`; paths in `settings` are absolute. Returns the exit code."""
+    holders = PortHolders.of(Path(settings.model.cache_dir))
     with ExitStack() as stack:
-        listener = open_http(settings.server.http_addr, holders, or_next=desired.any_http)
+        listener = open_http(settings.server.http_addr, holders, or_next=options.any_http)
         stack.callback(listener.close)
-        held = Held.take(settings, desired, holders)
-        lock_state(desired.state_dir, holders)
-        begin_anew(desired.state_dir)
+        held = ClusterPorts.take(settings, options, holders)
+        lock_state(options.state_dir, holders)
+        begin_anew(options.state_dir)
         url = f"http://{settings.server.http_addr.rpartition(':')[0]}:{listener.getsockname()[1]}"
         ports = [listener.getsockname()[1], *(port.port for port in held.ports)]
-        stack.enter_context(holders.card(f"the cluster at {url}", ports, desired.state_dir))
-        plans, specs = _children(settings, desired, held, listener.fileno(), url)
-        env = secrets_env(settings)
-        more = {"_worker": huge_pages_env(os.environ)}
-        commands = {
-            NodeId(name): ChildCommand(
-                argv=tuple(python_child(role, spec, *(BEEN_READY if role == "_frontend" else ()))),
-                pass_fds=fds,
-                env=env | more.get(role, {}),
-            )
-            for name, (role, spec, fds) in specs.items()
-        }
-        others = (
-            desired.lan or settings.cluster.min_nodes > len(desired.workers) or not desired.workers
-        )  # that are awaited
+        stack.enter_context(holders.card(f"the cluster at {url}", ports, options.state_dir))
+        children = _children(settings, options, held, listener.fileno(), url)
+        others = options.lan or settings.cluster.min_nodes > len(options.workers) or not options.workers  # are awaited
         run = ParentRun(
-            supervisor=Supervisor(tuple(plans), random.Random(), settings.server.drain_timeout, remote_workers=others),
-            commands=commands,
-            router_addr=held.near["router_addr"],
-            broadcast_addr=held.near["broadcast_addr"],
+            supervisor=Supervisor(
+                tuple(plan for plan, _ in children),
+                random.Random(),
+                settings.server.drain_timeout,
+                remote_workers=others,
+            ),
+            commands={plan.name: command for plan, command in children},
+            zmq=held.near(settings.zmq),
             name="up",
             join_token=settings.cluster.join_token,
             say_ready=lambda: say_ready(url),
             url=url,
-            drain_timeout_s=settings.server.drain_timeout,
+            drain_timeout=settings.server.drain_timeout,
         )
         return run.until_over()
 
 
-ChildWords = tuple[str, str, tuple[int, ...]]  # its command, its spec, the descriptors that it inherits
+ChildStart = tuple[ChildPlan, ChildCommand]
 
 
-def _children(
-    settings: Settings, desired: UpOptions, held: Held, http_fd: int, url: str
-) -> tuple[list[ChildPlan], dict[str, ChildWords]]:
+def _children(settings: Settings, options: UpOptions, held: ClusterPorts, http_fd: int, url: str) -> list[ChildStart]:
     """In the order in which they are started."""
-    router_addr, broadcast_addr = held.near["router_addr"], held.near["broadcast_addr"]
-    plans = [ChildPlan(name=NodeId("coordinator"), role="coordinator", vital=True)]
-    specs: dict[str, ChildWords] = {
-        "coordinator": ("_coordinator", to_json(coordinator_spec(settings, desired, held.addrs)), ()),
-    }
-    for worker, (steps, store) in zip(desired.workers, held.workers, strict=True):
-        plans.append(ChildPlan(name=NodeId(worker.node_id), role="worker", vital=False))
-        spec = WorkerSpec(
-            node_id=worker.node_id,
-            router_addr=router_addr,
-            broadcast_addr=broadcast_addr,
-            cache_dir=str(settings.model.cache_path()),
-            max_cache_bytes=settings.model.max_cache_bytes(),
-            pipeline_bind=str(steps),
-            store_bind=str(store),
-            device=worker.device,
-            dtype=settings.model.dtype,
-            threads=worker.threads,
-            memory_bytes=worker.memory_bytes,
-            high_water_mark=settings.zmq.high_water_mark,
-        )
-        specs[worker.node_id] = ("_worker", to_json(spec), ())
-    plans.append(ChildPlan(name=NodeId("frontend"), role="frontend", vital=True))
+    zmq, env = held.near(settings.zmq), secrets_env(settings)
+
+    def child(role: ChildRole, spec: ChildSpec, name: str, *more: str, pass_fds: tuple[int, ...] = ()) -> ChildStart:
+        argv = python_child(f"_{role}", spec_to_json(spec), *more)
+        huge_pages = huge_pages_env(os.environ) if role == "worker" else {}
+        plan = ChildPlan(name=NodeId(name), role=role, vital=role != "worker")
+        return plan, ChildCommand(argv=tuple(argv), pass_fds=pass_fds, env=env | huge_pages)
+
     frontend = FrontendSpec(
         node_id="frontend",
-        router_addr=router_addr,
-        broadcast_addr=broadcast_addr,
+        zmq=zmq,
+        cluster=settings.cluster,
+        model=settings.model,
+        engine=settings.engine,
+        server=settings.server,
         http_fd=http_fd,
         http_url=url,
-        drain_timeout_s=settings.server.drain_timeout,
-        max_body_bytes=settings.server.max_body_bytes,
-        allowed_hosts=settings.server.allowed_hosts,
-        allowed_origins=settings.server.allowed_origins,
-        while_loading=settings.server.while_loading,
-        max_replays=settings.engine.max_replays,
-        high_water_mark=settings.zmq.high_water_mark,
-        chat_template=settings.model.chat_template and str(Path(settings.model.chat_template).expanduser().absolute()),
-        model_path=desired.model_path,
     )
-    specs["frontend"] = ("_frontend", to_json(frontend), (http_fd,))
-    return plans, specs
+    return [
+        child("coordinator", coordinator_spec(settings, options, held), "coordinator"),
+        *(
+            child("worker", _worker_spec(settings, worker, zmq, ends), worker.node_id)
+            for worker, ends in zip(options.workers, held.workers, strict=True)
+        ),
+        child("frontend", frontend, "frontend", *BEEN_READY, pass_fds=(http_fd,)),
+    ]
 
 
-def worker_child(spec_json: str) -> Sequence[str]:
-    return python_child("_worker", spec_json)
-
-
-def run_worker_parent(
-    spec: WorkerSpec, settings: Settings, child: Callable[[str], Sequence[str]] = worker_child
-) -> int:
-    """The whole life of `worker`: the same program with one child, whose command line `child` makes of its spec.
-
-    Returns the exit code.
-    """
-    env = secrets_env(settings) | huge_pages_env(os.environ)
-    run = ParentRun(
-        supervisor=Supervisor((ChildPlan(name=NodeId(spec.node_id), role="worker", vital=True),), random.Random()),
-        commands={NodeId(spec.node_id): ChildCommand(argv=tuple(child(to_json(spec))), env=env)},
-        router_addr=spec.router_addr,
-        broadcast_addr=spec.broadcast_addr,
-        name=f"parent-{spec.node_id}",
-        join_token=settings.cluster.join_token,
+def coordinator_spec(settings: Settings, options: UpOptions, held: ClusterPorts) -> CoordinatorSpec:
+    return CoordinatorSpec(
+        zmq=held.bound(settings.zmq),
+        cluster=settings.cluster,
+        model=settings.model,
+        engine=settings.engine,
+        state_dir=str(options.state_dir),
+        local_nodes=tuple(worker.node_id for worker in options.workers),
     )
-    return run.until_over()
+
+
+def _worker_spec(
+    settings: Settings, worker: WorkerOptions, zmq: ZmqSettings, ends: tuple[HostPort, HostPort]
+) -> WorkerSpec:
+    steps, store = ends
+    return WorkerSpec(
+        node_id=worker.node_id,
+        zmq=zmq,
+        cluster=settings.cluster,
+        model=settings.model,
+        pipeline_bind=str(steps),
+        store_bind=str(store),
+        device=worker.device,
+        threads=worker.threads,
+        memory_bytes=worker.memory_bytes,
+    )

@@ -35,6 +35,62 @@ def int32(values: object) -> Int32Column:
 EMPTY: Int32Column = int32([])
 EMPTY.setflags(write=False)
 
+
+def token_ids(values: object) -> Int32Column:
+    """Token ids, which several may hold at once: a column that is not written to. Not copied if it is one already."""
+    column = int32(values)
+    if column.flags.writeable:
+        column = column.view()
+        column.flags.writeable = False
+    return column
+
+
+def token_ids_field() -> Int32Column:
+    """Of an attrs class that holds a prompt, or a prompt and the answer so far."""
+    return attrs.field(eq=attrs.cmp_using(eq=np.array_equal), converter=token_ids)
+
+
+class GrowingIds:
+    """Token ids that others are put behind. The column that it begins with is shared until then, and never written to.
+
+    `column` stays as it was when it was asked for.
+    """
+
+    __slots__ = ("_ids", "_size")
+
+    def __init__(self, ids: Int32Column = EMPTY) -> None:
+        self._ids, self._size = ids, len(ids)
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def column(self) -> Int32Column:
+        return self._ids[: self._size]
+
+    def append(self, token: int) -> None:
+        size = self._size
+        if size == len(self._ids):
+            self._make_room(size + 1)
+        self._ids[size] = token
+        self._size = size + 1
+
+    def extend(self, ids: Int32Column) -> None:
+        if not len(ids):
+            return  # what it began with is read-only, and stays what it is
+        size = self._size + len(ids)
+        if size > len(self._ids):
+            self._make_room(size)
+        self._ids[self._size : size] = ids
+        self._size = size
+
+    def _make_room(self, size: int) -> None:
+        """For half as many again, so that each id is moved a few times at most."""
+        grown = np.empty(max(16, size + size // 2), np.int32)
+        grown[: self._size] = self.column
+        self._ids = grown
+
+
 ROW_FINE, ROW_NOT_FINITE = 0, 1  # what a sampled row's `fault` says: its token counts, or its logits were no numbers
 
 
@@ -130,6 +186,16 @@ class Logprobs:
     )
     top: npt.NDArray[np.float32] = column(attrs.NOTHING, dtype=FLOAT32, per="chosen", wide=True, low=None)  # [n, k]
 
+    def rows(self, index: npt.NDArray[np.intp]) -> "Logprobs":
+        """Some of the rows."""
+        return Logprobs(chosen=self.chosen[index], top_ids=self.top_ids[index], top=self.top[index])
+
+    def of(self, index: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+        """One row's: the chosen token's (None where not asked), and the best alternatives with theirs."""
+        chosen = float(self.chosen[index])
+        pairs = zip(self.top_ids[index].tolist(), self.top[index].tolist(), strict=True)
+        return None if chosen != chosen else chosen, tuple((token, value) for token, value in pairs if token >= 0)
+
 
 @attrs.define
 class StepResult:
@@ -166,7 +232,7 @@ class OpenRow:
     history_tokens: int = 0
     position: int = 0  # tokens whose KV is in the pool, or will be once the step in hand has run
     blocks: list[int] = attrs.field(factory=list)
-    history: list[int] = attrs.field(factory=list)
+    history: GrowingIds = attrs.field(factory=GrowingIds)
 
 
 @attrs.define(kw_only=True)

@@ -7,35 +7,36 @@ decoded without a copy (read-only).
 """
 
 from collections.abc import Callable
-from types import UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import attrs
 import cattrs
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
+from cattrs.strategies import configure_tagged_union
 
 from hydra.protocol.batch import LOGPROBS_COLUMNS, Logprobs
 from hydra.protocol.blob import Buffer, Frames
 from hydra.protocol.columns import INT32, column_of, lowest
 from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName
-from hydra.protocol.limits import FIELDS, IDS, INT63_MAX, PLAIN_LIMITS, Limit, Range
+from hydra.protocol.limits import ALTERNATIVES_MAX, FIELDS, IDS, INT63_MAX, PLAIN_LIMITS, Limit, Range
 from hydra.protocol.messages import Message
-from hydra.protocol.messages.generations import FINISH_LENGTH, Open, Tokens
+from hydra.protocol.messages.generations import Tokens
 from hydra.protocol.messages.membership import Beacon, Heartbeat, HeartbeatSeen
 from hydra.protocol.messages.plans import LoadSlice
-from hydra.protocol.model.model_name import hub_parts
-from hydra.protocol.model.model_spec import Place, StoredFile, TensorRange
-from hydra.protocol.model.source import HubCommit
-from hydra.protocol.sampling import DefaultSampling, SamplingParams
+from hydra.protocol.model.encoding import ENCODING_NAMES, ENCODINGS, PlainEncoding
+from hydra.protocol.model.layer_spec import FeedForwardSpec
+from hydra.protocol.model.model_spec import Place, TensorRange
+from hydra.protocol.model.part_size import PartSize
+from hydra.protocol.model.source import Source
+from hydra.protocol.rules import RULES, no_rule
 
 CONTROL_BYTES_MAX = 4 << 20
 STRING_BYTES_MAX = 1 << 20
 ARRAY_ITEMS_MAX = 1 << 17
 MAP_ITEMS_MAX = 256
 ACTOR_NAME_LENGTH_MAX = 64  # of an actor
-ALTERNATIVES_MAX = 20
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
@@ -144,69 +145,10 @@ def _unpack_logprobs(value: Any, _: Any) -> Logprobs:
     return Logprobs(*LOGPROBS_COLUMNS.gather(columns, width))
 
 
-# ---------------------------------------------------------------- rules beyond types
+# ---------------------------------------------------------------- classes
 
-
-def _rule_tokens(said: Tokens) -> bool:
-    n_rows = len(said.session)
-    columns = (said.attempt, said.position, said.token, said.finish, said.cached)
-    logprobs_fit = said.logprobs is None or len(said.logprobs.chosen) == n_rows
-    known_finish = max(said.finish.tolist(), default=0) <= FINISH_LENGTH
-    return all(len(column) == n_rows for column in columns) and logprobs_fit and known_finish
-
-
-def _rule_sampling(params: SamplingParams) -> bool:
-    return (
-        params.temperature >= 0.0
-        and params.repetition_penalty > 0.0
-        and 0.0 < params.top_p <= 1.0
-        and 0.0 <= params.min_p <= 1.0
-        and (params.logprobs is None or params.logprobs <= ALTERNATIVES_MAX)
-    )
-
-
-def _rule_default_sampling(default: DefaultSampling) -> bool:
-    """The ranges of SamplingParams, where there is a value."""
-    given = {name: value for name, value in attrs.asdict(default).items() if value is not None}
-    return _rule_sampling(SamplingParams(**given))
-
-
-def _rule_open(said: Open) -> bool:
-    return said.prompt_tokens <= len(said.history)
-
-
-def _rule_slice(order: LoadSlice) -> bool:
-    return order.first_layer < order.end_layer <= order.spec.n_layers
-
-
-def _one_component(file: str) -> bool:
-    return file not in ("", ".", "..") and not set("/\\\0") & set(file)
-
-
-def _rule_file(stored: TensorRange | StoredFile) -> bool:
-    return _one_component(stored.file)
-
-
-def _rule_hub_commit(source: HubCommit) -> bool:
-    """Its parts become part of a URL and of a path."""
-    return hub_parts(f"{source.repo}@{source.commit}") == (source.repo, source.commit)
-
-
-def _no_rule(_: Any) -> bool:
-    return True
-
-
-RULES: dict[type, Callable[[Any], bool]] = {
-    Tokens: _rule_tokens,
-    SamplingParams: _rule_sampling,
-    DefaultSampling: _rule_default_sampling,
-    Open: _rule_open,
-    LoadSlice: _rule_slice,
-    TensorRange: _rule_file,
-    StoredFile: _rule_file,
-    HubCommit: _rule_hub_commit,
-}
-ROWS: tuple[type, ...] = (TensorRange, Place)  # a mixture of experts has tens of thousands in one message
+UNIONS: tuple[Any, ...] = (FeedForwardSpec, Source)  # told apart on the wire by the name of the class, under "kind"
+ROWS: tuple[type, ...] = (TensorRange, Place, PartSize)  # a mixture of experts has tens of thousands in one message
 
 
 def _ruled_hook(kind: type) -> Hook:
@@ -219,7 +161,7 @@ def _ruled_hook(kind: type) -> Hook:
     plain: Hook = cattrs.gen.make_dict_structure_fn(
         kind, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=False, **limited
     )
-    rule = RULES.get(kind, _no_rule)
+    rule = RULES.get(kind, no_rule)
 
     def checked(value: Any, as_kind: Any) -> Any:
         made = plain(value, as_kind)
@@ -230,25 +172,11 @@ def _ruled_hook(kind: type) -> Hook:
     return checked
 
 
-def _one_of_hook(union: Any) -> Hook:
-    """One of several classes, which is known by the names of its fields."""
-    kinds = {frozenset(field.name for field in attrs.fields(kind)): kind for kind in get_args(union)}
-    hooks = {names: (kind, converter.get_structure_hook(kind)) for names, kind in kinds.items()}
-
-    def read(value: Any, _: Any) -> Any:
-        if type(value) is not dict:
-            raise TypeError(f"expected a map, got {type(value).__name__}")
-        kind, hook = hooks[frozenset(value)]
-        return hook(value, kind)
-
-    return read
-
-
 def _row_hook(kind: type) -> Hook:
     """Reads what is said by the thousand: a list of the fields in their order, then the rule."""
     fields = attrs.fields(attrs.resolve_types(kind))
     hooks = [(field.name, field.type, converter.get_structure_hook(field.type)) for field in fields]
-    rule = RULES.get(kind, _no_rule)
+    rule = RULES.get(kind, no_rule)
 
     def checked(value: Any, _: Any) -> Any:
         if type(value) is not list or len(value) != len(hooks):
@@ -279,12 +207,6 @@ def _is_tuple(kind: Any) -> bool:
     return origin is tuple
 
 
-def _is_one_of(kind: Any) -> bool:
-    """A union of classes; one with None among them is an optional field, which cattrs knows."""
-    is_union = get_origin(kind) in (Union, UnionType)
-    return is_union and all(attrs.has(arg) for arg in get_args(kind))
-
-
 def _id_hook(kind: Any) -> Hook:
     return _exactly(*IDS[kind])
 
@@ -296,18 +218,21 @@ def _make_converter() -> cattrs.Converter:
     made.register_unstructure_hook(float, float)  # an int in a float's place is said as a float
     made.register_structure_hook_factory(lambda kind: kind in IDS, _id_hook)
     made.register_structure_hook_factory(_is_tuple, _tuple_hook)
-    made.register_structure_hook_factory(_is_one_of, _one_of_hook)
     made.register_structure_hook_factory(lambda kind: kind in RULES or kind in FIELDS, _ruled_hook)
     made.register_structure_hook_factory(lambda kind: kind in ROWS, _row_hook)
     made.register_unstructure_hook_factory(lambda kind: kind in ROWS, _row_unhook)
     made.register_structure_hook_func(_is_column, _read_column)
     made.register_unstructure_hook_func(_is_column, _pack_column)
+    made.register_structure_hook(PlainEncoding, lambda name, _: ENCODINGS[name])
+    made.register_unstructure_hook(PlainEncoding, ENCODING_NAMES.__getitem__)
     made.register_structure_hook(Logprobs, _unpack_logprobs)
     made.register_unstructure_hook(Logprobs, _pack_logprobs)
     return made
 
 
 converter = _make_converter()
+for union in UNIONS:
+    configure_tagged_union(union, converter, tag_name="kind")
 _KINDS: tuple[type, ...] = get_args(Message)
 _WRITE = {kind: (kind.__name__, converter.get_unstructure_hook(kind)) for kind in _KINDS}
 _READ = {kind.__name__: (kind, converter.get_structure_hook(kind)) for kind in _KINDS}

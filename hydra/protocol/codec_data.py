@@ -22,7 +22,7 @@ from hydra.protocol.batch import (
     StepResult,
 )
 from hydra.protocol.blob import BLOB_DTYPES, Blob, Buffer, Frames
-from hydra.protocol.codec import ALTERNATIVES_MAX, converter, pack, unpack
+from hydra.protocol.codec import converter, pack, unpack
 from hydra.protocol.columns import ITEM_BYTES
 from hydra.protocol.data_header import (
     DATA_HEADER,
@@ -33,6 +33,7 @@ from hydra.protocol.data_header import (
     write_data_header,
 )
 from hydra.protocol.faults import TheyBrokeTheRules
+from hydra.protocol.limits import ALTERNATIVES_MAX
 
 INLINE_BYTES_MAX = 64 << 10
 OPENINGS_BYTES_MAX = 64 << 20

@@ -15,6 +15,7 @@ import attrs
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import TERM_MAX, AskId, Attempt, Epoch, Generation, NodeId, RouteId, RowId, SessionId, StepId
 from hydra.protocol.messages.generations import OWNER_LENGTH_MAX, Open
+from hydra.protocol.messages.journal import REASON_MAX, AgedEntry, JournalEntries, JournalEntry, JournalRequest
 from hydra.protocol.messages.membership import (
     Beacon,
     ChildExited,
@@ -27,7 +28,9 @@ from hydra.protocol.messages.membership import (
 )
 from hydra.protocol.messages.models import LoadModel, ReadyReply, UnloadModel
 from hydra.protocol.messages.plans import Activate, LoadSlice
-from hydra.protocol.model.model_spec import ModelSpec
+from hydra.protocol.model.cache_spec import PagedKvSpec
+from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.model.layer_spec import MoeSpec, SoftmaxAttentionSpec
 from hydra.protocol.model.source import Directory, HubCommit, Peers
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
@@ -39,9 +42,11 @@ COUNT_MAX = (1 << 53) - 1  # whatever has no limit of its own; JSON's numbers ca
 TEXT_MAX = 1 << 16
 PATH_MAX = 4096
 NAME_MAX = 255
+REPLICAS_MAX = 64  # deployments of one model
 AUTH_MAX = 4096
 MODEL_LAYERS_MAX = 4096
 ENDPOINTS_MAX = 256  # named as one source
+ALTERNATIVES_MAX = 20  # to a token, with their log-probabilities
 ADDRESS = re.compile(
     r"tcp://([A-Za-z0-9][A-Za-z0-9_.-]{0,254}|\[[0-9A-Fa-f:.%]{2,64}\]):[0-9]{1,5}|(mem|inproc)://[\w.:-]{1,255}"
 )
@@ -90,7 +95,9 @@ class SocketAddress:
 LARGEST = math.nextafter(math.inf, 0.0)
 COUNT, FINITE, TEXT = Range(0, COUNT_MAX), Range(-LARGEST, LARGEST), Length(TEXT_MAX)
 INT31, UINT32, INT63, TERM = Range(0, INT32_MAX), Range(0, UINT32_MAX), Range(0, INT63_MAX), Range(0, TERM_MAX)
+SOME = Range(1, COUNT_MAX)
 DELAY_S = Range(0.0, 1e6)
+DURATION_S = Range(0.0, 1e9)
 NAME, ADDR = Length(NAME_MAX, low=1, printable=True), SocketAddress()
 
 PLAIN_LIMITS: Mapping[type, Limit] = {int: COUNT, float: FINITE, str: TEXT}
@@ -125,7 +132,10 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
     Heartbeat: {"progress": Length(1024)},
     ChildExited: {"pid": INT31},
     KillWorker: {"pid": INT31},
-    ModelSpec: {"n_layers": Range(1, MODEL_LAYERS_MAX)},
+    DecoderSpec: {"kinds": Length(MODEL_LAYERS_MAX, low=1), "layer_kinds": Length(MODEL_LAYERS_MAX, low=1)},
+    SoftmaxAttentionSpec: {"n_heads": SOME, "n_kv_heads": SOME, "head_dim": SOME},  # these divide
+    PagedKvSpec: {"n_heads": SOME, "head_dim": SOME},
+    MoeSpec: {"n_experts": SOME, "top_k": SOME},
     Directory: {"path": Length(PATH_MAX)},
     HubCommit: {"repo": Length(NAME_MAX), "commit": Length(NAME_MAX)},
     Endpoint: {"addr": ADDR, "public_key": Length(NAME_MAX, printable=True)},
@@ -136,7 +146,12 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
         "block_size": Range(1, 1 << 16),
     },
     Activate: {"kv_blocks": INT31, "credits": Range(1, 1 << 16)},  # credits bound a socket's queue
-    LoadModel: {"model_path": Length(PATH_MAX), "model_id": Length(PATH_MAX), "dtype": Length(NAME_MAX)},
+    LoadModel: {
+        "model_path": Length(PATH_MAX),
+        "model_id": Length(PATH_MAX),
+        "dtype": Length(NAME_MAX),
+        "replicas": Range(1, REPLICAS_MAX),
+    },
     UnloadModel: {"model_id": Length(PATH_MAX)},
     ReadyReply: {"retry_after_s": DELAY_S},
     Refusal: {"retry_after_s": DELAY_S},
@@ -147,5 +162,18 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
         "max_tokens": INT31,
         "deaths": INT31,
     },
+    JournalEntries: {"first": Range(1, COUNT_MAX), "entries": Length(1024)},
+    AgedEntry: {"age_s": DURATION_S},
+    JournalEntry: {
+        "actor": Length(NAME_MAX, printable=True),
+        "node": Length(NAME_MAX, printable=True),
+        "model_id": Length(PATH_MAX),
+        "response_id": Length(NAME_MAX, printable=True),
+        "nodes": Length(MODEL_LAYERS_MAX),
+        "reason": Length(REASON_MAX),
+        "pid": INT31,
+        "took_s": DURATION_S,
+    },
+    JournalRequest: {"session": Length(NAME_MAX), "node": Length(NAME_MAX)},
     SamplingParams: {"seed": Range(0, (1 << 64) - 1), "choice": INT31},
 }

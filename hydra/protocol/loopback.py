@@ -1,5 +1,7 @@
 """Whether an address is one that every machine has for itself. Resolves no name."""
 
+LOOPBACK = "127.0.0.1"
+
 
 def host_of(addr: str) -> str:
     """Of `tcp://HOST:PORT`, without the brackets of an IPv6 address."""

@@ -4,6 +4,9 @@ Drawing is a pure function of (logits, parameters, seed, choice, position): no g
 replay draws the same token. Ranges are checked where a request enters (the HTTP room) and again when decoded.
 """
 
+from collections.abc import Collection
+from typing import Any
+
 import attrs
 
 TOP_P_MIN = 1e-6  # what a top_p of 0 is taken as: only the likeliest token
@@ -36,12 +39,18 @@ class SamplingParams:
         """Whether the last stage must know the ids so far (penalties count them)."""
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
+    def with_defaults(self, defaults: "DefaultSampling", given: Collection[str]) -> "SamplingParams":
+        """The publisher's opinions in place of all that is not `given`, by name."""
+        opinions = {name: value for name, value in defaults.opinions().items() if name not in given}
+        return attrs.evolve(self, **opinions)
+
 
 @attrs.frozen(kw_only=True)
 class DefaultSampling:
     """What a model's publisher would have in place of each parameter that a request leaves out; None: no opinion.
 
-    Ranges are those of SamplingParams. A model published as greedy has no opinion on temperature and the masks.
+    Its fields are some of SamplingParams', with the same names and ranges. A model published as greedy has no opinion
+    on temperature and the masks.
     """
 
     temperature: float | None = None
@@ -49,6 +58,10 @@ class DefaultSampling:
     top_k: int | None = None  # 0: off
     min_p: float | None = None
     repetition_penalty: float | None = None
+
+    def opinions(self) -> dict[str, Any]:
+        """By the names of SamplingParams."""
+        return {name: value for name, value in attrs.asdict(self).items() if value is not None}
 
 
 GREEDY = SamplingParams(temperature=0.0)

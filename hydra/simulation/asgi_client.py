@@ -57,6 +57,7 @@ async def exchange(
     Without `body_ends` more of it is still to come, and never does. Leaving the block closes the connection.
     """
     made = Exchange()
+    route, _, query = path.partition("?")
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     incoming: list[dict[str, Any]] = [{"type": "http.request", "body": content, "more_body": not body_ends}]
     usual = {b"host": b"localhost", b"content-type": b"application/json", b"content-length": b"%d" % len(content)}
@@ -64,7 +65,7 @@ async def exchange(
     all_headers = [*((name, value) for name, value in usual.items() if name not in named), *headers]
     scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
-        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+        "scheme": "http", "path": route, "raw_path": route.encode(), "query_string": query.encode(), "root_path": "",
         "headers": all_headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "extensions": {},
     }  # fmt: skip
 

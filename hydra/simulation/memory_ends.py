@@ -59,7 +59,7 @@ class Inbox(Generic[T]):
         self.wake()
 
 
-class End:
+class MemoryEnd:
     """What all ends share: a life that can end under them, and closing once."""
 
     def __init__(self, network: MemoryNetwork, life: Life) -> None:
@@ -99,7 +99,7 @@ class End:
         """An end that only sends has nothing to look at."""
 
 
-class Listener(End):
+class Listener(MemoryEnd):
     """An end that is bound to an address."""
 
     def __init__(self, network: MemoryNetwork, life: Life, addr: str) -> None:
@@ -107,7 +107,7 @@ class Listener(End):
         if addr.endswith(":0"):
             addr = f"{addr[:-1]}{next(network.ports)}"
         self.addr = addr
-        self._callers: list[Dialler] = []
+        self._callers: list[MemoryDialler] = []
         if life.dead:
             return
         if addr in network.listeners:
@@ -121,23 +121,23 @@ class Listener(End):
         for caller in list(self._callers):
             caller.hang_up()
 
-    def _admits(self, caller: "Dialler") -> bool:
+    def _admits(self, caller: "MemoryDialler") -> bool:
         return True
 
-    def _answer(self, caller: "Dialler", bound: int) -> Pipe:
+    def _answer(self, caller: "MemoryDialler", bound: int) -> Pipe:
         """A new connection: the pipe on which the caller will be heard."""
         self._callers.append(caller)
         return self._network.pipe(caller.life, self.life, partial(self._hear, caller), bound, caller.hang_up)
 
-    def _hear(self, caller: "Dialler", frames: Taken, pipe: Pipe) -> None:
+    def _hear(self, caller: "MemoryDialler", frames: Taken, pipe: Pipe) -> None:
         raise NotImplementedError
 
-    def _forget(self, caller: "Dialler") -> None:
+    def _forget(self, caller: "MemoryDialler") -> None:
         if caller in self._callers:
             self._callers.remove(caller)
 
 
-class Dialler(End):
+class MemoryDialler(MemoryEnd):
     """An end that connects to an address and keeps trying; what is said meanwhile waits, up to the bound."""
 
     def __init__(self, network: MemoryNetwork, life: Life, addr: str, bound: int) -> None:

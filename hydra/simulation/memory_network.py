@@ -46,7 +46,7 @@ class Life:
     paused: bool = False
 
 
-class End(Protocol):
+class NetworkEnd(Protocol):
     """What the network knows of an end."""
 
     life: Life
@@ -159,7 +159,7 @@ class MemoryNetwork:
     dropped: int = 0
     default: Link = attrs.field(factory=Link)
     pipes: list[Pipe] = attrs.field(factory=list, init=False)
-    ends: list[End] = attrs.field(factory=list, init=False)
+    ends: list[NetworkEnd] = attrs.field(factory=list, init=False)
     listeners: dict[str, Any] = attrs.field(factory=dict, init=False)
     ports: "itertools.count[int]" = attrs.field(factory=lambda: itertools.count(20001), init=False)
     _links: dict[tuple[str, str], Link] = attrs.field(factory=dict, init=False)

@@ -8,7 +8,7 @@ from collections import deque
 from hydra.protocol.blob import Frames
 from hydra.protocol.ids import PeerId
 from hydra.protocol.wires.wire import Delivery, LineBroken, PeerGone, WireFull
-from hydra.simulation.memory_ends import Dialler, Inbox, Listener
+from hydra.simulation.memory_ends import Inbox, Listener, MemoryDialler
 from hydra.simulation.memory_network import Life, MemoryNetwork, Pipe, Taken
 
 
@@ -33,17 +33,17 @@ class MemoryStoreHub(Listener):
     async def receive(self) -> list[Delivery]:
         return await self._inbox.take()
 
-    def _answer(self, caller: Dialler, bound: int) -> Pipe:
+    def _answer(self, caller: MemoryDialler, bound: int) -> Pipe:
         assert isinstance(caller, MemoryStoreLine)
         down = self._network.pipe(self.life, caller.life, caller.hear, self._bound, caller.hang_up)
         self._down[caller.peer] = down
         return super()._answer(caller, bound)
 
-    def _hear(self, caller: Dialler, frames: Taken, pipe: Pipe) -> None:
+    def _hear(self, caller: MemoryDialler, frames: Taken, pipe: Pipe) -> None:
         assert isinstance(caller, MemoryStoreLine)
         self._inbox.put(Delivery(caller.peer, frames), pipe)
 
-    def _forget(self, caller: Dialler) -> None:
+    def _forget(self, caller: MemoryDialler) -> None:
         super()._forget(caller)
         assert isinstance(caller, MemoryStoreLine)
         self._down.pop(caller.peer).snap()
@@ -56,7 +56,7 @@ class MemoryStoreHub(Listener):
         self._inbox.wake()
 
 
-class MemoryStoreLine(Dialler):
+class MemoryStoreLine(MemoryDialler):
     """BlockingStoreLine, save that `receive` is awaited and whoever waits sets the deadline."""
 
     def __init__(self, network: MemoryNetwork, life: Life, addr: str, bound: int) -> None:

@@ -12,7 +12,7 @@ from hydra.protocol.blob import Frames
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import COORDINATOR, PeerId
 from hydra.protocol.wires.wire import STORE_BOUND, Delivery, LaneName, PeerGone, WireFull
-from hydra.simulation.memory_ends import Dialler, Inbox, Listener
+from hydra.simulation.memory_ends import Inbox, Listener, MemoryDialler
 from hydra.simulation.memory_network import Life, Link, MemoryNetwork, Pipe, Taken, uniform
 from hydra.simulation.memory_store import MemoryStoreHub, MemoryStoreLine
 
@@ -53,21 +53,21 @@ class MemoryHub(Listener):
                 if not news.is_full:
                     news.send(tuple(frames))
 
-    def _admits(self, caller: Dialler) -> bool:
+    def _admits(self, caller: MemoryDialler) -> bool:
         return isinstance(caller, MemorySpoke) and caller.peer not in self._down
 
-    def _answer(self, caller: Dialler, bound: int) -> Pipe:
+    def _answer(self, caller: MemoryDialler, bound: int) -> Pipe:
         assert isinstance(caller, MemorySpoke)
         down = self._network.pipe(self.life, caller.life, caller.hear, self._bound, caller.hang_up)
         news = self._network.pipe(self.life, caller.life, caller.hear, self._bound, None)
         self._down[caller.peer] = (caller, down, news)
         return super()._answer(caller, bound)
 
-    def _hear(self, caller: Dialler, frames: Taken, pipe: Pipe) -> None:
+    def _hear(self, caller: MemoryDialler, frames: Taken, pipe: Pipe) -> None:
         assert isinstance(caller, MemorySpoke)
         self._inbox.put(Delivery(caller.peer, frames), pipe)
 
-    def _forget(self, caller: Dialler) -> None:
+    def _forget(self, caller: MemoryDialler) -> None:
         super()._forget(caller)
         assert isinstance(caller, MemorySpoke)
         _, down, news = self._down.pop(caller.peer)
@@ -82,7 +82,7 @@ class MemoryHub(Listener):
         self._inbox.wake()
 
 
-class MemorySpoke(Dialler):
+class MemorySpoke(MemoryDialler):
     """Implements Spoke."""
 
     def __init__(self, network: MemoryNetwork, life: Life, peer: PeerId, addr: str, bound: int) -> None:
@@ -114,7 +114,7 @@ class MemoryStepSource(Listener):
     async def receive(self) -> list[Taken]:
         return await self._inbox.take()
 
-    def _hear(self, caller: Dialler, frames: Taken, pipe: Pipe) -> None:
+    def _hear(self, caller: MemoryDialler, frames: Taken, pipe: Pipe) -> None:
         self._inbox.put(frames, pipe)
 
     def vanish(self, graceful: bool) -> None:
@@ -125,11 +125,11 @@ class MemoryStepSource(Listener):
         self._inbox.wake()
 
 
-class MemoryStepLink(Dialler):
+class MemoryStepLink(MemoryDialler):
     """Implements StepLink."""
 
 
-class _Knocks(Dialler):
+class _Knocks(MemoryDialler):
     """A connection for its own sake, whatever the lane."""
 
     answered: trio.Event

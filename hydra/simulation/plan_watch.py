@@ -32,6 +32,12 @@ class PlanWatch:
         self._see_plan(effects, now_s)
         return effects
 
+    def check(self) -> None:
+        """The planner's own, if it has one."""
+        check = getattr(self.planner, "check", None)
+        if check is not None:
+            check()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.planner, name)
 

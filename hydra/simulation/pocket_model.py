@@ -16,18 +16,20 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from hydra.actors.core.ports import Progress
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, OpenRow, Outcome, Run, int32
 from hydra.protocol.blob import Blob
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages.membership import DeviceOffer, Held
 from hydra.protocol.messages.plans import LoadSlice
-from hydra.protocol.model.decoder_spec import plain_decoder
+from hydra.protocol.model.decoder_spec import plain_decoder, plain_layer
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
+from hydra.protocol.model.part_size import stored_size
+from hydra.protocol.progress import Progress
 from hydra.protocol.sampling import GREEDY, SamplingParams
 
-Numbers = npt.NDArray[np.uint64]
+PocketNumbers = npt.NDArray[np.uint64]
 
 MODEL_PATH = "/models/pocket"
 MODEL_ID = "pocket"
@@ -40,17 +42,17 @@ _NAN, _FRAIL_KEY = np.uint64(0xFFF8_0000_0000_0000), np.uint64(0xFFF8_0000_0000_
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _S1, _S2 = np.uint64(31), np.uint64(27)
-_POSITIONS: Numbers = np.arange(4096, dtype=np.uint64)
-_WEIGHTS: Numbers = _POSITIONS * np.uint64(2) + np.uint64(1)
-_SALTS: Numbers = _POSITIONS * np.uint64(0x94D049BB133111EB)  # of a layer, or of a position
+_POSITIONS: PocketNumbers = np.arange(4096, dtype=np.uint64)
+_WEIGHTS: PocketNumbers = _POSITIONS * np.uint64(2) + np.uint64(1)
+_SALTS: PocketNumbers = _POSITIONS * np.uint64(0x94D049BB133111EB)  # of a layer, or of a position
 
 
-def _stir(numbers: Numbers) -> Numbers:
+def _stir(numbers: PocketNumbers) -> PocketNumbers:
     numbers = (numbers ^ (numbers >> _S1)) * _MIX
     return numbers ^ (numbers >> _S2)
 
 
-def _embed(tokens: npt.NDArray[Any], start: int) -> Numbers:
+def _embed(tokens: npt.NDArray[Any], start: int) -> PocketNumbers:
     numbers = tokens.astype(np.uint64) + np.uint64(1)
     numbers = _stir(numbers * _ODD + _SALTS[start : start + len(tokens)])
     if FRAIL in tokens:
@@ -58,22 +60,26 @@ def _embed(tokens: npt.NDArray[Any], start: int) -> Numbers:
     return numbers
 
 
-def _layer(state: Numbers, layer: int, start: int, slots: npt.NDArray[np.int64], pool: Numbers) -> Numbers:
+def _layer(
+    state: PocketNumbers, layer: int, start: int, slots: npt.NDArray[np.int64], pool: PocketNumbers
+) -> PocketNumbers:
     """One layer for tokens at `start`, `start` + 1, ...; `slots` are the places of positions 0 .. end in its pool."""
     pool[slots[start : start + len(state)]] = _key(state, layer, start)
     return _mixed(state, layer, start, pool[slots[: start + len(state)]])
 
 
-def _key(state: Numbers, layer: int, start: int) -> Numbers:
+def _key(state: PocketNumbers, layer: int, start: int) -> PocketNumbers:
     return _stir(state + _SALTS[layer] + _SALTS[start : start + len(state)])
 
 
-def _mixed(state: Numbers, layer: int, start: int, keys: Numbers) -> Numbers:
+def _mixed(state: PocketNumbers, layer: int, start: int, keys: PocketNumbers) -> PocketNumbers:
     seen = np.cumsum(keys * _WEIGHTS[: len(keys)])[start:]
     return _stir((state ^ seen) + _SALTS[layer])
 
 
-def _frail_layer(state: Numbers, layer: int, start: int, slots: npt.NDArray[np.int64], pool: Numbers) -> Numbers:
+def _frail_layer(
+    state: PocketNumbers, layer: int, start: int, slots: npt.NDArray[np.int64], pool: PocketNumbers
+) -> PocketNumbers:
     """The same where some may be no numbers."""
     odd = (state == _NAN) | (state == _FRAIL_KEY)
     pool[slots[start : start + len(state)]] = np.where(odd, state, _key(state, layer, start))
@@ -86,7 +92,7 @@ def _frail_layer(state: Numbers, layer: int, start: int, slots: npt.NDArray[np.i
     return after
 
 
-def _draw(state: Numbers, params: SamplingParams | None) -> int | None:
+def _draw(state: PocketNumbers, params: SamplingParams | None) -> int | None:
     """None: there is no next token."""
     if state[-1] == _NAN:
         return None
@@ -126,21 +132,16 @@ def pocket_spec(n_layers: int) -> ModelSpec:
     return ModelSpec(
         architecture="PocketForCausalLM",
         fingerprint="9" * 16,
-        n_layers=n_layers,
         hidden=2,
-        intermediate=2,
-        n_heads=1,
-        n_kv_heads=1,
-        head_dim=2,
         vocab=POCKET_VOCAB + 2,  # poison and frail are tokens like any other, and never drawn
         max_positions=MAX_POSITIONS,
-        decoder=plain_decoder(n_layers, 2),
+        decoder=plain_decoder(n_layers, plain_layer(n_heads=1, n_kv_heads=1, head_dim=2, intermediate=2)),
         tied=False,
         stored_dtype="float32",
-        layer_params=(25_000_000,) * n_layers,  # 100 MB each, so that memory can be short
-        embedding_params=1_000,
-        head_params=1_000,
-        norm_params=10,
+        layer_sizes=(stored_size(25_000_000, F32),) * n_layers,  # 100 MB each, so that memory can be short
+        embedding_size=stored_size(1_000, F32),
+        head_size=stored_size(1_000, F32),
+        norm_size=stored_size(10, F32),
         bos_id=None,
         eos_ids=(),
     )
@@ -162,7 +163,7 @@ class PocketLibrary:
 @attrs.define(eq=False)
 class _Slice:
     order: LoadSlice
-    pools: dict[int, Numbers] = attrs.field(factory=dict)
+    pools: dict[int, PocketNumbers] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False)
@@ -175,7 +176,7 @@ class PocketCompute:
     tokens_computed: int = 0
     tokens_max: int = 0  # a step of more finds no memory; 0: any does
     damaged: bool = False  # its weights were: every state that leaves it is NaN
-    _through: Callable[..., Numbers] = _layer
+    _through: Callable[..., PocketNumbers] = _layer
     _slices: dict[RouteId, _Slice] = attrs.field(factory=dict)
     _garbage: int = 1
 
@@ -211,7 +212,7 @@ class PocketCompute:
         self._slices[order.route] = _Slice(order)
         return SliceFacts(
             weight_bytes=order.spec.slice_bytes(order.first_layer, order.end_layer, order.dtype),
-            read_bytes=len(fresh) * 100_000_000,
+            read_bytes=sum(order.spec.layer_sizes[layer].stored_bytes for layer in fresh),
             kv_blocks_max=self.kv_blocks_max,
             load_s=0.0,
         )

@@ -6,7 +6,7 @@ then it acknowledges new fences. See hydra/actors/stage/stage_thread.py, line fo
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import trio
@@ -21,7 +21,7 @@ from hydra.protocol.blob import Buffer
 from hydra.protocol.faults import TheyBrokeTheRules
 from hydra.protocol.ids import Epoch, RouteId, StepId
 from hydra.protocol.messages.membership import StageProgress
-from hydra.protocol.wires.wire import StepSource, WireFull
+from hydra.protocol.wires.wire import StepSource, WireFull, link_bound
 from hydra.simulation.memory_wire import MemoryStepLink, MemoryWires
 
 
@@ -39,7 +39,8 @@ class SimStage:
     _inbox: deque[tuple[Buffer, ...]] = attrs.field(factory=deque, init=False)
     _news: trio.Event = attrs.field(factory=trio.Event, init=False)
     _links: dict[RouteId, tuple[Epoch, MemoryStepLink]] = attrs.field(factory=dict, init=False)
-    _acked: dict[RouteId, Epoch] = attrs.field(factory=dict, init=False)
+    _acked: dict[RouteId, Fence] = attrs.field(factory=dict, init=False)  # each one once, though it be like the last
+    _troubled: dict[RouteId, Epoch] = attrs.field(factory=dict, init=False)
     _sent: dict[RouteId, tuple[Epoch, StepId]] = attrs.field(factory=dict, init=False)
 
     async def run(self) -> None:
@@ -89,7 +90,7 @@ class SimStage:
         accepted = self.line.accept(step)
         if isinstance(accepted, Drop):
             if accepted.breaks_the_route:
-                self.report(ThreadTrouble(step.route, step.epoch, f"step {step.step}: {accepted.reason}"))
+                self._trouble(step, accepted.reason)
             return
         fence = self.line.board.read(step.route)
         assert fence is not None and fence.open and fence.epoch == step.epoch, "a step of another epoch was accepted"
@@ -98,6 +99,11 @@ class SimStage:
             ticket = self.compute.launch(accepted)
             await self.spend(accepted)
         await self._finish(accepted, ticket)
+
+    def _trouble(self, at: Step | Run, reason: str, side: Literal["in", "out"] = "in") -> None:
+        if self._troubled.get(at.route) != at.epoch:
+            self._troubled[at.route] = at.epoch
+            self.report(ThreadTrouble(at.route, at.epoch, f"step {at.step}: {reason}", side))
 
     async def _finish(self, run: Run, ticket: Any) -> None:
         outcome = Outcome() if ticket is None else self.compute.collect(ticket)
@@ -113,7 +119,7 @@ class SimStage:
             if self.line.admits(run.route, run.epoch) is not None:
                 return False
             if trio.current_time() > deadline_s:
-                self.report(ThreadTrouble(run.route, run.epoch, f"step {run.step}: the next hop takes nothing"))
+                self._trouble(run, "the next hop takes nothing", "out")
                 return False
             pause_s = min(0.05, pause_s + 0.005)
             await trio.sleep(pause_s)
@@ -129,15 +135,16 @@ class SimStage:
         fence = self.line.board.read(run.route)
         if fence is None or fence.epoch != run.epoch or not fence.open or fence.next_addr is None:
             return None
-        link = self.wires.step_link(fence.next_addr, fence.credits)
+        link = self.wires.step_link(fence.next_addr, link_bound(fence.credits))
         self._links[run.route] = (run.epoch, link)
         return link
 
     def _ack_fences(self) -> None:
         for fence in self.line.board.all():
-            if self._acked.get(fence.route) != fence.epoch:
-                self._acked[fence.route] = fence.epoch
-                self.report(ThreadFenced(fence.route, fence.epoch))
+            if self._acked.get(fence.route) is not fence:
+                self._acked[fence.route] = fence
+                if not fence.open:
+                    self.report(ThreadFenced(fence.route, fence.epoch))
 
 
 def _try_send(link: MemoryStepLink, frames: list[Buffer]) -> bool:

@@ -16,8 +16,9 @@ import structlog
 
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.source import Directory, HubCommit, Source, directory_of
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import refuse
-from hydra.store.cache.range_cache import Progress, RangeCache
+from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.range_source import RangeSource
 from hydra.store.files.file_identity import FileIdentity
 from hydra.store.hub.hf_cache import HfCache

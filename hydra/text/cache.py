@@ -16,7 +16,7 @@ import trio
 from hydra.protocol.model.model_name import hub_parts
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError
-from hydra.text.file_versions import Identity, identity_of
+from hydra.text.file_versions import FilesIdentity, identity_of
 from hydra.text.tokenizer import ModelTokenizer
 
 LOOK_EVERY_S = 1.0
@@ -61,10 +61,10 @@ class _Held:
     """What was read from one folder: from which files, and for which loads it is known to hold."""
 
     words: ModelTokenizer | Refusal
-    files: Identity
+    files: FilesIdentity
     loads: set[Load]
 
-    def holds_for(self, files: Identity) -> bool:
+    def holds_for(self, files: FilesIdentity) -> bool:
         """For a load that is new. What was refused is tried again."""
         return not isinstance(self.words, Refusal) and files in (self.files, ())
 

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models
 
 from hydra.protocol.refusal import refuse
 from hydra.text.chat_template.marks import CLOSES, MARKS, OPENS
-from hydra.text.tokenizer_files import encode, encode_with_places
+from hydra.text.tokenizer_files import encode_text, encode_with_places
 
 EDGE_MIN = 2  # characters of a control token at the edge of a text that are worth a mark
 
@@ -131,7 +131,7 @@ class ControlTokens:
             if stretch.literal:
                 ids += self._encode_literally(stretch)
             else:
-                ids += encode(self.tokenizer, stretch.text)
+                ids += encode_text(self.tokenizer, stretch.text)
         return ids
 
     def stretches(self, rendered: str) -> Iterator[Stretch]:

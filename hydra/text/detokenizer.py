@@ -6,13 +6,13 @@ been the beginning of one (the Unicode standard's practice, section 3.9).
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import attrs
 
+from hydra.protocol.batch import EMPTY, Int32Column, token_ids
 from hydra.text.vocabulary import Vocabulary
 
-BROKEN = "\ufffd"
 CONTEXT = 8  # ids before the answer that may hold the beginning of a character: four bytes, if each has one
 
 
@@ -24,14 +24,14 @@ class Detokenizer:
     """
 
     vocabulary: Vocabulary
-    context: Sequence[int] = ()
+    context: Int32Column = attrs.field(default=EMPTY, converter=token_ids)
     _opening: bool = attrs.field(init=False)
     _bytes: codecs.IncrementalDecoder = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
-        self._opening = all(token in self.vocabulary.special for token in self.context)
-        for token in self.context[-CONTEXT:]:
+        self._opening = all(int(token) in self.vocabulary.special for token in self.context)
+        for token in self.context[-CONTEXT:].tolist():
             self._bytes.decode(self.vocabulary.piece(token))
 
     @property
@@ -44,20 +44,26 @@ class Detokenizer:
         self._opening = False
         return self._bytes.decode(piece)
 
+    def parts(self, token: int, *, hide_special: bool) -> tuple[tuple[str, bool], ...]:
+        """What one more token makes certain, as (text, whether it is hidden where text is shown).
+
+        A special token that is to be hidden stands there as its author wrote it, behind whatever bytes were left: it is
+        for the place that shows text to leave it out, so that whoever looks for a stop string before sees it.
+        """
+        if hide_special and token in self.vocabulary.special:
+            return (self.flush(), False), (self.vocabulary.content(token), True)
+        return ((self.push(token), False),)
+
     def flush(self) -> str:
         """Bytes that will not become a character any more."""
         return self._bytes.decode(b"", final=True)
 
 
-def decode(vocabulary: Vocabulary, ids: Sequence[int], *, skip_special: bool = True) -> str:
+def decode_ids(vocabulary: Vocabulary, ids: Iterable[int], *, skip_special: bool = True) -> str:
     """The whole text of these ids, from its beginning."""
-    detokenizer, pieces = Detokenizer(vocabulary), []
-    for token in ids:
-        if skip_special and token in vocabulary.special:
-            pieces.append(detokenizer.flush())
-        else:
-            pieces.append(detokenizer.push(token))
-    return "".join([*pieces, detokenizer.flush()])
+    detokenizer = Detokenizer(vocabulary)
+    parts = [part for token in map(int, ids) for part in detokenizer.parts(token, hide_special=skip_special)]
+    return "".join([*(text for text, hidden in parts if not hidden), detokenizer.flush()])
 
 
 @attrs.define

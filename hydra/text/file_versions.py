@@ -13,10 +13,10 @@ NAMES = (
     "added_tokens.json",
 )  # fmt: skip
 
-Identity = tuple[tuple[str, FileIdentity], ...]  # empty: there is no file at all
+FilesIdentity = tuple[tuple[str, FileIdentity], ...]  # empty: there is no file at all
 
 
-def identity_of(directory: Path, template_file: Path | None) -> Identity:
+def identity_of(directory: Path, template_file: Path | None) -> FilesIdentity:
     """Of what `read_words` would read."""
     paths = [directory / name for name in NAMES]
     paths += sorted((directory / MORE_TEMPLATES).glob("*.jinja"))

@@ -5,20 +5,21 @@ tokens. Which tokens are put before and after a raw prompt is for the post-proce
 transformers; a chat has exactly those that its template writes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 from tokenizers import Tokenizer
 
+from hydra.protocol.batch import Int32Column, token_ids
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
-from hydra.text import detokenizer
 from hydra.text.chat_template.marks import CUT, MARKS
 from hydra.text.chat_template.template import ChatTemplate
 from hydra.text.control_tokens import ControlTokens
+from hydra.text.detokenizer import decode_ids
 from hydra.text.least_tokens import LeastTokens
-from hydra.text.tokenizer_files import encode, natively, read_tokenizer_files
+from hydra.text.tokenizer_files import encode_text, natively, read_tokenizer_files
 from hydra.text.vocabulary import Vocabulary
 
 MODELS_OWN = ("content", "reasoning_content", "reasoning", "thinking")  # of an assistant's message
@@ -71,21 +72,21 @@ class ModelTokenizer:
 
     # ------------------------------------------------------------ words to ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str) -> Int32Column:
         """A raw completion prompt: control tokens in it are control tokens. A BOS that it has is not added again."""
-        ids = encode(self.tokenizer, text, framed=True)
+        ids = encode_text(self.tokenizer, text, framed=True)
         bos = self.special.get("bos_token")
         if bos and text.startswith(bos) and len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.token_to_id(bos):
-            return ids[1:]
-        return ids
+            ids = ids[1:]
+        return token_ids(ids)
 
-    def encode_chat(self, chat: ChatInput) -> list[int]:
+    def encode_chat(self, chat: ChatInput) -> Int32Column:
         """Raises RefusalError invalid_value when there is no template, or when it refuses (see ChatTemplate)."""
         return self.encode_rendered(self.render(chat))
 
-    def encode_rendered(self, rendered: str) -> list[int]:
+    def encode_rendered(self, rendered: str) -> Int32Column:
         """What `render` has written."""
-        return natively(self.control.encode, rendered)
+        return token_ids(natively(self.control.encode, rendered))
 
     def least_tokens(self, text: str) -> int:
         """No encoding of this text, a prompt or a rendered chat, has fewer; often it has many more."""
@@ -153,8 +154,8 @@ class ModelTokenizer:
 
     # ------------------------------------------------------------ ids to words
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        return detokenizer.decode(self.vocabulary, ids, skip_special=skip_special)
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        return decode_ids(self.vocabulary, ids, skip_special=skip_special)
 
 
 def _compiled(source: str | Refusal) -> ChatTemplate | Refusal:

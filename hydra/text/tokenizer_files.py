@@ -74,7 +74,7 @@ def natively(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         raise refuse("bad_model", f"tokenizer.json makes no sense: {str(why)[:300]}") from why
 
 
-def encode(tokenizer: Tokenizer, text: str, *, framed: bool = False) -> list[int]:
+def encode_text(tokenizer: Tokenizer, text: str, *, framed: bool = False) -> list[int]:
     """`framed`: with the tokens that the post-processor puts around a text. Other threads go on meanwhile.
 
     `Tokenizer.encode` keeps the interpreter to itself from end to end, which is seconds for a large text.

@@ -95,7 +95,7 @@ def _try_elsewhere(directory: Path, template_file: Path | None, size: int) -> di
 # ---------------------------------------------------------------- in the process that may be killed
 
 
-def main(directory: Path, template_file: Path | None, size: int) -> None:
+def trial_main(directory: Path, template_file: Path | None, size: int) -> None:
     """Says one JSON object per part on standard output: the tokenizer first, then each template."""
     whole_s = PARSE_S + PARSE_S_PER_MB * size / MEGABYTE + PROBE_S + RENDER_S
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -148,4 +148,4 @@ def _say(**said: object) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2] else None, int(sys.argv[3]))
+    trial_main(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2] else None, int(sys.argv[3]))

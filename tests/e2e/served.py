@@ -1,6 +1,8 @@
 """A random Llama that `transformers` saved, with its own greedy answers, and how a test asks a cluster for the same."""
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,8 +131,16 @@ def complete(cluster: RunningCluster, prompt: list[int], *, stream: bool) -> str
     return "".join(chunk.choices[0].text for chunk in chunks)
 
 
-def all_at_once(cluster: RunningCluster, asked: Served, *, during: Callable[[], None] | None = None) -> list[str]:
-    """All prompts as streams side by side; `during` runs once each has brought its first text."""
+def all_at_once(
+    cluster: RunningCluster,
+    asked: Served,
+    *,
+    during: Callable[[], None] | None = None,
+    pauses_s: dict[str, float] | None = None,
+) -> list[str]:
+    """All prompts as streams side by side; `during` runs once each has brought its first text. `pauses_s` is told the
+    longest time between two pieces of each answer, by its id.
+    """
     answers: list[str] = [""] * len(asked.prompts)
     begun = threading.Event()
 
@@ -138,7 +148,12 @@ def all_at_once(cluster: RunningCluster, asked: Served, *, during: Callable[[], 
         stream = cluster.client.completions.create(
             model=cluster.model_id(), prompt=asked.prompts[index], max_tokens=TOKENS, temperature=0, stream=True
         )
+        last_s = math.inf
         for chunk in stream:
+            now_s = time.monotonic()
+            if pauses_s is not None:
+                pauses_s[chunk.id] = max(pauses_s.get(chunk.id, 0.0), now_s - last_s)
+            last_s = now_s
             answers[index] += chunk.choices[0].text
             if all(answers):
                 begun.set()

@@ -4,12 +4,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
 
+from hydra.protocol.journal_story import LINES_MAX
 from tests.e2e.cluster import RunningCluster, running_cluster
 from tests.e2e.served import Served, all_at_once, complete, served, wait_whole
 
@@ -47,20 +49,46 @@ def cluster(untied: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield running
 
 
+def stories(cluster: RunningCluster, pauses_s: dict[str, float]) -> list[str]:
+    """Of each answer its last story: a few lines whose steps are the pause that its reader measured."""
+    told = []
+    for response_id, pause_s in pauses_s.items():
+        url = f"{cluster.url}/api/events?session={response_id}"
+
+        def is_over(url: str = url) -> bool:
+            return "goes on" in httpx2.get(url).json()["stories"][-1][-1]["text"]
+
+        cluster.wait_until("the journal has it", 10, is_over)
+        story = httpx2.get(url).json()["stories"][-1]
+        assert 3 <= len(story) <= LINES_MAX
+        assert sum(line["step_s"] for line in story) == pytest.approx(pause_s, rel=0.1, abs=0.1), story
+        told.append("\n".join(line["text"] for line in story))
+    return told
+
+
 @pytest.mark.parametrize("victim", ["w0", "w1", "w2"])
 def test_a_killed_worker_costs_a_pause_and_not_a_token(victim: str, cluster: RunningCluster, untied: Served) -> None:
     wait_whole(cluster, 3)
-    pid = cluster.pid_of_node(victim)
-    assert all_at_once(cluster, untied, during=lambda: os.kill(pid, signal.SIGKILL)) == untied.answers
+    pid, pauses_s = cluster.pid_of_node(victim), {}
+    kill = partial(os.kill, pid, signal.SIGKILL)
+    assert all_at_once(cluster, untied, during=kill, pauses_s=pauses_s) == untied.answers
     wait_whole(cluster, 3)
     assert cluster.pid_of_node(victim) != pid
+    told = stories(cluster, pauses_s)
+    assert all(f"lost {victim} (" in text and "planned epoch" in text and "hold" in text for text in told)
+    loss = cluster.status()["losses"][-1]
+    assert loss["node_id"] == victim and loss["interrupted"] == len(pauses_s)
+    assert cluster.metric("hydra_session_pause_seconds_count") >= len(pauses_s)
 
 
 def test_a_killed_coordinator_costs_a_pause_and_not_a_token(cluster: RunningCluster, untied: Served) -> None:
     wait_whole(cluster, 3)
-    pid = cluster.pid_of_role("coordinator")
-    assert all_at_once(cluster, untied, during=lambda: os.kill(pid, signal.SIGKILL)) == untied.answers
+    pid, pauses_s = cluster.pid_of_role("coordinator"), {}
+    kill = partial(os.kill, pid, signal.SIGKILL)
+    assert all_at_once(cluster, untied, during=kill, pauses_s=pauses_s) == untied.answers
     assert cluster.pid_of_role("coordinator") != pid
+    told = stories(cluster, pauses_s)
+    assert all("the coordinator died (signal 9" in text and "began its term" in text for text in told)
 
 
 def test_broken_input_is_told_so_with_all_four_keys(cluster: RunningCluster) -> None:

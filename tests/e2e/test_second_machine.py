@@ -51,8 +51,8 @@ def second_machine(cluster: RunningCluster, disk: Path, **more: str) -> Iterator
     """A worker started by hand, on a disk of its own, that has joined."""
     command = psutil.Process(cluster.pid_of_role("coordinator")).cmdline()
     spec = json.loads(command[command.index("--spec") + 1])
-    argv = [sys.executable, "-m", "hydra", "worker", "--node-id", "far", "--coordinator", spec["router_addr"]]
-    argv += ["--broadcast", spec["broadcast_addr"], "--device", "cpu", "--pipeline-port", "0"]
+    argv = [sys.executable, "-m", "hydra", "worker", "--node-id", "far", "--coordinator", spec["zmq"]["router_addr"]]
+    argv += ["--broadcast", spec["zmq"]["broadcast_addr"], "--device", "cpu", "--pipeline-port", "0"]
     env = {
         **environment(),
         "HYDRA_CLUSTER_JOIN_TOKEN": JOIN_TOKEN,

@@ -49,5 +49,5 @@ def test_a_directory_with_a_tokenizer_that_is_none_ends_the_start(tmp_path: Path
         "cause:",
         "fix:  ",
     ]
-    started = [json.loads(line)["pid"] for line in lines if '"child started"' in line]
+    started = [json.loads(line)["pid"] for line in lines if '"child_started"' in line]
     assert len(started) == 3 and not [pid for pid in started if psutil.pid_exists(pid)]

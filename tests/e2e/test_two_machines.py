@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from hydra.processes.held_port import HeldPort
-from scenarios.processes import LOOPBACK, Ports, Processes, processes
+from hydra.protocol.loopback import LOOPBACK
+from scenarios.processes import Ports, Processes, processes
 from tests.e2e.clients import Clients
 from tests.e2e.cluster import RunningCluster
 from tests.e2e.served import Served, complete

@@ -13,11 +13,13 @@ import attrs
 import trio
 
 from hydra.protocol.sampling import GREEDY, SamplingParams
+from hydra.simulation.chat import Chat
 from hydra.simulation.determinism import run_sim
 from hydra.simulation.http_reader import words_directory
 from hydra.simulation.memory_wire import uniform
 from hydra.simulation.pocket_model import FRAIL, FRAIL_FOR, MAX_POSITIONS, POCKET_VOCAB, POISON, pocket_reply
-from hydra.simulation.world import Chat, Shape, World, open_world
+from hydra.simulation.shape import Shape
+from hydra.simulation.world import World, open_world
 
 FAULT_KINDS = (
     "kill",
@@ -104,8 +106,9 @@ def plot_of(seed: int) -> Plot:
         frontends=1 if rng.random() < 0.7 else 2,
         parent=rng.random() < 0.8,
         kv_blocks=MAX_POSITIONS // 4 + rng.randint(0, 8) if tiny else 256,
-        batch_tokens=rng.choice((0, 0, 8, 32)),
-        prefix_cache=rng.random() < 0.8,
+        engine=attrs.evolve(
+            Shape().engine, max_batch_tokens=rng.choice((0, 0, 8, 32)), prefix_cache=rng.random() < 0.8
+        ),
         step_s=rng.choice((0.002, 0.01, 0.04)),
     )
     if rng.random() < 0.25:
@@ -250,6 +253,46 @@ def means_plot(seed: int, lasting: Collection[str] = SURVIVED) -> Plot:
     return attrs.evolve(plot, troubles=tuple(sorted(troubles, key=lambda trouble: trouble.at_s)))
 
 
+def replicas_plot(seed: int) -> Plot:
+    """Two deployments of one model over three to five workers, and kills on either: some return, some do not."""
+    plot, rng = plot_of(seed), random.Random(f"replicas {seed}")
+    workers = rng.randint(3, 5)
+    shape = attrs.evolve(plot.shape, workers=workers, replicas=2, layers=max(plot.shape.layers, 4), kv_blocks=256)
+    talks = [
+        Talk(
+            at_s=rng.uniform(0.0, 3.0),
+            prompt=tuple(rng.randrange(POCKET_VOCAB) for _ in range(rng.randint(1, 40))),
+            max_tokens=rng.randint(5, 40),
+            params=GREEDY if rng.random() < 0.6 else SamplingParams(seed=rng.getrandbits(40)),
+            stop_ids=(),
+            leave_after=None,
+            frontend=f"f{rng.randint(1, shape.frontends)}",
+        )
+        for _ in range(8)
+    ]
+    names = [f"w{n}" for n in range(1, workers + 1)]
+    for_good = rng.choice(names) if rng.random() < 0.5 else None
+    troubles = [
+        Trouble(
+            at_s=rng.uniform(0.6, 4.0),
+            kind="kill_for_good"
+            if name == for_good
+            else rng.choice(("kill", "kill", "pause", "coordinator", "rebalance")),
+            target=name,
+            other="coordinator",
+            for_s=rng.choice((rng.uniform(0.1, 2.0), rng.uniform(3.0, 8.0))),
+        )
+        for name in rng.sample(names, rng.randint(1, 3))
+    ]
+    return attrs.evolve(
+        plot,
+        shape=shape,
+        talks=tuple(sorted(talks, key=lambda talk: talk.at_s)),
+        troubles=tuple(sorted(troubles, key=lambda trouble: trouble.at_s)),
+        poison=False,
+    )
+
+
 async def _strike(world: World, trouble: Trouble) -> None:
     await trio.sleep_until(trouble.at_s)
     name, for_s = trouble.target, trouble.for_s
@@ -372,6 +415,10 @@ def play_seed(seed: int) -> Outcome:
 
 def play_means(seed: int, lasting: Collection[str] = SURVIVED) -> Outcome:
     return run_sim(seed, play, means_plot(seed, lasting))
+
+
+def play_replicas(seed: int) -> Outcome:
+    return run_sim(seed, play, replicas_plot(seed))
 
 
 def play_broken_row(seed: int) -> Outcome:

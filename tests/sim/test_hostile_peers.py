@@ -15,11 +15,12 @@ from hydra.actors.client import GenerateRequest
 from hydra.actors.core.authority import ANYBODY, SPEAKERS, THE_COORDINATOR
 from hydra.actors.core.gateway import ACCEPTS, Gateway
 from hydra.actors.core.host import ActorHost
-from hydra.actors.core.membership import Member, Start
+from hydra.actors.core.identity import Identity
+from hydra.actors.core.membership import Greet, Member
 from hydra.actors.families.frontend import Frontend, FrontendParts
 from hydra.actors.families.supervisor import Began, ChildPlan, ChildStarted, Supervisor
 from hydra.actors.membership.registry import TERM_JUMP_MAX
-from hydra.actors.sessions.sessions import Start as Begin
+from hydra.actors.sessions.sessions import StartGeneration
 from hydra.actors.stage.stage import Activated, Publish, RunActivate, RunLoad, SliceIn, Stage, ThreadFenced
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import StepResult
@@ -44,7 +45,8 @@ from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.sampling import GREEDY, SamplingParams
 from hydra.protocol.wires.wire import Delivery
 from hydra.simulation.pocket_model import MODEL_ID, pocket_spec
-from hydra.simulation.world import Shape, World, open_world
+from hydra.simulation.shape import Shape
+from hydra.simulation.world import World, open_world
 from tests.extremes import Extremes, or_many
 
 DOORS = {kind: door for door, kinds in ACCEPTS.items() for kind in kinds}
@@ -260,7 +262,7 @@ async def test_no_result_kills_the_coordinator(autojump_clock, n_results):
                 world.chat([1, 2, 3], max_tokens=3, params=SamplingParams(logprobs=2, temperature=0.0))
                 await trio.sleep(0.006)
             model = world.coordinator.broker._models[MODEL_ID]
-            flights = model.engine.flights if model.engine is not None else ()
+            flights = [flight for route in model.routes.values() for flight in route.scheduler.flights]
             step = flights[0].step if flights and rng.random() < 0.7 else rng.choice((1, 2**40, 2**63 - 1))
             world.coordinator._take_result(_result(extremes, world.epoch(), step))
             assert world.coordinator._gateway.contained == 0, f"result {number} made an actor raise"
@@ -286,14 +288,14 @@ class _Child:
     def __init__(self):
         self.post = Gateway(lambda peer, frames: None, None, "member")
         self.host = ActorHost("me-1", self.post.carry)
-        greets = Member(greet=lambda term: hello("worker"), beat=_beat, siblings=("stage",))
-        self.host.add("member", greets, self.perform)
+        identity = Identity(node_id=NodeId("evil-worker"), role="worker", host="there", pid=666)
+        self.host.add("member", Member(identity, ("stage",)), self.perform)
         self.host.add("stage", Stage(), self.perform)
         plans = (ChildPlan(name=NodeId("w1"), role="worker", vital=False),)
         self.host.add("parent", Supervisor(plans, random.Random(1)), lambda effect: None)
         self.host.post("parent", Began())
         self.host.post("parent", ChildStarted(NodeId("w1"), 100))
-        self.host.post("member", Start())
+        self.host.post("member", Greet())
 
     def perform(self, effect):
         match effect:
@@ -306,17 +308,14 @@ class _Child:
                 self.host.post("stage", Activated(route, epoch))
 
 
-def _beat(generation):
-    return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
-
-
 def _frontend() -> tuple[Gateway, ActorHost]:
-    frontend = Frontend(FrontendParts(node_id=NodeId("f1"), spoke=Quiet(), host="here", pid=1))
-    request = GenerateRequest(model_id=MODEL_ID, prompt_ids=[1, 2], max_tokens=2**20, params=GREEDY, stop_ids=())
-    frontend.host.post("member", Start())
+    identity = Identity(node_id=NodeId("f1"), role="frontend", host="here", pid=1)
+    frontend = Frontend(FrontendParts(identity=identity, spoke=Quiet()))
+    request = GenerateRequest(model_id=MODEL_ID, prompt=[1, 2], max_tokens=2**20, params=GREEDY, stop_ids=())
+    frontend.actor_host.post("member", Greet())
     for session in range(1, 4):
-        frontend.host.post("sessions", Begin(SessionId(session), request))
-    return frontend._gateway, frontend.host
+        frontend.actor_host.post("sessions", StartGeneration(SessionId(session), request))
+    return frontend.membership.gateway, frontend.actor_host
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import trio
 
 from hydra.protocol.sampling import GREEDY, SamplingParams
 from hydra.simulation.pocket_model import FRAIL, FRAIL_FOR
-from hydra.simulation.world import Shape
+from hydra.simulation.shape import Shape
 from tests.sim.conftest import n_seeds
 from tests.sim.swarm import broken_row_plot, play_broken_row, play_short_memory
 from tests.sim.test_stories import PROMPTS, eight_in_the_middle, tell
@@ -113,7 +113,7 @@ def test_memory_that_comes_back_is_used_again():
 
     told = tell(story)
     broker = told.world.coordinator.broker
-    (engine,) = [model.engine for model in broker._models.values()]
+    (engine,) = [route.scheduler for model in broker._models.values() for route in model.routes.values()]
     assert engine._bound.at(1e9) is None and told.replays >= 8
 
 

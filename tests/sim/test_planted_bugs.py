@@ -6,15 +6,17 @@ import attrs
 import pytest
 
 from hydra.actors.core.machine import Send
+from hydra.actors.membership.registry import Registry
 from hydra.actors.scheduling.broker import Broker
 from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.scheduler import RouteScheduler
 from hydra.actors.scheduling.step_bound import StepBound
-from hydra.actors.sessions.session import Emit, Session
+from hydra.actors.sessions.session import Session
 from hydra.actors.sessions.sessions import Sessions
 from hydra.actors.stage.stage_line import StageLine
-from hydra.protocol.batch import no_faults
+from hydra.protocol.batch import GrowingIds, no_faults
 from hydra.protocol.messages.generations import Close, Open
+from hydra.protocol.sampled_token import SampledToken
 from hydra.simulation.pocket_model import PocketCompute
 from tests.sim.swarm import play_broken_row, play_seed, play_short_memory
 
@@ -36,44 +38,44 @@ def replay_from_the_wrong_position(monkeypatch):
     honest = Session._replay
 
     def replay(session, now_s, **said):
-        del session.emitted[-1:]
+        session.emitted = GrowingIds(session.emitted.column[:-1])
         return honest(session, now_s, **said)
 
     monkeypatch.setattr(Session, "_replay", replay)
 
 
 def commit_a_token_twice(monkeypatch):
-    honest = Session._drawn
+    honest = Session._token
 
-    def drawn(session, event, now_s):
+    def token(session, event, now_s):
         effects = honest(session, event, now_s)
-        return effects + [e for e in effects if isinstance(e, Emit) and e.finish is None]
+        return effects + [e for e in effects if isinstance(e, SampledToken) and e.finish is None]
 
-    monkeypatch.setattr(Session, "_drawn", drawn)
+    monkeypatch.setattr(Session, "_token", token)
 
 
 def commit_an_echo(monkeypatch):
     """A repeated Tokens message is taken for new."""
-    honest = Session._drawn
+    honest = Session._token
 
-    def drawn(session, event, now_s):
+    def token(session, event, now_s):
         return honest(session, attrs.evolve(event, attempt=session.attempt, position=session.position), now_s)
 
-    monkeypatch.setattr(Session, "_drawn", drawn)
+    monkeypatch.setattr(Session, "_token", token)
 
 
 def forget_a_token_in_the_replay(monkeypatch):
     """The history is one token short of what was shown, and the count agrees with it."""
-    honest = Sessions._tokens
+    honest = Sessions.handle
 
-    def tokens(sessions, told, now_s):
-        effects = honest(sessions, told, now_s)
+    def handle(sessions, event, now_s):
+        effects = honest(sessions, event, now_s)
         for session in sessions._sessions.values():
             if session.attempt and len(session.emitted) > 5:
-                session.emitted[3] = session.emitted[2]
+                session.emitted.column[3] = session.emitted.column[2]
         return effects
 
-    monkeypatch.setattr(Sessions, "_tokens", tokens)
+    monkeypatch.setattr(Sessions, "handle", handle)
 
 
 def ignore_who_leaves(monkeypatch):
@@ -220,6 +222,29 @@ def compute_behind_a_stage_without_memory(monkeypatch):
     monkeypatch.setattr(StageLine, "accept", accept)
 
 
+def keep_the_lease_of_the_lost(monkeypatch):
+    """Nothing that a reader sees goes wrong for a long while: only the Registry disagrees with itself."""
+    honest = Registry._lose
+
+    def lose(registry, lease, *reasons, **named):
+        effects = honest(registry, lease, *reasons, **named)
+        registry._members[lease.hello.node_id] = lease
+        return effects
+
+    monkeypatch.setattr(Registry, "_lose", lose)
+
+
+def pledge_blocks_to_nobody(monkeypatch):
+    """Blocks that a row has taken stay pledged: the route holds less and less."""
+    honest = RouteScheduler.add
+
+    def add(engine, row):
+        honest(engine, row)
+        engine._pledged += 1
+
+    monkeypatch.setattr(RouteScheduler, "add", add)
+
+
 BUGS = [
     skip_the_epoch_check,
     forget_the_kv_free,
@@ -232,6 +257,8 @@ BUGS = [
     keep_the_pool_of_the_old_epoch,
     never_ask_again,
     end_one_token_late,
+    keep_the_lease_of_the_lost,
+    pledge_blocks_to_nobody,
 ]
 
 

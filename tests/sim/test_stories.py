@@ -6,9 +6,11 @@ import attrs
 import pytest
 import trio
 
+from hydra.simulation.chat import Chat
 from hydra.simulation.determinism import run_sim
 from hydra.simulation.pocket_model import POISON
-from hydra.simulation.world import Chat, Shape, World, open_world
+from hydra.simulation.shape import Shape
+from hydra.simulation.world import World, open_world
 from tests.sim.conftest import n_seeds
 
 THREE = Shape(workers=3, layers=9)

@@ -35,7 +35,7 @@ def test_the_seeds_go_where_it_hurts():
     assert sum(outcome.stale_dropped for outcome in outcomes) > 2
     assert any("gives up" in line for outcome in outcomes for line in outcome.story)
     shapes = [plot.shape for plot in plots]
-    assert {shape.workers for shape in shapes} == {1, 2, 3, 4} and {shape.prefix_cache for shape in shapes} == {
+    assert {shape.workers for shape in shapes} == {1, 2, 3, 4} and {shape.engine.prefix_cache for shape in shapes} == {
         True,
         False,
     }

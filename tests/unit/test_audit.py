@@ -154,7 +154,7 @@ runner = Runner("cpu")
 runner.load(order, lambda done, total: None)
 runner.activate(RouteId(1), 4)
 words = load_tried(Path(sys.argv[1]))
-assert words.encode_chat(ChatInput(messages=[{"role": "user", "content": "hi"}]))
+assert len(words.encode_chat(ChatInput(messages=[{"role": "user", "content": "hi"}])))
 print("loaded")
 """
 

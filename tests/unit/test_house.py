@@ -1,4 +1,8 @@
-"""The house rules, as tests over the source text: who may look into which room, and what is never written."""
+"""The house rules, as tests over the source text: who may look into which room, and what is never written.
+
+More of them, each in a file of its own, in tests/unit/house: sizes, names, arrows, tools; and in
+tests/unit/protocol/test_spec.py, that the contract and the code say the same.
+"""
 
 import ast
 import subprocess
@@ -38,6 +42,7 @@ SHELLS = {
     "families/coordinator.py",
     "families/frontend.py",
     "families/lifeline.py",
+    "families/member_host.py",
     "families/parent.py",
     "families/store_server.py",
     "families/worker.py",
@@ -177,7 +182,7 @@ def test_every_file_says_what_it_is(path: Path) -> None:
 
 def test_a_worker_does_not_wait_for_a_compiler() -> None:
     """torch's own takes about as long to import as torch: a worker that is started again would be missed for longer."""
-    rooms = "hydra.processes.roles, hydra.actors.families.worker, hydra.kernels.step.runner"
+    rooms = "hydra.processes.worker, hydra.actors.families.worker, hydra.kernels.step.runner"
     source = f"import sys, {rooms}; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stdout + done.stderr

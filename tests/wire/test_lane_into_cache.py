@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hydra.protocol.endpoint import Endpoint
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import StoredFile, TensorRange
 from hydra.protocol.range_window import OPEN_MAX, WINDOW_CHUNK_BYTES
 from hydra.protocol.refusal import RefusalError
@@ -23,7 +24,7 @@ from tests.wire.test_store_processes import serving
 SIZES = {"a.safetensors": 40 << 20, "b.safetensors": (9 << 20) + 77}
 FILES = [StoredFile(file=name, size_bytes=size, tag="t") for name, size in SIZES.items()]
 RANGES = [  # every second stretch of the files, so that what is not wanted lies between
-    TensorRange(name=f"{name}{at}", file=name, offset=at, length=min(3 << 20, size - at), dtype="float32", shape=(1,))
+    TensorRange(name=f"{name}{at}", file=name, offset=at, length=min(3 << 20, size - at), encoding=F32, shape=(1,))
     for name, size in SIZES.items()
     for at in range(100, size, 5 << 20)
 ]

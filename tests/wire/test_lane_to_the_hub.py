@@ -16,7 +16,7 @@ from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.retry_policy import RetryPolicy
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_lending import lend_model
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.lending.file_lender import FileLender
@@ -79,7 +79,7 @@ def test_the_ranges_come_through_the_coordinator_and_nothing_else_leaves_the_hub
     with fake_hub() as hub:
         hub.add("org/name", directory)
         access = HubAccess(endpoint=hub.url)
-        library = HubLibrary(Hub(access, tmp_path / "near"))
+        library = HubLibrary(HubClient(access, tmp_path / "near"))
         described = library.describe("org/name")
         ranges = library.slice_ranges(described, 1, 3)
         keeper = FileLender()

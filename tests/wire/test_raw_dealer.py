@@ -10,9 +10,9 @@ import zmq
 
 from hydra.actors.core.gateway import ACCEPTS
 from hydra.actors.families.coordinator import Coordinator, CoordinatorParts, SavedState
-from hydra.actors.planning.desired_model import Policy
-from hydra.actors.planning.planner import Planner
-from hydra.actors.scheduling.broker import Broker, Limits, OpenLink, SendStep
+from hydra.actors.planning.deployments import Deployments
+from hydra.actors.scheduling.broker import Broker
+from hydra.actors.scheduling.data_link import OpenLink, SendStep
 from hydra.protocol import codec, codec_data
 from hydra.protocol.batch import Batch, Step, StepResult
 from hydra.protocol.endpoint import Endpoint
@@ -39,6 +39,7 @@ from hydra.protocol.messages.models import (
 )
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.sampling import GREEDY
+from hydra.protocol.settings.cluster import ClusterSettings
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.simulation.pocket_model import PocketLibrary
 
@@ -87,12 +88,10 @@ async def coordinator():
         dial=wires.dial,
         saved=SavedState(),
         save=saved.append,
-        policy=Policy(reserve_bytes=0),
-        limits=Limits(),
         on_wish_failed=lambda refusal: None,
         expected_workers=0,
         patience_s=0.0,
-        join_token="the token",
+        cluster=ClusterSettings(reserved_vram_gb=0.0, join_token="the token"),
     )
     made = Coordinator(parts)
     try:
@@ -171,12 +170,12 @@ async def test_a_result_that_makes_the_broker_raise_ends_its_epoch_and_no_proces
     def raises(broker, result, now_s):
         raise IndexError("a bug of ours")
 
-    def ends(planner, peer, said, now_s):
+    def ends(deployments, peer, said, now_s):
         broken.append((said.route, said.epoch))
         return []
 
     monkeypatch.setattr(Broker, "_step_back", raises)
-    monkeypatch.setattr(Planner, "_broken", ends)
+    monkeypatch.setattr(Deployments, "broken", ends)
     result = StepResult(route=1, epoch=Epoch(1, 1), step=1)
     made._take_result([bytes(frame) for frame in codec_data.encode_result(result)])
     made._take_result([b"nonsense"])

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from hydra.actors.core.names import PROBE_PEER
 from hydra.protocol.ids import COORDINATOR, PeerId
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.journal import JournalEntries, JournalReply, JournalRequest
 from hydra.protocol.messages.membership import (
     Beacon,
     ChildExited,
@@ -21,7 +22,7 @@ from hydra.protocol.messages.membership import (
     Hello,
     HelloRefused,
     KillWorker,
-    Role,
+    MemberRole,
     SayHello,
     Welcome,
 )
@@ -54,7 +55,7 @@ from hydra.protocol.messages.plans import (
     SliceLoaded,
 )
 
-Speaker: TypeAlias = Role | Literal["coordinator", "stranger", "impostor"]
+Speaker: TypeAlias = MemberRole | Literal["coordinator", "stranger", "impostor"]
 
 MEMBERS: frozenset[Speaker] = frozenset({"worker", "frontend", "parent"})
 ANYBODY: frozenset[Speaker] = MEMBERS | {"stranger"}  # a stranger's beat is answered with SayHello, nothing else
@@ -67,16 +68,17 @@ SPEAKERS: Mapping[type, frozenset[Speaker]] = {
     **dict.fromkeys((Hello, Heartbeat, Goodbye), ANYBODY),
     **dict.fromkeys((LoadProgress, SliceLoaded, LoadFailed, Ready, Fenced, RouteBroken, Dialled), WORKER),
     **dict.fromkeys((LoadModel, UnloadModel, Rebalance, JobsRequest, CancelJob, StatusRequest, ReadyRequest), FRONTEND),
-    **dict.fromkeys((Open, Close), FRONTEND),
+    **dict.fromkeys((Open, Close, JournalRequest), FRONTEND),
+    JournalEntries: MEMBERS,
     **dict.fromkeys((ChildExited,), PARENT),
     **dict.fromkeys((Welcome, HelloRefused, SayHello, Expelled, HeartbeatSeen, Beacon, ReachReport), THE_COORDINATOR),
     **dict.fromkeys((KillWorker, LoadSlice, Activate, DropSlice, Dial), THE_COORDINATOR),
-    **dict.fromkeys((ModelReply, JobsReply, ModelsChanged, StatusReply, ReadyReply), THE_COORDINATOR),
+    **dict.fromkeys((ModelReply, JobsReply, ModelsChanged, StatusReply, ReadyReply, JournalReply), THE_COORDINATOR),
     **dict.fromkeys((OpenRefused, Reopen, Tokens), THE_COORDINATOR),
 }
 
 
-def speaker_of(peer: PeerId, role: Role | None) -> Speaker:
+def speaker_of(peer: PeerId, role: MemberRole | None) -> Speaker:
     """What a peer of the coordinator is; `role` is the one it was let in with, None: it has no generation.
 
     Whoever connects under a name that only this process itself uses is not heard at all: an answer would stay in here.

@@ -24,6 +24,7 @@ from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName, Address, PeerId
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.journal import JournalEntries, JournalReply, JournalRequest
 from hydra.protocol.messages.membership import (
     Beacon,
     ChildExited,
@@ -81,7 +82,8 @@ ACCEPTS: Mapping[str, frozenset[type]] = {
     "stage": frozenset({LoadSlice, Activate, DropSlice}),
     "scout": frozenset({Dial}),
     "sessions": frozenset({Tokens, OpenRefused, Reopen}),
-    "asks": frozenset({ModelReply, JobsReply, ModelsChanged, StatusReply, ReadyReply}),
+    "asks": frozenset({ModelReply, JobsReply, ModelsChanged, StatusReply, ReadyReply, JournalReply}),
+    "journal": frozenset({JournalEntries, JournalRequest}),
     "parent": frozenset({KillWorker}),
 }
 

@@ -9,7 +9,7 @@ coordinator that was stopped would take everybody for silent. A machine that rai
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -29,8 +29,10 @@ from hydra.actors.core.machine import (
     TimerFired,
     TimerKey,
 )
+from hydra.actors.core.names import JOURNAL_NAME
 from hydra.protocol.ids import ActorName, Address, PeerId
 from hydra.protocol.messages import Message
+from hydra.protocol.messages.journal import JournalEntry
 
 LATE_S, MAIL_FIRST_S = 0.25, 0.1  # a timer later than this tells of a standstill; how long the mail then has
 MAILBOX_MAX = 100_000  # events waiting inside one turn; more means two actors feed each other without end
@@ -39,7 +41,17 @@ Perform: TypeAlias = Callable[[Effect], None]
 # (to, sending actor, message), to another process. What can never arrive comes back to the sender.
 Carry: TypeAlias = Callable[[Address, ActorName, Message], Undelivered | None]
 
+# (actor, event, its effects, now): what of this turn belongs into the journal. It changes nothing.
+Observe: TypeAlias = Callable[[ActorName, Event, Sequence[Effect], float], Iterable[JournalEntry]]
+
 log = structlog.get_logger()
+
+
+def observe_nothing(
+    actor: ActorName, event: Event, effects: Sequence[Effect], now_s: float
+) -> tuple[JournalEntry, ...]:
+    """No machine's turn is worth an entry."""
+    return ()
 
 
 @attrs.define
@@ -57,6 +69,8 @@ class ActorHost:
 
     peer: PeerId
     carry: Carry
+    observe: Observe = observe_nothing
+    inspect: Callable[[Machine], None] | None = None  # called with a machine after each event that it has handled
     _cells: dict[ActorName, HostedActor] = attrs.field(factory=dict, init=False)
     _mail: deque[tuple[ActorName, Event]] = attrs.field(factory=deque, init=False)
     _draining: bool = attrs.field(default=False, init=False)
@@ -93,8 +107,14 @@ class ActorHost:
         if cell is None:
             log.warning("mail for nobody", actor=name, event_kind=type(event).__name__)
             return
-        for effect in cell.machine.handle(event, trio.current_time()):
+        now_s = trio.current_time()
+        effects = cell.machine.handle(event, now_s)
+        for entry in self.observe(name, event, effects, now_s):
+            self._turn(JOURNAL_NAME, entry)  # before anything comes of it: a log reads in the order of causes
+        for effect in effects:
             self._act(cell, effect)
+        if self.inspect is not None:
+            self.inspect(cell.machine)
 
     def _act(self, cell: HostedActor, effect: Effect) -> None:
         match effect:

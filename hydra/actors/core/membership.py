@@ -1,25 +1,25 @@
 """Everybody but the coordinator: greets, beats, and greets again when it is not known any more.
 
-    outside --Hello--> greeting --Welcome--> inside --Expelled | SayHello | beacon of another term--> greeting
-
-The member tells its siblings (the stage, the sessions) when it is in and when it is out; what that means is theirs.
-It does not know what its process is for: the greeting and the beat are made by functions handed in.
+TRANSITIONS below is the diagram. The member tells its siblings (the stage, the sessions) when it is in and when it is
+out; what that means is theirs. It does not know what its process is for: the greeting and the beat are made by its
+Identity.
 """
 
-from collections.abc import Callable
+from typing import Literal
 
 import attrs
 
 from hydra.actors.core.facts import Joined, LaneBroken, Left
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import REGISTRY
+from hydra.actors.core.transitions import Transitions, cause_of, rows
 from hydra.protocol.ids import ActorName, Generation
 from hydra.protocol.messages.membership import (
     Beacon,
     Expelled,
     Goodbye,
-    Heartbeat,
-    Hello,
+    HeartbeatSeen,
     HelloRefused,
     SayHello,
     Welcome,
@@ -45,7 +45,7 @@ class Reached:
 
 
 @attrs.frozen
-class Start:
+class Greet:
     """Event: the process is ready to greet."""
 
 
@@ -56,23 +56,51 @@ class Leave:
     why: str
 
 
+TRANSITIONS = Transitions(
+    "membership",
+    "greeting",
+    (
+        *rows("greeting", Welcome, "inside"),
+        *rows("inside", Expelled, "greeting"),
+        *rows("inside", SayHello, "greeting"),
+        *rows("inside", Beacon, "greeting"),
+        *rows("inside", LaneBroken, "greeting"),
+        *rows("inside", Leave, "gone"),
+    ),
+)
+
+
 @attrs.define
 class Member:
-    """Keeps one process's membership. `greet(term)` makes the Hello, `beat(generation)` the Heartbeat."""
+    """Keeps one process's membership."""
 
-    greet: Callable[[int], Hello]
-    beat: Callable[[Generation], Heartbeat]
+    identity: Identity
     siblings: tuple[ActorName, ...]
     term: int = 0
     generation: Generation | None = None
     _heartbeat_s: float = 0.5
     _gone: bool = attrs.field(default=False, init=False)
 
+    @property
+    def state(self) -> Literal["greeting", "inside", "gone"]:
+        """As TRANSITIONS has it."""
+        return "gone" if self._gone else "greeting" if self.generation is None else "inside"
+
     def handle(self, event: Event, now_s: float) -> list[Effect]:
-        if self._gone:
-            return []  # whoever said goodbye must not be heard again: a late beat would be asked to greet
+        before = self.state
+        effects = [] if self._gone else self._hear(event, now_s)  # a late beat would be asked to greet
+        TRANSITIONS.step(before, cause_of(event), self.state)
+        return effects
+
+    def check(self) -> None:
+        """What each state has. Raises AssertionError."""
+        assert not self._gone or self.generation is None, "it said goodbye, and has a generation"
+        assert self.generation is None or self.term > 0, "it is inside without a term"
+        assert len(set(self.siblings)) == len(self.siblings), "a sibling is told twice"
+
+    def _hear(self, event: Event, now_s: float) -> list[Effect]:
         match event:
-            case Start():
+            case Greet():
                 return self._greet(now_s)
             case TimerFired(key="greet"):
                 return self._greet(now_s) if self.generation is None else []
@@ -91,6 +119,8 @@ class Member:
                 return self._leave("expelled", now_s)
             case Received(message=ReachReport(generation=generation, fault=fault)) if generation == self.generation:
                 return [Reached(fault)]
+            case Received(message=HeartbeatSeen()):
+                return []  # its number in the count was all that it had to say
             case LaneBroken() if self.generation is not None:
                 return self._leave("expelled", now_s)
             case Leave(why=why) if self.generation is not None:
@@ -101,7 +131,7 @@ class Member:
                 return []  # a beacon of our own term, or a word for a former life
 
     def _greet(self, now_s: float) -> list[Effect]:
-        return [Send(REGISTRY, self.greet(self.term)), SetTimer("greet", now_s + GREET_AGAIN_S)]
+        return [Send(REGISTRY, self.identity.hello(self.term)), SetTimer("greet", now_s + GREET_AGAIN_S)]
 
     def _enter(self, welcome: Welcome, now_s: float) -> list[Effect]:
         left: list[Effect] = []
@@ -116,7 +146,7 @@ class Member:
     def _beat(self, now_s: float) -> list[Effect]:
         if self.generation is None:
             return []
-        return [Send(REGISTRY, self.beat(self.generation)), SetTimer("beat", now_s + self._heartbeat_s)]
+        return [Send(REGISTRY, self.identity.heartbeat(self.generation)), SetTimer("beat", now_s + self._heartbeat_s)]
 
     def _leave(self, why: str, now_s: float) -> list[Effect]:
         was_inside = self.generation is not None

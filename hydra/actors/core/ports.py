@@ -8,21 +8,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
 
 from hydra.protocol.batch import Outcome, Run
-from hydra.protocol.blob import Buffer
 from hydra.protocol.ids import RouteId
+from hydra.protocol.lent import Lent
 from hydra.protocol.messages.membership import DeviceOffer, Held
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.load_report import SliceFacts
 from hydra.protocol.model.model_spec import Described, TensorRange
+from hydra.protocol.progress import Progress
 
 RunBlocking: TypeAlias = Callable[..., Awaitable[Any]]
 """Runs a blocking function off the event loop: in a thread, or in virtual time."""
-
-
-class Progress(Protocol):
-    """Told by the loader, from its own thread."""
-
-    def __call__(self, bytes_done: int, bytes_total: int) -> None: ...
 
 
 Ticket: TypeAlias = Any  # a launched run, still under way on a device with queues of its own
@@ -90,16 +85,6 @@ class AlreadyLocal:
 
     def confirm(self, at_hand: LoadSlice) -> None:
         """Nobody looked at the files before."""
-
-
-class Lent(Protocol):
-    """A chunk of a file, and the size of the whole file."""
-
-    @property
-    def data(self) -> Buffer: ...
-
-    @property
-    def file_bytes(self) -> int: ...
 
 
 class Lender(Protocol):

@@ -13,9 +13,13 @@ import trio
 
 from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
+from hydra.actors.core.journal_outbox import LogEntry
 from hydra.actors.core.machine import Effect
-from hydra.actors.core.names import BROKER, MEMBER, PLANNER, REGISTRY, STATUS
+from hydra.actors.core.names import BROKER, JOURNAL, MEMBER, PLANNER, REGISTRY, STATUS
 from hydra.actors.core.ports import Library
+from hydra.actors.families.coordinator_journal import CoordinatorJournal
+from hydra.actors.families.journal_keeper import JournalKeeper
+from hydra.actors.families.journal_log import log_entry
 from hydra.actors.families.status import ClusterStatus
 from hydra.actors.families.store_server import StoreServer
 from hydra.actors.membership.dialling import dial_all
@@ -29,15 +33,16 @@ from hydra.actors.planning.desired_model import (
     ModelNoted,
     NodeNoted,
     NotDescribed,
-    Policy,
     Recover,
     SaveState,
     SourceChecked,
     WasDescribed,
 )
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
-from hydra.actors.scheduling.broker import Broker, CloseLink, Limits, LinkFull, OpenLink, SendStep, StepBack
+from hydra.actors.scheduling.broker import Broker
+from hydra.actors.scheduling.data_link import CloseLink, LinkFull, OpenLink, SendStep, StepBack
 from hydra.protocol import codec, codec_data
 from hydra.protocol.blob import Frames
 from hydra.protocol.endpoint import Endpoint
@@ -47,7 +52,18 @@ from hydra.protocol.messages.models import NodeLoad, Sample
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal, RefusalError
-from hydra.protocol.wires.wire import CommandHub, DataLane, Dialler, StepLink, StepSource, WireFull
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.engine import EngineSettings
+from hydra.protocol.settings.model import ModelSettings
+from hydra.protocol.wires.wire import (
+    CommandHub,
+    DataLane,
+    Dialler,
+    StepLink,
+    StepSource,
+    WireFull,
+    link_bound,
+)
 
 log = structlog.get_logger()
 SHOW_EVERY_S = 3.0
@@ -84,18 +100,16 @@ class CoordinatorParts:
     dial: Dialler
     saved: SavedState
     save: Callable[[SavedState], None]  # never raises; see KeptState
-    policy: Policy
-    limits: Limits
     on_wish_failed: Callable[[Refusal], None]  # a model wished for at start; the process may give up
     expected_workers: int
     patience_s: float
     local_nodes: tuple[NodeId, ...] = ()  # workers that start with this coordinator: none other stands in for them
     nodes_s: float = math.inf  # for the nodes of a former life; see Recover
-    heartbeat_s: float = 0.5
-    beats_missed_max: int = 3
-    join_token: str = ""
+    cluster: ClusterSettings = attrs.field(factory=ClusterSettings)
+    engine: EngineSettings = attrs.field(factory=EngineSettings)
+    model: ModelSettings = attrs.field(factory=ModelSettings)
     pid: int = 0
-    wall_s: int = 0
+    wall_s: float = 0.0  # when it began, since 1970
     store: StoreServer | None = None  # lends the files of described models
     samples: Callable[[], tuple[Sample, ...]] = tuple  # what its process counts beside its actors
 
@@ -109,6 +123,7 @@ class Coordinator:
     registry: Registry = attrs.field(init=False)
     planner: Planner = attrs.field(init=False)
     broker: Broker = attrs.field(init=False)
+    journal: JournalKeeper = attrs.field(init=False)
     _gateway: Gateway = attrs.field(init=False)
     _links: dict[RouteId, tuple[Epoch, StepLink]] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
@@ -120,25 +135,32 @@ class Coordinator:
         self.registry = Registry(
             term=term,
             results_addr=Endpoint(parts.results.addr),
-            heartbeat_s=parts.heartbeat_s,
-            beats_missed_max=parts.beats_missed_max,
-            join_token=parts.join_token,
+            cluster=parts.cluster,
             host_of=parts.hub.host_of,
         )
         self.planner = Planner(
             term=term,
-            policy=parts.policy,
+            policy=PlanSettings(cluster=parts.cluster, engine=parts.engine, model=parts.model),
             ranges=parts.library.slice_ranges,
             results_addr=Endpoint(parts.results.addr),
-            wall_s=parts.wall_s,
+            wall_s=int(parts.wall_s),
             store_addr=Endpoint(parts.store.hub.addr) if parts.store is not None else None,
         )
-        self.broker = Broker(limits=parts.limits)
+        self.broker = Broker(limits=parts.engine)
         self._gateway = Gateway(parts.hub.send_nowait, parts.hub.receive, REGISTRY.actor, self.registry.speaker_of)
+        self.journal = JournalKeeper(parts.wall_s, self.registry.name_of)
         status = ClusterStatus(
-            self.registry, self.planner, self.broker, parts.pid, lambda: self._gateway.malformed, self._samples
+            self.registry,
+            self.planner,
+            self.broker,
+            parts.pid,
+            lambda: self._gateway.malformed,
+            self._samples,
+            self.journal.losses,
         )
-        self.actor_host = ActorHost(COORDINATOR, self._gateway.carry)
+        observe = CoordinatorJournal(self.registry, self._model_of, lambda: self.broker.stale_dropped)
+        self.actor_host = ActorHost(COORDINATOR, self._gateway.carry, observe)
+        self.actor_host.add(JOURNAL.actor, self.journal, self._perform)
         self.actor_host.add(REGISTRY.actor, self.registry, self._perform)
         self.actor_host.add(PLANNER.actor, self.planner, self._perform)
         self.actor_host.add(BROKER.actor, self.broker, self._perform)
@@ -173,7 +195,12 @@ class Coordinator:
     def _samples(self) -> tuple[Sample, ...]:
         """What is counted beside the actors."""
         store = self.parts.store.samples() if self.parts.store is not None else ()
-        return (*self._gateway.samples(), *store, *self.parts.samples())
+        return (*self._gateway.samples(), *self.journal.samples(), *store, *self.parts.samples())
+
+    def _model_of(self, route_id: RouteId) -> str:
+        """Of a route that is planned; empty when it is gone."""
+        routes = self.planner.models()
+        return next((model_id for model_id, _, route in routes if route is not None and route.route == route_id), "")
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -201,15 +228,12 @@ class Coordinator:
             case DialOut(ask=ask, addrs=addrs):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._dial_out, ask, addrs)
-            case NotLetIn(node=node, host=host, refusal=refusal):
-                log.warning("not let in", node=node, host=host, code=refusal.code, why=refusal.message)
+            case LogEntry(entry=entry):
+                log_entry(entry)
+            case NotLetIn() | NodeNoted():
+                pass  # the journal has them
             case ModelNoted(model_id=model_id, reason=reason):
                 log.warning("a model stays as it is", model=model_id, why=reason)
-            case NodeNoted(node=node, fault=fault):
-                if fault:
-                    log.warning("a node is in trouble", node=node, why=fault)
-                else:
-                    log.info("a node can be used", node=node)
             case _:
                 raise AssertionError(f"a coordinator cannot do {effect!r}")
 
@@ -228,7 +252,7 @@ class Coordinator:
     def _open_link(self, effect: OpenLink) -> None:
         self._close_link(effect.route)
         try:
-            link = self.parts.lane.step_link(effect.addr, effect.credits)
+            link = self.parts.lane.step_link(effect.addr, link_bound(effect.credits))
         except WireError as why:
             log.warning("the first stage cannot be reached", addr=str(effect.addr), why=str(why))
             self.actor_host.post(BROKER.actor, LinkFull(effect.route, effect.epoch))

@@ -11,7 +11,7 @@ import attrs
 PAUSE_FIRST_S = 0.2
 LIVED_WELL_S = 20.0  # up for so long makes good for one death
 REMEMBERED_S = 300.0  # what "died 6 times in 2 minutes" looks back on
-DEATHS_MAX = 1000  # that are remembered one by one
+DEATHS_KEPT_MAX = 1000  # that are remembered one by one
 
 
 @attrs.define
@@ -27,7 +27,7 @@ class DeathBook:
     def note(self, now_s: float, lived_s: float) -> float:
         """One more death, of a child that was up for `lived_s`. Returns the pause before its next start."""
         self.total += 1
-        self._deaths_s = [*(at_s for at_s in self._deaths_s if at_s > now_s - REMEMBERED_S), now_s][-DEATHS_MAX:]
+        self._deaths_s = [*(at_s for at_s in self._deaths_s if at_s > now_s - REMEMBERED_S), now_s][-DEATHS_KEPT_MAX:]
         self._level = max(0, self._level - int(lived_s / LIVED_WELL_S)) + 1
         ceiling_s = PAUSE_FIRST_S
         for _ in range(self._level - 1):
@@ -35,6 +35,11 @@ class DeathBook:
             if ceiling_s == self.pause_most_s:
                 break
         return self.rng.uniform(ceiling_s / 2, ceiling_s)
+
+    def check(self) -> None:
+        """Raises AssertionError when the counts cannot be."""
+        assert 0 <= self._level <= self.total and len(self._deaths_s) <= self.total, "more deaths than were noted"
+        assert self._deaths_s == sorted(self._deaths_s), "deaths out of their order"
 
     def recent(self) -> str:
         """ "6 times in 2 minutes": the last deaths in words."""

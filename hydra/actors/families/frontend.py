@@ -6,26 +6,24 @@ that leaves closes its session. Every wait has a deadline.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import attrs
-import structlog
 import trio
 
-from hydra.actors.client import GenerateRequest, GenerationStream, Piece, TokenLogprobs
+from hydra.actors.client import GenerateRequest, TokenStream
 from hydra.actors.core.facts import Joined, Left
-from hydra.actors.core.gateway import Gateway
+from hydra.actors.core.histogram import Histogram
 from hydra.actors.core.host import ActorHost
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Effect, Event, Received
-from hydra.actors.core.membership import Leave, Member, Reached, TurnedAway
-from hydra.actors.core.membership import Start as Greet
-from hydra.actors.core.names import ASKS, BROKER, MEMBER, PLANNER, SESSIONS, STATUS
-from hydra.actors.sessions.session import Emit, Fail
-from hydra.actors.sessions.sessions import End, Sessions, Show, Start
-from hydra.protocol.ids import Address, AskId, NodeId, SessionId
-from hydra.protocol.ids import Generation as GenerationId
+from hydra.actors.core.names import ASKS, BROKER, JOURNAL, PLANNER, SESSIONS, STATUS
+from hydra.actors.families.member_host import MemberHost
+from hydra.actors.sessions.session import Fail
+from hydra.actors.sessions.sessions import EndGeneration, Sessions, Show, StartGeneration
+from hydra.protocol.ids import Address, AskId, RouteId, SessionId
 from hydra.protocol.messages import Message
-from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello
+from hydra.protocol.messages.journal import JournalReply, JournalRequest
 from hydra.protocol.messages.models import (
     CancelJob,
     JobsReply,
@@ -43,14 +41,13 @@ from hydra.protocol.messages.models import (
 )
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
+from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.wires.wire import Spoke
-
-log = structlog.get_logger()
 
 ANSWER_S = 15.0
 LOAD_ANSWER_S = 3600.0
-SILENCE_MAX_S = 600.0  # a generation that hears nothing for so long is over, whatever the reason
-LOOK_EVERY_S = 10.0
+GENERATION_SILENCE_MAX_S = 600.0  # a generation that hears nothing for so long is over, whatever the reason
+SLOT_LOOK_EVERY_S = 10.0
 
 A = TypeVar("A", ModelReply, StatusReply, ReadyReply)
 
@@ -59,36 +56,34 @@ A = TypeVar("A", ModelReply, StatusReply, ReadyReply)
 class FrontendParts:
     """The world, as a frontend needs it."""
 
-    node_id: NodeId
+    identity: Identity
     spoke: Spoke
-    host: str
-    pid: int
-    auth: str = ""
-    family: str = ""  # see Hello
     max_replays: int = 5
-    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
 
 
 @attrs.define(eq=False)
 class _Slot:
     """What one generation has to show and its reader has not taken yet: bounded by the request's max_tokens."""
 
-    shown: list[Emit | Fail] = attrs.field(factory=list)
+    shown: list[SampledToken | Fail] = attrs.field(factory=list)
     news: trio.Event = attrs.field(factory=trio.Event)
     quiet_looks: int = 0  # of `look`, since something was put
+    began_s: float | None = attrs.field(factory=trio.current_time)  # None: its first token came
 
-    def put(self, shown: Emit | Fail) -> None:
+    def put(self, shown: SampledToken | Fail) -> None:
         self.shown.append(shown)
         self.quiet_looks = 0
         self.news.set()
 
     def look(self) -> None:
-        """Once every LOOK_EVERY_S: a deadline for every token would cost more than the token."""
+        """Once every SLOT_LOOK_EVERY_S: a deadline for every token would cost more than the token."""
         self.quiet_looks += 1
-        if self.quiet_looks * LOOK_EVERY_S > SILENCE_MAX_S:
-            self.put(Fail(Refusal(code="timeout", message=f"the cluster said nothing for {SILENCE_MAX_S:.0f} s")))
+        if self.quiet_looks * SLOT_LOOK_EVERY_S > GENERATION_SILENCE_MAX_S:
+            self.put(
+                Fail(Refusal(code="timeout", message=f"the cluster said nothing for {GENERATION_SILENCE_MAX_S:.0f} s"))
+            )
 
-    async def take(self) -> list[Emit | Fail]:
+    async def take(self) -> list[SampledToken | Fail]:
         """Everything there is, at least one. After a silence it is a failure."""
         await self.news.wait()
         self.news = trio.Event()
@@ -101,43 +96,25 @@ class _Reading:
     """One generation, as its reader iterates over it."""
 
     slot: _Slot
-    with_logprobs: bool
-
     ended: bool = False
     failure: Refusal | None = None  # told behind the tokens that came with it
 
     def __aiter__(self) -> "_Reading":
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> tuple[SampledToken, ...]:
         if self.ended:
             raise StopAsyncIteration
         if self.failure is None:
             shown = await self.slot.take()
-            self.failure = next((said.refusal for said in shown if isinstance(said, Fail)), None)
-            emits = [said for said in shown if isinstance(said, Emit)]
-            if emits:
-                piece = self._piece(emits)
-                self.ended = piece.finish is not None
-                return piece
+            self.failure = next((item.refusal for item in shown if isinstance(item, Fail)), None)
+            tokens = tuple(item for item in shown if isinstance(item, SampledToken))
+            if tokens:
+                self.ended = tokens[-1].finish is not None
+                return tokens
         self.ended = True
         assert self.failure is not None
         raise RefusalError(self.failure)
-
-    def _piece(self, emits: list[Emit]) -> Piece:
-        logprobs: tuple[TokenLogprobs, ...] | None = None
-        if self.with_logprobs:
-            logprobs = tuple(
-                TokenLogprobs(chosen=emit.logprob if emit.logprob is not None else float("-inf"), top=emit.top)
-                for emit in emits
-            )
-        finish: Literal["stop", "length"] | None = emits[-1].finish
-        return Piece(
-            token_ids=tuple(emit.token for emit in emits),
-            finish=finish,
-            logprobs=logprobs,
-            cached_tokens=emits[0].cached,
-        )
 
 
 @attrs.define(eq=False)
@@ -155,7 +132,7 @@ class _Asks:
             case Received(message=ModelsChanged(models=models)):
                 self.models = models
                 self.informed.set()
-            case Received(message=(ModelReply() | JobsReply() | StatusReply() | ReadyReply()) as told):
+            case Received(message=(ModelReply() | JobsReply() | StatusReply() | ReadyReply() | JournalReply()) as told):
                 waiting = self._answers.pop(told.ask, None)
                 if waiting is not None:
                     waiting[1].append(told)
@@ -191,36 +168,29 @@ class Frontend:
     """Builds the house of a frontend, and is the cluster for the HTTP room."""
 
     parts: FrontendParts
+    membership: MemberHost = attrs.field(init=False)
     actor_host: ActorHost = attrs.field(init=False)
     sessions: Sessions = attrs.field(init=False)
-    member: Member = attrs.field(init=False)
     _asks: _Asks = attrs.field(factory=_Asks, init=False)
     _slots: dict[SessionId, _Slot] = attrs.field(factory=dict, init=False)
     _next_session: int = attrs.field(default=1, init=False)
-    _gateway: Gateway = attrs.field(init=False)
+    _first_tokens: Histogram = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        spoke = self.parts.spoke
-        self._gateway = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
+        self.membership = MemberHost(self.parts.spoke, self.parts.identity, (ASKS, SESSIONS))
+        self.actor_host = self.membership.actor_host
         self.sessions = Sessions(self.parts.max_replays)
-        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(ASKS, SESSIONS))
-        self.actor_host = ActorHost(spoke.peer, self._gateway.carry)
-        self.actor_host.add(MEMBER, self.member, self._perform)
+        text = "From a request's opening to its first token, in this frontend."
+        self._first_tokens = Histogram("hydra_time_to_first_token_seconds", text)
         self.actor_host.add(SESSIONS, self.sessions, self._perform)
         self.actor_host.add(ASKS, self._asks, self._perform)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.actor_host.keep_timers)
             nursery.start_soon(self._watch_silences)
-            nursery.start_soon(self._gateway.pump, self.actor_host)
-            self.actor_host.post(MEMBER, Greet())
+            self.membership.start(nursery)
             task_status.started()
-
-    def leave(self, why: str) -> None:
-        """Says goodbye, so that nobody has to wait for a lease."""
-        self.actor_host.post(MEMBER, Leave(why))
 
     # ------------------------------------------------------------ client.Cluster
 
@@ -231,15 +201,15 @@ class Frontend:
         raise refuse("loading", "the coordinator has not told yet which models there are", retry_after_s=2.0)
 
     @asynccontextmanager
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationStream]:
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenStream]:
         session = SessionId(self._next_session)
         self._next_session += 1
         slot = self._slots[session] = _Slot()
         try:
-            self.actor_host.post(SESSIONS, Start(session, request))
-            yield _Reading(slot, request.params.logprobs is not None)
+            self.actor_host.post(SESSIONS, StartGeneration(session, request))
+            yield _Reading(slot)
         finally:
-            self.actor_host.post(SESSIONS, End(session))
+            self.actor_host.post(SESSIONS, EndGeneration(session))
             del self._slots[session]
 
     async def status(self) -> StatusReply:
@@ -247,7 +217,8 @@ class Frontend:
             lambda ask: self._say(STATUS, StatusRequest(ask=ask)), ANSWER_S, "the state of the cluster"
         )
         assert isinstance(told, StatusReply)
-        return told
+        first_tokens = self._first_tokens.sample(("frontend", self.parts.identity.node_id))
+        return attrs.evolve(told, samples=(*told.samples, first_tokens))
 
     async def ready(self, models: Sequence[str] = ()) -> ReadyReply:
         told = await self._asks.ask(
@@ -257,11 +228,24 @@ class Frontend:
         return told
 
     async def load_model(
-        self, *, model_path: str, model_id: str | None, total_layers: int | None, dtype: str | None, wait: bool
+        self,
+        *,
+        model_path: str,
+        model_id: str | None,
+        total_layers: int | None,
+        dtype: str | None,
+        wait: bool,
+        replicas: int = 1,
     ) -> ModelReply:
         def put(ask: AskId) -> None:
             desired = LoadModel(
-                ask=ask, model_path=model_path, model_id=model_id, total_layers=total_layers, dtype=dtype, wait=wait
+                ask=ask,
+                model_path=model_path,
+                model_id=model_id,
+                total_layers=total_layers,
+                dtype=dtype,
+                wait=wait,
+                replicas=replicas,
             )
             self._say(PLANNER, desired)
 
@@ -275,6 +259,18 @@ class Frontend:
     async def rebalance(self) -> ModelReply:
         return await self._ask_planner(lambda ask: self._say(PLANNER, Rebalance(ask=ask)), ANSWER_S, "rebalancing")
 
+    async def journal(
+        self, after: int = 0, *, session: str = "", node: str = "", route: int | None = None
+    ) -> JournalReply:
+        wanted = None if route is None else RouteId(route)
+
+        def put(ask: AskId) -> None:
+            self._say(JOURNAL, JournalRequest(ask=ask, after=after, session=session, node=node, route=wanted))
+
+        reply = await self._asks.ask(put, ANSWER_S, "the journal")
+        assert isinstance(reply, JournalReply)
+        return reply
+
     async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:
         return await self._ask_jobs(lambda ask: self._say(PLANNER, JobsRequest(ask=ask, job=job)), "a load job")
 
@@ -285,7 +281,7 @@ class Frontend:
 
     async def _watch_silences(self) -> None:
         while True:
-            await trio.sleep(LOOK_EVERY_S)
+            await trio.sleep(SLOT_LOOK_EVERY_S)
             for slot in self._slots.values():
                 slot.look()
 
@@ -303,35 +299,18 @@ class Frontend:
 
     def _say(self, to: Address, message: Message) -> None:
         """Raises RefusalError when the message is beyond what the command lane carries."""
-        undelivered = self._gateway.carry(to, ASKS, message)
+        undelivered = self.membership.gateway.carry(to, ASKS, message)
         if undelivered is not None:
             raise RefusalError(undelivered.refusal)
-
-    def _hello(self, term: int) -> Hello:
-        return Hello(
-            node_id=self.parts.node_id,
-            role="frontend",
-            version=PROTOCOL_VERSION,
-            auth=self.parts.auth,
-            family=self.parts.family,
-            host=self.parts.host,
-            pid=self.parts.pid,
-            term_seen=term,
-        )
-
-    def _heartbeat(self, generation: GenerationId) -> Heartbeat:
-        lost = self.parts.log_lines_lost()
-        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Show(session=session, shown=shown):
                 slot = self._slots.get(session)
                 if slot is not None:
+                    if slot.began_s is not None and isinstance(shown, SampledToken):
+                        self._first_tokens.observe(trio.current_time() - slot.began_s)
+                        slot.began_s = None
                     slot.put(shown)
-            case Reached():
-                pass  # of workers: nobody plans with a frontend
-            case TurnedAway(refusal=refusal):
-                log.warning("turned away", code=refusal.code, why=refusal.message)
             case _:
                 raise AssertionError(f"a frontend cannot do {effect!r}")

@@ -25,7 +25,7 @@ class Lifeline:
 
     read_fd: int
     write_fd: int
-    drain_timeout_s: float
+    drain_timeout: float
     on_orphaned: Callable[[], None]
     orphaned: bool = attrs.field(default=False, init=False)
 
@@ -70,6 +70,6 @@ class Lifeline:
 
     def _set_alarm(self) -> None:
         """Even a loop that is stuck ends: a plain thread takes the process down a little after the drain time."""
-        alarm = threading.Timer(self.drain_timeout_s, os._exit, args=(1,))
+        alarm = threading.Timer(self.drain_timeout, os._exit, args=(1,))
         alarm.daemon = True
         alarm.start()

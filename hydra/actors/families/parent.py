@@ -17,12 +17,13 @@ import attrs
 import structlog
 import trio
 
-from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Effect
-from hydra.actors.core.membership import Member, Reached, Start, TurnedAway
-from hydra.actors.core.names import MEMBER, PARENT
+from hydra.actors.core.names import PARENT
 from hydra.actors.families.lifeline import FAMILY_ENV, READY, UP
+from hydra.actors.families.member_host import MemberHost, log_turned_away
+from hydra.actors.families.parent_journal import ParentJournal
 from hydra.actors.families.supervisor import (
     Began,
     ChildBeat,
@@ -31,7 +32,7 @@ from hydra.actors.families.supervisor import (
     ChildReady,
     ChildStarted,
     ChildUp,
-    Finish,
+    FinishParent,
     SayReady,
     SignalChild,
     StartChild,
@@ -40,8 +41,7 @@ from hydra.actors.families.supervisor import (
     TellDeath,
     TellGivenUp,
 )
-from hydra.protocol.ids import Generation, NodeId
-from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello
+from hydra.protocol.ids import NodeId
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.wires.wire import Spoke
 
@@ -73,10 +73,6 @@ class _Running:
             os.close(fd)
 
 
-def _say_turned_away(refusal: Refusal) -> None:
-    log.warning("turned away", code=refusal.code, why=refusal.message)
-
-
 async def _at_once() -> None:
     await trio.lowlevel.checkpoint()
 
@@ -91,47 +87,38 @@ class Parent:
     supervisor: Supervisor
     commands: Mapping[NodeId, ChildCommand]
     spoke: Spoke
-    node_id: NodeId
-    host: str
-    auth: str
+    identity: Identity  # but for the secret of its family
     say_ready: Callable[[], None]
-    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
-    turned_away: Callable[[Refusal], None] = _say_turned_away
+    turned_away: Callable[[Refusal], None] = log_turned_away
     before_stop: Callable[[], Awaitable[None]] = _at_once
     family: str = attrs.field(factory=lambda: secrets.token_hex(16), repr=False)  # see Hello
     exit_code: int = 0
     been_ready: bool = False
+    membership: MemberHost = attrs.field(init=False)
     actor_host: ActorHost = attrs.field(init=False)
-    member: Member = attrs.field(init=False)
     _running: dict[NodeId, _Running] = attrs.field(factory=dict, init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
-    _gateway: Gateway = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._gateway = Gateway(lambda _, frames: self.spoke.send_nowait(frames), self.spoke.receive, MEMBER)
-        self.actor_host = ActorHost(self.spoke.peer, self._gateway.carry)
-        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(PARENT,))
-        self.actor_host.add(MEMBER, self.member, self._perform)
+        identity = attrs.evolve(self.identity, family=self.family)
+        self.membership = MemberHost(
+            self.spoke, identity, (PARENT,), self.turned_away, ParentJournal(self.supervisor.plans)
+        )
+        self.actor_host = self.membership.actor_host
         self.actor_host.add(PARENT, self.supervisor, self._perform)
 
     async def run(self) -> None:
         """Until the last child is gone. Nothing is left behind, whatever happens in here."""
-        self._gateway.last_heard_s = trio.current_time()
+        self.membership.gateway.last_heard_s = trio.current_time()  # a silence is counted from here
         try:
             async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self.actor_host.keep_timers)
-                self._nursery.start_soon(self._gateway.pump, self.actor_host)
                 self._nursery.start_soon(self._hear_signals)
                 self.actor_host.post(PARENT, Began())
-                self.actor_host.post(MEMBER, Start())
+                self.membership.start(self._nursery)
         finally:
             for running in self._running.values():
                 running.process.kill()
                 running.process.wait()
-
-    def silence_s(self) -> float:
-        """How long the coordinator has said nothing; counted from the start before it has said anything."""
-        return trio.current_time() - self._gateway.last_heard_s
 
     async def _hear_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -151,20 +138,14 @@ class Parent:
             case SayReady():
                 self.been_ready = True
                 self.say_ready()
-            case TellDeath(name=name, how=how, often=often, next_start_s=next_start_s):
-                log.warning("a child died", child=name, last=how, died=often, next_start_s=round(next_start_s, 1))
-            case TellGivenUp(name=name, how=how, often=often, fix=fix):
-                log.error("a child is given up", child=name, last=how, died=often, fix=fix)
-            case Finish(exit_code=exit_code, why=why, asked=asked):
+            case TellDeath() | TellGivenUp():
+                pass  # the journal has them
+            case FinishParent(exit_code=exit_code, why=why, asked=asked):
                 if not asked:
                     log.error("ending by itself", why=why, exit_code=exit_code)
                 log.info("all children are gone", why=why)
                 self.exit_code = exit_code
                 self._nursery.cancel_scope.cancel()
-            case Reached():
-                pass  # of workers: nobody plans with a parent
-            case TurnedAway(refusal=refusal):
-                self.turned_away(refusal)
             case _:
                 raise AssertionError(f"a parent cannot do {effect!r}")
 
@@ -176,7 +157,6 @@ class Parent:
             self.actor_host.post(PARENT, ChildNotStarted(name, str(why)))
             return
         self._running[name] = running
-        log.info("child started", child=name, pid=running.process.pid)
         self._nursery.start_soon(self._watch, name, running)
         self.actor_host.post(PARENT, ChildStarted(name, running.process.pid))
 
@@ -190,7 +170,6 @@ class Parent:
         running.close()
         if self._running.get(name) is running:
             del self._running[name]
-        log.info("child gone", child=name, pid=running.process.pid, returncode=returncode)
         self.actor_host.post(PARENT, ChildGone(name, running.process.pid, returncode))
 
     async def _hear(self, name: NodeId, running: _Running) -> None:
@@ -204,22 +183,6 @@ class Parent:
                 self.actor_host.post(PARENT, ChildUp(name))
             if READY in words:
                 self.actor_host.post(PARENT, ChildReady(name))
-
-    def _hello(self, term: int) -> Hello:
-        return Hello(
-            node_id=self.node_id,
-            role="parent",
-            version=PROTOCOL_VERSION,
-            auth=self.auth,
-            family=self.family,
-            host=self.host,
-            pid=os.getpid(),
-            term_seen=term,
-        )
-
-    def _heartbeat(self, generation: Generation) -> Heartbeat:
-        lost = self.log_lines_lost()
-        return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0, log_lines_lost=lost)
 
 
 def _begin(command: ChildCommand, family: str, *, been_ready: bool) -> _Running:

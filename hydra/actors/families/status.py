@@ -12,10 +12,12 @@ from hydra.actors.core.machine import Effect, Event, Received, Send
 from hydra.actors.membership.registry import Lease, Registry
 from hydra.actors.planning.placement import Route, StagePlacement
 from hydra.actors.planning.planner import Planner
+from hydra.actors.planning.served_model import FURTHEST
 from hydra.actors.scheduling.broker import Broker
 from hydra.protocol.ids import AskId
 from hydra.protocol.messages.membership import NodeState
 from hydra.protocol.messages.models import (
+    LossStatus,
     ModelStatus,
     NodeStatus,
     ProcessStatus,
@@ -24,6 +26,7 @@ from hydra.protocol.messages.models import (
     StatusReply,
     StatusRequest,
 )
+from hydra.protocol.model.model_spec import ModelCard
 
 
 @attrs.define(eq=False)
@@ -34,6 +37,7 @@ class ClusterStatus:
     pid: int
     malformed: Callable[[], int]  # messages dropped at the door
     more: Callable[[], tuple[Sample, ...]] = lambda: ()  # what the coordinator counts beside its actors
+    losses: Callable[[], tuple[LossStatus, ...]] = lambda: ()
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
@@ -56,6 +60,7 @@ class ClusterStatus:
             processes=tuple(processes),
             models=self._models(),
             samples=self._samples(),
+            losses=self.losses(),
         )
 
     def _node(self, member: Lease, now_s: float) -> NodeStatus:
@@ -92,27 +97,28 @@ class ClusterStatus:
         return "unreachable" if self.planner.is_tried(member.hello.node_id) else "joining"
 
     def _models(self) -> tuple[ModelStatus, ...]:
-        told: list[ModelStatus] = []
-        phases = {model_id: (phase, route) for model_id, phase, route in self.planner.models()}
-        for card in self.planner.cards():
-            phase, route = phases[card.model_id]
-            blocks, free, running, waiting = self.broker.statistics(card.model_id)
-            told.append(
-                ModelStatus(
-                    model_id=card.model_id,
-                    model_path=card.model_path,
-                    architecture=card.architecture,
-                    total_layers=card.total_layers,
-                    state=phase,
-                    epoch=str(route.epoch) if route is not None else "",
-                    max_model_len=card.max_model_len,
-                    kv_blocks_total=blocks,
-                    kv_blocks_free=free,
-                    running=running,
-                    waiting=waiting,
-                )
-            )
-        return tuple(told)
+        return tuple(self._model(card) for card in self.planner.cards())
+
+    def _model(self, card: ModelCard) -> ModelStatus:
+        """Its state and epoch are those of the deployment that has come furthest."""
+        deployments = [(phase, route) for model_id, phase, route in self.planner.models() if model_id == card.model_id]
+        phase, route = min(deployments, key=lambda deployment: FURTHEST.index(deployment[0]))
+        blocks, free, running, waiting = self.broker.statistics(card.model_id)
+        return ModelStatus(
+            model_id=card.model_id,
+            model_path=card.model_path,
+            architecture=card.architecture,
+            total_layers=card.total_layers,
+            state=phase,
+            epoch=str(route.epoch) if route is not None else "",
+            max_model_len=card.max_model_len,
+            kv_blocks_total=blocks,
+            kv_blocks_free=free,
+            running=running,
+            waiting=waiting,
+            replicas=len(deployments),
+            replicas_ready=sum(phase == "ready" for phase, _ in deployments),
+        )
 
     def _samples(self) -> tuple[Sample, ...]:
         stale = "Steps and results of another epoch that were refused."

@@ -10,7 +10,7 @@ Erlang/OTP's supervisor principles; the numbers are sized for processes that loa
 
 import random
 import signal
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import attrs
 
@@ -20,9 +20,9 @@ from hydra.actors.families.death_book import DeathBook
 from hydra.protocol.ids import NodeId
 from hydra.protocol.messages.membership import ChildExited, KillWorker
 
-DEATHS_MAX = 5  # of a child that has never come up
+DEATHS_UNSEEN_MAX = 5  # of a child that has never come up
 PAUSE_MOST_S = {"coordinator": 2.0, "frontend": 2.0, "worker": 8.0}  # without one of the first two nobody is served
-SILENCE_MAX_S = 10.0
+CHILD_SILENCE_MAX_S = 10.0
 HOPELESS = (2, 3, 4, 6, 7)  # exit codes of the front door that another try cannot mend
 ENVIRONMENT = 4  # the exit code when a child was given up that had no such word
 STOPPING_ORDER = ("frontend", "coordinator", "worker")
@@ -30,12 +30,15 @@ START_GRACE_S = 60.0  # importing torch on a busy machine
 ASLEEP_S = 1.0  # a look at a child that comes so late tells that this parent was stopped itself
 
 
+ChildRole: TypeAlias = Literal["coordinator", "frontend", "worker"]
+
+
 @attrs.frozen(kw_only=True)
 class ChildPlan:
     """One child: its name, and whether the house can stand without it."""
 
     name: NodeId
-    role: Literal["coordinator", "frontend", "worker"]
+    role: ChildRole
     vital: bool
 
 
@@ -133,7 +136,7 @@ class TellGivenUp:
 
 
 @attrs.frozen(kw_only=True)
-class Finish:
+class FinishParent:
     """The last child is gone. `asked`: because somebody wanted the end, and not by itself."""
 
     exit_code: int
@@ -154,7 +157,6 @@ class _Child:
     look_at_s: float = 0.0  # when its silence is judged next
     ready: bool = False
     given_up: bool = False
-    restarts: int = 0
 
 
 @attrs.define(eq=False)
@@ -163,8 +165,8 @@ class Supervisor:
 
     plans: tuple[ChildPlan, ...]
     rng: random.Random
-    drain_timeout_s: float = 30.0
-    silence_max_s: float = SILENCE_MAX_S
+    drain_timeout: float = 30.0
+    silence_max_s: float = CHILD_SILENCE_MAX_S
     remote_workers: bool = False  # workers of other parents may come, so that a house without its own can serve
     _children: dict[NodeId, _Child] = attrs.field(init=False)
     _stopping: Literal["no", "drain", "now"] = attrs.field(default="no", init=False)
@@ -204,7 +206,7 @@ class Supervisor:
                 return self._stop("now")
             case StopAsked():
                 if self._stopping == "no":
-                    return [SetTimer("drained", now_s + self.drain_timeout_s + 2.0), *self._stop("drain")]
+                    return [SetTimer("drained", now_s + self.drain_timeout + 2.0), *self._stop("drain")]
                 return self._stop("now")
             case Received(message=KillWorker(node_id=name, pid=pid)):
                 child = self._children.get(name)
@@ -212,9 +214,20 @@ class Supervisor:
             case _:
                 return []  # membership came or went: children do not depend on it
 
-    @property
-    def restarts(self) -> dict[NodeId, int]:
-        return {name: child.restarts for name, child in self._children.items()}
+    def check(self) -> None:
+        """Who runs and who does not. Raises AssertionError."""
+        pids = [child.pid for child in self._children.values() if child.pid is not None]
+        assert len(set(pids)) == len(pids), "two children are one process"
+        for name, child in self._children.items():
+            assert child.plan.name == name, f"{child.plan.name} is kept under {name}"
+            runs = child.pid is not None
+            left = child.up_s is not None or child.stop_signal is not None or child.ready
+            assert runs or not left, f"{name} is gone, and something of it is remembered"
+            assert not (runs and child.given_up), f"{name} is given up, and runs"
+            child.book.check()
+        assert not self._finished or not pids, "it has finished, and children run"
+        assert not self._finished or self._stopping != "no", "it has finished, and nobody stopped it"
+        assert self._asked or self._exit_code, "it ends by itself, and says that all went well"
 
     def _start(self, name: NodeId) -> list[Effect]:
         child = self._children[name]
@@ -277,7 +290,6 @@ class Supervisor:
         name, pause_s = child.plan.name, child.book.note(now_s, lived_s)
         often = child.book.recent()
         if self._is_worth_another_try(child, returncode):
-            child.restarts += 1
             told = TellDeath(name=name, how=how, often=often, next_start_s=pause_s)
             return [told, SetTimer(("start", name), now_s + pause_s)]
         child.given_up = True
@@ -292,7 +304,7 @@ class Supervisor:
         proven = child.served if child.plan.role == "worker" else self._said_ready
         if returncode in HOPELESS and not proven:
             return False
-        return child.served or child.book.total <= DEATHS_MAX
+        return child.served or child.book.total <= DEATHS_UNSEEN_MAX
 
     def _go_on_without(self, child: _Child, how: str, returncode: int | None) -> list[Effect]:
         """Closes the house if nothing in it could serve any more."""
@@ -343,4 +355,4 @@ class Supervisor:
         if self._finished:
             return []
         self._finished = True
-        return [CancelTimer("drained"), Finish(exit_code=self._exit_code, why=self._why, asked=self._asked)]
+        return [CancelTimer("drained"), FinishParent(exit_code=self._exit_code, why=self._why, asked=self._asked)]

@@ -7,18 +7,17 @@ loader thread of their own, while other routes keep stepping on the compute thre
 import math
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import attrs
 import structlog
 import trio
 
-from hydra.actors.core.gateway import Gateway
 from hydra.actors.core.host import ActorHost
+from hydra.actors.core.identity import Equipment, Identity
 from hydra.actors.core.machine import Effect
-from hydra.actors.core.membership import Leave, Member, Reached, Start, TurnedAway
-from hydra.actors.core.names import MEMBER, SCOUT, STAGE
-from hydra.actors.core.ports import AlreadyLocal, Compute, Progress, RunBlocking, Supply
+from hydra.actors.core.names import SCOUT, STAGE
+from hydra.actors.core.ports import AlreadyLocal, Compute, RunBlocking, Supply
+from hydra.actors.families.member_host import MemberHost, log_turned_away
 from hydra.actors.families.store_server import StoreServer
 from hydra.actors.membership.dialling import dial_all
 from hydra.actors.membership.scout import RunDial, Scout, ScoutBack
@@ -36,10 +35,9 @@ from hydra.actors.stage.stage import (
 )
 from hydra.actors.stage.stage_line import FenceBoard, StageLine
 from hydra.actors.stage.stage_thread import StageThread
-from hydra.protocol.endpoint import Endpoint
-from hydra.protocol.ids import Generation, NodeId
-from hydra.protocol.messages.membership import PROTOCOL_VERSION, Heartbeat, Hello, StageProgress
+from hydra.protocol.messages.membership import StageProgress
 from hydra.protocol.messages.plans import Dial, LoadPhase, LoadSlice
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.protocol.wires.wire import BlockingSource, DataLane, Dialler, Spoke
 
@@ -50,36 +48,23 @@ PROGRESS_EVERY_BYTES = 1 << 20  # at least; of a large slice a 200th
 PROGRESS_STEPS = 200
 PROGRESS_EVERY_S = 5.0  # while anything moves: a coordinator takes a long silence for a load that hangs
 
-T = TypeVar("T")
-
 
 class ComputeStuck(Exception):
     """The compute thread does not come back: this process is of no use any more, and its parent starts another."""
-
-
-def _say_turned_away(refusal: Refusal) -> None:
-    log.warning("turned away", code=refusal.code, why=refusal.message)
 
 
 @attrs.frozen(kw_only=True)
 class WorkerParts:
     """The world, as a worker needs it."""
 
-    node_id: NodeId
+    identity: Identity  # but for its equipment
     spoke: Spoke
-    pipeline_addr: Endpoint  # as others reach it
     compute: Compute
     run_blocking: RunBlocking
-    host: str
-    pid: int
-    auth: str = ""
     dial: Dialler
-    family: str = ""  # see Hello
     supply: Supply = AlreadyLocal()
     store: StoreServer | None = None  # lends to others what was loaded here
-    store_addr: Endpoint | None = None  # as others reach it
-    log_lines_lost: Callable[[], int] = lambda: 0  # by this process so far
-    turned_away: Callable[[Refusal], None] = _say_turned_away
+    turned_away: Callable[[Refusal], None] = log_turned_away
 
 
 @attrs.define(eq=False)
@@ -91,23 +76,26 @@ class Worker:
 
     parts: WorkerParts
     line: StageLine = attrs.field(factory=lambda: StageLine(FenceBoard()), init=False)
+    membership: MemberHost = attrs.field(init=False)
     actor_host: ActorHost = attrs.field(init=False)
     stage: Stage = attrs.field(factory=Stage, init=False)
-    member: Member = attrs.field(init=False)
     wake: Callable[[], None] = attrs.field(default=lambda: None, init=False)
     progress: Callable[[], tuple[StageProgress, ...]] = attrs.field(default=lambda: (), init=False)
     _chores: trio.MemorySendChannel[Effect] = attrs.field(init=False)
     _orders: trio.MemoryReceiveChannel[Effect] = attrs.field(init=False)
-    _gateway: Gateway = attrs.field(init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        spoke = self.parts.spoke
+        parts = self.parts
         self._chores, self._orders = trio.open_memory_channel(CHORES_MAX)
-        self._gateway = Gateway(lambda _, frames: spoke.send_nowait(frames), spoke.receive, MEMBER)
-        self.member = Member(greet=self._hello, beat=self._heartbeat, siblings=(STAGE,))
-        self.actor_host = ActorHost(spoke.peer, self._gateway.carry)
-        self.actor_host.add(MEMBER, self.member, self._perform)
+        equipment = Equipment(
+            compute=parts.compute,
+            stale_dropped=lambda: self.line.stale_dropped,
+            progress=self._progress_now,
+        )
+        identity = attrs.evolve(parts.identity, equipment=equipment)
+        self.membership = MemberHost(parts.spoke, identity, (STAGE,), parts.turned_away)
+        self.actor_host = self.membership.actor_host
         self.actor_host.add(STAGE, self.stage, self._perform)
         self.actor_host.add(SCOUT, Scout(), self._perform)
 
@@ -115,50 +103,19 @@ class Worker:
         """Membership, stage and loader, until cancelled. The computing is somebody else's task."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self.actor_host.keep_timers)
-            nursery.start_soon(self._gateway.pump, self.actor_host)
+            self.membership.start(nursery)
             nursery.start_soon(self._do_chores)
             if self.parts.store is not None:
                 nursery.start_soon(self.parts.store.run)
-            self.actor_host.post(MEMBER, Start())
             task_status.started()
-
-    def silence_s(self) -> float:
-        """How long nothing has come from the coordinator."""
-        return trio.current_time() - self._gateway.last_heard_s
-
-    def leave(self, why: str) -> None:
-        """Says goodbye, so that nobody has to wait for a lease."""
-        self.actor_host.post(MEMBER, Leave(why))
 
     def hear(self, event: object) -> None:
         """A word from the compute thread, brought into the loop."""
         self.actor_host.post(STAGE, event)
 
-    def _hello(self, term: int) -> Hello:
-        return Hello(
-            node_id=self.parts.node_id,
-            role="worker",
-            version=PROTOCOL_VERSION,
-            auth=self.parts.auth,
-            family=self.parts.family,
-            host=self.parts.host,
-            pid=self.parts.pid,
-            term_seen=term,
-            device=self.parts.compute.offer(),
-            pipeline_addr=self.parts.pipeline_addr,
-            store_addr=self.parts.store_addr,
-            held=self.parts.compute.held(),
-        )
-
-    def _heartbeat(self, generation: Generation) -> Heartbeat:
-        return Heartbeat(
-            generation=generation,
-            memory_free_bytes=self.parts.compute.offer().memory_free_bytes,
-            stale_dropped=self.line.stale_dropped,
-            progress=self.progress(),
-            log_lines_lost=self.parts.log_lines_lost(),
-        )
+    def _progress_now(self) -> tuple[StageProgress, ...]:
+        """Of the compute thread, which comes after the greeting."""
+        return self.progress()
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -172,13 +129,6 @@ class Worker:
             case RunDial(order=order):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._dial, order)
-            case Reached(fault=fault):
-                if fault:
-                    log.warning("this worker cannot be used", why=fault)
-                else:
-                    log.info("this worker can be used")
-            case TurnedAway(refusal=refusal):
-                self.parts.turned_away(refusal)
             case _:
                 raise AssertionError(f"a worker cannot do {effect!r}")
 

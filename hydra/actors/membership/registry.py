@@ -1,12 +1,9 @@
 """Who is alive. The Registry grants generations, renews leases, and has the last word on a loss.
 
-    (unknown) --Hello--> ready --3 beats missed--> suspect --a step is overdue, or 5 s--> lost
-                           ^------- a beat ----------+
-    ready | suspect --the parent saw the exit, or the step it holds is overdue--> lost
-
-A beat proves that a process is there, not that it computes: the blame for a late step is on the first stage that
-accepted it and did not send it, never on one that a neighbour blocks. A generation that was declared lost stays lost;
-its process is expelled, and may greet again for a new one. Nothing here knows layers or requests.
+TRANSITIONS below is the diagram of one lease. A beat proves that a process is there, not that it computes: the blame
+for a late step is on the first stage that accepted it and did not send it, never on one that a neighbour blocks. A
+generation that was declared lost stays lost; its process is expelled, and may greet again for a new one. Nothing here
+knows layers or requests.
 """
 
 import hmac
@@ -31,6 +28,7 @@ from hydra.actors.core.facts import (
 )
 from hydra.actors.core.machine import Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import BROKER_NAME, MEMBER, PARENT, PLANNER_NAME
+from hydra.actors.core.transitions import Cause, Transitions, rows
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import TERM_MAX, Address, Generation, NodeId, PeerId, StepId
 from hydra.protocol.loopback import host_of, is_loopback
@@ -45,15 +43,33 @@ from hydra.protocol.messages.membership import (
     Hello,
     HelloRefused,
     KillWorker,
+    MemberRole,
     NodeState,
     SayHello,
     StageProgress,
     Welcome,
 )
 from hydra.protocol.refusal import Refusal, RefusalCode
+from hydra.protocol.settings.cluster import ClusterSettings
 
 LOST_AFTER_S = 5.0
 GENERATIONS_PER_TERM = 1 << 20
+SOME_BEATS_MISSED, SILENT = "some beats missed", f"{LOST_AFTER_S:.0f} s without a beat"
+TRANSITIONS = Transitions(
+    "lease",
+    "unknown",
+    (
+        *rows("unknown", Hello, "ready"),
+        *rows("ready", SOME_BEATS_MISSED, "suspect"),
+        *rows("suspect", Heartbeat, "ready"),
+        *rows("ready suspect", SILENT, "lost"),
+        *rows("ready suspect", StepOverdue, "lost"),
+        *rows("ready suspect", ChildExited, "lost"),
+        *rows("ready suspect", LaneBroken, "lost"),
+        *rows("ready suspect", Goodbye, "lost"),
+        *rows("ready suspect", Hello, "lost"),
+    ),
+)
 TERM_JUMP_MAX = 1 << 16  # all that greetings may raise the term by in one life of a coordinator
 
 
@@ -99,9 +115,7 @@ class Registry:
 
     term: int
     results_addr: Endpoint
-    heartbeat_s: float = 0.5
-    beats_missed_max: int = 3
-    join_token: str = ""
+    cluster: ClusterSettings = attrs.field(factory=ClusterSettings)
     host_of: Callable[[PeerId], str] = lambda peer: ""  # from where a peer is connected; empty: from this machine
     changes: int = attrs.field(default=0, init=False)
     stale_dropped: int = attrs.field(default=0, init=False)  # by workers that are gone
@@ -123,13 +137,13 @@ class Registry:
                 return self._hello(sender.peer, hello, now_s)
             case Received(sender=sender, message=Goodbye(generation=generation, why=why)):
                 member = self._member(sender.peer)
-                return self._lose(member, why) if member and member.generation == generation else []
+                return self._lose(member, Goodbye, why) if member and member.generation == generation else []
             case Received(sender=sender, message=ChildExited(node_id=node, pid=pid, how=how)):
                 member = self._child(sender.peer, node)
-                return self._lose(member, f"exited: {how}") if member and member.hello.pid == pid else []
+                return self._lose(member, ChildExited, f"exited: {how}") if member and member.hello.pid == pid else []
             case LaneBroken(peer=peer, why=why):
                 member = self._member(peer)
-                return self._lose(member, why) if member else []
+                return self._lose(member, LaneBroken, why) if member else []
             case StepOverdue() as late:
                 return self._blame(late, now_s)
             case Undelivered():
@@ -139,6 +153,18 @@ class Registry:
             case _:
                 raise AssertionError(f"a registry cannot be told {event!r}")
 
+    def check(self) -> None:
+        """One lease per name and per process, each with a generation of its own. Raises AssertionError."""
+        leases = self._members
+        assert all(node == lease.hello.node_id for node, lease in leases.items()), "a lease under another's name"
+        assert len({lease.peer for lease in leases.values()}) == len(leases), "one process has two leases"
+        generations = {lease.generation for lease in leases.values()}
+        assert len(generations) == len(leases), "a generation was granted twice"
+        assert all(lease.state in ("ready", "suspect") for lease in leases.values()), "a lost lease is kept"
+        assert len(leases) <= self._granted, "a lease that was not granted"
+        assert {lease.peer for lease in leases.values()} <= self._greeted, "a member that has not greeted"
+        assert 0 <= self.term <= self._term_most, f"term {self.term} beyond {self._term_most}"
+
     def members(self) -> tuple[Lease, ...]:
         return tuple(self._members.values())
 
@@ -146,6 +172,11 @@ class Registry:
         """What this peer may speak as."""
         member = self._member(peer)
         return speaker_of(peer, member.hello.role if member is not None else None)
+
+    def name_of(self, peer: PeerId) -> tuple[NodeId, MemberRole] | None:
+        """As which node, in which role, this peer was let in."""
+        member = self._member(peer)
+        return (member.hello.node_id, member.hello.role) if member is not None else None
 
     def total_stale_dropped(self) -> int:
         return self.stale_dropped + sum(member.stale_dropped for member in self._members.values())
@@ -169,15 +200,19 @@ class Registry:
         if former is not None:
             again = former.peer == peer  # it knows; an Expelled would make it greet once more, and so on for ever
             why = "greeted again" if again else "replaced by a new process"
-            effects += self._lose(former, why, expel=not again)
+            effects += self._lose(former, Hello, why, expel=not again)
         self._granted += 1
         self._greeted.add(peer)
         self.changes += 1
         generation = Generation(self.term * GENERATIONS_PER_TERM + self._granted)
         free = hello.device.memory_free_bytes if hello.device else 0
+        TRANSITIONS.step(TRANSITIONS.first, Hello, "ready")
         self._members[hello.node_id] = Lease(hello, peer, generation, now_s, memory_free_bytes=free)
         welcome = Welcome(
-            generation=generation, term=self.term, heartbeat_s=self.heartbeat_s, results_addr=self.results_addr
+            generation=generation,
+            term=self.term,
+            heartbeat_s=self.cluster.heartbeat_interval,
+            results_addr=self.results_addr,
         )
         effects.append(Send(Address(peer, MEMBER), welcome))
         if hello.role == "worker" and hello.device is not None and hello.pipeline_addr is not None:
@@ -213,7 +248,7 @@ class Registry:
         if hello.version != PROTOCOL_VERSION:
             message = f"{hello.node_id} speaks protocol version {hello.version}, this coordinator {PROTOCOL_VERSION}"
             return no("version_mismatch", message, 30.0)
-        if not hmac.compare_digest(hello.auth.encode(), self.join_token.encode()):
+        if not hmac.compare_digest(hello.auth.encode(), self.cluster.join_token.encode()):
             return no("unauthorized", f"{hello.node_id} did not show the cluster's join token", 30.0)
         if hello.role == "worker" and (hello.device is None or hello.pipeline_addr is None):
             return no("invalid_value", f"{hello.node_id} offers no device or no address", 30.0)
@@ -240,10 +275,10 @@ class Registry:
         former = self._members.get(hello.node_id)
         if former is None or former.peer == peer or former.state != "ready":
             return None
-        if now_s - former.last_seen_s > 2 * self.heartbeat_s:
+        if now_s - former.last_seen_s > 2 * self.cluster.heartbeat_interval:
             return None
         message = f"the name {hello.node_id!r} belongs to a living process (pid {former.hello.pid})"
-        return no("invalid_value", message, self.heartbeat_s)
+        return no("invalid_value", message, self.cluster.heartbeat_interval)
 
     # ------------------------------------------------------------ leases
 
@@ -266,20 +301,20 @@ class Registry:
         member.progress = beat.progress
         seen: list[Effect] = [Send(Address(peer, MEMBER), HeartbeatSeen(generation=beat.generation))]
         if member.state == "suspect":
-            member.state = "ready"
+            self._move(member, Heartbeat, "ready")
             return [*seen, *self._suspicion(member, suspect=False)]
         return seen
 
     def _sweep(self, now_s: float) -> list[Effect]:
         self._beacons += 1
         beacon = Beacon(term=self.term, number=self.changes, counter=self._beacons)
-        effects: list[Effect] = [Broadcast(beacon), SetTimer("sweep", now_s + self.heartbeat_s)]
+        effects: list[Effect] = [Broadcast(beacon), SetTimer("sweep", now_s + self.cluster.heartbeat_interval)]
         for member in list(self._members.values()):
             silent_s = now_s - member.last_seen_s
             if silent_s > LOST_AFTER_S:
-                effects += self._lose(member, f"silent for {silent_s:.1f} s")
-            elif silent_s > self.beats_missed_max * self.heartbeat_s and member.state == "ready":
-                member.state = "suspect"
+                effects += self._lose(member, SILENT, f"silent for {silent_s:.1f} s")
+            elif silent_s > self.cluster.suspect_after_s and member.state == "ready":
+                self._move(member, SOME_BEATS_MISSED, "suspect")
                 effects += self._suspicion(member, suspect=True)
         return effects
 
@@ -288,7 +323,12 @@ class Registry:
             return []
         return [Tell(PLANNER_NAME, NodeSuspect(node=member.hello.node_id, suspect=suspect))]
 
-    def _lose(self, member: Lease, why: str, *, expel: bool = True) -> list[Effect]:
+    def _move(self, member: Lease, cause: Cause, after: NodeState) -> None:
+        TRANSITIONS.step(member.state, cause, after)
+        member.state = after
+
+    def _lose(self, member: Lease, cause: Cause, why: str, *, expel: bool = True) -> list[Effect]:
+        self._move(member, cause, "lost")
         node = member.hello.node_id
         del self._members[node]
         self.changes += 1
@@ -312,8 +352,9 @@ class Registry:
         for member in route:
             if member is None:
                 return []  # lost already; the planner knows
-            if now_s - member.last_seen_s > self.beats_missed_max * self.heartbeat_s:
-                return self._lose(member, f"silent while step {late.step} is overdue")  # its parent sees to the process
+            if now_s - member.last_seen_s > self.cluster.suspect_after_s:
+                reason = f"silent while step {late.step} is overdue"  # its parent sees to the process
+                return self._lose(member, StepOverdue, reason)
         lost_before = len(route)
         for index, (node, member) in enumerate(zip(late.nodes, route, strict=True)):
             assert member is not None
@@ -322,7 +363,7 @@ class Registry:
                 parents = [m for m in self._members.values() if _is_child(member, m)]
                 kill = KillWorker(node_id=node, pid=member.hello.pid, why=f"step {late.step} is overdue")
                 killed: list[Effect] = [Send(Address(parent.peer, PARENT), kill) for parent in parents]
-                return [*self._lose(member, f"holds step {late.step} past its lease"), *killed]
+                return [*self._lose(member, StepOverdue, f"holds step {late.step} past its lease"), *killed]
             if verdict == "waits":
                 lost_before = index
                 break

@@ -88,6 +88,7 @@ class DesiredModel:
     model_id: str | None = None
     dtype: str | None = None
     pinned: str | None = None  # the commit that a Hub id meant when it was first described
+    replicas: int = 1  # deployments, on nodes of their own each
 
     @property
     def place(self) -> str:
@@ -116,16 +117,3 @@ class Recover:
     patience_s: float
     nodes_s: float = math.inf
     local: tuple[NodeId, ...] = ()
-
-
-@attrs.frozen(kw_only=True)
-class Policy:
-    """The configuration, as far as plans depend on it."""
-
-    reserve_bytes: int
-    kv_fraction: float = 0.9
-    max_model_len: int = 0
-    block_size: int = 16
-    running_max: int = 256
-    recovery_deadline_s: float = 120.0
-    dtype: str = "auto"

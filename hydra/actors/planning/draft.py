@@ -3,17 +3,20 @@ rather on those that did not fail before. Decides nothing about when, and change
 """
 
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 
 import attrs
 
 from hydra.actors.core.facts import NodeJoined
 from hydra.actors.planning.candidates import Candidate
-from hydra.actors.planning.desired_model import Policy
+from hydra.actors.planning.node_groups import group_of
 from hydra.actors.planning.placement import Route, candidates_for, route_dtype
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.reach import Reach
 from hydra.actors.planning.split import LayerShare, SplitLimits, split_vram
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model.model_spec import Dtype, ModelSpec
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError
 
 
@@ -25,6 +28,7 @@ class Wanted:
     dtype: str
     held: Route | None
     others: tuple[Route, ...]
+    to_come: int = 0  # further deployments of this model that have no place yet
 
 
 @attrs.frozen
@@ -44,7 +48,7 @@ class Draft:
 
 @attrs.define(eq=False)
 class Drafter:
-    policy: Policy
+    policy: PlanSettings
     reach: Reach
 
     def draft(
@@ -56,23 +60,25 @@ class Drafter:
         able = {n: node for n, node in nodes.items() if n not in without and not self.reach.fault_of(n, now_s)}
         firm = {name: node for name, node in able.items() if name not in self.reach.shaky(now_s)}
         try:
-            return self._over(wanted, firm, now_s)
+            return self._beside_others(wanted, firm, now_s)
         except RefusalError as why:
             if firm != able:
-                return self._over(wanted, able, now_s)
+                return self._beside_others(wanted, able, now_s)
             if why.refusal.code == "no_workers" and nodes:
                 keeps_out = self.reach.sentence(now_s) or why.refusal.message
                 raise RefusalError(attrs.evolve(why.refusal, message=f"no worker can be used: {keeps_out}")) from why
             raise
 
+    def _beside_others(self, wanted: Wanted, nodes: Mapping[NodeId, NodeJoined], now_s: float) -> Draft:
+        """Leaves nodes for as many of those to come as possible."""
+        for groups in range(min(1 + wanted.to_come, len(nodes)), 1, -1):
+            own = group_of(nodes, groups, wanted.held.nodes() if wanted.held is not None else ())
+            with suppress(RefusalError):  # too little memory in one group: then for fewer of them
+                return self._over(wanted, own, now_s)
+        return self._over(wanted, nodes, now_s)
+
     def _over(self, wanted: Wanted, nodes: Mapping[NodeId, NodeJoined], now_s: float) -> Draft:
         dtype = route_dtype(wanted.spec, wanted.dtype, list(nodes.values()))
-        limits = SplitLimits(
-            dtype=dtype,
-            reserve_bytes=self.policy.reserve_bytes,
-            kv_fraction=self.policy.kv_fraction,
-            context_tokens=self.policy.max_model_len,
-            block_size=self.policy.block_size,
-        )
+        limits = SplitLimits.of(self.policy, dtype)
         candidates = candidates_for(wanted.spec, dtype, nodes, held=wanted.held, others=wanted.others)
         return Draft.of(dtype, split_vram(wanted.spec, candidates, limits, self.reach.blocked(now_s)), candidates)

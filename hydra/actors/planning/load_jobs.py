@@ -42,6 +42,14 @@ class Jobs:
             state = "cancelled" if refusal.code == "cancelled" else "failed"
         self._jobs[job] = attrs.evolve(told, state=state, nodes=node_loads(route), refusal=refusal)
 
+    def check(self) -> None:
+        """Each job under its own name, with a reason if it went wrong and none if not. Raises AssertionError."""
+        assert len(self._jobs) <= self._begun, "more jobs than were begun"
+        for name, status in self._jobs.items():
+            assert status.job == name, f"{status.job} is kept under {name}"
+            wrong = status.state in ("failed", "cancelled")
+            assert (status.refusal is not None) == wrong, f"{name} is {status.state}, because of {status.refusal}"
+
     def told(self, job: str | None) -> tuple[JobStatus, ...]:
         """One job, or all of them. Raises RefusalError job_not_found."""
         if job is None:

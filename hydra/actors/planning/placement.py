@@ -11,7 +11,8 @@ from hydra.actors.planning.split import LayerShare, context_needed
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch, NodeId, RouteId
 from hydra.protocol.messages.plans import LoadPhase, SliceLoaded
-from hydra.protocol.model.model_spec import Dtype, ModelSpec
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.model.source import Peers
 from hydra.protocol.refusal import refuse
 

@@ -97,8 +97,23 @@ class Reach:
         self._told.pop(node, None)
         for hop in [hop for hop in self._findings if node in (hop.source, hop.target)]:
             del self._findings[hop]
-        for key in [key for key in self._under_way if key[1] == node]:
-            del self._under_way[key]
+        for (ask, source), hops in list(self._under_way.items()):  # what is found of it from now on is of nobody
+            left = tuple(hop for hop in hops if node not in (hop.source, hop.target))
+            if left:
+                self._under_way[ask, source] = left
+            else:
+                del self._under_way[ask, source]
+
+    def check(self) -> None:
+        """Nothing is known or asked of who is not there. Raises AssertionError."""
+        there = {HERE, *self._nodes}
+        for hop in self._findings:
+            assert hop.source in there and hop.target in there, f"{hop} was found of a node that is gone"
+        for (ask, source), hops in self._under_way.items():
+            assert hops and ask < self._next_ask, f"question {ask} is about nothing, or was never asked"
+            assert all(hop.source == source and hop.target in there for hop in hops), f"{hops} are dialled for nobody"
+        assert self._told.keys() <= self._nodes.keys(), "somebody was told of who is gone"
+        assert all(breaks.count > 0 for breaks in self._breaks.values()), "a link is blamed for no break"
 
     # ------------------------------------------------------------ dialling
 

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import attrs
 
 from hydra.actors.planning.candidates import Candidate, Links, most_blocked, possible_orders
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.protocol.ids import NodeId
-from hydra.protocol.model.model_spec import Dtype, ModelSpec
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.refusal import RefusalError, refuse
 
 CONTEXT_MIN_TOKENS = 2048  # a plan must hold one sequence of so many tokens, or of the model's own limit if shorter
@@ -35,10 +37,20 @@ class SplitLimits:
     """What a split must satisfy, besides the model."""
 
     dtype: Dtype
-    reserve_bytes: int
-    kv_fraction: float  # of the memory left beside the weights
-    context_tokens: int  # 0: what fits, at least CONTEXT_MIN_TOKENS or the model's own limit
+    reserved_vram_bytes: int
+    kv_memory_fraction: float  # of the memory left beside the weights
+    max_model_len: int  # 0: what fits, at least CONTEXT_MIN_TOKENS or the model's own limit
     block_size: int  # tokens of one KV block: a pool has whole ones
+
+    @classmethod
+    def of(cls, settings: PlanSettings, dtype: Dtype) -> "SplitLimits":
+        return cls(
+            dtype=dtype,
+            reserved_vram_bytes=settings.cluster.reserved_vram_bytes,
+            kv_memory_fraction=settings.engine.kv_memory_fraction,
+            max_model_len=settings.model.max_model_len,
+            block_size=settings.engine.block_size,
+        )
 
 
 def reserve_of(memory_bytes: int, reserve_bytes: int) -> int:
@@ -80,7 +92,7 @@ def check_max_model_len(spec: ModelSpec, max_model_len: int) -> None:
 
 
 def context_needed(spec: ModelSpec, context_tokens: int) -> int:
-    """Tokens of one sequence that every plan must have KV for; `context_tokens` as in SplitLimits."""
+    """Tokens of one sequence that every plan must have KV for; `context_tokens` as SplitLimits' max_model_len."""
     return context_tokens or min(CONTEXT_MIN_TOKENS, spec.max_positions)
 
 
@@ -144,7 +156,9 @@ def _moves(shares: tuple[LayerShare, ...], order: Sequence[Candidate]) -> int:
 
 
 def _split_in_order(spec: ModelSpec, order: Sequence[Candidate], limits: SplitLimits) -> tuple[LayerShare, ...]:
-    weights = [candidate.memory_bytes - reserve_of(candidate.memory_bytes, limits.reserve_bytes) for candidate in order]
+    weights = [
+        candidate.memory_bytes - reserve_of(candidate.memory_bytes, limits.reserved_vram_bytes) for candidate in order
+    ]
     counts = proportional(spec.n_layers, weights)
     for _ in range(spec.n_layers * len(order)):
         shares = _shares(spec, order, counts, limits)
@@ -163,7 +177,7 @@ def _shares(
     first = 0
     for candidate, count in zip(order, counts, strict=True):
         end = first + count
-        usable = candidate.memory_bytes - reserve_of(candidate.memory_bytes, limits.reserve_bytes)
+        usable = candidate.memory_bytes - reserve_of(candidate.memory_bytes, limits.reserved_vram_bytes)
         weight_bytes = spec.slice_bytes(first, end, limits.dtype)
         left = usable - weight_bytes - _activation_bytes(spec, end == spec.n_layers)
         shares.append(
@@ -172,7 +186,7 @@ def _shares(
                 first_layer=first,
                 end_layer=end,
                 weight_bytes=weight_bytes,
-                kv_memory_bytes=int(left * limits.kv_fraction),
+                kv_memory_bytes=int(left * limits.kv_memory_fraction),
             )
         )
         first = end
@@ -185,9 +199,8 @@ def _activation_bytes(spec: ModelSpec, with_head: bool) -> int:
 
 
 def _kv_needed(spec: ModelSpec, share: LayerShare, limits: SplitLimits) -> int:
-    layers = share.end_layer - share.first_layer
-    blocks = -(-context_needed(spec, limits.context_tokens) // limits.block_size)
-    return blocks * limits.block_size * spec.kv_token_bytes(layers, limits.dtype)
+    blocks = -(-context_needed(spec, limits.max_model_len) // limits.block_size)
+    return spec.cache_size(share.first_layer, share.end_layer, limits.dtype).row_of(blocks * limits.block_size)
 
 
 def _fits(spec: ModelSpec, share: LayerShare, limits: SplitLimits) -> bool:
@@ -214,13 +227,13 @@ def _numbers(spec: ModelSpec, shares: tuple[LayerShare, ...], order: Sequence[Ca
     needed = spec.slice_bytes(0, spec.n_layers, limits.dtype)
     lines = [
         f"{spec.architecture} with {spec.n_layers} layers in {limits.dtype} needs {needed / 1e9:.2f} GB of weights "
-        f"and KV for {context_needed(spec, limits.context_tokens)} tokens"
+        f"and KV for {context_needed(spec, limits.max_model_len)} tokens"
     ]
     for share, candidate in zip(shares, order, strict=True):
         kv = _kv_needed(spec, share, limits)
         lines.append(
             f"{share.node}: layers {share.first_layer}-{share.end_layer - 1} need {share.weight_bytes / 1e9:.2f} GB "
             f"and {kv / 1e9:.2f} GB of KV; it offers {candidate.memory_bytes / 1e9:.2f} GB, of which "
-            f"{reserve_of(candidate.memory_bytes, limits.reserve_bytes) / 1e9:.2f} GB are kept in reserve"
+            f"{reserve_of(candidate.memory_bytes, limits.reserved_vram_bytes) / 1e9:.2f} GB are kept in reserve"
         )
     return "; ".join(lines)

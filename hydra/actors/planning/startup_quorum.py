@@ -36,6 +36,11 @@ class StartupQuorum:
             effects.append(SetTimer(AWAITED, now_s + begin.nodes_s))
         return effects
 
+    def check(self) -> None:
+        """Either somebody is named or counted, or whoever comes is gathered. Raises AssertionError."""
+        assert not self._gathers or not self._expected, "it gathers, and knows how many will come"
+        assert self._expected >= 0, f"{self._expected} workers are expected"
+
     def joined(self, now_s: float) -> list[Effect]:
         """Another one is here."""
         if not self._gathers:

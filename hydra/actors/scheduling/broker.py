@@ -1,15 +1,13 @@
 """Who is computed when. The Broker takes generations in, keeps every route busy, and hands tokens back.
 
-It holds one RouteScheduler per route that is up, and a bounded queue of generations that wait for room or for a route.
+It holds one RouteScheduler per route that is up, and a bounded queue per model of generations that wait for room or for
+a route; where a model has several routes, the dispatcher chooses.
 It decides eos, stop ids and max_tokens; stop strings and leaving clients are the Session's. When a route goes down it
 tells every session that had a row there to open again, and says which of them were in flight when a stage died.
 It does not know which nodes exist, what a layer is, or where a token is shown.
 """
 
-import math
-
 import attrs
-import numpy as np
 
 from hydra.actors.core.facts import (
     FrontendLost,
@@ -24,98 +22,39 @@ from hydra.actors.core.facts import (
 )
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import PLANNER, PROBE_PEER, REGISTRY_NAME, SESSIONS
+from hydra.actors.scheduling.data_link import CloseLink, LinkFull, OpenLink, SendStep, StepBack
+from hydra.actors.scheduling.dispatcher import ActiveRoute, dispatch
 from hydra.actors.scheduling.fair_queue import FairQueue, Waiting
 from hydra.actors.scheduling.kv_ledger import KvLedger
+from hydra.actors.scheduling.model_queue import ModelQueue
 from hydra.actors.scheduling.probes import READY_FOR_S, Probes, ready_told
 from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.row_faults import RowFaults
-from hydra.actors.scheduling.scheduler import Drawn, RouteScheduler, SharePrefixes
+from hydra.actors.scheduling.scheduler import RouteScheduler
+from hydra.actors.scheduling.token_columns import tokens_of
 from hydra.actors.scheduling.vocabulary_check import beyond_vocabulary, of_the_vocabulary
-from hydra.protocol.batch import Logprobs, Step, StepResult, int32
+from hydra.protocol.batch import Step, StepResult
 from hydra.protocol.context_length import context_overflow
-from hydra.protocol.endpoint import Endpoint
-from hydra.protocol.ids import Address, Epoch, PeerId, RouteId, RowId, SessionId
-from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.ids import Address, PeerId, RouteId, RowId, SessionId
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen
 from hydra.protocol.messages.models import ReadyRequest
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.settings.engine import EngineSettings
 
 STEP_LEASE_S = 2.0
 UNMEASURED_LEASE_S = 30.0  # before the first step of an epoch came back: nobody knows how fast this model is
 OVERDUE_AGAIN_S = 0.5
 
 
-@attrs.frozen
-class OpenLink:
-    """Effect: a fresh data link to the first stage of this epoch; the route's former one is closed."""
-
-    route: RouteId
-    epoch: Epoch
-    addr: Endpoint
-    credits: int
-
-
-@attrs.frozen
-class CloseLink:
-    """Effect: drop the route's link with everything queued in it."""
-
-    route: RouteId
-
-
-@attrs.frozen
-class SendStep:
-    """Effect: onto the route's link. The link's bound is the route's credits, so it never fills."""
-
-    step: Step
-
-
-@attrs.frozen
-class StepBack:
-    """Event: the last stage of a route answered."""
-
-    result: StepResult
-
-
-@attrs.frozen
-class LinkFull:
-    """Event: the first stage takes nothing."""
-
-    route: RouteId
-    epoch: Epoch
-
-
-@attrs.define(eq=False)
-class _Model:
-    """One model's queue and, while it is up, its engine."""
-
-    model_id: str
-    max_model_len: int
-    waiting: FairQueue
-    engine: RouteScheduler | None = None
-    up: RouteUp | None = None
-    serves: bool = False  # a token has come through in this epoch, or nobody waited for one
-    stalled: Refusal | None = None  # why new work is not taken now
-
-
-@attrs.define
-class Limits:
-    """The engine section of the configuration, as far as the Broker needs it."""
-
-    batch_tokens: int = 0
-    running_max: int = 256
-    waiting_max: int = 1024
-    prefix_cache: bool = True
-    share_prefixes: SharePrefixes = "all"
-
-
 @attrs.define(eq=False)
 class Broker:
     """Serves generations on the routes that are up."""
 
-    limits: Limits = attrs.field(factory=Limits)
+    limits: EngineSettings = attrs.field(factory=EngineSettings)
     stale_dropped: int = attrs.field(default=0, init=False)
     tokens_told: int = attrs.field(default=0, init=False)
-    _models: dict[str, _Model] = attrs.field(factory=dict, init=False)
+    _models: dict[str, ModelQueue] = attrs.field(factory=dict, init=False)
     _known: dict[RowKey, tuple[str, Open]] = attrs.field(factory=dict, init=False)
     _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
     _faults: RowFaults = attrs.field(factory=RowFaults, init=False)
@@ -136,11 +75,10 @@ class Broker:
             case RouteUp() as up:
                 return self._route_up(up, now_s)
             case RouteDown() as down:
-                return self._route_down(down)
+                return self._route_down(down, now_s)
             case ModelKnown(model_id=model_id, max_model_len=length):
                 known = self._model(model_id, length)
-                known.max_model_len = length or known.max_model_len
-                return []
+                return self._set_length(known, length) if length else []
             case ModelStalled(model_id=model_id, refusal=refusal):
                 self._models[model_id].stalled = refusal
                 return []
@@ -163,12 +101,14 @@ class Broker:
     def statistics(self, model_id: str) -> tuple[int, int, int, int]:
         """(blocks total, blocks free, running, waiting) of a model."""
         model = self._models.get(model_id)
-        if model is None:
-            return (0, 0, 0, 0)
-        if model.engine is None:
-            return (0, 0, 0, len(model.waiting))
-        ledger = model.engine.ledger
-        return (ledger.blocks_total, ledger.blocks_free, len(model.engine.rows), len(model.waiting))
+        return (0, 0, 0, 0) if model is None else model.counts()
+
+    def check(self) -> None:
+        """What runs or waits is known, and of its model. Raises AssertionError; for tests and the simulator."""
+        for model_id, model in self._models.items():
+            for key in [*(row.key for row in model.rows), *(waiting.key for waiting in model.waiting)]:
+                assert key in self._known and self._known[key][0] == model_id, f"{key} is of no known generation"
+        assert self._arrivals.keys() == self._known.keys(), "an arrival is remembered for nothing"
 
     # ------------------------------------------------------------ opening and closing
 
@@ -189,11 +129,11 @@ class Broker:
         model.waiting.put(waiting)
         return self._pump(model, now_s)
 
-    def _model(self, model_id: str, max_model_len: int) -> _Model:
+    def _model(self, model_id: str, max_model_len: int) -> ModelQueue:
         """The model of this name, made if it is not there yet."""
         if model_id not in self._models:
-            queue = FairQueue(self.limits.running_max, self.limits.waiting_max)
-            self._models[model_id] = _Model(model_id, max_model_len, queue)
+            queue = FairQueue(self.limits.max_running, self.limits.max_waiting)
+            self._models[model_id] = ModelQueue(model_id, max_model_len, queue)
         return self._models[model_id]
 
     def _refusal(self, opening: Open) -> Refusal | None:
@@ -204,8 +144,9 @@ class Broker:
             return Refusal(code="invalid_value", message="a generation needs at least one prompt token")
         if opening.prompt_tokens == 0 or len(opening.history) > opening.prompt_tokens + opening.max_tokens:
             return Refusal(code="invalid_value", message="a history is a prompt and at most max_tokens behind it")
-        if model.up is not None and (beyond := beyond_vocabulary(opening, model.up.vocab)) is not None:
-            return beyond
+        for route in model.routes.values():
+            if (beyond := beyond_vocabulary(opening, route.up.vocab)) is not None:
+                return beyond
         if model.max_model_len and opening.prompt_tokens + opening.max_tokens > model.max_model_len:
             return context_overflow(model.max_model_len, opening.prompt_tokens, opening.max_tokens, "max_tokens")
         return None
@@ -243,9 +184,9 @@ class Broker:
         if model is None:
             return
         model.waiting.discard(key)
-        if model.engine is not None:
-            for row in [row for row in model.engine.rows.values() if row.key == key]:
-                model.engine.remove(row)
+        for route in model.routes.values():
+            for row in [row for row in route.scheduler.rows.values() if row.key == key]:
+                route.scheduler.remove(row)
 
     def _frontend_lost(self, peer: PeerId, now_s: float) -> list[Effect]:
         for key in [key for key in self._known if key.peer == peer]:
@@ -256,38 +197,48 @@ class Broker:
 
     def _route_up(self, up: RouteUp, now_s: float) -> list[Effect]:
         model = self._model(up.model_id, up.max_model_len)
-        assert model.engine is None, "a route came up twice without going down"
-        model.max_model_len, model.up, model.serves = up.max_model_len, up, False
-        model.engine = RouteScheduler(
+        assert up.route not in model.routes, "a route came up twice without going down"
+        scheduler = RouteScheduler(
             route=up.route,
             epoch=up.epoch,
             n_stages=len(up.nodes),
             credits=up.credits,
             ledger=KvLedger(up.kv_blocks, up.block_size, self.limits.prefix_cache),
-            batch_tokens=self.limits.batch_tokens,
+            max_batch_tokens=self.limits.max_batch_tokens,
             length_rule=up.length_rule,
             share_prefixes=self.limits.share_prefixes,
         )
-        too_long: list[Effect] = []
-        for waiting in list(model.waiting):
-            refused = self._refusal(waiting.open)
-            if refused is not None:
-                too_long += self._end(waiting.key, waiting.open, refused)
-        pumped = self._pump(model, now_s)
-        idle = [] if model.engine.rows else self._serves(model)  # nobody waits for a token
-        return [OpenLink(up.route, up.epoch, up.first_addr, up.credits), *too_long, *pumped, *idle]
+        model.routes[up.route] = route = ActiveRoute(up, scheduler)
+        model.waiting.resize(self.limits.max_running * len(model.routes))
+        effects: list[Effect] = [OpenLink(up.route, up.epoch, up.first_addr, up.credits)]
+        effects += self._set_length(model, max(other.up.max_model_len for other in model.routes.values()))
+        effects += self._pump(model, now_s)
+        return [*effects, *([] if scheduler.rows else self._serves(route))]  # no rows: none waits for a token
 
-    def _route_down(self, down: RouteDown) -> list[Effect]:
-        model = self._models.get(down.model_id)
-        if model is None or model.engine is None or model.engine.route != down.route:
-            return []
-        engine, model.engine, model.up = model.engine, None, None
-        model.waiting.end_all()
-        in_flight = engine.rows_in_flight() if down.death else set()
-        effects: list[Effect] = [CloseLink(down.route), CancelTimer(("overdue", down.route))]
-        for row in sorted(engine.rows.values(), key=lambda row: row.arrival):
-            effects += self._reopen(row, "epoch", death=row.key in in_flight)
+    def _set_length(self, model: ModelQueue, max_model_len: int) -> list[Effect]:
+        """Who waits and is too long for every route now is told so."""
+        model.max_model_len = max_model_len
+        effects: list[Effect] = []
+        for waiting in list(model.waiting):
+            refusal = self._refusal(waiting.open)
+            if refusal is not None:
+                effects += self._end(waiting.key, waiting.open, refusal)
         return effects
+
+    def _route_down(self, down: RouteDown, now_s: float) -> list[Effect]:
+        model = self._models.get(down.model_id)
+        route = model.routes.pop(down.route, None) if model is not None else None
+        if model is None or route is None:
+            return []
+        scheduler = route.scheduler
+        for row in (*scheduler.rows.values(), *scheduler.ended):
+            model.waiting.end(row.key)
+        model.waiting.resize(self.limits.max_running * max(1, len(model.routes)))
+        in_flight = scheduler.rows_in_flight() if down.death else set()
+        effects: list[Effect] = [CloseLink(down.route), CancelTimer(("overdue", down.route))]
+        for row in sorted(scheduler.rows.values(), key=lambda row: row.arrival):
+            effects += self._reopen(row, "epoch", death=row.key in in_flight)
+        return [*effects, *self._pump(model, now_s)]
 
     def _reopen(self, row: Row, why: str, *, death: bool = False) -> list[Effect]:
         if row.key.peer == PROBE_PEER:
@@ -306,9 +257,9 @@ class Broker:
         if model is None:
             return []
         effects: list[Effect] = []
-        if model.engine is not None and gone.forget:  # no Reopen: whoever opens again would hear another cause
-            effects += [CloseLink(model.engine.route), CancelTimer(("overdue", model.engine.route))]
-            model.engine = model.up = None
+        for route in list(model.routes) if gone.forget else ():  # no Reopen: who opens again would hear another cause
+            effects += [CloseLink(route), CancelTimer(("overdue", route))]
+            del model.routes[route]
         for key, (model_id, opening) in list(self._known.items()):
             if model_id == gone.model_id:
                 effects += self._end(key, opening, gone.refusal)
@@ -318,118 +269,112 @@ class Broker:
 
     # ------------------------------------------------------------ steps
 
-    def _pump(self, model: _Model, now_s: float) -> list[Effect]:
-        """Admits whoever fits and sends as many micro-batches as the route may have in flight."""
-        engine = model.engine
-        if engine is None:
-            return []
-        self._admit(model, engine)
+    def _pump(self, model: ModelQueue, now_s: float) -> list[Effect]:
+        """Admits those who fit and sends as many micro-batches as each route may have in flight."""
+        self._admit(model)
+        return [effect for route in model.routes.values() for effect in self._send(route.scheduler, now_s)]
+
+    def _send(self, scheduler: RouteScheduler, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
-        while (composed := engine.compose(now_s)) is not None:
+        while (composed := scheduler.compose(now_s)) is not None:
             step, batch = composed
-            effects.append(SendStep(Step(route=engine.route, epoch=engine.epoch, step=step, batch=batch)))
-        for row in engine.preempted:
+            effects.append(SendStep(Step(route=scheduler.route, epoch=scheduler.epoch, step=step, batch=batch)))
+        for row in scheduler.preempted:
             effects += self._reopen(row, "preempted")
-        engine.preempted.clear()
-        at_s = engine.overdue_s(STEP_LEASE_S, UNMEASURED_LEASE_S)
-        key = ("overdue", engine.route)
+        scheduler.preempted.clear()
+        at_s = scheduler.overdue_s(STEP_LEASE_S, UNMEASURED_LEASE_S)
+        key = ("overdue", scheduler.route)
         effects.append(CancelTimer(key) if at_s is None else SetTimer(key, at_s))
         return effects
 
-    def _admit(self, model: _Model, engine: RouteScheduler) -> None:
-        for row in engine.ended:
-            model.waiting.end(row.key)
-        engine.ended.clear()
-        while (waiting := _who_fits(model.waiting, engine)) is not None:
+    def _admit(self, model: ModelQueue) -> None:
+        for route in model.routes.values():
+            for row in route.scheduler.ended:
+                model.waiting.end(row.key)
+            route.scheduler.ended.clear()
+        while (dispatched := dispatch(model.waiting, model.routes.values(), self.limits.max_running)) is not None:
+            waiting, route = dispatched
             model.waiting.begin(waiting)
-            engine.add(
+            route.scheduler.add(
                 Row(
                     row=RowId(self._next_row),
                     key=waiting.key,
                     open=waiting.open,
                     arrival=waiting.arrival,
-                    history=waiting.open.history.tolist(),
                     generated=len(waiting.open.history) - waiting.open.prompt_tokens,
                     shares=self._faults.may_share(waiting.key),
                 )
             )
             self._next_row += 1
 
+    def _route(self, number: RouteId) -> tuple[ModelQueue, ActiveRoute] | None:
+        for model in self._models.values():
+            if number in model.routes:
+                return model, model.routes[number]
+        return None
+
     def _step_back(self, result: StepResult, now_s: float) -> list[Effect]:
-        model = next((m for m in self._models.values() if m.engine and m.engine.route == result.route), None)
-        if model is None or model.engine is None or model.engine.epoch != result.epoch:
+        found = self._route(result.route)
+        if found is None or found[1].up.epoch != result.epoch:
             self.stale_dropped += 1
             return []
-        engine = model.engine
-        beyond = model.up is not None and not of_the_vocabulary(result, model.up.vocab)
-        drawn = None if beyond else engine.take(result, now_s)
-        if drawn is None:
+        model, route = found
+        scheduler = route.scheduler
+        sampled = scheduler.take(result, now_s) if of_the_vocabulary(result, route.up.vocab) else None
+        if sampled is None:
             why = f"result of step {result.step} out of turn, or not of its rows"
             return [Send(PLANNER, RouteBroken(route=result.route, epoch=result.epoch, why=why, side="in"))]
         effects: list[Effect] = []
-        for peer in dict.fromkeys(token.row.key.peer for token in drawn):
-            effects += self._tell(peer, [token for token in drawn if token.row.key.peer == peer], result.logprobs)
-        effects += self._settle_failed(engine)
-        effects += self._serves(model) if drawn else []
-        self.tokens_told += len(drawn)
-        for token in drawn:
-            if token.finish:
-                self._forget(token.row.key)
+        for peer in dict.fromkeys(row.key.peer for row in sampled.values()):
+            own = {index: row for index, row in sampled.items() if row.key.peer == peer}
+            effects += self._send_tokens(peer, own, result)
+        effects += self._settle_failed(scheduler)
+        effects += self._serves(route) if sampled else []
+        self.tokens_told += len(sampled)
+        for row in sampled.values():
+            if row.finish is not None:
+                self._forget(row.key)
         pumped = self._pump(model, now_s)
         steps = [effect for effect in pumped if isinstance(effect, SendStep)]  # first: the stages wait for them
-        return [*steps, *effects, *pumped[len(steps) :]]
+        return [*steps, *effects, *(effect for effect in pumped if not isinstance(effect, SendStep))]
 
-    def _serves(self, model: _Model) -> list[Effect]:
+    def _serves(self, route: ActiveRoute) -> list[Effect]:
         """Said once in an epoch."""
-        if model.up is None or model.serves:
+        if route.serves:
             return []
-        model.serves = True
-        return [Tell(PLANNER.actor, RouteServed(model_id=model.model_id, epoch=model.up.epoch))]
+        route.serves = True
+        return [Tell(PLANNER.actor, RouteServed(model_id=route.up.model_id, epoch=route.up.epoch))]
 
-    def _settle_failed(self, engine: RouteScheduler) -> list[Effect]:
+    def _settle_failed(self, scheduler: RouteScheduler) -> list[Effect]:
         """Rows that the step went wrong for are opened again, or end."""
         effects: list[Effect] = []
-        for row, fault in engine.failed:
+        for row, fault in scheduler.failed:
             refusal = self._faults.judge(row, fault)
             effects += self._end(row.key, row.open, refusal) if refusal else self._reopen(row, "preempted")
-        engine.failed.clear()
+        scheduler.failed.clear()
         return effects
 
-    def _tell(self, peer: PeerId, drawn: list[Drawn], logprobs: Logprobs | None) -> list[Effect]:
+    def _send_tokens(self, peer: PeerId, sampled: dict[int, Row], result: StepResult) -> list[Effect]:
+        """One peer's rows of the result, which stays columns."""
+        rows = sampled.values()
         if peer == PROBE_PEER:
-            return [effect for token in drawn for effect in self._probe_ended(token.row.key.session)]
-        if logprobs is not None:
-            index = np.array([token.index for token in drawn])
-            logprobs = Logprobs(chosen=logprobs.chosen[index], top_ids=logprobs.top_ids[index], top=logprobs.top[index])
-        tokens = Tokens(
-            session=int32([token.row.key.session for token in drawn]),
-            attempt=int32([token.row.open.attempt for token in drawn]),
-            position=int32([token.position for token in drawn]),
-            token=int32([token.token for token in drawn]),
-            finish=int32([token.finish for token in drawn]),
-            cached=int32([min(token.row.cached, token.row.open.prompt_tokens) for token in drawn]),
-            logprobs=logprobs,
-        )
-        return [Send(Address(peer, SESSIONS), tokens)]
+            return [effect for row in rows for effect in self._probe_ended(row.key.session)]
+        return [Send(Address(peer, SESSIONS), tokens_of(sampled, result))]
 
-    def _overdue(self, route: RouteId, now_s: float) -> list[Effect]:
-        model = next((m for m in self._models.values() if m.engine and m.engine.route == route), None)
-        if model is None or model.engine is None or model.up is None or not model.engine.flights:
+    def _overdue(self, number: RouteId, now_s: float) -> list[Effect]:
+        found = self._route(number)
+        if found is None or not found[1].scheduler.flights:
             return []
-        late = StepOverdue(
-            route=route, epoch=model.engine.epoch, step=model.engine.flights[0].step, nodes=model.up.nodes
-        )
-        return [Tell(REGISTRY_NAME, late), SetTimer(("overdue", route), now_s + OVERDUE_AGAIN_S)]
+        up, scheduler = found[1].up, found[1].scheduler
+        late = StepOverdue(route=number, epoch=up.epoch, step=scheduler.flights[0].step, nodes=up.nodes)
+        return [Tell(REGISTRY_NAME, late), SetTimer(("overdue", number), now_s + OVERDUE_AGAIN_S)]
 
     # ------------------------------------------------------------ readiness
 
     def _ready(self, sender: Address, asked: ReadyRequest, now_s: float) -> list[Effect]:
         """Ready means proven: a token came through lately, or a probe token does now."""
-        last_tokens_s = {
-            model.model_id: -math.inf if model.engine.last_token_s is None else model.engine.last_token_s
-            for model in self._models.values()
-            if model.engine is not None and (not asked.models or model.model_id in asked.models)
-        }
+        asked_for = [model for model in self._models.values() if not asked.models or model.model_id in asked.models]
+        last_tokens_s = {model.model_id: model.last_token_s() for model in asked_for if model.routes}
         if not last_tokens_s:
             return [ready_told(sender, asked.ask, "no route is up" if self._models else "no model is loaded")]
         model_id = max(last_tokens_s, key=lambda name: last_tokens_s[name])  # the one that has worked most lately
@@ -443,14 +388,3 @@ class Broker:
     def _probe_ended(self, session: SessionId, reason: str = "") -> list[Effect]:
         self._forget(RowKey(PROBE_PEER, session))
         return self._probes.end(session, reason)
-
-
-def _who_fits(queue: FairQueue, engine: RouteScheduler) -> Waiting | None:
-    """Whose turn it is, if there is room for it: nobody overtakes a long prompt that waits for blocks, but for those
-    who may have the kept ones.
-    """
-    waiting = queue.next(memory_is_scarce=False)
-    if waiting is None or not engine.rows or engine.has_room(len(waiting.open.history), to_spare=True):
-        return waiting
-    waiting = queue.next(memory_is_scarce=True)
-    return waiting if waiting is not None and engine.has_room(len(waiting.open.history)) else None

@@ -28,14 +28,14 @@ from hydra.protocol.messages.generations import Open
 from hydra.protocol.refusal import Refusal
 
 
-def reserve_of(places: int) -> int:
+def places_kept(places: int) -> int:
     """What is kept of so many rows, places or blocks for those who have few: an eighth, rounded."""
     return (places + 4) // 8
 
 
 def few_of(places: int) -> int:
     """How much one request may hold and still be given of the reserve."""
-    return max(1, reserve_of(places) // 4)
+    return max(1, places_kept(places) // 4)
 
 
 @attrs.define(eq=False)
@@ -96,7 +96,7 @@ class FairQueue:
     def refusal(self, waiting: Waiting) -> Refusal | None:
         """Why there is no place for new work of this request; a replay is never asked."""
         places = len(self._waiting)
-        if places < self.places_max - reserve_of(self.places_max):
+        if places < self.places_max - places_kept(self.places_max):
             return None
         request, owner = self._requests.get(waiting.request), self._owners.get(waiting.open.owner)
         few = few_of(self.places_max)
@@ -136,7 +136,7 @@ class FairQueue:
         running = len(self._running)
         if not self._waiting or running >= self.rows_max:
             return None
-        scarce = memory_is_scarce or running >= self.rows_max - reserve_of(self.rows_max)
+        scarce = memory_is_scarce or running >= self.rows_max - places_kept(self.rows_max)
         if scarce not in self._next:
             self._next[scarce] = self._find(scarce)
         return self._next[scarce]
@@ -159,10 +159,10 @@ class FairQueue:
         request.owner.rows -= 1
         self._rank(request)
 
-    def end_all(self) -> None:
-        """The route is gone with all rows."""
-        for key in list(self._running):
-            self.end(key)
+    def resize(self, rows_max: int) -> None:
+        """There are so many rows from now on; those that are held stay."""
+        self.rows_max = rows_max
+        self._next.clear()
 
     # ------------------------------------------------------------ inside
 
@@ -216,6 +216,8 @@ class FairQueue:
     def check(self) -> None:
         """The counts are those of what is there. Raises AssertionError; for tests and the simulator."""
         requests = list(self._requests.values())
+        assert len(self._running) <= self.rows_max, f"{len(self._running)} rows, where there are {self.rows_max}"
+        assert not self._running.keys() & self._waiting.keys(), "somebody waits for a row, and has one"
         assert all(request.rows or len(request.line) for request in requests), "a request is remembered for nothing"
         assert sum(request.rows for request in requests) == len(self._running)
         assert sum(len(request.line) for request in requests) == len(self._waiting)

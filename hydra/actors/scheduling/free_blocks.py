@@ -62,6 +62,12 @@ class FreeBlocks:
         first, end = self._promises.pop(row, (0, 0))
         self._state[first:end] = self._state[first:end].replace(PROMISED, FREE)
 
+    def check(self) -> None:
+        """The count is that of the blocks, and promises lie within. Raises AssertionError."""
+        assert self._count == self.total - self._state.count(TAKEN), "blocks are counted that are not free"
+        for row, (first, end) in self._promises.items():
+            assert 0 <= first <= end <= self.total, f"row {row} was promised blocks that are not there"
+
     def _start(self, row: RowId, fair: int, likely: int) -> int:
         """The first block of the lowest run long enough, of half of the longest promise, or of whatever is left."""
         self.release(row)

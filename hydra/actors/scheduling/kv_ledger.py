@@ -10,13 +10,13 @@ Source of the idea of hashed prefix blocks: the PagedAttention paper (arXiv 2309
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Set
 from hashlib import blake2b
 
 import attrs
-import numpy as np
 
 from hydra.actors.scheduling.free_blocks import FreeBlocks
+from hydra.protocol.batch import Int32Column
 from hydra.protocol.ids import RowId
 
 ROOM_BLOCKS = 32  # freed ahead of a row that starts, so that what it grows by can follow what it begins with
@@ -47,6 +47,10 @@ class KvLedger:
     def table(self, row: RowId) -> tuple[int, ...]:
         return tuple(self._tables.get(row, ()))
 
+    def holders(self) -> Set[RowId]:
+        """The rows that are open."""
+        return self._tables.keys()
+
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
@@ -54,7 +58,7 @@ class KvLedger:
         """The row's blocks that hold any of so many tokens from `first` on."""
         return self._tables[row][first // self.block_size : self.blocks_for(first + n_tokens)]
 
-    def open(self, row: RowId, prompt: Sequence[int], tokens: int = 0, sharers: str = "") -> int:
+    def open(self, row: RowId, prompt: Int32Column, tokens: int = 0, sharers: str = "") -> int:
         """Starts a row's table with the longest cached prefix of its `sharers`; returns how many tokens that saves.
 
         `tokens` is how many it is likely to have at its end (see FreeBlocks); nothing is set aside for them. At least
@@ -91,7 +95,7 @@ class KvLedger:
             table.append(block)
         return table[first:]
 
-    def name_prompt(self, row: RowId, prompt: Sequence[int], sharers: str = "") -> None:
+    def name_prompt(self, row: RowId, prompt: Int32Column, sharers: str = "") -> None:
         """The prompt's full blocks are (or, in lane order, will be) filled: its sharers may use them from now on."""
         if not self.prefix_cache:
             return
@@ -136,6 +140,11 @@ class KvLedger:
             for block in table:
                 held[block] = held.get(block, 0) + 1
         assert held == self._owners, "owners and tables disagree"
+        assert self._likely.keys() == self._tables.keys(), "a row is remembered that holds nothing"
+        names = {block: name for name, block in self._by_prefix.items()}
+        assert names == self._prefix_of, "names and blocks disagree"
+        assert self._kept.keys() <= names.keys(), "a block is kept that nobody could ask for"
+        self._free.check()
 
     def _make_room(self, needed: int, fair: int) -> None:
         """Frees what has been kept the longest: as much as is needed, and within limits until there is a fair run."""
@@ -146,11 +155,10 @@ class KvLedger:
             self._free.give(block)
             may_go -= 1
 
-    def _prefix_names(self, prompt: Sequence[int], n_blocks: int, sharers: str) -> list[bytes]:
+    def _prefix_names(self, prompt: Int32Column, n_blocks: int, sharers: str) -> list[bytes]:
         names: list[bytes] = []
         name = sharers.encode()
-        ids = np.ascontiguousarray(prompt, dtype="<i4")
         for start in range(0, n_blocks * self.block_size, self.block_size):
-            name = blake2b(name + ids[start : start + self.block_size].tobytes(), digest_size=16).digest()
+            name = blake2b(name + prompt[start : start + self.block_size].tobytes(), digest_size=16).digest()
             names.append(name)
         return names

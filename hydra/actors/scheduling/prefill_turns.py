@@ -60,6 +60,15 @@ class PrefillTurns:
         if not owner.requests:
             del self._owners[row.open.owner]
 
+    def check(self) -> None:
+        """The count is that of the rows; nobody stands here with none, or has had more than a turn. AssertionError."""
+        requests = [request for owner in self._owners.values() for request in owner.requests.values()]
+        assert self._count == sum(len(request.rows) for request in requests), "rows are counted that are not here"
+        assert all(request.rows for request in requests), "a request stands here without rows"
+        assert all(owner.requests for owner in self._owners.values()), "an owner stands here without requests"
+        used = [request.used for request in requests] + [owner.used for owner in self._owners.values()]
+        assert all(0 <= tokens < TURN_TOKENS for tokens in used), "somebody had more than a turn"
+
     def rows(self) -> list[Row]:
         """All, in the order in which they are to be given tokens of the next step."""
         owners = self._owners.values()

@@ -65,6 +65,13 @@ class Probes:
         )
         return RowKey(PROBE_PEER, session), probe
 
+    def check(self) -> None:
+        """One probe of a model at a time, each with somebody who waits for it. Raises AssertionError."""
+        models = [probe.model_id for probe in self._under_way.values()]
+        assert len(set(models)) == len(models), f"two probes of one model: {models}"
+        assert all(probe.askers for probe in self._under_way.values()), "a probe that nobody waits for"
+        assert all(session < self._next for session in self._under_way), "a probe that was never numbered"
+
     def deadline(self, key: RowKey, now_s: float) -> SetTimer:
         return SetTimer(("probe", key.session), now_s + PROBE_DEADLINE_S)
 

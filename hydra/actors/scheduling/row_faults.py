@@ -56,6 +56,11 @@ class RowFaults:
         self._unshared.discard(key)
         self._failures.pop(key, None)
 
+    def check(self) -> None:
+        """Whoever has failed too often is not remembered: it has ended. Raises AssertionError."""
+        for key, failures in self._failures.items():
+            assert 0 < failures < FAILURES_MAX, f"{key} goes on after {failures} failures"
+
     def __len__(self) -> int:
         """How many sessions it remembers."""
         return len(self._unshared | self._failures.keys())

@@ -11,37 +11,24 @@ smaller (see StepBound).
 """
 
 from collections import Counter, deque
-from typing import Literal, TypeAlias
 
 import attrs
 
-from hydra.actors.scheduling.fair_queue import reserve_of
+from hydra.actors.scheduling.fair_queue import places_kept
 from hydra.actors.scheduling.kv_ledger import KvLedger
 from hydra.actors.scheduling.micro_batch import MicroBatch
 from hydra.actors.scheduling.prefill_turns import PrefillTurns
 from hydra.actors.scheduling.row import RequestKey, Row, RowKey
 from hydra.actors.scheduling.row_faults import RowFault
 from hydra.actors.scheduling.step_bound import StepBound
-from hydra.protocol.batch import ROW_FINE, Batch, StepResult
+from hydra.protocol.batch import EMPTY, ROW_FINE, Batch, StepResult
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
-from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 from hydra.protocol.model.decoder_spec import LengthRule
+from hydra.protocol.settings.engine import SharePrefixes
 
 COHORT_ROWS_MAX = 64  # decoding rows in one micro-batch; more only lengthens everybody's step
 CHUNK_TOKENS_MIN = 64
 BATCH_TOKENS_AUTO = 512
-SharePrefixes: TypeAlias = Literal["key", "all"]
-
-
-@attrs.define
-class Drawn:
-    """A token for a session, on its way to its frontend; `index` is its place among the step's results."""
-
-    row: Row
-    position: int
-    token: int
-    finish: int
-    index: int
 
 
 @attrs.frozen
@@ -64,7 +51,7 @@ class RouteScheduler:
     n_stages: int
     credits: int
     ledger: KvLedger
-    batch_tokens: int  # 0: automatic
+    max_batch_tokens: int  # 0: automatic
     length_rule: LengthRule | None = None
     share_prefixes: SharePrefixes = "all"
     rows: dict[RowId, Row] = attrs.field(factory=dict, init=False)
@@ -91,12 +78,12 @@ class RouteScheduler:
 
         `to_spare`: and leave those alone that are kept for requests that have few rows.
         """
-        kept = reserve_of(self.ledger.blocks_total) if to_spare else 0
+        kept = places_kept(self.ledger.blocks_total) if to_spare else 0
         return self.ledger.blocks_for(tokens + 1) <= self.ledger.blocks_free - self._pledged - kept
 
     def add(self, row: Row) -> None:
         likely = max(len(row.history), row.open.prompt_tokens + row.open.max_tokens)
-        prefix = row.history if row.shares and not self._long(row) else ()
+        prefix = row.history if row.shares and not self._long(row) else EMPTY
         row.cached = self.ledger.open(row.row, prefix, likely, self._sharers(row))
         row.position = row.cached
         row.pledged = self.ledger.blocks_for(len(row.history) + 1) - len(self.ledger.table(row.row))
@@ -136,6 +123,29 @@ class RouteScheduler:
 
     def rows_in_flight(self) -> set[RowKey]:
         return {row.key for flight in self.flights for row in flight.rows if row.row in self.rows}
+
+    def check(self) -> None:
+        """Rows, flights and blocks agree with one another. Raises AssertionError."""
+        steps = [flight.step for flight in self.flights]
+        assert steps == list(range(self._step - len(steps) + 1, self._step + 1)), f"flights {steps} of {self._step}"
+        assert len(steps) <= self.credits, f"{len(steps)} flights on {self.credits} credits"
+        assert self.ledger.holders() == self.rows.keys(), "a row without blocks, or blocks without a row"
+        flown = Counter(row.row for flight in self.flights for row in flight.rows)
+        decoding, prefilling = (
+            Counter(row.row for row in self._decode),
+            Counter(row.row for row in self._prefill.rows()),
+        )
+        assert decoding.keys() | prefilling.keys() <= self.rows.keys(), "a row that is gone is to be computed"
+        for number, row in self.rows.items():
+            assert row.row == number and row.in_flight == flown[number], f"row {number} is in {flown[number]} flights"
+            places = decoding[number] + prefilling[number] + row.waits_for_token
+            assert places == 1, f"row {number} waits in {places} places"
+            assert row.cached <= row.position and row.pledged >= 0, f"row {number} is before its own beginning"
+        assert self._pledged == sum(row.pledged for row in self.rows.values()), "blocks are pledged to nobody"
+        assert self._lone.keys() <= self.rows.keys(), "a suspect is remembered that is gone"
+        assert not set(self._closed) & self.rows.keys(), "a row is closed that is open"
+        for part in (self.ledger, self._prefill, self._bound):
+            part.check()
 
     # ------------------------------------------------------------ what goes out
 
@@ -178,7 +188,7 @@ class RouteScheduler:
     def _fill(self, parts: MicroBatch, bound: int | None, only: Row | None) -> None:
         """A cohort, and prompts beside it. Under a bound they take half of it each."""
         cohort = 1 if only is not None else self._cohort_size()
-        budget = self.batch_tokens or BATCH_TOKENS_AUTO
+        budget = self.max_batch_tokens or BATCH_TOKENS_AUTO
         if bound is None:
             self._add_decode(parts, cohort, only=only)
             self._add_prefill(parts, budget, only=only)
@@ -202,7 +212,7 @@ class RouteScheduler:
             if blocks is None:
                 continue
             self._decode.remove(row)
-            parts.add(row, (row.last_id,), sample=True, blocks=blocks)
+            parts.add_token(row, blocks=blocks)
             row.position += 1
             row.waits_for_token = True
 
@@ -215,15 +225,15 @@ class RouteScheduler:
             if budget <= 0:
                 break
             left = len(row.history) - row.position
-            share = left if self.batch_tokens else max(CHUNK_TOKENS_MIN, -(-left // (2 * self.n_stages)))
+            share = left if self.max_batch_tokens else max(CHUNK_TOKENS_MIN, -(-left // (2 * self.n_stages)))
             length = min(budget, left, share)
             blocks = self._blocks(row, row.position + length, parts)
             if blocks is None:
                 short.add(row.request)
                 continue
             last = row.position + length == len(row.history)
-            chunk = tuple(row.history[row.position : row.position + length])
-            parts.add(row, chunk, sample=last, blocks=blocks)
+            chunk = row.history[row.position : row.position + length]
+            parts.add_chunk(row, chunk, sample=last, blocks=blocks)
             parts.filled += self.ledger.blocks_of(row.row, row.position, length)
             row.position += length
             budget -= length
@@ -267,8 +277,9 @@ class RouteScheduler:
 
     # ------------------------------------------------------------ what comes back
 
-    def take(self, result: StepResult, now_s: float) -> list[Drawn] | None:
-        """Settles the oldest flight. None when the result is not the one that must come next: the epoch is broken.
+    def take(self, result: StepResult, now_s: float) -> dict[int, Row] | None:
+        """Settles the oldest flight: the rows that got a token, each by the place of its token among the results. None
+        when the result is not the one that must come next: the epoch is broken.
 
         A stage that lies is a fault of the world, not a bug of ours: the sessions open again and lose nothing. Rows
         that went wrong are gone, and in `failed`.
@@ -283,52 +294,52 @@ class RouteScheduler:
             return self._starve(flight, now_s) if flight.rows else None
         self._measure(flight, now_s)
         due = self._due(result)
-        if any(row.position != position for row, position, *_ in due):
+        tokens, faults, positions = (column.tolist() for column in (result.token, result.fault, result.position))
+        if any(row.position != positions[index] for index, row in due.items()):
             return None
-        drawn: list[Drawn] = []
-        for row, position, token, fault, index in due:
-            if fault != ROW_FINE:
+        sampled: dict[int, Row] = {}
+        for index, row in due.items():
+            if faults[index] != ROW_FINE:
                 self._break(row)
             else:
-                drawn.append(self._draw(row, position, token, index))
-        if drawn:
+                self._add_token(row, tokens[index])
+                sampled[index] = row
+        if sampled:
             self.last_token_s = now_s
-        return drawn
+        return sampled
 
-    def _due(self, result: StepResult) -> list[tuple[Row, int, int, int, int]]:
-        """(row, position, token, fault, index) of the rows that wait for it; others closed or were preempted."""
-        columns = (result.row, result.attempt, result.position, result.token, result.fault)
-        due: dict[RowId, tuple[Row, int, int, int, int]] = {}
-        for index, (number, attempt, position, token, fault) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True)
-        ):
+    def _due(self, result: StepResult) -> dict[int, Row]:
+        """The rows that wait for it, by their first place in it; others closed or were preempted."""
+        due: dict[int, Row] = {}
+        seen: set[RowId] = set()
+        for index, (number, attempt) in enumerate(zip(result.row.tolist(), result.attempt.tolist(), strict=True)):
             row = self.rows.get(RowId(number))
-            if row is not None and row.open.attempt == Attempt(attempt) and row.waits_for_token:
-                due.setdefault(row.row, (row, position, token, fault, index))
-        return list(due.values())
+            waits = row is not None and row.open.attempt == Attempt(attempt) and row.waits_for_token
+            if row is not None and waits and row.row not in seen:
+                seen.add(row.row)
+                due[index] = row
+        return due
 
-    def _draw(self, row: Row, position: int, token: int, index: int) -> Drawn:
+    def _add_token(self, row: Row, token: int) -> None:
         row.waits_for_token = False
         row.last_id = token
         row.generated += 1
         row.generated_here += 1
-        finish = FINISH_NONE
         if token in row.open.stop_ids:
-            finish = FINISH_STOP
+            row.finish = "stop"
         elif row.generated >= row.open.max_tokens:
-            finish = FINISH_LENGTH
-        if finish != FINISH_NONE:
+            row.finish = "length"
+        if row.finish is not None:
             self.remove(row)
         else:
             self._decode.append(row)
-        return Drawn(row, position, token, finish, index)
 
     def _break(self, row: Row) -> None:
         """Whatever its blocks hold may be no numbers either: nobody shares them any more."""
         self.ledger.unname(self.ledger.table(row.row))
         self._fail(row, "not finite")
 
-    def _starve(self, flight: Flight, now_s: float) -> list[Drawn]:
+    def _starve(self, flight: Flight, now_s: float) -> dict[int, Row]:
         """Some stage computed nothing of it: what it should have filled is worthless, and what was filled since by its
         rows or upon shared blocks may be. Nobody comes to share that any more, also what rows that have left meanwhile
         left behind by name; and whoever began with some of it is computed again.
@@ -344,7 +355,7 @@ class RouteScheduler:
                 self._fail(row, "no memory alone" if flight.tokens == 1 else "no memory")
             elif not worthless.isdisjoint(self.ledger.table(row.row)[: row.cached // self.ledger.block_size]):
                 self._fail(row, "no memory")
-        return []
+        return {}
 
     def _fail(self, row: Row, fault: RowFault) -> None:
         self.remove(row)

@@ -28,6 +28,11 @@ class StepBound:
             self._has_grown = True
         return self._tokens
 
+    def check(self) -> None:
+        """A bound is never zero, and never beyond what failed. Raises AssertionError."""
+        assert self._tokens is None or 0 < self._tokens <= max(1, self._failed_tokens), f"a bound of {self._tokens}"
+        assert GROW_AFTER_S <= self._grow_after_s <= GROW_AFTER_MAX_S, f"it grows after {self._grow_after_s} s"
+
     def fail(self, tokens: int, now_s: float) -> None:
         """A step of so many tokens found no memory. Steps that were larger and under way already may follow it."""
         if self._has_grown:

@@ -3,19 +3,24 @@
 A Tokens message carries the tokens of many sessions in columns, once per step; here it becomes one event each.
 """
 
+import math
+
 import attrs
 
 from hydra.actors.client import GenerateRequest
 from hydra.actors.core.facts import Joined, Left, Undelivered
-from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
-from hydra.actors.sessions.session import Begin, Drawn, Emit, Fail, Orphaned, Session, Stop
+from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, Tell, TimerFired
+from hydra.actors.sessions.session import Begin, Fail, Orphaned, Session, Stop
 from hydra.protocol.ids import SessionId
 from hydra.protocol.messages.generations import Open, OpenRefused, Reopen, Tokens
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampled_token import SampledToken
+
+REFUSAL_EVERY_S = 1.0
 
 
 @attrs.frozen
-class Start:
+class StartGeneration:
     """Event: a new generation."""
 
     session: SessionId
@@ -23,7 +28,7 @@ class Start:
 
 
 @attrs.frozen
-class End:
+class EndGeneration:
     """Event: its reader wants no more."""
 
     session: SessionId
@@ -34,7 +39,7 @@ class Show:
     """Effect: what a session wants shown, or its failure."""
 
     session: SessionId
-    shown: Emit | Fail
+    shown: SampledToken | Fail
 
 
 @attrs.define(eq=False)
@@ -45,21 +50,23 @@ class Sessions:
     replays: int = attrs.field(default=0, init=False)
     _sessions: dict[SessionId, Session] = attrs.field(factory=dict, init=False)
     _was_out: bool = attrs.field(default=False, init=False)
+    _refused: int = attrs.field(default=0, init=False)  # at the door, since that was noted last
+    _refusal_noted_s: float = attrs.field(default=-math.inf, init=False)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
             case Received(message=Tokens() as tokens):
-                return self._tokens(tokens, now_s)
+                return [effect for number, token in tokens.one_by_one() for effect in self._tell(number, token, now_s)]
             case Received(message=(OpenRefused() | Reopen()) as message):
                 return self._tell(message.session, message, now_s)
             case Undelivered(message=Open() as opening, refusal=refusal):
                 return self._tell(opening.session, _too_large(opening, refusal), now_s)
             case Undelivered():
                 return []  # a Close is never that large
-            case Start(session=session, request=request):
+            case StartGeneration(session=session, request=request):
                 self._sessions[session] = self._new(session, request)
                 return self._tell(session, Begin(), now_s)
-            case End(session=session):
+            case EndGeneration(session=session):
                 return self._tell(session, Stop(), now_s)
             case TimerFired(key=(int(number), key)):
                 return self._tell(SessionId(number), TimerFired(key), now_s)
@@ -71,6 +78,13 @@ class Sessions:
             case _:
                 raise AssertionError(f"sessions cannot be told {event!r}")
 
+    def check(self) -> None:
+        """Only what is under way is kept, each under its own number. Raises AssertionError."""
+        for number, session in self._sessions.items():
+            assert session.session == number, f"session {session.session} is kept under {number}"
+            assert not session.done, f"session {number} is done, and kept"
+            session.check()
+
     def __len__(self) -> int:
         return len(self._sessions)
 
@@ -78,13 +92,14 @@ class Sessions:
         return Session(
             session=session,
             model_id=request.model_id,
-            prompt=request.prompt_ids,
+            prompt=request.prompt,
             max_tokens=request.max_tokens,
             params=request.params,
             stop_ids=request.stop_ids,
             max_replays=self.max_replays,
             request=request.request,
             owner=request.owner,
+            response_id=request.response_id,
         )
 
     def _joined(self, now_s: float) -> list[Effect]:
@@ -94,41 +109,31 @@ class Sessions:
         self._was_out = False
         return [effect for session in list(self._sessions) for effect in self._tell(session, Orphaned(), now_s)]
 
-    def _tokens(self, tokens: Tokens, now_s: float) -> list[Effect]:
-        effects: list[Effect] = []
-        columns = (tokens.session, tokens.attempt, tokens.position, tokens.token, tokens.finish, tokens.cached)
-        logprobs = tokens.logprobs
-        for index, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            number, attempt, position, token, finish, cached = values
-            logprob: float | None = None
-            top: tuple[tuple[int, float], ...] = ()
-            if logprobs is not None:
-                chosen = float(logprobs.chosen[index])
-                logprob = None if chosen != chosen else chosen  # NaN: this row did not ask
-                pairs = zip(logprobs.top_ids[index].tolist(), logprobs.top[index].tolist(), strict=True)
-                top = tuple((token_id, value) for token_id, value in pairs if token_id >= 0)
-            drawn = Drawn(
-                attempt=attempt,
-                position=position,
-                token=token,
-                finish=finish,
-                cached=cached,
-                logprob=logprob,
-                top=top,
-            )
-            effects += self._tell(SessionId(number), drawn, now_s)
-        return effects
-
     def _tell(self, number: SessionId, event: object, now_s: float) -> list[Effect]:
         session = self._sessions.get(number)
         if session is None:
             return []  # ended already; its Close and this word crossed
-        attempt = session.attempt
+        attempt, began = session.attempt, session.began
         effects = [_named(number, effect) for effect in session.handle(event, now_s)]
         self.replays += session.attempt - attempt
+        if session.done and not began:
+            effects = self._thinned(effects, now_s)
         if session.done:
             del self._sessions[number]
         return effects
+
+    def _thinned(self, effects: list[Effect], now_s: float) -> list[Effect]:
+        """Whoever is refused at the door comes in crowds: one a second is noted, and how many it stands for."""
+        kept: list[Effect] = []
+        for effect in effects:
+            if not (isinstance(effect, Tell) and effect.fact.kind == "session_refused"):
+                kept.append(effect)
+                continue
+            self._refused += 1
+            if now_s >= self._refusal_noted_s + REFUSAL_EVERY_S:
+                kept.append(Tell(effect.to, attrs.evolve(effect.fact, count=self._refused)))
+                self._refused, self._refusal_noted_s = 0, now_s
+        return kept
 
 
 def _too_large(opening: Open, refusal: Refusal) -> OpenRefused:
@@ -141,9 +146,9 @@ def _too_large(opening: Open, refusal: Refusal) -> OpenRefused:
 def _named(number: SessionId, effect: Effect) -> Effect:
     """A session's own effects, with its number on them."""
     match effect:
-        case Emit() | Fail():
+        case SampledToken() | Fail():
             return Show(number, effect)
-        case Send():
+        case Send() | Tell():
             return effect
         case SetTimer(key=key, at_s=at_s):
             return SetTimer((number, key), at_s)

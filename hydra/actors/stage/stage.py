@@ -1,13 +1,9 @@
 """A stage's life: loading, loaded, ready; and out again. One machine for all slices that a worker holds.
 
-    (nothing) --LoadSlice--> fencing --thread acks--> loading --> loaded --Activate--> activating --> ready
-        ^                       ^                                                                      |
-        |                       +----------------------- LoadSlice of a later epoch -------------------+
-        +-- DropSlice
-
-The machine moves the fence only by publishing on the board; the compute thread acks each new fence itself, after its
-current step, and only then is the pool freed. Loading and activating run elsewhere, one at a time per route; their
-results come back as events, and a result for an epoch that is no longer wanted is let go.
+TRANSITIONS below is the diagram of one slice. The machine moves the fence only by publishing on the board; the compute
+thread acks each new fence itself, after its current step, and only then is the pool freed. Loading and activating run
+elsewhere, one at a time per route; their results come back as events, and a result for an epoch that is no longer
+wanted is let go.
 """
 
 from typing import Literal
@@ -17,8 +13,9 @@ import attrs
 from hydra.actors.core.facts import Joined, Left, Undelivered
 from hydra.actors.core.machine import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
 from hydra.actors.core.names import PLANNER
+from hydra.actors.core.transitions import Cause, Transitions, rows
 from hydra.actors.stage.stage_line import Fence
-from hydra.actors.stage.step_limits import limits_of
+from hydra.actors.stage.step_limits import step_limits_of
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import (
     Activate,
@@ -127,7 +124,23 @@ class Activated:
     epoch: Epoch
 
 
-Phase = Literal["fencing", "loading", "loaded", "activating", "ready", "idle"]
+SlicePhase = Literal["fencing", "loading", "loaded", "activating", "ready", "dropping", "idle"]
+TRANSITIONS = Transitions(
+    "slice",
+    "absent",
+    (
+        *rows("absent loading loaded activating ready dropping idle", LoadSlice, "fencing"),
+        *rows("fencing", ThreadFenced, "loading"),
+        *rows("loading", SliceIn, "loaded"),
+        *rows("loaded", Activate, "activating"),
+        *rows("activating", Activated, "ready"),
+        *rows("loading activating", SliceRefused, "idle"),
+        *rows("fencing loading loaded activating ready idle", DropSlice, "dropping"),
+        *rows("dropping", ThreadFenced, "idle"),
+        *rows("fencing loading loaded activating ready dropping", Left, "idle"),
+    ),
+)
+FENCE_IS_SHUT = ("loading", "loaded", "activating")  # and the thread has said so: no step runs
 
 
 @attrs.define
@@ -135,7 +148,7 @@ class _Slice:
     """One route's share on this worker."""
 
     epoch: Epoch
-    phase: Phase
+    phase: SlicePhase
     order: LoadSlice | None = None
     plan: Activate | None = None
     drop: RunDrop | None = None  # once the thread has let go
@@ -184,7 +197,30 @@ class Stage:
         held = self._slices.get(route)
         return held is not None and held.epoch == epoch and held.phase != "idle"
 
-    def _current(self, route: RouteId, epoch: Epoch, phase: Phase) -> _Slice | None:
+    def check(self) -> None:
+        """What each phase has, and whose fence is awaited. Raises AssertionError."""
+        for route, held in self._slices.items():
+            what = f"route {route} is {held.phase}"
+            assert held.phase in TRANSITIONS.states(), what
+            assert held.order is not None or held.phase in ("dropping", "idle"), f"{what} without an order"
+            assert held.order is None or held.order.epoch == held.epoch, f"{what} with an order of another epoch"
+            assert held.plan is not None or held.phase not in ("activating", "ready"), f"{what} without a plan"
+            assert held.phase not in ("fencing", "dropping") or route in self._unfenced, f"{what} with no fence awaited"
+            assert held.phase not in (*FENCE_IS_SHUT, "ready") or route not in self._unfenced, f"{what} behind a fence"
+            assert held.drop is None or route in self._unfenced, f"{what}, and a drop waits for no fence"
+        assert self._unfenced <= self._slices.keys(), "a fence is awaited of a route that is not here"
+
+    def _move(self, held: _Slice, cause: Cause, after: SlicePhase) -> None:
+        TRANSITIONS.step(held.phase, cause, after)
+        held.phase = after
+
+    def _begin(self, route: RouteId, cause: Cause, begun: _Slice) -> None:
+        """What was held of this route is let go; whatever comes back of it is not heard."""
+        held = self._slices.get(route)
+        TRANSITIONS.step(held.phase if held is not None else TRANSITIONS.first, cause, begun.phase)
+        self._slices[route] = begun
+
+    def _current(self, route: RouteId, epoch: Epoch, phase: SlicePhase) -> _Slice | None:
         held = self._slices.get(route)
         return held if held is not None and held.epoch == epoch and held.phase == phase else None
 
@@ -200,7 +236,7 @@ class Stage:
         held = self._slices.get(order.route)
         if held is not None and order.epoch <= held.epoch:
             return []  # an older order, or the same one twice
-        self._slices[order.route] = _Slice(order.epoch, "fencing", order)
+        self._begin(order.route, LoadSlice, _Slice(order.epoch, "fencing", order))
         return self._close_fence(order.route, order.epoch, now_s)
 
     def _fenced(self, route: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
@@ -211,15 +247,20 @@ class Stage:
         return [CancelTimer(("fence", route)), *self._let_go(route, epoch)]
 
     def _let_go(self, route: RouteId, epoch: Epoch) -> list[Effect]:
-        idle = self._current(route, epoch, "idle")
-        if idle is not None and idle.drop is not None:
-            drop, idle.drop = idle.drop, None
-            return [drop]
-        held = self._current(route, epoch, "fencing")
-        if held is None or held.order is None:
+        """The thread has no step of an earlier epoch in hand, so what it used may be freed."""
+        held = self._slices[route]
+        fenced = Send(PLANNER, Fenced(route=route, epoch=epoch))
+        if held.epoch != epoch:
             return []
-        held.phase = "loading"
-        return [Send(PLANNER, Fenced(route=route, epoch=epoch)), RunLoad(held.order)]
+        if held.phase == "fencing" and held.order is not None:
+            self._move(held, ThreadFenced, "loading")
+            return [fenced, RunLoad(held.order)]
+        drop, held.drop = held.drop, None
+        freed: list[Effect] = [drop] if drop is not None else []
+        if held.phase == "dropping":
+            self._move(held, ThreadFenced, "idle")
+            return [fenced, *freed]
+        return freed  # out of the cluster meanwhile: nobody is told
 
     def _moved(self, moved: SliceMoved) -> list[Effect]:
         if self._current(moved.route, moved.epoch, "loading") is None:
@@ -237,7 +278,7 @@ class Stage:
         held = self._current(route, epoch, "loading")
         if held is None:
             return []
-        held.phase = "loaded"
+        self._move(held, SliceIn, "loaded")
         loaded = SliceLoaded(
             route=route,
             epoch=epoch,
@@ -252,14 +293,15 @@ class Stage:
         held = self._current(route, epoch, "loading") or self._current(route, epoch, "activating")
         if held is None:
             return []
-        held.phase = "idle"
+        self._move(held, SliceRefused, "idle")
         return [Send(PLANNER, LoadFailed(route=route, epoch=epoch, refusal=refusal))]
 
     def _activate(self, plan: Activate) -> list[Effect]:
         held = self._current(plan.route, plan.epoch, "loaded")
         if held is None:
             return []
-        held.phase, held.plan = "activating", plan
+        self._move(held, Activate, "activating")
+        held.plan = plan
         return [RunActivate(plan.route, plan.epoch, plan.kv_blocks)]
 
     def _activated(self, route: RouteId, epoch: Epoch) -> list[Effect]:
@@ -267,7 +309,7 @@ class Stage:
         if held is None or held.plan is None:
             return []
         assert held.order is not None, "a slice is activated that was never ordered"
-        held.phase = "ready"
+        self._move(held, Activated, "ready")
         plan = held.plan
         fence = Fence(
             route=route,
@@ -276,28 +318,31 @@ class Stage:
             last=plan.stage_index == plan.n_stages - 1,
             next_addr=plan.next_addr,
             credits=plan.credits,
-            limits=limits_of(held.order, plan),
+            limits=step_limits_of(held.order, plan),
         )
         return [Publish(fence), Send(PLANNER, Ready(route=route, epoch=epoch))]
 
     def _drop(self, route: RouteId, epoch: Epoch, now_s: float) -> list[Effect]:
+        """Answered by Fenced: by the thread's word, or at once where there is nothing that it could still be at."""
         held = self._slices.get(route)
-        if held is None or epoch < held.epoch:
-            return []
-        self._slices[route] = _Slice(epoch, "idle", drop=RunDrop(route, weights=True))
+        if held is None:
+            return [Send(PLANNER, Fenced(route=route, epoch=epoch))]
+        if epoch <= held.epoch:
+            return []  # an older order, or the same one twice
+        self._begin(route, DropSlice, _Slice(epoch, "dropping", drop=RunDrop(route, weights=True)))
         return self._close_fence(route, epoch, now_s)
 
     def _leave(self, now_s: float) -> list[Effect]:
         """Out of the cluster: nothing we compute counts any more. Weights stay as inventory, KV goes."""
         effects: list[Effect] = []
         for route, held in self._slices.items():
-            if held.phase == "idle" and held.order is None:
+            if held.phase == "idle":
                 continue
             drop = RunDrop(route, weights=False)
-            effects += self._close_fence(route, held.epoch, now_s)
-            if held.phase == "ready":
+            if held.phase in FENCE_IS_SHUT:
+                effects.append(drop)
+            elif held.drop is None:  # a step may be running: freed once the thread lets go
+                effects += self._close_fence(route, held.epoch, now_s)
                 held.drop = drop
-            else:
-                effects.append(drop)  # the fence is closed already: no step runs
-            held.phase = "idle"
+            self._move(held, Left, "idle")
         return effects

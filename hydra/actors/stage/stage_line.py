@@ -11,7 +11,7 @@ from typing import Literal
 import attrs
 
 from hydra.actors.stage.step_limits import StepLimits
-from hydra.protocol.batch import Batch, OpenRow, Run, Step
+from hydra.protocol.batch import Batch, GrowingIds, Int32Column, OpenRow, Run, Step
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import EPOCH_ZERO, Attempt, Epoch, RouteId, RowId, StepId
 
@@ -162,6 +162,18 @@ class StageLine:
         state = self._routes.get(route)
         return len(state.rows) if state and state.epoch == epoch else 0
 
+    def check(self) -> None:
+        """No route is ahead of its fence, and every row is where its blocks allow. Raises AssertionError."""
+        for route, state in self._routes.items():
+            fence = self.board.read(route)
+            assert fence is not None and state.epoch <= fence.epoch, f"route {route} is ahead of its fence"
+            current = fence.epoch == state.epoch and fence.open
+            for number, row in state.rows.items():
+                assert row.row == number and row.position >= 0, f"row {row.row} is kept under {number}"
+                assert len(set(row.blocks)) == len(row.blocks), f"row {number} has a block twice"
+                if current and fence.limits is not None:
+                    assert fence.limits.room(len(row.blocks), row.position), f"row {number} is beyond its blocks"
+
     def _rows_of(self, state: _RouteState, batch: Batch, limits: StepLimits | None) -> tuple[OpenRow, ...] | Drop:
         for closed in batch.closed.tolist():
             state.rows.pop(closed, None)
@@ -173,7 +185,7 @@ class StageLine:
                 prompt_tokens=opening.prompt_tokens,
                 history_tokens=opening.history_tokens,
                 position=opening.cached_tokens,
-                history=opening.history.tolist(),
+                history=GrowingIds(opening.history),
             )
         rows: list[OpenRow] = []
         token_at = block_at = 0
@@ -188,7 +200,7 @@ class StageLine:
             if limits is not None and not limits.room(len(row.blocks), position + length):
                 return self.drop("no room")
             if row.params is not None and row.params.needs_history:
-                _extend_history(row, batch.tokens[token_at : token_at + length].tolist(), position)
+                _extend_history(row, batch.tokens[token_at : token_at + length], position)
             row.position = position + length
             token_at += length
             block_at += n_blocks
@@ -196,7 +208,7 @@ class StageLine:
         return tuple(rows)
 
 
-def _extend_history(row: OpenRow, tokens: list[int], position: int) -> None:
+def _extend_history(row: OpenRow, tokens: Int32Column, position: int) -> None:
     """Ids the row does not know yet; a prefill repeats those its opening already carried."""
     known = len(row.history)
     row.history.extend(tokens[max(0, known - position) :])

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import attrs
 import structlog
@@ -23,7 +24,7 @@ from hydra.protocol.blob import Buffer
 from hydra.protocol.faults import TheyBrokeTheRules, WireError
 from hydra.protocol.ids import Epoch, RouteId, StepId
 from hydra.protocol.messages.membership import StageProgress
-from hydra.protocol.wires.wire import BlockingLink, BlockingSource, DataLane
+from hydra.protocol.wires.wire import BlockingLink, BlockingSource, DataLane, link_bound
 
 IDLE_WAIT_S = 0.2  # how long one receive waits; a wake ends it at once
 SEND_DEADLINE_S = 5.0  # a next hop that takes nothing for so long is broken
@@ -50,7 +51,8 @@ class StageThread:
     overlapped: bool = False  # True: collect on an outlet thread of its own
     _links: dict[RouteId, _Link] = attrs.field(factory=dict, init=False)
     _seen: Mapping[RouteId, Fence] | None = attrs.field(default=None, init=False)
-    _acked: dict[RouteId, tuple[Epoch, bool]] = attrs.field(factory=dict, init=False)
+    _acked: dict[RouteId, Fence] = attrs.field(factory=dict, init=False)  # each one once, though it be like the last
+    _troubled: dict[RouteId, Epoch] = attrs.field(factory=dict, init=False)
     _sent: dict[RouteId, tuple[Epoch, StepId]] = attrs.field(factory=dict, init=False)
     _fault: Exception | None = attrs.field(default=None, init=False)  # of the outlet
     _stopping: threading.Event = attrs.field(factory=threading.Event, init=False)
@@ -120,7 +122,7 @@ class StageThread:
         accepted = self.line.accept(step)
         if isinstance(accepted, Drop):
             if accepted.breaks_the_route:
-                self.report(ThreadTrouble(step.route, step.epoch, f"step {step.step}: {accepted.reason}"))
+                self._trouble(step, accepted.reason)
             elif accepted.reason == "out of range":
                 log.warning("a step that no Broker composes was dropped", route=step.route, step=step.step)
             return
@@ -129,6 +131,12 @@ class StageThread:
             self._launched.put((accepted, ticket))
         else:
             self._finish(accepted, ticket)
+
+    def _trouble(self, at: Step | Run, reason: str, side: Literal["in", "out"] = "in") -> None:
+        """Said once of an epoch, which is over with it: step after step behind a gap fills no queue with complaints."""
+        if self._troubled.get(at.route) != at.epoch:
+            self._troubled[at.route] = at.epoch
+            self.report(ThreadTrouble(at.route, at.epoch, f"step {at.step}: {reason}", side))
 
     def _finish(self, run: Run, ticket: Ticket | None) -> None:
         outcome = Outcome() if ticket is None else self.compute.collect(ticket)
@@ -149,8 +157,7 @@ class StageThread:
             if self.line.admits(run.route, run.epoch) is not None or self._stopping.is_set():
                 return False
             if time.monotonic() > deadline_s:
-                why = f"step {run.step}: the next hop takes nothing"
-                self.report(ThreadTrouble(run.route, run.epoch, why, "out"))
+                self._trouble(run, "the next hop takes nothing", "out")
                 return False
             pause_s = min(0.01, pause_s + 0.0005)
             time.sleep(pause_s)
@@ -167,9 +174,9 @@ class StageThread:
         if fence is None or fence.epoch != run.epoch or not fence.open or fence.next_addr is None:
             return None
         try:
-            link = self.lane.blocking_link(fence.next_addr, fence.credits)
+            link = self.lane.blocking_link(fence.next_addr, link_bound(fence.credits))
         except WireError as why:  # the next stage gave an address that is none
-            self.report(ThreadTrouble(run.route, run.epoch, f"step {run.step}: {why}"))
+            self._trouble(run, str(why), "out")
             return None
         self._links[run.route] = _Link(run.epoch, link)
         return link
@@ -180,10 +187,10 @@ class StageThread:
         if fences is self._seen:
             return
         for fence in fences.values():
-            if self._acked.get(fence.route) != (fence.epoch, fence.open):
+            if self._acked.get(fence.route) is not fence:
                 if self.overlapped:
                     self._launched.join()  # what was launched under the old epoch is out of the device first
-                self._acked[fence.route] = (fence.epoch, fence.open)
+                self._acked[fence.route] = fence
                 if not fence.open:
                     self.report(ThreadFenced(fence.route, fence.epoch))
         self._seen = fences

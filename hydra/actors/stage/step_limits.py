@@ -12,7 +12,7 @@ import attrs
 from hydra.protocol.batch import BATCH_COLUMNS, RowOpening, Step
 from hydra.protocol.columns import Bound, highest
 from hydra.protocol.messages.plans import Activate, LoadSlice
-from hydra.protocol.model.model_spec import Dtype
+from hydra.protocol.model.dtype import Dtype
 
 
 @attrs.frozen(kw_only=True)
@@ -65,7 +65,7 @@ class StepLimits:
         return all(token < self.vocab for token in ids)
 
 
-def limits_of(order: LoadSlice, plan: Activate) -> StepLimits:
+def step_limits_of(order: LoadSlice, plan: Activate) -> StepLimits:
     """What an activated slice can take."""
     return StepLimits(
         vocab=order.spec.vocab,

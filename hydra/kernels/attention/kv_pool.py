@@ -4,9 +4,13 @@ Promises shape and that nothing is touched before it is written, so an unused bl
 not know which row owns which block (the Broker's ledger does); a block that comes back is simply written over.
 """
 
+from collections.abc import Sequence
+
 import attrs
 import torch
 from torch import Tensor
+
+from hydra.protocol.model.cache_spec import CacheSpec
 
 
 @attrs.frozen(eq=False)
@@ -25,20 +29,13 @@ class KvPool:
     """`layers[i]` is the cache of the slice's i-th layer."""
 
     def __init__(
-        self,
-        *,
-        n_layers: int,
-        n_blocks: int,
-        block_size: int,
-        n_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, caches: Sequence[CacheSpec], n_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.n_blocks = n_blocks
         self.block_size = block_size
-        shape = (n_blocks, block_size, n_kv_heads, head_dim)
-        self.layers = tuple(_layer(shape, dtype, device) for _ in range(n_layers))
+        self.layers = tuple(
+            _layer((n_blocks, block_size, cache.n_heads, cache.head_dim), dtype, device) for cache in caches
+        )
 
     @property
     def n_bytes(self) -> int:

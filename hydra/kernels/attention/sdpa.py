@@ -24,13 +24,13 @@ _FLASH_HEAD_MAX = 256  # channels
 _sdpa = functional.scaled_dot_product_attention
 
 
-def make_sdpa(scale: float | None, softcap: float | None, like: Tensor) -> Mix:
+def make_sdpa(scale: float | None, softcap: float | None, dtype: torch.dtype, device: torch.device) -> Mix:
     """`scale` multiplies the scores (None: 1 / sqrt(d)); `softcap` bends them below its size, and then every mask must
-    be spelled out. `like` has the device and the dtype.
+    be spelled out.
     """
     if softcap is not None:
         return _capped_mix(scale, softcap)
-    return _cuda_mix(scale, like.device, like.dtype) if like.is_cuda else _host_mix(scale)
+    return _cuda_mix(scale, device, dtype) if device.type == "cuda" else _host_mix(scale)
 
 
 def after_the_past(length: int, reach: int) -> Tensor:

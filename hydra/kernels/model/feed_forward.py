@@ -4,42 +4,55 @@ A feed-forward is a function of [n, hidden] that returns a fresh [n, hidden]. Kn
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hydra.kernels.weights.linear import linear
+from hydra.kernels.weights.linear import Linear
 from hydra.kernels.weights.part_weights import PartWeights
-from hydra.protocol.model.decoder_spec import Activation, DecoderSpec, MoeSpec
+from hydra.protocol.model.layer_spec import Activation, DenseSpec, FeedForwardSpec, MoeSpec
 
-FeedForward: TypeAlias = Callable[[Tensor], Tensor]
-Activate: TypeAlias = Callable[[Tensor], Tensor]
+ActivationFn: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def make_feed_forward(decoder: DecoderSpec, weights: PartWeights, *, sparse: bool) -> FeedForward:
-    if sparse:
-        assert decoder.moe is not None
-        experts = weights.experts["expert_gate_up"], weights.experts["expert_down"]
-        return Mixture(decoder.moe, weights["router"], *experts, _gate(decoder.activation))
-    inner = _gate(decoder.activation) if decoder.gated else _ACTIVATIONS[decoder.activation]
-    return Dense(weights["gate_up"], weights.get("gate_up_bias"), weights["down"], weights.get("down_bias"), inner)
+class FeedForward(Protocol):
+    """The half of a layer in which each token is alone. `steady`: a step of as many tokens is always the same to the
+    device, because nothing of it is chosen on the host.
+    """
+
+    @property
+    def steady(self) -> bool: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def make_feed_forward(spec: FeedForwardSpec, weights: PartWeights) -> FeedForward:
+    match spec:
+        case MoeSpec():
+            experts = weights.experts["expert_gate_up"], weights.experts["expert_down"]
+            return Mixture(spec, weights.linears["router"], *experts, _gate(spec.activation))
+        case DenseSpec():
+            inner = _gate(spec.activation) if spec.gated else _ACTIVATIONS[spec.activation]
+            return Dense(weights.linears["gate_up"], weights.linears["down"], inner)
 
 
 @attrs.frozen(eq=False)
 class Dense:
     """Two products with the activation between; `gate_up` is gate and up in one matrix, or up alone."""
 
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
-    inner: Activate
+    gate_up: Linear
+    down: Linear
+    inner: ActivationFn
+
+    @property
+    def steady(self) -> bool:
+        return True
 
     def __call__(self, x: Tensor) -> Tensor:
-        return linear(self.inner(linear(x, self.gate_up, self.gate_up_bias)), self.down, self.down_bias)
+        return self.down(self.inner(self.gate_up(x)))
 
 
 @attrs.frozen(eq=False)
@@ -52,13 +65,17 @@ class Mixture:
     """
 
     spec: MoeSpec
-    router: Tensor  # [n_experts, hidden]
-    gate_up: Sequence[Tensor]  # per expert [2 * intermediate, hidden]
-    down: Sequence[Tensor]  # per expert [hidden, intermediate]
-    inner: Activate
+    router: Linear  # hidden to n_experts
+    gate_up: Sequence[Linear]  # per expert: hidden to 2 * intermediate
+    down: Sequence[Linear]  # per expert: intermediate to hidden
+    inner: ActivationFn
+
+    @property
+    def steady(self) -> bool:
+        return False
 
     def __call__(self, x: Tensor) -> Tensor:
-        odds = linear(x, self.router).softmax(-1, dtype=torch.float32)
+        odds = self.router(x).softmax(-1, dtype=torch.float32)
         share, chosen = odds.topk(self.spec.top_k, -1)
         if self.spec.normalised:
             share = share / share.sum(-1, keepdim=True)
@@ -66,7 +83,7 @@ class Mixture:
         counts = torch.bincount(chosen.flatten(), minlength=self.spec.n_experts).tolist()
         sorted_x = x.index_select(0, order.div(self.spec.top_k, rounding_mode="floor"))
         made = [
-            linear(self.inner(linear(part, self.gate_up[expert])), self.down[expert])
+            self.down[expert](self.inner(self.gate_up[expert](part)))
             for expert, part in enumerate(torch.split(sorted_x, counts))
             if counts[expert]
         ]
@@ -75,7 +92,7 @@ class Mixture:
         return shared.sum(1)
 
 
-def _gate(activation: Activation) -> Activate:
+def _gate(activation: Activation) -> ActivationFn:
     """activation(gate) * up, where both lie side by side in one row. May overwrite its argument."""
     if activation == "silu":
         return _swiglu
@@ -98,7 +115,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
 
-_ACTIVATIONS: dict[Activation, Activate] = {
+_ACTIVATIONS: dict[Activation, ActivationFn] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": _gelu_tanh,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hydra.protocol.model.decoder_spec import NormSpec
+from hydra.protocol.model.layer_spec import NormSpec
 
 Norm: TypeAlias = Callable[[Tensor], Tensor]
 

@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from hydra.protocol.batch import Batch, OpenRow
-from hydra.protocol.model.decoder_spec import RopeSpec
+from hydra.protocol.model.rope_spec import RopeSpec
 
-Table: TypeAlias = tuple[Tensor, Tensor]  # (cos, signed sin), each [n, 1, dim] in the slice's dtype
-Turn: TypeAlias = Callable[[Tensor, Table], Tensor]  # heads [n, heads, head_dim], rotated
+RotaryTable: TypeAlias = tuple[Tensor, Tensor]  # (cos, signed sin), each [n, 1, dim] in the slice's dtype
+RotaryTables: TypeAlias = Sequence[RotaryTable]  # a slice's, each once
+Turn: TypeAlias = Callable[[Tensor, RotaryTable], Tensor]  # heads [n, heads, head_dim], rotated
 
 
 @attrs.frozen(eq=False)
@@ -42,7 +43,7 @@ class Rotary:
     frequencies: Tensor  # [dim / 2] radians per position; for longrope those of the short factors
     long_frequencies: Tensor | None
 
-    def tables(self, positions: Tensor, lengths: Tensor | None, dtype: torch.dtype) -> Table:
+    def tables(self, positions: Tensor, lengths: Tensor | None, dtype: torch.dtype) -> RotaryTable:
         """For tokens at these positions; `lengths` [n] int64 only where the spec depends on it."""
         angles = positions.to(torch.float32)[:, None] * self._of(lengths)
         cos, sin = angles.cos(), angles.sin()
@@ -156,14 +157,14 @@ _FREQUENCIES: dict[str, Callable[[RopeSpec], Tensor]] = {
 # ---------------------------------------------------------------- rotation
 
 
-def rotate(x: Tensor, table: Table) -> Tensor:
+def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Rotary embedding of [n, heads, dim]."""
     cos, signed_sin = table
     low, high = x.chunk(2, -1)
     return torch.addcmul(x * cos, torch.cat((high, low), -1), signed_sin)
 
 
-def rotate_some(x: Tensor, table: Table) -> Tensor:
+def rotate_some(x: Tensor, table: RotaryTable) -> Tensor:
     """Of heads wider than the table, the first channels; the rest pass."""
     dim = table[0].shape[-1]
     return torch.cat((rotate(x[..., :dim], table), x[..., dim:]), -1)

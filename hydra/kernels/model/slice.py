@@ -17,14 +17,17 @@ from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.attention.paged_attention import StepPlan, View, plan_step
 from hydra.kernels.devices import runs_triton
 from hydra.kernels.model.decode_step import DecodeColumns, DecodeInputs, decode_columns, is_decode, on_device
-from hydra.kernels.model.decoder import Block, layer_view, make_block
+from hydra.kernels.model.decoder import Block, make_block
+from hydra.kernels.model.layer_context import LayerContext
 from hydra.kernels.model.norms import Norm, make_norm
 from hydra.kernels.model.rotary import Rotary, lengths, make_rotary
-from hydra.kernels.sampling.sampler import Drawn, Pick, sample
+from hydra.kernels.model.softmax_attention import attention_view
+from hydra.kernels.sampling.sampler import Pick, SampledTensors, sample
 from hydra.kernels.tensors import to_device
-from hydra.kernels.weights.linear import linear
+from hydra.kernels.weights.linear import Linear, PlainLinear
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.batch import Batch, OpenRow
+from hydra.protocol.model.cache_spec import CacheSpec
 from hydra.protocol.model.layout import Part
 from hydra.protocol.model.model_spec import ModelSpec
 
@@ -34,13 +37,12 @@ class Head:
     """The end of the last slice: norm, product, and the bend of the logits where there is one."""
 
     norm: Norm
-    weight: Tensor  # [vocab, hidden]
-    bias: Tensor | None
+    linear: Linear  # hidden to vocab
     softcap: float | None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, hidden] to logits [n, vocab] in float32."""
-        logits = linear(self.norm(x), self.weight, self.bias).to(torch.float32)
+        logits = self.linear(self.norm(x)).to(torch.float32)
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
@@ -55,6 +57,7 @@ class Slice:
     dtype: torch.dtype
     device: torch.device
     blocks: tuple[Block, ...]
+    caches: tuple[CacheSpec, ...]  # one per block
     views: tuple[View, ...]
     rotaries: tuple[Rotary, ...]
     embedding: Tensor | None
@@ -73,15 +76,7 @@ class Slice:
 
     def pool(self, n_blocks: int, block_size: int) -> KvPool:
         """A pool that fits this slice's layers."""
-        return KvPool(
-            n_layers=len(self.blocks),
-            n_blocks=n_blocks,
-            block_size=block_size,
-            n_kv_heads=self.spec.n_kv_heads,
-            head_dim=self.spec.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        return KvPool(self.caches, n_blocks, block_size, self.dtype, self.device)
 
 
 def build_slice(
@@ -94,13 +89,13 @@ def build_slice(
 ) -> Slice:
     """A slice over parts already in memory; a part that is missing or of the wrong kind is our own mistake."""
 
-    decoder, layers = spec.decoder, range(first_layer, end_layer)
-    views = tuple(dict.fromkeys(layer_view(spec, layer) for layer in layers))
-    ropes = tuple(dict.fromkeys(decoder.layer_ropes[layer] for layer in layers))
-    blocks = [
-        make_block(spec, i, parts[i], views.index(layer_view(spec, i)), ropes.index(decoder.layer_ropes[i]))
-        for i in layers
-    ]
+    decoder, layers = spec.decoder, spec.decoder.layers[first_layer:end_layer]
+    views = tuple(dict.fromkeys(attention_view(layer.attention) for layer in layers))
+    ropes = tuple(dict.fromkeys(layer.attention.rope for layer in layers))
+    blocks: list[Block] = []
+    for i, layer in enumerate(layers, first_layer):
+        view, table = views.index(attention_view(layer.attention)), ropes.index(layer.attention.rope)
+        blocks.append(make_block(layer, parts[i], LayerContext(view, table, dtype, device)))
     paged = runs_triton(device)
     scaled = first_layer == 0 and decoder.embedding_scale != 1.0
     return Slice(
@@ -108,21 +103,27 @@ def build_slice(
         dtype=dtype,
         device=device,
         blocks=tuple(blocks),
+        caches=tuple(layer.cache for layer in layers),
         views=views,
-        rotaries=tuple(make_rotary(decoder.ropes[rope], device) for rope in ropes),
-        embedding=parts["embedding"]["embedding"] if first_layer == 0 else None,
+        rotaries=tuple(make_rotary(rope, device) for rope in ropes),
+        embedding=parts["embedding"].tensors["embedding"] if first_layer == 0 else None,
         embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
         head=_head(spec, parts) if end_layer == spec.n_layers else None,
         paged=paged,
-        steady=paged and not any(decoder.sparse[layer] for layer in layers),
+        steady=paged and all(block.feed_forward.steady for block in blocks),
     )
 
 
 def _head(spec: ModelSpec, parts: Mapping[Part, PartWeights]) -> Head:
-    norm = make_norm(spec.decoder.norm, parts["norm"]["final_norm"], parts["norm"].get("final_norm_bias"))
-    weight = parts["embedding"]["embedding"] if spec.tied else parts["head"]["head"]
-    bias = parts["head"]["head_bias"] if spec.decoder.head_bias else None
-    return Head(norm, weight, bias, spec.decoder.logit_softcap)
+    """A tied head is the embedding's own matrix, plain as it must be for looking up."""
+    ends = parts["norm"].tensors
+    norm = make_norm(spec.decoder.norm, ends["final_norm"], ends.get("final_norm_bias"))
+    if spec.tied:
+        bias = parts["head"].tensors["head_bias"] if spec.decoder.head_bias else None
+        linear: Linear = PlainLinear(parts["embedding"].tensors["embedding"], bias)
+    else:
+        linear = parts["head"].linears["head"]
+    return Head(norm, linear, spec.decoder.logit_softcap)
 
 
 class Captured(Protocol):
@@ -131,7 +132,7 @@ class Captured(Protocol):
     def takes(self, columns: DecodeColumns) -> bool: ...
 
     def replay(self, columns: DecodeColumns, hidden: Tensor | None) -> Tensor:
-        """What `decode` would return."""
+        """What `decode_rows` would return."""
         ...
 
 
@@ -142,7 +143,7 @@ def forward(
     rows: Sequence[OpenRow],
     hidden: Tensor | None,
     captured: Captured | None = None,
-) -> Tensor | Drawn:
+) -> Tensor | SampledTensors:
     """Hidden states for the next stage, or from the last one the drawn tokens of the rows that are sampled."""
     if part.embedding is None:
         _check_hidden(part, batch, hidden)
@@ -151,13 +152,13 @@ def forward(
         if captured is not None and captured.takes(columns):
             made = captured.replay(columns, hidden)
         else:
-            made = decode(part, pool, on_device(columns, pool.block_size, part.device), hidden)
+            made = decode_rows(part, pool, on_device(columns, pool.block_size, part.device), hidden)
         return _draw(part, made, batch, rows) if part.is_last else made
     x = _through(part, pool, batch, rows, hidden)
     return _exit(part, x, batch, rows) if part.is_last else x
 
 
-def decode(part: Slice, pool: KvPool, inputs: DecodeInputs, hidden: Tensor | None) -> Tensor:
+def decode_rows(part: Slice, pool: KvPool, inputs: DecodeInputs, hidden: Tensor | None) -> Tensor:
     """One token per row: their hidden states, or from the last slice their logits. Only enqueues, the same for the same
     shapes, if the slice is steady.
     """
@@ -206,7 +207,7 @@ def _entry(part: Slice, tokens: Tensor | None, hidden: Tensor | None) -> Tensor:
     return x if part.embedding_scale is None else x * part.embedding_scale
 
 
-def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Drawn:
+def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> SampledTensors:
     """Only the last token of each sampled row goes through the norm and the head."""
     sampled = np.flatnonzero(batch.sample)
     if part.head is None or not len(sampled):
@@ -216,7 +217,7 @@ def _exit(part: Slice, x: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Draw
     return sample(part.head(x), _picks(batch, rows))
 
 
-def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> Drawn:
+def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) -> SampledTensors:
     """From the logits of all rows of a decode step."""
     sampled = np.flatnonzero(batch.sample)
     if not len(sampled):
@@ -226,9 +227,9 @@ def _draw(part: Slice, logits: Tensor, batch: Batch, rows: Sequence[OpenRow]) ->
     return sample(logits, _picks(batch, rows))
 
 
-def _nothing(part: Slice) -> Drawn:
+def _nothing(part: Slice) -> SampledTensors:
     nothing = torch.empty(0, dtype=torch.int64, device=part.device)
-    return Drawn(token=nothing, best=nothing)
+    return SampledTensors(token=nothing, best=nothing)
 
 
 def _picks(batch: Batch, rows: Sequence[OpenRow]) -> list[Pick]:
@@ -240,4 +241,4 @@ def _picks(batch: Batch, rows: Sequence[OpenRow]) -> list[Pick]:
 def _pick(row: OpenRow, position: int) -> Pick:
     if row.params is None:
         raise ValueError(f"row {row.row} is to be sampled and has no parameters")
-    return Pick(params=row.params, position=position, prompt_tokens=row.prompt_tokens, history=row.history)
+    return Pick(params=row.params, position=position, prompt_tokens=row.prompt_tokens, history=row.history.column)

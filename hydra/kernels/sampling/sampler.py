@@ -15,15 +15,17 @@ it too, only ids whose scores are equal there take turns.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hydra.kernels.sampling.noise import gumbel, stream_key
 from hydra.kernels.tensors import to_device
-from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Logprobs, Outcome, int32
+from hydra.protocol.batch import EMPTY, ROW_FINE, ROW_NOT_FINITE, Int32Column, Logprobs, Outcome, int32
 from hydra.protocol.sampling import SamplingParams
 
 TEMPERATURE_MIN = 1e-9
@@ -39,11 +41,11 @@ class Pick:
     params: SamplingParams
     position: int  # of the token to be chosen
     prompt_tokens: int
-    history: Sequence[int] = ()  # ids before it, where the parameters need them
+    history: Int32Column = EMPTY  # ids before it, where the parameters need them
 
 
 @attrs.frozen(eq=False)
-class Drawn:
+class SampledTensors:
     """Chosen tokens, still on the device. `best[i]`, row i's greatest logit, is finite exactly if the row is fine."""
 
     token: Tensor
@@ -52,13 +54,13 @@ class Drawn:
     top_ids: Tensor | None = None
     top: Tensor | None = None
 
-    def map(self, move: Callable[[Tensor], Tensor]) -> "Drawn":
+    def map(self, move: Callable[[Tensor], Tensor]) -> "SampledTensors":
         """The same, with every tensor moved."""
         asked = (None if tensor is None else move(tensor) for tensor in (self.chosen, self.top_ids, self.top))
-        return Drawn(move(self.token), move(self.best), *asked)
+        return SampledTensors(move(self.token), move(self.best), *asked)
 
 
-def sample(logits: Tensor, picks: Sequence[Pick]) -> Drawn:
+def sample(logits: Tensor, picks: Sequence[Pick]) -> SampledTensors:
     """logits [n, vocab] in float32, one pick per row."""
     token = logits.argmax(-1)
     for row, pick in enumerate(picks):
@@ -66,18 +68,18 @@ def sample(logits: Tensor, picks: Sequence[Pick]) -> Drawn:
             token[row] = _choose(logits[row], pick)
     widths = [pick.params.logprobs for pick in picks]
     if all(width is None for width in widths):
-        return Drawn(token, logits.amax(-1))
-    return Drawn(token, logits.amax(-1), *_logprobs(logits, token, widths))
+        return SampledTensors(token, logits.amax(-1))
+    return SampledTensors(token, logits.amax(-1), *_logprobs(logits, token, widths))
 
 
-def settle(drawn: Drawn) -> Outcome:
-    """The answer of a host-side Drawn."""
-    fine = np.isfinite(drawn.best.numpy())
-    token = int32(np.where(fine, drawn.token.numpy(), 0))
+def settle(sampled: SampledTensors) -> Outcome:
+    """The answer of a host-side SampledTensors."""
+    fine = np.isfinite(sampled.best.numpy())
+    token = int32(np.where(fine, sampled.token.numpy(), 0))
     fault = int32(np.where(fine, ROW_FINE, ROW_NOT_FINITE))
-    if drawn.chosen is None or drawn.top_ids is None or drawn.top is None:
+    if sampled.chosen is None or sampled.top_ids is None or sampled.top is None:
         return Outcome(token=token, fault=fault)
-    logprobs = Logprobs(chosen=drawn.chosen.numpy(), top_ids=int32(drawn.top_ids.numpy()), top=drawn.top.numpy())
+    logprobs = Logprobs(chosen=sampled.chosen.numpy(), top_ids=int32(sampled.top_ids.numpy()), top=sampled.top.numpy())
     return Outcome(token=token, fault=fault, logprobs=logprobs)
 
 
@@ -104,7 +106,7 @@ def _edited(raw: Tensor, pick: Pick) -> Tensor:
         scores = _penalised(scores, pick)
     scores.clamp_(max=_FLOAT32_MAX)  # what a penalty has raised beyond
     if params.stop_ids and pick.position - pick.prompt_tokens < params.min_tokens:
-        scores.index_fill_(0, _within(scores, params.stop_ids), float("-inf"))
+        scores.index_fill_(0, _within(scores, _whole(params.stop_ids)), float("-inf"))
     return scores
 
 
@@ -118,21 +120,27 @@ def _tempered(scores: Tensor, temperature: float) -> Tensor:
     return scores.sub_(best).div_(_bounded(temperature))
 
 
-def _within(scores: Tensor, ids: Sequence[int]) -> Tensor:
-    """Ids beyond the vocabulary can be neither favoured nor drawn."""
-    return to_device(np.array([i for i in ids if 0 <= i < scores.shape[0]], dtype=np.int64), scores.device)
+def _within(scores: Tensor, ids: npt.NDArray[np.integer[Any]]) -> Tensor:
+    """Ids beyond the vocabulary can be neither favoured nor sampled."""
+    known = ids[(ids >= 0) & (ids < scores.shape[0])]
+    return to_device(known.astype(np.int64), scores.device)
+
+
+def _whole(ids: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Of parameters, which may hold ids beyond int32."""
+    return np.array(ids, dtype=np.int64)
 
 
 def _bias(scores: Tensor, params: SamplingParams) -> None:
     known = [(token, bias) for token, bias in params.logit_bias if 0 <= token < scores.shape[0]]
     if known:
         biases = to_device(np.array([_bounded(bias) for _, bias in known], dtype=np.float32), scores.device)
-        scores.index_add_(0, _within(scores, [token for token, _ in known]), biases)
+        scores.index_add_(0, _within(scores, _whole([token for token, _ in known])), biases)
 
 
 def _penalised(scores: Tensor, pick: Pick) -> Tensor:
     """Repetition looks at prompt and answer, presence and frequency at the answer alone."""
-    params, history = pick.params, list(pick.history[: pick.position])
+    params, history = pick.params, pick.history[: pick.position]
     if len(history) != pick.position:
         raise ValueError(f"penalties need {pick.position} ids of history, the row has {len(history)}")
     if params.repetition_penalty != 1.0:

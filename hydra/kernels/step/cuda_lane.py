@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from hydra.kernels.sampling.sampler import Drawn
+from hydra.kernels.sampling.sampler import SampledTensors
 from hydra.kernels.step.lanes import Work, finished
 from hydra.kernels.tensors import tensor_of
 from hydra.protocol.batch import Outcome
@@ -20,7 +20,7 @@ from hydra.protocol.blob import Blob
 class CudaTicket:
     """A step under way: `result` is on the host once `done` has happened; `alive` is what it still needs."""
 
-    result: Tensor | Drawn
+    result: Tensor | SampledTensors
     done: torch.cuda.Event
     alive: tuple[object, ...]
 

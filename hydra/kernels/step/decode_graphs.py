@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.model.decode_step import DecodeColumns, DecodeInputs, empty_inputs, n_fields
-from hydra.kernels.model.slice import Slice, decode
+from hydra.kernels.model.slice import Slice, decode_rows
 from hydra.kernels.tensors import to_device
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # rows; a step of more is launched kernel by kernel
@@ -39,7 +39,7 @@ class DecodeGraphs:
         return columns.n_rows <= SIZES[-1] and columns.table.shape[1] <= self._inputs.table.shape[1]
 
     def replay(self, columns: DecodeColumns, hidden: Tensor | None) -> Tensor:
-        """What `decode` returns. Enqueues on the current stream; the answer is not overwritten by later replays."""
+        """What `decode_rows` returns. Enqueues on the current stream; later replays do not overwrite the answer."""
         n_rows = columns.n_rows
         size = next(size for size in SIZES if size >= n_rows)
         self._feed(columns.padded(size, self._spare, self._pool.block_size))
@@ -65,11 +65,11 @@ class DecodeGraphs:
         run_blocking.wait_stream(torch.cuda.current_stream(self._part.device))
         with torch.cuda.stream(run_blocking):
             for _ in range(2):
-                decode(self._part, self._pool, inputs, hidden)
+                decode_rows(self._part, self._pool, inputs, hidden)
         torch.cuda.synchronize(self._part.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory, stream=run_blocking, capture_error_mode="thread_local"):
-            answer = decode(self._part, self._pool, inputs, hidden)
+            answer = decode_rows(self._part, self._pool, inputs, hidden)
         return graph, answer
 
     def _of_size(self, size: int) -> DecodeInputs:

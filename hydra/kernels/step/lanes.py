@@ -9,15 +9,15 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from hydra.kernels.sampling.sampler import Drawn, settle
+from hydra.kernels.sampling.sampler import SampledTensors, settle
 from hydra.kernels.tensors import blob_of, tensor_of
 from hydra.protocol.batch import Outcome
 from hydra.protocol.blob import Blob
 
-Work: TypeAlias = Callable[[Tensor | None], Tensor | Drawn]
+Work: TypeAlias = Callable[[Tensor | None], Tensor | SampledTensors]
 
 
-class Lane(Protocol):
+class DeviceLane(Protocol):
     """`launch` and `collect` in the same order, each from one thread."""
 
     def launch(self, hidden: Blob | None, work: Work) -> object: ...
@@ -39,7 +39,7 @@ class HostLane:
         return ticket
 
 
-def finished(made: Tensor | Drawn) -> Outcome:
+def finished(made: Tensor | SampledTensors) -> Outcome:
     """What was computed, read on the host."""
     if isinstance(made, Tensor):
         return Outcome(hidden=blob_of(made))

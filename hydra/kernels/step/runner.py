@@ -17,21 +17,24 @@ from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.devices import device_name, finish, give_back, memory_bytes, native_dtypes, runs_triton
 from hydra.kernels.model.slice import Slice, build_slice, forward
 from hydra.kernels.step.decode_graphs import SPARE_BLOCKS, DecodeGraphs
-from hydra.kernels.step.lanes import HostLane, Lane
+from hydra.kernels.step.lanes import DeviceLane, HostLane
 from hydra.kernels.step.step_memory import refused_without_memory, within_memory
 from hydra.kernels.step.warmup import warm_up
 from hydra.kernels.tensors import TORCH_DTYPES
-from hydra.kernels.weights.part_weights import fetch_parts, packed
-from hydra.kernels.weights.reader import Progress
+from hydra.kernels.weights.part_reader import fetch_parts
+from hydra.kernels.weights.part_weights import PartWeights, make_part_weights
 from hydra.kernels.weights.resident_weights import ResidentWeights, WeightsKey
 from hydra.protocol.batch import Outcome, Run
 from hydra.protocol.ids import RouteId
 from hydra.protocol.messages.membership import DeviceOffer, Held
 from hydra.protocol.messages.plans import LoadSlice
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.layer_spec import LayerSpec, MoeSpec
 from hydra.protocol.model.layout import Part, part_of, slice_parts
 from hydra.protocol.model.load_report import SliceFacts
-from hydra.protocol.model.model_spec import Dtype, ModelSpec, TensorRange
+from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.model.source import directory_of
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import RefusalError, refuse
 
 
@@ -113,11 +116,11 @@ class Runner:
                 raise
             self._routes[order.route] = loaded
             held = self._resident.parts(loaded.copy)
-        per_token = order.spec.kv_token_bytes(order.end_layer - order.first_layer, order.dtype)
+        cache = order.spec.cache_size(order.first_layer, order.end_layer, order.dtype)
         return SliceFacts(
             weight_bytes=sum(held[part].n_bytes for part in loaded.parts),
             read_bytes=read_bytes,
-            kv_blocks_max=order.kv_memory_bytes // (order.block_size * per_token),
+            kv_blocks_max=cache.blocks_in(order.kv_memory_bytes, order.block_size),
             load_s=time.monotonic() - started,
             pack_s=pack_s,
         )
@@ -211,7 +214,7 @@ class Runner:
     ) -> tuple[int, float]:
         missing = parts - self._resident.parts(copy).keys()
         folder = Path(directory_of(order.sources)) if missing else Path()  # what is in memory is read nowhere
-        made, read_bytes = fetch_parts(
+        read, read_bytes = fetch_parts(
             order.spec,
             missing,
             order.tensors,
@@ -221,9 +224,12 @@ class Runner:
             progress,
         )
         read_at_s = time.monotonic()
-        for part in made:
-            made[part] = packed(made[part])  # one after the other: at most one part is held twice
-        self._resident.put(copy, made)
+        weights: dict[Part, PartWeights] = {}
+        while read:
+            part, tensors = read.popitem()
+            weights[part] = make_part_weights(tensors)
+            del tensors  # one after the other: at most one part is held twice
+        self._resident.put(copy, weights)
         return read_bytes, time.monotonic() - read_at_s
 
     def _tidy(self, copy: WeightsKey | None = None, parts: frozenset[Part] = frozenset()) -> None:
@@ -238,7 +244,7 @@ class Runner:
         return self._resident.n_bytes + sum(r.pool.n_bytes for r in list(self._routes.values()) if r.pool is not None)
 
 
-def _lane(device: torch.device) -> Lane:
+def _lane(device: torch.device) -> DeviceLane:
     if device.type != "cuda":
         return HostLane(device)
     from hydra.kernels.step.cuda_lane import CudaLane  # only where there is a device for it
@@ -260,22 +266,22 @@ def _check(order: LoadSlice, dtypes: tuple[Dtype, ...]) -> None:
         raise refuse("unsupported", f"this worker runs {', '.join(dtypes)}, not {order.dtype}")
     if not order.sources:
         raise refuse("bad_model", "the order names no source to read the weights from")
-    _check_shape(spec)
+    for layer in spec.decoder.kinds:
+        _check_layer(layer)
     if not 0 <= order.first_layer < order.end_layer <= spec.n_layers:
         raise refuse(
             "bad_model", f"the model has {spec.n_layers} layers, not {order.first_layer} to {order.end_layer - 1}"
         )
 
 
-def _check_shape(spec: ModelSpec) -> None:
+def _check_layer(layer: LayerSpec) -> None:
     """What a spec may get wrong that no tensor's shape would show."""
-    decoder = spec.decoder
-    if spec.n_heads % spec.n_kv_heads:
-        raise refuse("bad_model", f"{spec.n_heads} heads cannot share {spec.n_kv_heads} key heads")
-    if any(rope.dim % 2 or not 0 < rope.dim <= spec.head_dim for rope in decoder.ropes):
-        raise refuse("bad_model", f"heads of {spec.head_dim} channels cannot be rotated as the model's spec says")
-    per_layer = {len(decoder.windows), len(decoder.layer_ropes), len(decoder.sparse)}
-    if per_layer != {spec.n_layers} or not all(rope < len(decoder.ropes) for rope in decoder.layer_ropes):
-        raise refuse("bad_model", f"the model's spec does not describe each of its {spec.n_layers} layers")
-    if any(decoder.sparse) and (decoder.moe is None or decoder.moe.top_k > decoder.moe.n_experts):
+    heads, cache, feed_forward = layer.attention, layer.cache, layer.feed_forward
+    if heads.n_heads % heads.n_kv_heads:
+        raise refuse("bad_model", f"{heads.n_heads} heads cannot share {heads.n_kv_heads} key heads")
+    if heads.rope.dim % 2 or not 0 < heads.rope.dim <= heads.head_dim:
+        raise refuse("bad_model", f"heads of {heads.head_dim} channels cannot be rotated as the model's spec says")
+    if (cache.n_heads, cache.head_dim) != (heads.n_kv_heads, heads.head_dim):
+        raise refuse("bad_model", "the model's spec has a cache for other heads than the attention before it has")
+    if isinstance(feed_forward, MoeSpec) and feed_forward.top_k > feed_forward.n_experts:
         raise refuse("bad_model", "the model's spec has sparse layers without as many experts as a token asks for")

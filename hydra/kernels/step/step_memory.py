@@ -14,7 +14,7 @@ from hydra.kernels.devices import give_back
 from hydra.protocol.batch import Outcome
 from hydra.protocol.refusal import refuse
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _WORDS = (
     "can't allocate memory",  # torch's CPU allocator
@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
-def within_memory(device: torch.device, act: Callable[[], T]) -> T | Outcome:
+def within_memory(device: torch.device, act: Callable[[], _T]) -> _T | Outcome:
     """What `act` returns, or the outcome that says that there was not enough memory for it."""
     try:
         return act()

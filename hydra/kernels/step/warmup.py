@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from hydra.kernels.model.slice import Slice, forward
-from hydra.kernels.step.lanes import Lane
+from hydra.kernels.step.lanes import DeviceLane
 from hydra.kernels.tensors import blob_of
 from hydra.protocol.batch import Batch, OpenRow, int32
 from hydra.protocol.ids import Attempt, RowId
@@ -14,7 +14,7 @@ from hydra.protocol.sampling import GREEDY
 _PREFILL = 8
 
 
-def warm_up(part: Slice, lane: Lane, block_size: int) -> None:
+def warm_up(part: Slice, lane: DeviceLane, block_size: int) -> None:
     """Leaves nothing behind but warm caches and compiled kernels."""
     n_blocks = -(-(2 * _PREFILL + 1) // block_size)
     pool = part.pool(n_blocks, block_size)

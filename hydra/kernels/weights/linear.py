@@ -1,11 +1,15 @@
-"""Products of hidden states with weight matrices, in the layout in which their device multiplies fastest.
+"""Products of hidden states with weight matrices: objects that are called, each made for the form its matrix has.
 
 On the CPU oneDNN multiplies by a matrix of its own layout: about twice as fast as the plain product at one row, three
 times at a few rows, and with rows whose bits do not depend on how many others stand beside them, so that a replay
 computes what the first run did. A matrix is packed once, after it was read; its plain form is not kept. Anywhere else,
-and in a dtype that oneDNN has no fast path for, a matrix stays as it is. Knows no layer and no model.
+and in a dtype that oneDNN has no fast path for, a matrix stays as it is. A further form is a further class, and a case
+in `make_linear`. Knows no layer and no model.
 """
 
+from typing import Protocol
+
+import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,7 +18,47 @@ _ROWS_HINT = 16  # the layout oneDNN chooses for a few rows is as good for one a
 _ops = torch.ops.mkldnn
 
 
-def packs(dtype: torch.dtype, device: torch.device) -> bool:
+class Linear(Protocol):
+    """x [n, columns] times a matrix's transpose, plus the bias where there is one: [n, rows]."""
+
+    @property
+    def n_bytes(self) -> int: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@attrs.frozen(eq=False)
+class PlainLinear:
+    """The matrix as it was read."""
+
+    matrix: Tensor  # [rows, columns]
+    bias: Tensor | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        return self.matrix.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.matrix, self.bias)
+
+
+@attrs.frozen(eq=False)
+class PackedLinear:
+    """The matrix in oneDNN's layout: of the same size, and good for nothing else."""
+
+    matrix: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        return self.matrix.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product: Tensor = _ops._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+        return product
+
+
+def packs_linears(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether matrices of this kind have a packed form here."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -23,17 +67,8 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.float32
 
 
-def pack(matrix: Tensor) -> Tensor:
-    """A [rows, columns] matrix as `linear` multiplies by it fastest: of the same size, and good for nothing else."""
-    if not packs(matrix.dtype, matrix.device):
-        return matrix
-    packed: Tensor = _ops._reorder_linear_weight(matrix, _ROWS_HINT)
-    return packed
-
-
-def linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [n, columns] times the matrix's transpose, plus the bias: [n, rows]."""
-    if not matrix.is_mkldnn:
-        return functional.linear(x, matrix, bias)
-    product: Tensor = _ops._linear_pointwise(x, matrix, bias, "none", [], "")
-    return product
+def make_linear(matrix: Tensor, bias: Tensor | None = None) -> Linear:
+    """In the form that its device multiplies by fastest; the matrix itself is then no longer needed."""
+    if not packs_linears(matrix.dtype, matrix.device):
+        return PlainLinear(matrix, bias)
+    return PackedLinear(_ops._reorder_linear_weight(matrix, _ROWS_HINT), bias)

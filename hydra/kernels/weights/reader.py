@@ -15,7 +15,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Protocol
 
 import attrs
 import torch
@@ -23,14 +22,12 @@ from torch import Tensor
 
 from hydra.kernels.weights import staging
 from hydra.kernels.weights.staging import Staging
-from hydra.protocol.model.model_spec import DTYPE_BYTES, TensorRange
+from hydra.protocol.model.encoding import ENCODING_NAMES
+from hydra.protocol.model.model_spec import TensorRange
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import refuse
 
-THREADS = 4  # enough to keep a disk and two cores busy; each holds a buffer or two
-
-
-class Progress(Protocol):
-    def __call__(self, bytes_done: int, bytes_total: int) -> None: ...
+READ_THREADS = 4  # enough to keep a disk and two cores busy; each holds a buffer or two
 
 
 @attrs.frozen(eq=False)
@@ -56,7 +53,7 @@ class _Job:
 
 
 def read_ranges(
-    folder: Path, wanted: Sequence[tuple[TensorRange, Tensor]], progress: Progress, threads: int = THREADS
+    folder: Path, wanted: Sequence[tuple[TensorRange, Tensor]], progress: Progress, threads: int = READ_THREADS
 ) -> int:
     """Fills each (contiguous) tensor from its range, and returns the bytes read. Refuses: bad_model, unsupported."""
     for source, target in wanted:
@@ -70,12 +67,12 @@ def read_ranges(
 
 
 def _check_length(source: TensorRange, target: Tensor) -> None:
-    needed = target.numel() * DTYPE_BYTES[source.dtype]
+    needed = source.encoding.n_bytes(tuple(target.shape))
     if source.length != needed or source.offset < 0:
         raise refuse(
             "bad_model",
-            f"{source.file}: {source.name} has {source.length} bytes of {source.dtype} at {source.offset}, "
-            f"but its shape {tuple(target.shape)} needs {needed}",
+            f"{source.file}: {source.name} has {source.length} bytes of {ENCODING_NAMES[source.encoding]} at "
+            f"{source.offset}, but its shape {tuple(target.shape)} needs {needed}",
         )
 
 
@@ -118,7 +115,7 @@ def _open(folder: Path, source: TensorRange) -> tuple[int, int]:
 
 
 def _chunks(source: TensorRange, target: Tensor) -> Iterator[_Chunk]:
-    item_bytes = DTYPE_BYTES[source.dtype]
+    item_bytes = source.encoding.n_bytes((1,))
     flat, step = target.view(-1), staging.chunk_bytes(target) // item_bytes
     for first in range(0, target.numel(), step):
         yield _Chunk(source, source.offset + first * item_bytes, flat[first : first + step])
@@ -163,7 +160,7 @@ def _serve(job: _Job) -> None:
         try:
             while (chunk := job.take()) is not None:
                 place.take(chunk.source, chunk.target, partial(_fill, job.files[chunk.source.file], chunk))
-                job.told.put(chunk.target.numel() * DTYPE_BYTES[chunk.source.dtype])
+                job.told.put(chunk.source.encoding.n_bytes(tuple(chunk.target.shape)))
         finally:
             place.settle()
     except BaseException:

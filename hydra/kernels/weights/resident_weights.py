@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.messages.membership import Held
+from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.layout import Part
-from hydra.protocol.model.model_spec import Dtype
 
 WeightsKey: TypeAlias = tuple[str, Dtype]  # one model's weights in one dtype: fingerprint and dtype
 Claims: TypeAlias = Mapping[WeightsKey, frozenset[Part]]

@@ -16,7 +16,7 @@ from hydra.kernels.tensors import TORCH_DTYPES, bytes_of
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 
-CHUNK_BYTES = 4 << 20  # of a file, read at once on the host; as large as the scratch buffer, which a cache holds
+HOST_CHUNK_BYTES = 4 << 20  # of a file, read at once on the host; as large as the scratch buffer, which a cache holds
 SLAB_BYTES = 8 << 20  # read at once for a device: what a copy costs to start is then little beside the copy
 
 Fill: TypeAlias = Callable[[memoryview], None]
@@ -40,11 +40,11 @@ class Mover(Protocol):
 
 def chunk_bytes(target: Tensor) -> int:
     """How much of a file is read at once for this tensor."""
-    return SLAB_BYTES if target.device.type == "cuda" else CHUNK_BYTES
+    return SLAB_BYTES if target.device.type == "cuda" else HOST_CHUNK_BYTES
 
 
 def is_straight(source: TensorRange, target: Tensor) -> bool:
-    return target.device.type == "cpu" and target.dtype == TORCH_DTYPES[source.dtype]
+    return target.device.type == "cpu" and target.dtype == TORCH_DTYPES[source.encoding.dtype]
 
 
 class Staging:
@@ -72,10 +72,10 @@ class Staging:
             self._slabs.settle()
 
     def _convert(self, source: TensorRange, target: Tensor, fill: Fill) -> None:
-        stored = TORCH_DTYPES[source.dtype]
+        stored = TORCH_DTYPES[source.encoding.dtype]
         n_bytes = target.numel() * stored.itemsize
         if self._scratch is None:
-            self._scratch = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
+            self._scratch = torch.empty(HOST_CHUNK_BYTES, dtype=torch.uint8)
         landed = self._scratch[:n_bytes].view(stored)
         fill(bytes_of(landed))
         target.copy_(landed)
@@ -105,7 +105,7 @@ class Slabs:
         self._slabs.reverse()
         if slab.moved is not None:
             slab.moved.synchronize()
-        stored = TORCH_DTYPES[source.dtype]
+        stored = TORCH_DTYPES[source.encoding.dtype]
         n_bytes = target.numel() * stored.itemsize
         fill(slab.content[:n_bytes])
         landed = slab.memory[:n_bytes].view(stored)

@@ -1,12 +1,16 @@
 """Every sentence the cluster can say on the command lane: one union that closes the list.
 
-Grouped by conversation, one file each; SPEC.md says who may say what when. A new message that nobody handles fails type
-checking at the first `assert_never`, not in production.
+Grouped by conversation, one file each; SPEC.md says who may say what when, and a message without a sender or a handler
+fails its test.
+
+May import: model, ids, endpoint, refusal, sampling, sampled_token, batch.
+Refuses to know: bytes, limits and lanes.
 """
 
 from typing import TypeAlias
 
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.journal import JournalEntries, JournalReply, JournalRequest
 from hydra.protocol.messages.membership import (
     Beacon,
     ChildExited,
@@ -90,4 +94,7 @@ Message: TypeAlias = (
     | Reopen
     | Tokens
     | Close
+    | JournalEntries
+    | JournalRequest
+    | JournalReply
 )

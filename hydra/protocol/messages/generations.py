@@ -1,13 +1,15 @@
 """One generation between a frontend's Session and the Broker."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import attrs
 import numpy as np
 
-from hydra.protocol.batch import Int32Column, Logprobs, int32
+from hydra.protocol.batch import Int32Column, Logprobs, int32, token_ids_field
 from hydra.protocol.ids import Attempt, SessionId
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampled_token import FinishReason, SampledToken
 from hydra.protocol.sampling import SamplingParams
 
 
@@ -26,7 +28,7 @@ class Open:
     session: SessionId
     attempt: Attempt
     model_id: str
-    history: Int32Column = _ids()
+    history: Int32Column = token_ids_field()
     prompt_tokens: int
     max_tokens: int
     params: SamplingParams
@@ -55,13 +57,13 @@ class Reopen:
     death: bool = False
 
 
-FINISH_NONE, FINISH_STOP, FINISH_LENGTH = 0, 1, 2
+FINISHES: tuple[FinishReason | None, ...] = (None, "stop", "length")  # by its code in a column
 OWNER_LENGTH_MAX = 64  # characters
 
 
 @attrs.frozen(kw_only=True)
 class Tokens:
-    """Broker -> one frontend: the tokens of one step, in columns. `finish` is one of FINISH_*.
+    """Broker -> one frontend: the tokens of one step, in columns. `finish` is an index into FINISHES.
 
     `position[i]` is the token's index in its session's history; `cached[i]` how many prompt tokens came from the
     prefix cache.
@@ -74,6 +76,18 @@ class Tokens:
     finish: Int32Column = _ids()
     cached: Int32Column = _ids()
     logprobs: Logprobs | None = None  # rows as in the columns
+
+    def one_by_one(self) -> Iterator[tuple[SessionId, SampledToken]]:
+        """The columns taken apart."""
+        columns = (self.session, self.attempt, self.position, self.token, self.finish, self.cached)
+        for index, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            session, attempt, position, token, finish, cached = values
+            sampled = SampledToken(
+                attempt=attempt, position=position, token=token, finish=FINISHES[finish], cached_tokens=cached
+            )
+            if self.logprobs is not None:
+                sampled.logprob, sampled.top = self.logprobs.of(index)
+            yield session, sampled
 
 
 @attrs.frozen(kw_only=True)

@@ -9,11 +9,11 @@ import attrs
 
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch, Generation, NodeId, RouteId, StepId
-from hydra.protocol.model.model_spec import Dtype
+from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.refusal import Refusal
 
 PROTOCOL_VERSION = 6
-Role = Literal["worker", "frontend", "parent"]
+MemberRole = Literal["worker", "frontend", "parent"]
 NodeState = Literal["joining", "ready", "suspect", "unreachable", "draining", "lost"]
 Kernels = Literal["torch", "triton"]  # what decodes: torch's own alone, or with ours for one token per row
 
@@ -44,7 +44,7 @@ class Hello:
     """First words of a process. Answered by Welcome or HelloRefused; said again whenever SayHello asks."""
 
     node_id: NodeId
-    role: Role
+    role: MemberRole
     version: int
     auth: str  # join token; empty on loopback
     host: str

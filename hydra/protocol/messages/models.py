@@ -20,6 +20,7 @@ class LoadModel:
     total_layers: int | None = None
     dtype: str | None = None
     wait: bool = True
+    replicas: int = 1  # deployments that share no node
 
 
 @attrs.frozen(kw_only=True)
@@ -157,6 +158,8 @@ class ModelStatus:
     kv_blocks_free: int
     running: int
     waiting: int
+    replicas: int = 1  # deployments that are wanted
+    replicas_ready: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -164,10 +167,23 @@ class Sample:
     """One metric value; names and labels come from fixed sets, never from a request."""
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     help: str
-    value: float
+    value: float  # of a histogram: the sum of all that was observed
     labels: tuple[tuple[str, str], ...] = ()
+    buckets: tuple[tuple[float, int], ...] = ()  # of a histogram: each bound, and how many were not above it
+    count: int = 0  # of a histogram: how many there were
+
+
+@attrs.frozen(kw_only=True)
+class LossStatus:
+    """A process that was lost, and what its loss cost."""
+
+    time_s: float  # since 1970
+    node_id: str
+    why: str
+    interrupted: int = 0  # answers that waited for it
+    longest_pause_s: float | None = None  # of those that went on
 
 
 @attrs.frozen(kw_only=True)
@@ -181,6 +197,7 @@ class StatusReply:
     processes: tuple[ProcessStatus, ...]
     models: tuple[ModelStatus, ...]
     samples: tuple[Sample, ...] = ()
+    losses: tuple[LossStatus, ...] = ()  # the last ones, oldest first
 
 
 @attrs.frozen(kw_only=True)

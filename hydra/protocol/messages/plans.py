@@ -6,7 +6,8 @@ import attrs
 
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import AskId, Epoch, Generation, RouteId
-from hydra.protocol.model.model_spec import Dtype, ModelSpec, StoredFile, TensorRange
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import ModelSpec, StoredFile, TensorRange
 from hydra.protocol.model.source import Source
 from hydra.protocol.refusal import Refusal
 

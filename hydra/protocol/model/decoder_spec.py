@@ -1,63 +1,16 @@
-"""How a decoder computes, beyond its sizes: norms, rotary positions, attention, feed-forward, and what each layer uses.
+"""How a decoder computes, beyond its sizes: its layers one by one, and what stands before and behind them.
 
-Read once from a model's config and carried to the workers inside ModelSpec. Every value is explicit: a worker that
-holds a spec guesses nothing. Knows no family by name, no published tensor and no arithmetic of its own.
+Read once from a model's config and carried to the workers inside ModelSpec. Layers that are equal are one object and
+travel once. Knows no family by name, no published tensor and no arithmetic of its own.
 """
 
-from typing import Literal
+from collections.abc import Iterable
 
 import attrs
 
-NormKind = Literal["rms", "rms_plus_one", "layer"]  # x * w; x * (1 + w); centred, with w and a bias
-BlockKind = Literal["sequential", "parallel", "sandwich"]
-Activation = Literal["silu", "gelu", "gelu_tanh"]
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
-
-
-@attrs.frozen(kw_only=True)
-class NormSpec:
-    """A norm over the last side of its input."""
-
-    kind: NormKind
-    eps: float
-
-
-@attrs.frozen(kw_only=True)
-class RopeSpec:
-    """Rotary positions of the first `dim` channels of each head (Su et al., arXiv:2104.09864) and their scaling.
-
-    Only the fields that `kind` names are looked at. `dynamic` and `longrope` depend on how long a row is, see
-    `depends_on_length`. `attention_factor` multiplies cosine and sine.
-    """
-
-    kind: RopeKind
-    theta: float
-    dim: int
-    factor: float = 1.0  # linear, dynamic, llama3, yarn
-    original_max_positions: int = 0  # dynamic, llama3, yarn, longrope: the context of pretraining
-    low_freq_factor: float = 0.0  # llama3
-    high_freq_factor: float = 0.0  # llama3
-    beta_fast: float = 0.0  # yarn
-    beta_slow: float = 0.0  # yarn
-    truncate: bool = True  # yarn
-    short_factors: tuple[float, ...] = ()  # longrope, one per pair of channels
-    long_factors: tuple[float, ...] = ()
-    attention_factor: float = 1.0
-
-    @property
-    def depends_on_length(self) -> bool:
-        """Whether a token's rotation depends on more than its position."""
-        return self.kind in ("dynamic", "longrope")
-
-
-@attrs.frozen(kw_only=True)
-class MoeSpec:
-    """A mixture of gated experts: each token goes to the `top_k` likeliest, by a softmax over all of them."""
-
-    n_experts: int
-    top_k: int
-    intermediate: int
-    normalised: bool  # whether the chosen experts' weights are made to sum to 1
+from hydra.protocol.model.cache_spec import PagedKvSpec
+from hydra.protocol.model.layer_spec import DenseSpec, LayerSpec, NormSpec, SoftmaxAttentionSpec
+from hydra.protocol.model.rope_spec import RopeSpec
 
 
 @attrs.frozen(kw_only=True)
@@ -78,30 +31,33 @@ class LengthRule:
 
 @attrs.frozen(kw_only=True)
 class DecoderSpec:
-    """The arithmetic of all layers and both ends. The tuples `windows`, `layer_ropes` and `sparse` have one entry per
-    layer: the sliding window (0: all positions; w: a token sees itself and the w - 1 before it), the index into
-    `ropes`, and whether the feed-forward is the mixture `moe`.
+    """The arithmetic of all layers and both ends: layer i is `kinds[layer_kinds[i]]`, and no kind stands there twice
+    or for nothing.
     """
 
-    norm: NormSpec
-    block: BlockKind
-    activation: Activation
-    ropes: tuple[RopeSpec, ...]
-    windows: tuple[int, ...]
-    layer_ropes: tuple[int, ...]
-    sparse: tuple[bool, ...]
-    moe: MoeSpec | None = None
-    gated: bool = True  # activation(gate) * up before the last product; else activation(up)
-    qk_norm: NormSpec | None = None  # over each head of queries and keys, before they are rotated
-    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
-    attention_softcap: float | None = None  # c: scores become c * tanh(score / c)
-    logit_softcap: float | None = None  # likewise for the logits
+    kinds: tuple[LayerSpec, ...]
+    layer_kinds: tuple[int, ...]
+    norm: NormSpec  # behind the last layer
+    logit_softcap: float | None = None  # c: logits become c * tanh(logit / c)
     embedding_scale: float = 1.0
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
     head_bias: bool = False
     float16_overflows: bool = False  # its hidden states are known to leave the range of float16
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layer_kinds)
+
+    def layer(self, index: int) -> LayerSpec:
+        return self.kinds[self.layer_kinds[index]]
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        return tuple(self.kinds[kind] for kind in self.layer_kinds)
+
+    @property
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """Each that a layer has, once."""
+        return tuple(dict.fromkeys(kind.attention.rope for kind in self.kinds))
 
     @property
     def length_rule(self) -> LengthRule | None:
@@ -112,14 +68,26 @@ class DecoderSpec:
         return None
 
 
-def plain_decoder(n_layers: int, head_dim: int, *, eps: float = 1e-5, theta: float = 10_000.0) -> DecoderSpec:
-    """The plain case of every choice: a Llama without biases and scaling."""
-    return DecoderSpec(
+def decoder_of(layers: Iterable[LayerSpec], norm: NormSpec) -> DecoderSpec:
+    """These layers, equal ones as one, with plain ends."""
+    numbers: dict[LayerSpec, int] = {}
+    layer_kinds = tuple([numbers.setdefault(layer, len(numbers)) for layer in layers])
+    return DecoderSpec(kinds=tuple(numbers), layer_kinds=layer_kinds, norm=norm)
+
+
+def plain_layer(
+    *, n_heads: int, n_kv_heads: int, head_dim: int, intermediate: int, eps: float = 1e-5, theta: float = 10_000.0
+) -> LayerSpec:
+    """The plain case of every choice: a layer of a Llama without biases and scaling."""
+    rope = RopeSpec(kind="default", theta=theta, dim=head_dim)
+    return LayerSpec(
+        attention=SoftmaxAttentionSpec(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, rope=rope),
+        feed_forward=DenseSpec(intermediate=intermediate, activation="silu"),
+        cache=PagedKvSpec(n_heads=n_kv_heads, head_dim=head_dim),
         norm=NormSpec(kind="rms", eps=eps),
-        block="sequential",
-        activation="silu",
-        ropes=(RopeSpec(kind="default", theta=theta, dim=head_dim),),
-        windows=(0,) * n_layers,
-        layer_ropes=(0,) * n_layers,
-        sparse=(False,) * n_layers,
     )
+
+
+def plain_decoder(n_layers: int, layer: LayerSpec) -> DecoderSpec:
+    """So many equal layers."""
+    return decoder_of([layer] * n_layers, layer.norm)

@@ -8,14 +8,15 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from hydra.protocol.model.model_spec import ModelShape, Place, Role, TensorRange
+from hydra.protocol.model.layer_spec import AttentionSpec, DenseSpec, FeedForwardSpec, LayerSpec, MoeSpec
+from hydra.protocol.model.model_spec import ModelShape, Place, TensorRange, WeightRole
 
 EndPart: TypeAlias = Literal["embedding", "norm", "head"]
 Part: TypeAlias = int | EndPart  # a layer by its index, or one of the ends: the unit that is read, held and freed
-Shape: TypeAlias = tuple[int, ...]
+TensorShape: TypeAlias = tuple[int, ...]
 Section: TypeAlias = Literal["all", "q", "k", "v", "gate", "up"]
 
-_END_PARTS: dict[Role, EndPart] = {
+_END_PARTS: dict[WeightRole, EndPart] = {
     "embedding": "embedding",
     "final_norm": "norm",
     "final_norm_bias": "norm",
@@ -45,7 +46,7 @@ def place_of(source: TensorRange) -> Place:
     return source.place
 
 
-def is_norm(role: Role) -> bool:
+def is_norm(role: WeightRole) -> bool:
     return "_norm" in role
 
 
@@ -61,74 +62,77 @@ def slice_parts(shape: ModelShape, first_layer: int, end_layer: int) -> frozense
     return frozenset(parts)
 
 
-def part_shapes(shape: ModelShape, part: Part) -> dict[Role, Shape]:
+def part_shapes(shape: ModelShape, part: Part) -> dict[WeightRole, TensorShape]:
     """Every canonical tensor of a part."""
     decoder = shape.decoder
-    layered = decoder.norm.kind == "layer"
     match part:
         case "embedding":
             return {"embedding": (shape.vocab, shape.hidden)}
         case "norm":
-            return {"final_norm": (shape.hidden,), **({"final_norm_bias": (shape.hidden,)} if layered else {})}
+            biased = decoder.norm.kind == "layer"
+            return {"final_norm": (shape.hidden,), **({"final_norm_bias": (shape.hidden,)} if biased else {})}
         case "head":
-            head: dict[Role, Shape] = {} if shape.tied else {"head": (shape.vocab, shape.hidden)}
+            head: dict[WeightRole, TensorShape] = {} if shape.tied else {"head": (shape.vocab, shape.hidden)}
             return {**head, **({"head_bias": (shape.vocab,)} if decoder.head_bias else {})}
         case _:
-            return _attention_shapes(shape) | _feed_forward_shapes(shape, part) | _norm_shapes(shape)
+            layer, hidden = decoder.layer(part), shape.hidden
+            halves = _attention_shapes(layer.attention, hidden) | _feed_forward_shapes(layer.feed_forward, hidden)
+            return halves | _norm_shapes(layer, hidden)
 
 
-def _attention_shapes(shape: ModelShape) -> dict[Role, Shape]:
-    decoder = shape.decoder
-    queries = shape.n_heads * shape.head_dim
-    rows = queries + 2 * shape.n_kv_heads * shape.head_dim
-    shapes: dict[Role, Shape] = {"qkv": (rows, shape.hidden), "out": (shape.hidden, queries)}
-    if decoder.qkv_bias:
+def _attention_shapes(spec: AttentionSpec, hidden: int) -> dict[WeightRole, TensorShape]:
+    queries = spec.n_heads * spec.head_dim
+    rows = queries + 2 * spec.n_kv_heads * spec.head_dim
+    shapes: dict[WeightRole, TensorShape] = {"qkv": (rows, hidden), "out": (hidden, queries)}
+    if spec.qkv_bias:
         shapes["qkv_bias"] = (rows,)
-    if decoder.out_bias:
-        shapes["out_bias"] = (shape.hidden,)
-    if decoder.qk_norm is not None:
-        shapes |= {"query_norm": (shape.head_dim,), "key_norm": (shape.head_dim,)}
-        if decoder.qk_norm.kind == "layer":
-            shapes |= {"query_norm_bias": (shape.head_dim,), "key_norm_bias": (shape.head_dim,)}
+    if spec.out_bias:
+        shapes["out_bias"] = (hidden,)
+    if spec.qk_norm is not None:
+        shapes |= {"query_norm": (spec.head_dim,), "key_norm": (spec.head_dim,)}
+        if spec.qk_norm.kind == "layer":
+            shapes |= {"query_norm_bias": (spec.head_dim,), "key_norm_bias": (spec.head_dim,)}
     return shapes
 
 
-def _feed_forward_shapes(shape: ModelShape, layer: int) -> dict[Role, Shape]:
-    decoder, hidden = shape.decoder, shape.hidden
-    if decoder.sparse[layer]:
-        assert decoder.moe is not None
-        experts, inner = decoder.moe.n_experts, decoder.moe.intermediate
-        return {
-            "router": (experts, hidden),
-            "expert_gate_up": (experts, 2 * inner, hidden),
-            "expert_down": (experts, hidden, inner),
-        }
-    rows = shape.intermediate * (2 if decoder.gated else 1)
-    shapes: dict[Role, Shape] = {"gate_up": (rows, hidden), "down": (hidden, shape.intermediate)}
-    if decoder.mlp_bias:
-        shapes |= {"gate_up_bias": (rows,), "down_bias": (hidden,)}
-    return shapes
+def _feed_forward_shapes(spec: FeedForwardSpec, hidden: int) -> dict[WeightRole, TensorShape]:
+    inner = spec.intermediate
+    match spec:
+        case MoeSpec():
+            return {
+                "router": (spec.n_experts, hidden),
+                "expert_gate_up": (spec.n_experts, 2 * inner, hidden),
+                "expert_down": (spec.n_experts, hidden, inner),
+            }
+        case DenseSpec():
+            rows = inner * (2 if spec.gated else 1)
+            shapes: dict[WeightRole, TensorShape] = {"gate_up": (rows, hidden), "down": (hidden, inner)}
+            return shapes | {"gate_up_bias": (rows,), "down_bias": (hidden,)} if spec.bias else shapes
 
 
-def _norm_shapes(shape: ModelShape) -> dict[Role, Shape]:
+def _norm_shapes(layer: LayerSpec, hidden: int) -> dict[WeightRole, TensorShape]:
     """A parallel block has one norm for both of its halves, a sandwich a second one behind each."""
-    names: tuple[Role, ...] = ("attention_norm",)
-    biases: tuple[Role, ...] = ("attention_norm_bias",)
-    if shape.decoder.block != "parallel":
+    names: tuple[WeightRole, ...] = ("attention_norm",)
+    biases: tuple[WeightRole, ...] = ("attention_norm_bias",)
+    if layer.block != "parallel":
         names, biases = (*names, "mlp_norm"), (*biases, "mlp_norm_bias")
-    if shape.decoder.block == "sandwich":
+    if layer.block == "sandwich":
         names = (*names, "after_attention_norm", "after_mlp_norm")
         biases = (*biases, "after_attention_norm_bias", "after_mlp_norm_bias")
-    if shape.decoder.norm.kind == "layer":
+    if layer.norm.kind == "layer":
         names += biases
-    return dict.fromkeys(names, (shape.hidden,))
+    return dict.fromkeys(names, (hidden,))
 
 
-def section_rows(shape: ModelShape, role: Role, section: Section, height: int) -> Rows:
-    """The rows that one published projection takes in a canonical matrix of `height` rows."""
+def section_rows(layer: LayerSpec | None, role: WeightRole, section: Section, height: int) -> Rows:
+    """The rows that one published projection takes in a canonical matrix of `height` rows; `layer` None: at the ends,
+    whose matrices have no sections.
+    """
     if section == "all":
         return Rows(0, height)
     if role in ("qkv", "qkv_bias"):
-        queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        assert layer is not None
+        heads = layer.attention
+        queries, keys = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
         return {"q": Rows(0, queries), "k": Rows(queries, keys), "v": Rows(queries + keys, keys)}[section]
     return {"gate": Rows(0, height // 2), "up": Rows(height // 2, height // 2)}[section]

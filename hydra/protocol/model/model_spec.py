@@ -1,21 +1,23 @@
 """What a model is, in numbers: everything the planner and the kernels must agree on, and nothing else.
 
 The coordinator reads a spec once from a model directory's config and safetensors headers; it travels to the workers
-inside LoadSlice. This file knows no file format and no tensor; sizes are bytes as stored unless a dtype is asked for.
+inside LoadSlice. This file knows no file format and no tensor. Bytes are those of memory where a dtype is asked for,
+else those of files.
 """
 
 from typing import Literal
 
 import attrs
 
+from hydra.protocol.model.cache_spec import CacheSize, cache_size
 from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.encoding import Encoding
+from hydra.protocol.model.part_size import PartSize, total_size
 from hydra.protocol.model.source import Directory, HubCommit, Source, hub_commit_of
 from hydra.protocol.sampling import DefaultSampling
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-Role = Literal[
+WeightRole = Literal[
     "attention_norm",
     "attention_norm_bias",
     "qkv",
@@ -52,65 +54,60 @@ class ModelShape:
     """A decoder-only transformer as its config describes it: widths, counts and arithmetic."""
 
     architecture: str  # as in config.json, e.g. "LlamaForCausalLM"
-    n_layers: int
     hidden: int
-    intermediate: int  # of a dense layer
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
     vocab: int
     max_positions: int  # of the longest sequence that it can do, the scaling of its ropes counted
     tied: bool
     decoder: DecoderSpec
 
     @property
+    def n_layers(self) -> int:
+        return self.decoder.n_layers
+
+    @property
     def layer_width(self) -> int:
-        """Numbers that one token's intermediates take in the widest layer: a few of its hidden states, and gate, up and
-        their product, once or for each expert it goes to.
+        """Numbers that one token's intermediates take in the widest layer: a few of its hidden states, and those of its
+        feed-forward.
         """
-        dense = 3 * self.intermediate if not all(self.decoder.sparse) else 0
-        moe = self.decoder.moe
-        sparse = 0 if moe is None else moe.n_experts + moe.top_k * (2 * self.hidden + 3 * moe.intermediate)
-        return 6 * self.hidden + max(dense, sparse)
+        return 6 * self.hidden + max(kind.feed_forward.width(self.hidden) for kind in self.decoder.kinds)
+
+    def cache_size(self, first_layer: int, end_layer: int, dtype: Dtype) -> CacheSize:
+        """What layers [first_layer, end_layer) keep of the rows they have seen."""
+        return cache_size((layer.cache for layer in self.decoder.layers[first_layer:end_layer]), dtype)
 
 
 @attrs.frozen(kw_only=True)
 class ModelSpec(ModelShape):
-    """The shape, and what the files hold: how many parameters each part has.
+    """The shape, and what the files hold: the size of each part.
 
-    `layer_params[i]` counts the parameters of layer i; `embedding_params`, `head_params` and `norm_params` those of
-    the ends. With `tied` the head reuses the embedding matrix and `head_params` counts at most a bias, yet a worker
-    that holds only the head still needs `embedding_params` of memory.
+    With `tied` the head reuses the embedding matrix and `head_size` counts at most a bias, yet a worker that holds only
+    the head still needs memory for the embedding.
     """
 
     fingerprint: str  # hex; equal fingerprints mean equal weights and config
-    stored_dtype: Dtype
-    layer_params: tuple[int, ...]
-    embedding_params: int
-    head_params: int
-    norm_params: int
+    stored_dtype: Dtype  # of most of its numbers: what a route computes in unless told otherwise
+    layer_sizes: tuple[PartSize, ...]
+    embedding_size: PartSize
+    head_size: PartSize
+    norm_size: PartSize
     bos_id: int | None
     eos_ids: tuple[int, ...]
     default_sampling: DefaultSampling = DefaultSampling()
 
-    def kv_token_bytes(self, n_layers: int, dtype: Dtype) -> int:
-        """Bytes of keys and values that one token leaves in `n_layers` layers."""
-        return 2 * n_layers * self.n_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
-
-    def slice_params(self, first_layer: int, end_layer: int) -> int:
-        """Parameters of layers [first_layer, end_layer) with the embedding and the head where they belong."""
-        params = sum(self.layer_params[first_layer:end_layer])
+    def slice_size(self, first_layer: int, end_layer: int) -> PartSize:
+        """Of layers [first_layer, end_layer) with the embedding and the head where they belong."""
+        sizes = list(self.layer_sizes[first_layer:end_layer])
         if first_layer == 0:
-            params += self.embedding_params
+            sizes.append(self.embedding_size)
         if end_layer == self.n_layers:
-            params += self.norm_params + self.head_params
+            sizes += (self.norm_size, self.head_size)
             if self.tied and first_layer != 0:
-                params += self.embedding_params
-        return params
+                sizes.append(self.embedding_size)
+        return total_size(sizes)
 
     def slice_bytes(self, first_layer: int, end_layer: int, dtype: Dtype) -> int:
-        """Memory of that slice's weights once converted to `dtype`."""
-        return self.slice_params(first_layer, end_layer) * DTYPE_BYTES[dtype]
+        """Memory of that slice's weights in a route of this dtype."""
+        return self.slice_size(first_layer, end_layer).memory_bytes(dtype)
 
 
 @attrs.frozen(kw_only=True)
@@ -121,7 +118,7 @@ class Place:
     (None: the matrix has none, or the tensor holds all of them).
     """
 
-    role: Role
+    role: WeightRole
     layer: int | None = None
     first_row: int = 0
     expert: int | None = None
@@ -135,7 +132,7 @@ class TensorRange:
     file: str  # relative to the model directory, one path component
     offset: int  # of the first byte, from the start of the file
     length: int  # bytes
-    dtype: Dtype
+    encoding: Encoding
     shape: tuple[int, ...]
     place: Place | None = None  # None: bytes that go into no matrix of a model
 

@@ -22,6 +22,8 @@ from hydra.protocol.ids import PeerId
 LaneName = Literal["steps", "store"]
 Dialler: TypeAlias = Callable[[Endpoint, LaneName, float], Awaitable[str]]  # as Wires.dial
 
+COMMAND_BOUND = 1000  # messages per connection of the command lane, unless the settings say otherwise
+SPARE_STEPS = 2  # of a link beyond the steps in flight: a transport learns late of what has left its queue
 STORE_BOUND = 16  # messages per connection of the store lane; an asker has far fewer questions open
 
 
@@ -145,6 +147,11 @@ class DataLane(Protocol):
     def blocking_link(self, to: Endpoint, bound: int) -> BlockingLink: ...
 
 
+def link_bound(credits: int) -> int:
+    """How many steps a link's queue holds when so many may be in flight: it is full only when something is wrong."""
+    return credits + SPARE_STEPS
+
+
 class StoreHub(Protocol):
     """The end of the store lane that answers, inside Trio. `addr` is the address really bound."""
 
@@ -186,10 +193,10 @@ class StoreLane(Protocol):
 class Wires(DataLane, StoreLane, Protocol):
     """All a process needs to open its ends of all lanes. `bound` is in messages, per connection."""
 
-    def hub(self, command_addr: str, broadcast_addr: str, bound: int = 1000) -> CommandHub:
+    def hub(self, command_addr: str, broadcast_addr: str, bound: int = COMMAND_BOUND) -> CommandHub:
         """Raises AddressTaken."""
 
-    def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> Spoke: ...
+    def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = COMMAND_BOUND) -> Spoke: ...
 
     async def dial(self, to: Endpoint, lane: LaneName, timeout_s: float) -> str:
         """Empty when an end of that lane answered there within the time; else why not, for people."""

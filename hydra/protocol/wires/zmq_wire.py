@@ -16,7 +16,7 @@ from hydra.protocol.codec import CONTROL_BYTES_MAX
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.faults import WireError
 from hydra.protocol.ids import COORDINATOR, PeerId
-from hydra.protocol.wires.wire import STORE_BOUND, Delivery, LaneName, WireClosed, WireFull
+from hydra.protocol.wires.wire import COMMAND_BOUND, STORE_BOUND, Delivery, LaneName, WireClosed, WireFull
 from hydra.protocol.wires.zmq_dial import dial
 from hydra.protocol.wires.zmq_sockets import (
     RECEIVE_BATCH,
@@ -36,6 +36,7 @@ from hydra.protocol.wires.zmq_sockets import (
 from hydra.protocol.wires.zmq_store import ZmqStoreHub, ZmqStoreLine
 
 HOSTS_MAX = 4096  # peers whose addresses are remembered
+WAKES_MAX = 8  # on their way to a compute thread; one would do
 COMMAND_LINGER_MS = 250  # so that a Goodbye leaves before the socket does
 _wake_names = itertools.count()
 
@@ -190,7 +191,7 @@ class ZmqBlockingSource:
         self.addr = bind(self._pull, addr)
         wake_addr = f"inproc://wake-{next(_wake_names)}"
         self._pull.bind(wake_addr)
-        self._waker = make_socket(context, zmq.PUSH, 8, 0)
+        self._waker = make_socket(context, zmq.PUSH, WAKES_MAX, 0)
         self._waker.connect(wake_addr)
         self._waker_lock = threading.Lock()
         self._timeout_ms = -1
@@ -247,10 +248,10 @@ class ZmqWires:
         self._context: zmq.Context[Socket] = zmq.Context()
         self._via = coordinator_addr.partition("://")[2].rpartition(":")[0]
 
-    def hub(self, command_addr: str, broadcast_addr: str, bound: int = 1000) -> ZmqHub:
+    def hub(self, command_addr: str, broadcast_addr: str, bound: int = COMMAND_BOUND) -> ZmqHub:
         return ZmqHub(self._context, command_addr, broadcast_addr, bound)
 
-    def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = 1000) -> ZmqSpoke:
+    def spoke(self, peer: PeerId, command_addr: str, broadcast_addr: str, bound: int = COMMAND_BOUND) -> ZmqSpoke:
         return ZmqSpoke(self._context, peer, command_addr, broadcast_addr, bound)
 
     async def dial(self, to: Endpoint, lane: LaneName, timeout_s: float) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 import attrs
 
 from hydra.protocol.refusal import RefusalError, refuse
+from hydra.protocol.units import GIGABYTE
 
 LOCK = ".lock"  # held shared by whoever uses the entry; its modification time is the last use
-GIGABYTE = 1_000_000_000
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

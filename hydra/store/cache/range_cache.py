@@ -12,14 +12,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
 
 import attrs
 
 from hydra.protocol.model.model_spec import StoredFile, TensorRange
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import refuse
 from hydra.store.cache.cache_room import CacheRoom, Hold, unusable
-from hydra.store.cache.range_fetch import Fetch, Piece, Unsupplied
+from hydra.store.cache.range_fetch import Fetch, FilePiece, Unsupplied
 from hydra.store.cache.range_file import RangeFile
 from hydra.store.cache.range_journal import Chunk
 from hydra.store.cache.range_source import RangeSource
@@ -30,10 +30,6 @@ from hydra.store.files.spans import cut
 REQUEST_BYTES = 64 << 20  # of one GET
 THREADS = 8
 FILES_NAMED_MAX = 8  # in a refusal
-
-
-class Progress(Protocol):
-    def __call__(self, bytes_done: int, bytes_total: int) -> None: ...
 
 
 @attrs.frozen
@@ -133,7 +129,7 @@ class RangeCache:
             fetch.admit(file, sure[file])
         return sure
 
-    def _fetch(self, opened: list[RangeFile], fetch: Fetch, missing: list[Piece]) -> None:
+    def _fetch(self, opened: list[RangeFile], fetch: Fetch, missing: list[FilePiece]) -> None:
         try:
             self._in_parallel(fetch, [partial(fetch.bring, piece) for piece in missing])
         except Unsupplied as why:
@@ -174,9 +170,9 @@ def _file_name(stored: StoredFile) -> str:
     return stored.file
 
 
-def _pieces(opened: Sequence[RangeFile]) -> list[Piece]:
+def _pieces(opened: Sequence[RangeFile]) -> list[FilePiece]:
     gaps = [(file, gap) for file in opened for gap in file.missing_wanted()]
-    return [Piece(file, start, end) for file, gap in gaps for start, end in cut(gap, REQUEST_BYTES)]
+    return [FilePiece(file, start, end) for file, gap in gaps for start, end in cut(gap, REQUEST_BYTES)]
 
 
 def _still_missing(opened: Sequence[RangeFile]) -> str:

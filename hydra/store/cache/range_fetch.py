@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.range_file import RangeFile
 from hydra.store.cache.range_journal import Chunk
@@ -25,7 +26,7 @@ class Unsupplied(Exception):
 
 
 @attrs.frozen(eq=False)
-class Piece:
+class FilePiece:
     """[start, end) of one file, to be brought by one thread."""
 
     file: RangeFile
@@ -39,7 +40,7 @@ class Fetch:
 
     sources: tuple[RangeSource, ...]
     policy: RetryPolicy
-    progress: Callable[[int, int], None]
+    progress: Progress
     cancelled: Callable[[], bool]
     failure: BaseException | None = attrs.field(default=None, init=False)  # the first: the others follow from it
     _sure: dict[RangeFile, set[Chunk]] = attrs.field(factory=dict, init=False)
@@ -67,7 +68,7 @@ class Fetch:
         """Threads leave at their next piece of data or wait."""
         self._stopped.set()
 
-    def bring(self, piece: Piece) -> None:
+    def bring(self, piece: FilePiece) -> None:
         """Asks one source after the other. Raises RefusalError or Unsupplied; the other threads then stop too."""
         try:
             self._check_wanted()
@@ -78,7 +79,7 @@ class Fetch:
             self.stop()
             raise
 
-    def _bring(self, piece: Piece) -> None:
+    def _bring(self, piece: FilePiece) -> None:
         """Goes briefly through all sources, and then, if none gave it, once more with all patience for those of which
         anything has been heard."""
         faults: dict[str, SourceFault] = {}
@@ -101,7 +102,7 @@ class Fetch:
             return source.name not in self._heard
         return isinstance(fault, SourceUnfit)
 
-    def _from(self, source: RangeSource, piece: Piece, policy: RetryPolicy) -> None:
+    def _from(self, source: RangeSource, piece: FilePiece, policy: RetryPolicy) -> None:
         """Raises SourceFault once patience with this source is at its end."""
         attempt = Retry(policy, self._leave, heard=source.name in self._heard)
         while gaps := piece.file.missing(piece.start, piece.end):
@@ -124,7 +125,7 @@ class Fetch:
                 if attempt.heard:
                     self._heard.add(source.name)
 
-    def _whole_file(self, source: RangeSource, piece: Piece, attempt: Retry) -> None:
+    def _whole_file(self, source: RangeSource, piece: FilePiece, attempt: Retry) -> None:
         """One thread takes all of it; whoever waited for the same file then finds its piece there."""
         with piece.file.whole:
             if piece.file.missing(piece.start, piece.end):

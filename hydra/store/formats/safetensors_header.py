@@ -11,7 +11,6 @@ from typing import Any
 
 import attrs
 
-from hydra.protocol.model.model_spec import Dtype
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import parse_object, shown
 from hydra.store.files.foreign_file import Foreign, recognise_weights
@@ -21,7 +20,6 @@ TENSORS_MAX = 100_000
 DIMS_MAX = 16
 LENGTH_BYTES = 8  # the little-endian length that opens the file
 
-WEIGHT_DTYPES: dict[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _ITEM_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -32,10 +30,11 @@ _ITEM_BYTES = {
 
 @attrs.frozen(kw_only=True)
 class StoredTensor:
-    """One entry of a header. `dtype` is the file's own name for it; `offset` counts from the start of the file."""
+    """One entry of a header. `file_dtype` is the file's own name for it, of an encoding that we know or of another;
+    `offset` counts from the start of the file."""
 
     name: str
-    dtype: str
+    file_dtype: str
     shape: tuple[int, ...]
     offset: int
     length: int
@@ -50,7 +49,7 @@ class Header:
     file_bytes: int
 
 
-def read_header(path: Path, file: str) -> Header:
+def read_weights_header(path: Path, file: str) -> Header:
     """Reads and checks the header of `path`; `file` is what refusals call it."""
     try:
         with path.open("rb") as stream:
@@ -105,7 +104,7 @@ def _entry(file: str, name: str, value: Any, start: int) -> StoredTensor:
         needed *= dim
     if needed != length:
         raise _bad(file, f"gives {shown(name)} {length} bytes where its shape {shape} in {dtype} needs {needed}")
-    return StoredTensor(name=name, dtype=dtype, shape=tuple(shape), offset=start + offsets[0], length=length)
+    return StoredTensor(name=name, file_dtype=dtype, shape=tuple(shape), offset=start + offsets[0], length=length)
 
 
 def _sizes(value: Any) -> bool:

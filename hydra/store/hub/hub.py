@@ -62,7 +62,7 @@ class Snapshot:
 
 
 @attrs.define(eq=False)
-class Hub:
+class HubClient:
     """Reads the Hub into `cache_dir`/hub. Any thread may call; two processes may at once."""
 
     access: HubAccess

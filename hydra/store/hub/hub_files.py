@@ -19,9 +19,9 @@ from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.cache_room import unusable
 from hydra.store.cache.range_source import SourceFault
-from hydra.store.formats.safetensors_header import Header, StoredTensor, parse_header, read_header
+from hydra.store.formats.safetensors_header import Header, StoredTensor, parse_header, read_weights_header
 from hydra.store.hub.hf_cache import find_blob
-from hydra.store.hub.hub import Hub, Snapshot
+from hydra.store.hub.hub import HubClient, Snapshot
 from hydra.store.hub.hub_source import HubSource
 from hydra.store.models.local_copy import why_unlike
 from hydra.store.models.model_dir import INDEX, SINGLE, describe_files
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 class HubFiles:
     """WeightFiles over a snapshot; `in_hf_cache` is its directory in the Hugging Face cache, whole or not."""
 
-    hub: Hub
+    hub: HubClient
     snapshot: Snapshot
     source: HubSource
     in_hf_cache: Path | None
@@ -51,7 +51,7 @@ class HubFiles:
         if stored is None:
             return None
         if (here := find_blob(self.in_hf_cache, stored)) is not None:
-            return read_header(here, file)
+            return read_weights_header(here, file)
         return parse_header(self.hub.header(self.snapshot, stored, self.source), file, stored.size_bytes)
 
     def tag(self, file: str, header: Header, tensors: Iterable[StoredTensor]) -> str:
@@ -87,7 +87,7 @@ class HubFiles:
             return {SINGLE}
 
 
-def describe_hub_model(hub: Hub, ref: HubRef) -> Described:
+def describe_hub_model(hub: HubClient, ref: HubRef) -> Described:
     """Raises RefusalError: model_not_found, access_denied, source_unreachable, bad_model, unsupported."""
     try:
         if hub.access.offline:
@@ -109,7 +109,7 @@ def describe_hub_model(hub: Hub, ref: HubRef) -> Described:
         raise unusable(hub.cache_dir, error) from error
 
 
-def _described(hub: Hub, snapshot: Snapshot) -> Described:
+def _described(hub: HubClient, snapshot: Snapshot) -> Described:
     """As the Hub lists it. Its weights are read from the Hugging Face cache where that holds all of them."""
     directory = hub.hf_cache.snapshot(snapshot.ref)
     with closing(hub.source(snapshot)) as source:
@@ -126,7 +126,7 @@ def _described(hub: Hub, snapshot: Snapshot) -> Described:
     return attrs.evolve(model, sources=(Directory(str(directory)), hub_source))
 
 
-def _at_hand(hub: Hub, ref: HubRef, why: str) -> Described:
+def _at_hand(hub: HubClient, ref: HubRef, why: str) -> Described:
     """What is on this machine of `ref`: of a branch the commit that was written down last, if it is here, in our own
     cache or in the Hugging Face cache; else the one before. `why` says why the Hub is not asked.
     """
@@ -147,7 +147,7 @@ def _at_hand(hub: Hub, ref: HubRef, why: str) -> Described:
     raise reasons[0] if reasons else hub.missing(ref, why)
 
 
-def _commits_at_hand(hub: Hub, ref: HubRef) -> Iterator[HubRef]:
+def _commits_at_hand(hub: HubClient, ref: HubRef) -> Iterator[HubRef]:
     """The commits here that `ref` may mean without the Hub, the one that was written down last first."""
     records = [record for record in (hub.recorded(ref), hub.hf_cache.recorded(ref)) if record is not None]
     commits = [commit for commit, _ in sorted(records, key=lambda record: record[1], reverse=True)]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import attrs
 
+from hydra.protocol.lent import Lent
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import Described, StoredFile, TensorRange
 from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import RefusalError, refuse
@@ -22,7 +24,7 @@ from hydra.store.files.small_files import LENT_FILES
 from hydra.store.files.spans import Spans
 from hydra.store.hub.hub_source import HubSource
 from hydra.store.lending.file_lender import FileLender, WholeFiles
-from hydra.store.lending.lent_file import HeldFile, Lent
+from hydra.store.lending.lent_file import HeldFile
 from hydra.store.models.model_ref import HubAccess, HubRef
 
 AHEAD_BYTES = 8 << 20  # of the same tensor: its asker will want them next, and a request to the Hub is dear
@@ -86,7 +88,7 @@ class HubPlace:
             return
         ahead = max(end, min(self._end_of_tensor(file, end), start + AHEAD_BYTES))
         wanted = TensorRange(
-            name=f"bytes {start} to {ahead}", file=file, offset=start, length=ahead - start, dtype="float32", shape=()
+            name=f"bytes {start} to {ahead}", file=file, offset=start, length=ahead - start, encoding=F32, shape=()
         )
         folder = self._cache.ensure(
             self.described.spec.fingerprint, self.described.files, [wanted], [self.source], _quiet, _never

@@ -6,7 +6,7 @@ Promises: the `Library` port, by describing afresh at each call; any thread may 
 import attrs
 
 from hydra.protocol.model.model_spec import Described
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_files import describe_hub_model
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubRef, parse_ref
@@ -16,7 +16,7 @@ from hydra.store.models.model_ref import HubRef, parse_ref
 class HubLibrary(LocalLibrary):
     """Directories, and the models of a Hub by their ids. A directory that exists is never taken for an id."""
 
-    hub: Hub
+    hub: HubClient
 
     def describe(self, model_path: str) -> Described:
         """Also raises access_denied and source_unreachable."""

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import attrs
 
+from hydra.protocol.lent import Lent
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.model.source import directory_of
@@ -23,7 +24,7 @@ from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import locate
 from hydra.store.files.file_identity import FileIdentity
 from hydra.store.files.small_files import LENT_FILES
-from hydra.store.lending.lent_file import HeldFile, Lent, read_unchanged, unreadable
+from hydra.store.lending.lent_file import HeldFile, read_unchanged, unreadable
 
 MODELS_MAX = 64  # lent at a time; beyond, the one lent first is taken back
 

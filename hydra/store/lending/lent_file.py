@@ -12,20 +12,13 @@ from pathlib import Path
 
 import attrs
 
+from hydra.protocol.lent import Lent
 from hydra.protocol.model.model_spec import StoredFile
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.range_file import JOURNAL_SUFFIX
 from hydra.store.cache.range_journal import Chunk, Journal, digest_of
 from hydra.store.files.file_identity import FileIdentity
 from hydra.store.files.spans import Spans
-
-
-@attrs.frozen
-class Lent:
-    """A chunk, and the size of the file it is from."""
-
-    data: bytearray
-    file_bytes: int
 
 
 def read_chunk(opened: int, file: str, file_bytes: int, offset: int, length: int) -> Lent:

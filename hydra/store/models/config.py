@@ -18,7 +18,7 @@ from hydra.store.models.family import Family, refuse_the_unread
 from hydra.store.models.generation_config import GenerationDefaults, read_generation
 from hydra.store.models.names import Names
 
-CONFIG = "config.json"
+CONFIG_FILE = "config.json"
 
 
 @attrs.frozen(kw_only=True)
@@ -33,10 +33,10 @@ class ModelConfig:
 
 def read_config(directory: Path) -> ModelConfig:
     """Reads config.json and generation_config.json. Raises RefusalError: bad_model, unsupported."""
-    found = read_json_file(directory, CONFIG)
+    found = read_json_file(directory, CONFIG_FILE)
     if found is None:
-        raise refuse("bad_model", f"{directory} has no {CONFIG}. Give a directory in the Hugging Face layout.")
-    config, raw = Values(found[0], CONFIG), found[1]
+        raise refuse("bad_model", f"{directory} has no {CONFIG_FILE}. Give a directory in the Hugging Face layout.")
+    config, raw = Values(found[0], CONFIG_FILE), found[1]
     family = _family(config)
     _refuse_quantised(config)
     shape = family.read(config, family.architecture)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 DEMO_NAME = "hydra-demo-random"
 SPECIALS = ("<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|system|>")
 BOS_ID, EOS_ID = 256, 257
-VOCAB = 256 + len(SPECIALS)
-HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 64, 176, 8, 4, 2
+DEMO_VOCAB = 256 + len(SPECIALS)
+DEMO_HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 64, 176, 8, 4, 2
 SEED = 20240229
 STD = 0.25  # of every matrix: large enough that the answer depends on what was said, and where
 HEAD_STD = 0.7
@@ -78,13 +78,13 @@ def _config() -> dict[str, Any]:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "dtype": "float32",
-        "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
+        "vocab_size": DEMO_VOCAB,
+        "hidden_size": DEMO_HIDDEN,
         "intermediate_size": INTERMEDIATE,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "head_dim": HIDDEN // HEADS,
+        "head_dim": DEMO_HIDDEN // HEADS,
         "hidden_act": "silu",
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
@@ -106,25 +106,25 @@ def _weights() -> Iterator[tuple[str, NDArray[np.float32]]]:
         unit = (bits.random_raw(rows * columns) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
         return ((unit - np.float32(0.5)) * np.float32(std * math.sqrt(12))).reshape(rows, columns)
 
-    ones = np.ones(HIDDEN, dtype=np.float32)
-    keys = KV_HEADS * HIDDEN // HEADS
-    yield "model.embed_tokens.weight", matrix(VOCAB, HIDDEN, 1.0)
+    ones = np.ones(DEMO_HIDDEN, dtype=np.float32)
+    keys = KV_HEADS * DEMO_HIDDEN // HEADS
+    yield "model.embed_tokens.weight", matrix(DEMO_VOCAB, DEMO_HIDDEN, 1.0)
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
         yield prefix + "input_layernorm.weight", ones
-        yield prefix + "self_attn.q_proj.weight", matrix(HIDDEN, HIDDEN)
-        yield prefix + "self_attn.k_proj.weight", matrix(keys, HIDDEN)
-        yield prefix + "self_attn.v_proj.weight", matrix(keys, HIDDEN)
-        yield prefix + "self_attn.o_proj.weight", matrix(HIDDEN, HIDDEN)
+        yield prefix + "self_attn.q_proj.weight", matrix(DEMO_HIDDEN, DEMO_HIDDEN)
+        yield prefix + "self_attn.k_proj.weight", matrix(keys, DEMO_HIDDEN)
+        yield prefix + "self_attn.v_proj.weight", matrix(keys, DEMO_HIDDEN)
+        yield prefix + "self_attn.o_proj.weight", matrix(DEMO_HIDDEN, DEMO_HIDDEN)
         yield prefix + "post_attention_layernorm.weight", ones
-        yield prefix + "mlp.gate_proj.weight", matrix(INTERMEDIATE, HIDDEN)
-        yield prefix + "mlp.up_proj.weight", matrix(INTERMEDIATE, HIDDEN)
-        yield prefix + "mlp.down_proj.weight", matrix(HIDDEN, INTERMEDIATE)
+        yield prefix + "mlp.gate_proj.weight", matrix(INTERMEDIATE, DEMO_HIDDEN)
+        yield prefix + "mlp.up_proj.weight", matrix(INTERMEDIATE, DEMO_HIDDEN)
+        yield prefix + "mlp.down_proj.weight", matrix(DEMO_HIDDEN, INTERMEDIATE)
     yield "model.norm.weight", ones
-    spoken = np.zeros((VOCAB, 1), dtype=np.float32)
+    spoken = np.zeros((DEMO_VOCAB, 1), dtype=np.float32)
     spoken[PRINTABLE] = 1
     spoken[EOS_ID] = EOS_SHARE
-    yield "lm_head.weight", matrix(VOCAB, HIDDEN, HEAD_STD) * spoken
+    yield "lm_head.weight", matrix(DEMO_VOCAB, DEMO_HIDDEN, HEAD_STD) * spoken
 
 
 def _write_weights(path: Path, weights: dict[str, NDArray[np.float32]]) -> None:

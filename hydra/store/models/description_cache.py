@@ -2,8 +2,8 @@
 
 Promises: a description that comes back is the very one that was kept, by a checksum and by the strict rules of the
 wire, and so are the small files of a directory (config, tokenizer, templates), which lie in its `folder` then; one of
-another version, or damaged, is as if it were not there. At most ENTRIES_MAX are kept, the latest ones. That one cannot
-be kept is said in the log and stops nobody. Refuses to know when it may stand in for the model.
+another version, or damaged, is as if it were not there. At most DESCRIPTIONS_MAX are kept, the latest ones. That one
+cannot be kept is said in the log and stops nobody. Refuses to know when it may stand in for the model.
 """
 
 import shutil
@@ -21,8 +21,8 @@ from hydra.store.files.directory import locate
 from hydra.store.files.small_files import SMALL_FILES, SMALL_MAX_BYTES, TEMPLATES
 from hydra.store.files.whole_file import write_whole
 
-FORMAT = 2
-ENTRIES_MAX = 32
+FORMAT = 3
+DESCRIPTIONS_MAX = 32
 ENTRY_MAX_BYTES = 64 << 20  # the largest mixtures of experts have about 10 MB
 SUFFIX, FILES_SUFFIX = ".description", ".files"
 
@@ -98,9 +98,9 @@ class DescriptionCache:
     def _forget(self, place: str, current: Path) -> None:
         """The oldest descriptions, and small files that no description names any more."""
         kept = sorted(self.folder.glob(f"*{SUFFIX}"), key=_written_s, reverse=True)
-        for path in kept[ENTRIES_MAX:]:
+        for path in kept[DESCRIPTIONS_MAX:]:
             path.unlink(missing_ok=True)
-        names = {path.name.removesuffix(SUFFIX) for path in kept[:ENTRIES_MAX]}
+        names = {path.name.removesuffix(SUFFIX) for path in kept[:DESCRIPTIONS_MAX]}
         for folder in self.folder.glob(f"*{FILES_SUFFIX}"):
             name = folder.name.partition("-")[0]
             if name not in names or (name == _name(place) and folder != current):

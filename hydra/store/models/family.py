@@ -8,8 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
-from hydra.protocol.model.decoder_spec import Activation, DecoderSpec
+from hydra.protocol.model.cache_spec import PagedKvSpec
+from hydra.protocol.model.decoder_spec import DecoderSpec
+from hydra.protocol.model.layer_spec import (
+    Activation,
+    BlockKind,
+    FeedForwardSpec,
+    LayerSpec,
+    NormSpec,
+    SoftmaxAttentionSpec,
+)
 from hydra.protocol.model.model_spec import ModelShape
+from hydra.protocol.model.rope_spec import RopeSpec
 from hydra.store.files.directory import shown
 from hydra.store.models.config_values import Values
 from hydra.store.models.names import Names
@@ -78,12 +88,34 @@ class Sizes:
     max_positions: int  # max_position_embeddings, as the config says it
     tied: bool
 
+    def attention(self, rope: RopeSpec) -> SoftmaxAttentionSpec:
+        """Of a layer that has nothing beside its heads."""
+        return SoftmaxAttentionSpec(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, head_dim=self.head_dim, rope=rope)
+
     def shape(self, architecture: str, decoder: DecoderSpec, *, stretched: bool = False) -> ModelShape:
         """`stretched`: max_position_embeddings counts the scaling of the ropes already, whatever its kind."""
-        sizes = attrs.asdict(self)
-        if not stretched:
-            sizes["max_positions"] = min(reach(rope, self.max_positions) for rope in decoder.ropes)
-        return ModelShape(architecture=architecture, decoder=decoder, **sizes)
+        positions = self.max_positions
+        return ModelShape(
+            architecture=architecture,
+            hidden=self.hidden,
+            vocab=self.vocab,
+            max_positions=positions if stretched else min(reach(rope, positions) for rope in decoder.ropes),
+            tied=self.tied,
+            decoder=decoder,
+        )
+
+
+def paged_layer(
+    attention: SoftmaxAttentionSpec, feed_forward: FeedForwardSpec, norm: NormSpec, block: BlockKind = "sequential"
+) -> LayerSpec:
+    """A layer that keeps the keys and values of its attention in blocks."""
+    cache = PagedKvSpec(n_heads=attention.n_kv_heads, head_dim=attention.head_dim)
+    return LayerSpec(attention=attention, feed_forward=feed_forward, cache=cache, norm=norm, block=block)
+
+
+def with_windows(layer: LayerSpec, windows: Sequence[int]) -> list[LayerSpec]:
+    """This layer once for each of these sliding windows."""
+    return [attrs.evolve(layer, attention=attrs.evolve(layer.attention, window=window)) for window in windows]
 
 
 def read_sizes(

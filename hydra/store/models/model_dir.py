@@ -13,12 +13,15 @@ from pathlib import Path
 import attrs
 import structlog
 
+from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.encoding import ENCODINGS
 from hydra.protocol.model.layout import Part, part_of
-from hydra.protocol.model.model_spec import Described, Dtype, ModelSpec, StoredFile, TensorRange
+from hydra.protocol.model.model_spec import Described, ModelSpec, StoredFile, TensorRange
+from hydra.protocol.model.part_size import PartSize, total_size
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import is_plain_name, open_directory, read_json_file, shown
 from hydra.store.files.foreign_file import unfinished
-from hydra.store.formats.safetensors_header import WEIGHT_DTYPES, Header
+from hydra.store.formats.safetensors_header import Header
 from hydra.store.models.config import ModelConfig, read_config
 from hydra.store.models.name_prefix import as_stored, why_lacking
 from hydra.store.models.names import ROTARY_CONSTANT, Expected, expected_tensors
@@ -164,15 +167,16 @@ def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header
         raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which does not hold it.")
     if stored.shape != shape:
         raise refuse("bad_model", f"{name!r} in {file} has shape {stored.shape}; config.json asks for {shape}.")
-    if stored.dtype not in WEIGHT_DTYPES:
-        known = ", ".join(WEIGHT_DTYPES)
-        raise refuse("unsupported", f"{name!r} in {file} is stored as {stored.dtype}; supported are {known}.")
+    encoding = ENCODINGS.get(stored.file_dtype)
+    if encoding is None:
+        known = ", ".join(ENCODINGS)
+        raise refuse("unsupported", f"{name!r} in {file} is stored as {stored.file_dtype}; supported are {known}.")
     return TensorRange(
         name=name,
         file=file,
         offset=stored.offset,
         length=stored.length,
-        dtype=WEIGHT_DTYPES[stored.dtype],
+        encoding=encoding,
         shape=stored.shape,
         place=expected.place,
     )
@@ -197,20 +201,22 @@ def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[Sto
 
 
 def _spec(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:
-    per_part: Counter[Part] = Counter()
+    per_part: dict[Part, list[PartSize]] = {}
     per_dtype: Counter[Dtype] = Counter()
     for tensor in tensors:
-        params = math.prod(tensor.shape)
-        per_dtype[tensor.dtype] += params
-        per_part[part_of(tensor)] += params
+        numbers = math.prod(tensor.shape)
+        per_dtype[tensor.encoding.dtype] += numbers
+        per_part.setdefault(part_of(tensor), []).append(PartSize(numbers, tensor.length))
+    sizes = {part: total_size(parts) for part, parts in per_part.items()}
+    nothing = total_size(())
     return ModelSpec(
         **attrs.asdict(config.shape, recurse=False),
         fingerprint=fingerprint,
         stored_dtype=per_dtype.most_common(1)[0][0],
-        layer_params=tuple(per_part[layer] for layer in range(config.shape.n_layers)),
-        embedding_params=per_part["embedding"],
-        head_params=per_part["head"],
-        norm_params=per_part["norm"],
+        layer_sizes=tuple(sizes[layer] for layer in range(config.shape.n_layers)),
+        embedding_size=sizes["embedding"],
+        head_size=sizes.get("head", nothing),
+        norm_size=sizes["norm"],
         bos_id=config.speech.bos_id,
         eos_ids=config.speech.eos_ids,
         default_sampling=config.speech.default_sampling,

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from hydra.protocol.model.layout import Part, Section, Shape, part_shapes, section_rows
-from hydra.protocol.model.model_spec import ModelShape, Place, Role
+from hydra.protocol.model.layout import Part, Section, TensorShape, part_shapes, section_rows
+from hydra.protocol.model.model_spec import ModelShape, Place, WeightRole
 
 ROTARY_CONSTANT = "rotary_emb.inv_freq"  # old files carry it; transformers too computes it from the config instead
 
 _NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})\.", re.ASCII)
-_BIAS_OF: dict[Role, Role] = {
+_BIAS_OF: dict[WeightRole, WeightRole] = {
     "attention_norm": "attention_norm_bias",
     "qkv": "qkv_bias",
     "query_norm": "query_norm_bias",
@@ -34,7 +34,7 @@ _BIAS_OF: dict[Role, Role] = {
 class Slot:
     """A role, and the section of it that one published module takes."""
 
-    role: Role
+    role: WeightRole
     section: Section = "all"
 
 
@@ -82,7 +82,7 @@ class Expected:
     """A published tensor that a model must have."""
 
     name: str
-    shape: Shape
+    shape: TensorShape
     place: Place
 
 
@@ -99,12 +99,13 @@ def expected_tensors(shape: ModelShape, names: Names) -> Iterator[Expected]:
 def _of_part(shape: ModelShape, part: Part, modules: Mapping[str, Slot], prefix: str) -> Iterator[Expected]:
     shapes = part_shapes(shape, part)
     layer = part if isinstance(part, int) else None
+    spec = None if layer is None else shape.decoder.layer(layer)
     for module, slot in modules.items():
         for role, suffix in ((slot.role, ".weight"), (_BIAS_OF.get(slot.role), ".bias")):
             if role is None or role not in shapes:
                 continue
             for expert, number, size in _blocks(module, shapes[role]):
-                rows = section_rows(shape, role, slot.section, size[0])
+                rows = section_rows(spec, role, slot.section, size[0])
                 yield Expected(
                     f"{prefix}{module.replace('{expert}', number)}{suffix}",
                     (rows.count, *size[1:]),
@@ -112,7 +113,7 @@ def _of_part(shape: ModelShape, part: Part, modules: Mapping[str, Slot], prefix:
                 )
 
 
-def _blocks(module: str, size: Shape) -> Iterator[tuple[int | None, str, Shape]]:
+def _blocks(module: str, size: TensorShape) -> Iterator[tuple[int | None, str, TensorShape]]:
     """(expert, its number in the name, its share's shape); one without an expert where the name has none."""
     if "{expert}" not in module:
         yield None, "", size

@@ -9,7 +9,7 @@ from typing import get_args
 
 import attrs
 
-from hydra.protocol.model.decoder_spec import RopeKind, RopeSpec
+from hydra.protocol.model.rope_spec import RopeKind, RopeSpec
 from hydra.store.files.directory import shown
 from hydra.store.models.config_values import Values
 

@@ -36,7 +36,7 @@ def own_head(files: WeightFiles, names: Names, shards: Mapping[str, Header], *, 
 
 
 def _same(files: WeightFiles, one: Located, other: Located) -> bool:
-    return (one[1].dtype, one[1].shape) == (other[1].dtype, other[1].shape) and files.same_bytes(one, other)
+    return (one[1].file_dtype, one[1].shape) == (other[1].file_dtype, other[1].shape) and files.same_bytes(one, other)
 
 
 def _find(tensor: str, shards: Mapping[str, Header]) -> Located | None:

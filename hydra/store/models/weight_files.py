@@ -13,10 +13,10 @@ import attrs
 
 from hydra.protocol.refusal import refuse
 from hydra.store.files.directory import blob_name, locate
-from hydra.store.formats.safetensors_header import Header, StoredTensor, read_header
+from hydra.store.formats.safetensors_header import Header, StoredTensor, read_weights_header
 
 PROBE_BYTES = 4096
-CHUNK_BYTES = 1 << 20
+COMPARED_BYTES = 1 << 20
 
 Located: TypeAlias = tuple[str, StoredTensor]  # the file, and the tensor in it
 
@@ -49,7 +49,7 @@ class LocalFiles:
 
     def header(self, file: str) -> Header | None:
         path = locate(self.folder, file)
-        return None if path is None else read_header(path, file)
+        return None if path is None else read_weights_header(path, file)
 
     def tag(self, file: str, header: Header, tensors: Iterable[StoredTensor]) -> str:
         """A digest over header, size and a probe from the middle of every tensor: fine-tunes differ in nothing else.
@@ -86,7 +86,7 @@ class LocalFiles:
                 other_stream.seek(other_tensor.offset)
                 left = tensor.length
                 while left:
-                    chunk = stream.read(min(left, CHUNK_BYTES))
+                    chunk = stream.read(min(left, COMPARED_BYTES))
                     if not chunk or chunk != other_stream.read(len(chunk)):
                         return False
                     left -= len(chunk)

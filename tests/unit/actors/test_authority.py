@@ -16,7 +16,7 @@ from hydra.protocol.messages.models import Rebalance, StatusRequest
 from hydra.protocol.messages.plans import RouteBroken, SliceLoaded
 from hydra.protocol.wires.wire import Delivery
 
-HERE = {"registry", "planner", "broker", "status"}  # who lives in the coordinator
+HERE = {"registry", "planner", "broker", "status", "journal"}  # who lives in the coordinator and is spoken to
 
 
 def test_every_message_has_its_speakers():

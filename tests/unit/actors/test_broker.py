@@ -7,16 +7,8 @@ import pytest
 from hydra.actors.core.facts import FrontendLost, ModelGone, ModelKnown, RouteDown, RouteUp, StepOverdue
 from hydra.actors.core.machine import CancelTimer, Received, Send, SetTimer, Tell, TimerFired
 from hydra.actors.core.names import PLANNER
-from hydra.actors.scheduling.broker import (
-    UNMEASURED_LEASE_S,
-    Broker,
-    CloseLink,
-    Limits,
-    LinkFull,
-    OpenLink,
-    SendStep,
-    StepBack,
-)
+from hydra.actors.scheduling.broker import UNMEASURED_LEASE_S, Broker
+from hydra.actors.scheduling.data_link import CloseLink, LinkFull, OpenLink, SendStep, StepBack
 from hydra.actors.scheduling.probes import PROBE_DEADLINE_S, READY_FOR_S
 from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.row_faults import FAILURES_MAX, NO_MEMORY, RowFaults
@@ -24,12 +16,13 @@ from hydra.protocol.batch import Logprobs, StepResult, int32
 from hydra.protocol.context_length import context_overflow
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Address, Epoch
-from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_STOP, Close, Open, OpenRefused, Reopen, Tokens
+from hydra.protocol.messages.generations import Close, Open, OpenRefused, Reopen, Tokens
 from hydra.protocol.messages.models import ReadyReply, ReadyRequest
 from hydra.protocol.messages.plans import RouteBroken
 from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import GREEDY, SamplingParams
+from hydra.protocol.settings.engine import EngineSettings
 
 FRONT = Address("front-1", "sessions")
 ASKER = Address("front-1", "asks")
@@ -65,7 +58,7 @@ class Table:
     """A broker with a route under it; keeps the steps that were sent and not yet answered."""
 
     def __init__(self, *, up=True, **limits):
-        self.broker = Broker(limits=Limits(**limits))
+        self.broker = Broker(limits=EngineSettings(**limits))
         self.now_s = 0.0
         self.steps = []
         self.epoch = UP.epoch
@@ -92,7 +85,8 @@ class Table:
     def result(self, step, token=7, broken=()):
         """`broken`: the sessions whose logits are no numbers."""
         sampled = step.batch.sample != 0
-        rows = self.broker._models["m"].engine.rows
+        (route,) = self.broker._models["m"].routes.values()
+        rows = route.scheduler.rows
         fault = [int(row in rows and rows[row].key.session in broken) for row in step.batch.row[sampled].tolist()]
         return StepResult(
             route=step.route,
@@ -197,7 +191,7 @@ def test_the_last_token_that_fits_is_not_refused():
 
 
 def test_a_full_queue_refuses_new_work_but_never_a_replay():
-    table = Table(up=False, waiting_max=2)
+    table = Table(up=False, max_waiting=2)
     for session in (1, 2):
         assert table.says(opening(session)) == []
     (refused,) = mail(table.says(opening(3)), OpenRefused)
@@ -207,7 +201,7 @@ def test_a_full_queue_refuses_new_work_but_never_a_replay():
 
 
 def test_an_open_said_again_while_it_waits_is_not_refused():
-    table = Table(up=False, waiting_max=1)
+    table = Table(up=False, max_waiting=1)
     table.says(opening(1))
     assert table.says(opening(1)) == [], "it holds its place; the queue is full of itself"
     table.rise()
@@ -254,7 +248,7 @@ def test_a_replay_that_is_refused_leaves_no_row_behind():
 
 
 def test_close_frees_the_row_and_the_next_one_enters():
-    table = Table(running_max=1)
+    table = Table(max_running=1)
     table.says(opening(1))
     table.says(opening(2, history=int32([12, 4, 5])))
     assert prompts(table.steps) == [3]
@@ -272,7 +266,7 @@ def test_a_close_of_a_former_attempt_does_not_hit_the_present_one():
     assert table.broker.statistics("m") == (100, 100, 0, 0)
 
 
-@pytest.mark.parametrize(("token", "most", "finish"), [(2, 10, FINISH_STOP), (7, 1, FINISH_LENGTH)])
+@pytest.mark.parametrize(("token", "most", "finish"), [(2, 10, 1), (7, 1, 2)])
 def test_an_end_is_told_with_the_last_token_and_frees_everything(token, most, finish):
     table = Table()
     table.says(opening(1, max_tokens=most))
@@ -290,7 +284,7 @@ def test_a_route_that_falls_sends_its_sessions_back():
 
 
 def test_a_row_between_two_steps_was_not_in_flight():
-    table = Table(batch_tokens=3)
+    table = Table(max_batch_tokens=3)
     for session in (1, 2, 3, 4, 5):
         table.says(opening(session))
     under_way = {int(row) for step in table.steps for row in step.batch.row}
@@ -306,7 +300,7 @@ def test_a_plan_that_changed_kills_nobody():
 
 
 def test_those_who_wait_are_left_in_peace():
-    table = Table(running_max=1)
+    table = Table(max_running=1)
     table.says(opening(1))
     table.says(opening(2))
     assert [r.session for r in mail(table.fall(death=True), Reopen)] == [1]
@@ -336,7 +330,7 @@ def test_a_result_of_a_former_epoch_is_counted_and_dropped():
 
 
 def test_a_result_out_of_turn_breaks_the_route():
-    table = Table(batch_tokens=3)
+    table = Table(max_batch_tokens=3)
     table.says(opening(1))
     table.says(opening(2))
     (broken,) = mail(table.tell(StepBack(table.result(table.steps[1]))), RouteBroken, to=PLANNER)
@@ -498,7 +492,7 @@ def test_a_row_that_never_finds_memory_ends_after_a_few_tries(history):
 
 def test_a_row_in_company_that_never_finds_memory_ends_too():
     """Even if steps never became smaller."""
-    faults, row = RowFaults(), Row(row=1, key=RowKey("f", 1), open=opening(1), arrival=1, history=[3])
+    faults, row = RowFaults(), Row(row=1, key=RowKey("f", 1), open=opening(1), arrival=1)
     told = [faults.judge(row, "no memory") for _ in range(FAILURES_MAX)]
     assert told == [None] * (FAILURES_MAX - 1) + [NO_MEMORY]
 
@@ -511,7 +505,7 @@ def test_a_probe_that_finds_no_memory_says_not_ready():
 
 
 def test_a_frontend_that_is_lost_takes_its_rows_along():
-    table = Table(running_max=2)
+    table = Table(max_running=2)
     other = Address("front-2", "sessions")
     table.says(opening(1))
     table.says(opening(1), sender=other)
@@ -523,7 +517,7 @@ def test_a_frontend_that_is_lost_takes_its_rows_along():
 
 
 def test_a_model_that_is_unloaded_ends_its_sessions_with_the_cause():
-    table = Table(running_max=1)
+    table = Table(max_running=1)
     table.says(opening(1))
     table.says(opening(2))
     gone = Refusal(code="bad_model", message="it lied")

@@ -9,7 +9,7 @@ from tests.unit.actors.test_broker import Table, mail, opening
 
 
 def running(table):
-    return [row.key.session for row in table.broker._models["m"].engine.rows.values()]
+    return [row.key.session for row in table.broker._models["m"].rows]
 
 
 def crowd(table, first, count, **changes):
@@ -19,7 +19,7 @@ def crowd(table, first, count, **changes):
 
 
 def test_beside_a_request_of_many_answers_another_one_begins_at_once():
-    table = Table(running_max=16)
+    table = Table(max_running=16)
     crowd(table, 1, 40, request=1)
     assert running(table) == list(range(1, 15))
     table.says(opening(100, request=2))
@@ -27,7 +27,7 @@ def test_beside_a_request_of_many_answers_another_one_begins_at_once():
 
 
 def test_a_row_that_ends_is_given_to_whoever_has_fewest():
-    table = Table(running_max=16)
+    table = Table(max_running=16)
     crowd(table, 1, 40, request=1)
     crowd(table, 100, 3, request=2)
     assert running(table)[14:] == [100]
@@ -37,13 +37,13 @@ def test_a_row_that_ends_is_given_to_whoever_has_fewest():
 
 
 def test_a_request_of_many_answers_leaves_places_in_the_queue():
-    table = Table(up=False, waiting_max=64)
+    table = Table(up=False, max_waiting=64)
     assert crowd(table, 1, 80, request=1) == list(range(57, 81))
     assert crowd(table, 100, 1, request=2) == []
 
 
 def test_a_request_of_many_answers_leaves_blocks():
-    table = Table(running_max=16)
+    table = Table(max_running=16)
     table.fall(death=False)
     table.rise(kv_blocks=32, block_size=4)
     for session in range(1, 17):
@@ -54,7 +54,7 @@ def test_a_request_of_many_answers_leaves_blocks():
 
 
 def test_rows_are_counted_as_they_come_and_go():
-    table = Table(running_max=4)
+    table = Table(max_running=4)
     queue = table.broker._models["m"].waiting
     crowd(table, 1, 6, request=1, max_tokens=1)
     crowd(table, 10, 2, request=2)
@@ -68,7 +68,7 @@ def test_rows_are_counted_as_they_come_and_go():
 
 
 def test_a_route_that_falls_frees_all_rows():
-    table = Table(running_max=4)
+    table = Table(max_running=4)
     crowd(table, 1, 4)
     table.fall(death=False)
     assert not table.broker._models["m"].waiting._running

@@ -5,7 +5,7 @@ import random
 import attrs
 import pytest
 
-from hydra.actors.scheduling.fair_queue import FairQueue, Waiting, few_of, reserve_of
+from hydra.actors.scheduling.fair_queue import FairQueue, Waiting, few_of, places_kept
 from hydra.actors.scheduling.ranking import Ranking
 from hydra.actors.scheduling.row import RowKey
 from hydra.protocol.batch import int32
@@ -30,6 +30,11 @@ class Crowd:
     def __init__(self, rows=256, places=1024):
         self.queue = FairQueue(rows, places)
         self.number = 0
+
+    def ends_all(self):
+        """A route is gone with all rows."""
+        for key in list(self.queue._running):
+            self.queue.end(key)
 
     def comes(self, request=0, *, owner="", peer="f", attempt=0, arrival=None):
         """The number of the generation, or None when there was no place for it."""
@@ -127,7 +132,7 @@ def test_replays_of_a_large_request_leave_the_kept_rows_to_others():
 def test_a_request_that_is_alone_has_all_but_the_kept_rows():
     crowd = Crowd()
     crowd.many(1024, request=1)
-    assert len(crowd.all_enter()) == 256 - reserve_of(256) == 224
+    assert len(crowd.all_enter()) == 256 - places_kept(256) == 224
     assert crowd.queue.next(memory_is_scarce=False) is None
 
 
@@ -170,7 +175,7 @@ def test_while_memory_is_scarce_it_is_for_those_who_have_few_rows():
 
 @pytest.mark.parametrize(("places", "kept"), [(1, 0), (3, 0), (4, 1), (8, 1), (16, 2), (256, 32), (1024, 128)])
 def test_what_is_kept_is_an_eighth(places, kept):
-    assert reserve_of(places) == kept
+    assert places_kept(places) == kept
 
 
 def test_one_request_does_not_fill_the_queue():
@@ -206,12 +211,12 @@ def test_when_the_route_is_gone_nobody_has_a_row():
     crowd = Crowd(rows=4)
     crowd.many(4, request=1)
     crowd.all_enter()
-    crowd.queue.end_all()
+    crowd.ends_all()
     crowd.queue.check()
     assert len(crowd.all_enter()) == 1
     for waiting in list(crowd.queue):
         crowd.queue.discard(waiting.key)
-    crowd.queue.end_all()
+    crowd.ends_all()
     assert not crowd.queue._requests and not crowd.queue._owners
 
 

@@ -199,3 +199,20 @@ async def test_a_timer_that_is_a_little_late_fires_at_once(hours, autojump_clock
     autojump_clock.jump(1 + LATE_S)
     await trio.sleep(1)
     assert [(key, at - start_s) for key, at in clock.fired] == [("x", 1 + LATE_S)]
+
+
+async def test_what_is_observed_is_written_down_before_anything_comes_of_it():
+    """And nothing is observed of the journal itself."""
+    order = []
+
+    class Journal:
+        def handle(self, event, now_s):
+            order.append(("journal", event))
+            return []
+
+    made = ActorHost("here", print, lambda actor, event, effects, now_s: [f"{actor} {event}"] if actor == "a" else [])
+    made.add("journal", Journal(), order.append)
+    made.add("a", Scripted({"go": ["effect", Tell("b", "fact")]}), order.append)
+    made.add("b", Scripted({}, order), order.append)
+    made.post("a", "go")
+    assert order == [("journal", "a go"), "effect", "fact"]

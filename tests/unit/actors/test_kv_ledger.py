@@ -7,15 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydra.actors.scheduling.kv_ledger import KvLedger
+from hydra.protocol.batch import int32
 
-PROMPT = tuple(range(100, 110))
+PROMPT = int32(range(100, 110))
 
 
 def opened(ledger, row, prompt, *, name=True):
-    cached = ledger.open(row, prompt)
-    assert ledger.grow(row, len(prompt)) is not None
+    ids = int32(prompt)
+    cached = ledger.open(row, ids)
+    assert ledger.grow(row, len(ids)) is not None
     if name:
-        ledger.name_prompt(row, prompt)
+        ledger.name_prompt(row, ids)
     ledger.check()
     return cached
 
@@ -131,7 +133,7 @@ def test_rows_that_grow_side_by_side_stay_in_one_run_each():
     ledger = KvLedger(64, 4)
     rows = range(6)
     for row in rows:
-        ledger.open(row, (row,) * 10, 40)
+        ledger.open(row, int32([row] * 10), 40)
         ledger.grow(row, 10)
     for tokens in range(11, 41):
         for row in rows:
@@ -140,14 +142,14 @@ def test_rows_that_grow_side_by_side_stay_in_one_run_each():
     assert all(in_one_run(ledger.table(row)) and len(ledger.table(row)) == 10 for row in rows)
     for row in rows:
         ledger.close(row)
-    ledger.open(9, (1, 2), 4)
+    ledger.open(9, int32([1, 2]), 4)
     assert ledger.grow(9, 2) == [0], "the lowest comes first: memory once touched is touched again"
 
 
 def test_what_is_promised_to_one_is_given_to_another_before_anybody_waits():
     ledger = KvLedger(16, 4, prefix_cache=False)
     for row in range(16):
-        ledger.open(row, (row,), 1000)
+        ledger.open(row, int32([row]), 1000)
         assert len(ledger.grow(row, 1)) == 1
         ledger.check()
     assert ledger.blocks_free == 0 and ledger.grow(3, 5) is None
@@ -155,13 +157,13 @@ def test_what_is_promised_to_one_is_given_to_another_before_anybody_waits():
 
 def test_a_promise_ends_with_its_row():
     ledger = KvLedger(32, 4, prefix_cache=False)
-    ledger.open(1, (1,), 32)
+    ledger.open(1, int32([1]), 32)
     ledger.grow(1, 4)
-    ledger.open(2, (2,), 4)
+    ledger.open(2, int32([2]), 4)
     (beyond,) = ledger.grow(2, 4)
     assert beyond == 8, "the first eight are another's"
     ledger.close(1)
-    ledger.open(3, (3,), 4)
+    ledger.open(3, int32([3]), 4)
     assert ledger.grow(3, 4) == [0] and ledger.grow(3, 8) == [1]
 
 
@@ -174,7 +176,7 @@ def test_nearly_all_rows_are_in_one_run_in_a_pool_that_has_been_used_for_long(pr
         if len(rows) < 24:
             prompt = rng.randrange(20, 400)
             rows[number] = (prompt, prompt + rng.randrange(20, 300))
-            ids = rng.choices(range(1000), k=prompt)
+            ids = int32(rng.choices(range(1000), k=prompt))
             ledger.open(number, ids, prompt + 300)
             assert ledger.grow(number, prompt) is not None
             ledger.name_prompt(number, ids)
@@ -210,7 +212,7 @@ def test_whatever_rows_do_the_blocks_add_up_and_tell_the_truth(steps, blocks, li
     content = {}  # block -> the whole prefix that was computed into it, as a stage would see it
     for kind, row, ids in steps:
         if kind == "open" and row not in rows:
-            cached = ledger.open(row, ids, likely)
+            cached = ledger.open(row, int32(ids), likely)
             assert cached < len(ids)
             for i, block in enumerate(ledger.table(row)):
                 assert content[block] == ids[: 2 * i + 2], "a block was shared that holds something else"
@@ -220,7 +222,7 @@ def test_whatever_rows_do_the_blocks_add_up_and_tell_the_truth(steps, blocks, li
                 rows[row] = len(ids)
                 for i, block in enumerate(ledger.table(row)):
                     content[block] = ids[: 2 * i + 2]
-                ledger.name_prompt(row, ids)
+                ledger.name_prompt(row, int32(ids))
         elif kind == "grow" and row in rows:
             before = ledger.table(row)
             fresh = ledger.grow(row, rows[row] + len(ids))

@@ -148,7 +148,7 @@ def test_a_wish_of_the_start_can_be_called_off_and_is_not_tried_again():
     hall.begin()
     (told,) = [m for _, m in sent(hall.hears(CancelJob(ask=1, job="load-3-1")), JobsReply)]
     assert told.jobs[0].state == "cancelled" and hall.saved[-1].desired == ()
-    assert hall.tell(TimerFired(("again", "m"))) == []
+    assert hall.tell(TimerFired(("again", 1))) == []
 
 
 def test_what_is_ready_cannot_be_called_off():

@@ -1,46 +1,38 @@
 """Everybody's way in, and back in."""
 
+import ast
+from pathlib import Path
+
+import attrs
 import pytest
 
 from hydra.actors.core.facts import Joined, LaneBroken, Left
+from hydra.actors.core.identity import Equipment, Identity
 from hydra.actors.core.machine import Received, Send, SetTimer, Tell, TimerFired
-from hydra.actors.core.membership import GREET_AGAIN_S, Leave, Member, Start, TurnedAway
+from hydra.actors.core.membership import GREET_AGAIN_S, Greet, Leave, Member, TurnedAway
 from hydra.actors.core.names import REGISTRY
 from hydra.actors.membership.registry import Registry
 from hydra.protocol.endpoint import Endpoint
-from hydra.protocol.ids import Address
+from hydra.protocol.ids import Address, Epoch
 from hydra.protocol.messages.membership import (
-    PROTOCOL_VERSION,
     Beacon,
+    DeviceOffer,
     Expelled,
     Goodbye,
-    Heartbeat,
     Hello,
     HelloRefused,
     SayHello,
+    StageProgress,
     Welcome,
 )
 from hydra.protocol.refusal import Refusal
 
-
-def greeting(term):
-    return Hello(
-        node_id="n",
-        role="frontend",
-        version=PROTOCOL_VERSION,
-        auth="",
-        host="h",
-        pid=1,
-        term_seen=term,
-    )
-
-
-def beating(generation):
-    return Heartbeat(generation=generation, memory_free_bytes=0, stale_dropped=0)
+IDENTITY = Identity(node_id="n", role="frontend", host="h", pid=1, log_lines_lost=lambda: 3)
+greeting, beating = IDENTITY.hello, IDENTITY.heartbeat
 
 
 def member():
-    return Member(greet=greeting, beat=beating, siblings=("stage", "other"))
+    return Member(IDENTITY, ("stage", "other"))
 
 
 def welcome(generation=5, term=3):
@@ -53,7 +45,7 @@ def hears(one, message, now_s=10.0):
 
 def inside():
     one = member()
-    one.handle(Start(), 0.0)
+    one.handle(Greet(), 0.0)
     hears(one, welcome())
     return one
 
@@ -68,7 +60,7 @@ def greets(effects):
 
 def test_it_greets_until_somebody_answers():
     one = member()
-    assert one.handle(Start(), 0.0) == [Send(REGISTRY, greeting(0)), SetTimer("greet", GREET_AGAIN_S)]
+    assert one.handle(Greet(), 0.0) == [Send(REGISTRY, greeting(0)), SetTimer("greet", GREET_AGAIN_S)]
     assert greets(one.handle(TimerFired("greet"), 1.0)) == [0]
     hears(one, welcome())
     assert one.handle(TimerFired("greet"), 2.0) == []
@@ -76,7 +68,7 @@ def test_it_greets_until_somebody_answers():
 
 def test_a_welcome_is_shared_and_the_first_beat_goes_out_at_once():
     one = member()
-    one.handle(Start(), 0.0)
+    one.handle(Greet(), 0.0)
     effects = hears(one, welcome(), 10.0)
     assert effects[:2] == [Tell("stage", Joined(welcome=welcome())), Tell("other", Joined(welcome=welcome()))]
     assert effects[2:] == [Send(REGISTRY, beating(5)), SetTimer("beat", 10.25)]
@@ -120,7 +112,7 @@ def test_while_it_greets_it_needs_no_second_invitation(word):
 
 def test_turned_away_it_waits_as_long_as_it_was_told():
     one = member()
-    one.handle(Start(), 0.0)
+    one.handle(Greet(), 0.0)
     refusal = Refusal(code="unauthorized", message="no", retry_after_s=30.0)
     assert hears(one, HelloRefused(refusal=refusal)) == [TurnedAway(refusal), SetTimer("greet", 40.0)]
 
@@ -168,3 +160,38 @@ def test_a_word_about_a_generation_of_yesterday_is_nothing():
     one = inside()
     hears(one, welcome(generation=6))
     assert hears(one, SayHello(term=3, generation=5)) == [] and one.generation == 6
+
+
+def test_what_a_worker_brings_is_asked_anew_for_every_greeting_and_every_beat():
+    free = iter((30, 20, 10))
+
+    class Device:
+        """Whose memory is taken by others while it is asked."""
+
+        def offer(self):
+            memory = {"memory_total_bytes": 40, "memory_free_bytes": next(free)}
+            return DeviceOffer(device="cpu", name="n", dtypes=("float32",), **memory)
+
+        def held(self):
+            return ()
+
+    progress = (StageProgress(route=1, epoch=Epoch(1, 1), accepted=2, sent=1),)
+    equipment = Equipment(compute=Device(), stale_dropped=lambda: 4, progress=lambda: progress)
+    steps, store = Endpoint("tcp://a"), Endpoint("tcp://b")
+    worker = attrs.evolve(IDENTITY, role="worker", pipeline_addr=steps, store_addr=store, equipment=equipment)
+    first, second, beat = worker.hello(0), worker.hello(1), worker.heartbeat(5)
+    assert [hello.device.memory_free_bytes for hello in (first, second)] == [30, 20] and beat.memory_free_bytes == 10
+    assert (second.term_seen, second.pipeline_addr, second.store_addr) == (1, steps, store)
+    assert (beat.stale_dropped, beat.progress, beat.log_lines_lost) == (4, progress, 3)
+    assert "family" not in repr(worker) and "auth" not in repr(worker), "they are secrets"
+
+
+def test_greetings_and_beats_are_built_in_one_place():
+    """A field that is added to one of them is filled in for every role, in every theatre."""
+    builders = {
+        path.name
+        for path in (Path(__file__).parents[3] / "hydra").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Hello", "Heartbeat")
+    }
+    assert builders == {"identity.py"}

@@ -8,8 +8,9 @@ import pytest
 import structlog
 import trio
 
+from hydra.actors.core.identity import Identity
 from hydra.actors.families.parent import ChildCommand, Parent
-from hydra.actors.families.supervisor import DEATHS_MAX, ChildPlan, Supervisor
+from hydra.actors.families.supervisor import DEATHS_UNSEEN_MAX, ChildPlan, Supervisor
 from tests.unit.actors.silent_spoke import SilentSpoke
 
 # Writes down what it was told, says that it is ready, and dies. Later it stays until it is asked to end.
@@ -41,9 +42,7 @@ def parent_of(plan, *argv, **more):
         supervisor=Supervisor((plan,), Soon()),
         commands={plan.name: ChildCommand(argv=command)},
         spoke=SilentSpoke(),
-        node_id="up",
-        host="here",
-        auth="",
+        identity=Identity(node_id="up", role="parent", host="here", pid=1),
         **{"say_ready": lambda: None, **more},
     )
 
@@ -57,15 +56,18 @@ async def test_a_child_is_told_whether_all_has_been_ready_before(tmp_path):
     parent = parent_of(FRONTEND, CHILD, "{been_ready}", "{write_fd}", str(log), say_ready=lambda: ready.append(1))
     with trio.fail_after(30), structlog.testing.capture_logs() as lines:
         await parent.run()
-    family = parent._hello(0).family
+    family = parent.membership.identity.hello(0).family
     assert log.read_text().split() == [f"{told}:{family}" for told in ("no", "yes", "yes")]
     assert len(family) == 32 and family not in repr(parent), "nobody guesses it or reads it in a log"
     assert ready == [1] and parent.exit_code == 0
-    died = [line for line in lines if line["event"] == "a child died"]
-    assert [(line["last"], line["died"].split(" in ")[0]) for line in died] == [
-        ("exit 7", "once"),
-        ("exit 7", "2 times"),
+    died = [line["reason"] for line in lines if line["event"] == "child_died"]
+    assert [reason.split(" in ")[0].split("; starts")[0] for reason in died] == [
+        "exit 7; died once",
+        "exit 7; died 2 times",
     ]
+    assert [line["event"] for line in lines if line["event"].startswith("child_")] == [
+        "child_started", "child_died", "child_started", "child_died", "child_started", "child_ended",
+    ]  # fmt: skip
     assert not [line for line in lines if line["log_level"] == "error"]
 
 
@@ -74,7 +76,8 @@ async def test_the_end_by_itself_is_told_with_cause_and_exit_code():
     with trio.fail_after(30), structlog.testing.capture_logs() as lines:
         await parent.run()
     given_up, ending = (line for line in lines if line["log_level"] == "error")
-    assert (given_up["child"], given_up["last"]) == ("frontend", "exit 7") and given_up["fix"]
+    assert given_up["event"] == "child_given_up" and given_up["of_node"] == "frontend"
+    assert "the frontend is given up (exit 7; died once; mend what it wrote" in given_up["text"]
     assert ending["exit_code"] == parent.exit_code == 7 and "frontend is given up (last: exit 7)" in ending["why"]
 
 
@@ -92,5 +95,5 @@ async def test_a_machine_that_can_start_nothing_is_no_end_at_once(missing, monke
     monkeypatch.setattr(f"hydra.actors.families.parent.{places[missing]}", refuse)
     with trio.fail_after(30), structlog.testing.capture_logs() as lines:
         await parent.run()
-    assert len(tries) == DEATHS_MAX + 1 and len(set(tries)) == 1, "and no descriptor is left behind"
+    assert len(tries) == DEATHS_UNSEEN_MAX + 1 and len(set(tries)) == 1, "and no descriptor is left behind"
     assert parent.exit_code == 4 and "could not be started" in lines[-2]["why"]

@@ -26,12 +26,12 @@ from hydra.actors.planning.desired_model import (
     DesiredModel,
     DesiredModelFailed,
     NotDescribed,
-    Policy,
     Recover,
     SaveState,
     SourceChecked,
     WasDescribed,
 )
+from hydra.actors.planning.plan_settings import PlanSettings
 from hydra.actors.planning.planner import Planner
 from hydra.actors.planning.reach import DialledOut, DialOut
 from hydra.actors.planning.startup_quorum import GATHER_S
@@ -51,31 +51,32 @@ from hydra.protocol.messages.plans import (
     SliceLoaded,
     Unanswered,
 )
-from hydra.protocol.model.decoder_spec import LengthRule, RopeSpec, plain_decoder
+from hydra.protocol.model.decoder_spec import LengthRule, plain_decoder, plain_layer
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import Described, ModelSpec
+from hydra.protocol.model.part_size import stored_size
+from hydra.protocol.model.rope_spec import RopeSpec
 from hydra.protocol.model.source import Directory, HubCommit, Peers
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.engine import EngineSettings
+from hydra.protocol.settings.model import ModelSettings
 
 GB = 10**9
 ASKER = Address("f-1", "asks")
 SPEC = ModelSpec(
     architecture="LlamaForCausalLM",
     fingerprint="abc",
-    n_layers=12,
     hidden=1024,
-    intermediate=2816,
-    n_heads=16,
-    n_kv_heads=4,
-    head_dim=64,
     vocab=32000,
     max_positions=1024,
-    decoder=plain_decoder(12, 64),
+    decoder=plain_decoder(12, plain_layer(n_heads=16, n_kv_heads=4, head_dim=64, intermediate=2816)),
     tied=False,
     stored_dtype="float32",
-    layer_params=(100_000_000,) * 12,  # 0.4 GB each in float32
-    embedding_params=32000 * 1024,
-    head_params=32000 * 1024,
-    norm_params=1024,
+    layer_sizes=(stored_size(100_000_000, F32),) * 12,  # 0.4 GB each in float32
+    embedding_size=stored_size(32000 * 1024, F32),
+    head_size=stored_size(32000 * 1024, F32),
+    norm_size=stored_size(1024, F32),
     bos_id=1,
     eos_ids=(2,),
 )
@@ -99,14 +100,14 @@ def joined(node, *, gigabytes=8.0, life=1, held=(), dtypes=("float32",), store_a
 class Hall:
     """A planner, what it has ordered, and workers that do as they are told when asked to."""
 
-    def __init__(self, store_addr=None, **policy):
-        rules = {"reserve_bytes": 1 * GB, "block_size": 16, "recovery_deadline_s": 60.0, **policy}
+    def __init__(self, store_addr=None, max_model_len=0):
+        settings = PlanSettings(
+            cluster=ClusterSettings(reserved_vram_gb=1.0),
+            engine=EngineSettings(recovery_deadline=60.0),
+            model=ModelSettings(max_model_len=max_model_len),
+        )
         self.planner = Planner(
-            term=3,
-            policy=Policy(**rules),
-            ranges=lambda *_: (),
-            results_addr=Endpoint("tcp://results"),
-            store_addr=store_addr,
+            term=3, policy=settings, ranges=lambda *_: (), results_addr=Endpoint("tcp://results"), store_addr=store_addr
         )
         self.now_s = 0.0
         self.filtered = set()  # (peer or "coordinator", address): nobody answers
@@ -381,21 +382,21 @@ def test_what_does_not_fit_waits_for_a_node():
     up = hall.running("a", "b", gigabytes=4.5)
     effects = hall.tell(NodeLost(node="a", generation=1, why="exit"))
     assert facts(effects, RouteDown)[0].death and not orders(effects)
-    assert SetTimer(("recovery", "m"), 60.0) in effects and hall.phase() == "waiting"
+    assert SetTimer(("recovery", 1), 60.0) in effects and hall.phase() == "waiting"
     effects = hall.tell(joined("a", gigabytes=4.5, life=2))
     assert {order.route for order in orders(effects).values()} == {up.route}
     assert layers(effects)["b-1"] == (6, 12), "b holds them still"
-    assert CancelTimer(("recovery", "m")) not in effects
+    assert CancelTimer(("recovery", 1)) not in effects
     again = hall.serves(effects)
     assert again.epoch > up.epoch
-    assert CancelTimer(("recovery", "m")) in hall.tell(RouteServed(model_id="m", epoch=again.epoch)), "not before"
+    assert CancelTimer(("recovery", 1)) in hall.tell(RouteServed(model_id="m", epoch=again.epoch)), "not before"
 
 
 def test_the_recovery_deadline_ends_the_waiting_but_not_the_wish():
     hall = Hall()
     hall.running("a", "b", gigabytes=4.5)
     hall.tell(NodeLost(node="a", generation=1, why="exit"))
-    (gone,) = facts(hall.tell(TimerFired(("recovery", "m"))), ModelGone)
+    (gone,) = facts(hall.tell(TimerFired(("recovery", 1))), ModelGone)
     assert (gone.refusal.code, gone.forget) == ("recovery_deadline", False)
     assert "GB" in gone.refusal.message, "it says what was missing"
     assert hall.serves(hall.tell(joined("c", gigabytes=4.5))).nodes
@@ -404,7 +405,7 @@ def test_the_recovery_deadline_ends_the_waiting_but_not_the_wish():
 def test_a_late_deadline_does_not_hit_a_model_that_is_back():
     hall = Hall()
     hall.running("a", "b")
-    assert hall.tell(TimerFired(("recovery", "m"))) == [] and hall.phase() == "ready"
+    assert hall.tell(TimerFired(("recovery", 1))) == [] and hall.phase() == "ready"
 
 
 def test_a_node_that_joins_is_spare_until_a_rebalance():
@@ -615,7 +616,7 @@ def test_without_any_node_a_wish_waits():
     hall.hears(LoadModel(ask=7, model_path="/models/m"))
     effects = hall.tell(WasDescribed("/models/m", MODEL))
     assert answers(effects) == [] and hall.phase() == "waiting"
-    (told,) = answers(hall.tell(TimerFired(("recovery", "m"))))
+    (told,) = answers(hall.tell(TimerFired(("recovery", 1))))
     assert told.refusal.code == "recovery_deadline"
 
 
@@ -659,7 +660,7 @@ def test_a_wish_of_the_start_is_tried_again_and_said_aloud():
     hall.planner.handle(Recover((DesiredModel("/models/w"),), 1, (), 6.0), 0.0)
     effects = hall.planner.handle(NotDescribed("/models/w", refusal), 1.0)
     assert DesiredModelFailed(refusal) in effects
-    again = [effect for effect in effects if isinstance(effect, SetTimer) and effect.key == ("again", "w")]
+    again = [effect for effect in effects if isinstance(effect, SetTimer) and effect.key == ("describe", "w")]
     assert Describe("/models/w") in hall.planner.handle(TimerFired(again[0].key), again[0].at_s)
 
 
@@ -787,7 +788,7 @@ def test_a_hub_model_is_had_from_a_worker_nearby_then_from_the_hub_and_last_thro
 
 
 def hall_for(decoder):
-    spec = attrs.evolve(SPEC, decoder=attrs.evolve(SPEC.decoder, **decoder), stored_dtype="bfloat16")
+    spec = attrs.evolve(SPEC, decoder=decoder, stored_dtype="bfloat16")
     hall = Hall()
     hall.begin(expected=1)
     hall.tell(WasDescribed("/models/m", attrs.evolve(MODEL, spec=spec)))
@@ -797,13 +798,15 @@ def hall_for(decoder):
 def test_a_model_that_overflows_float16_runs_in_float32():
     old_card = joined("a", gigabytes=64.0, dtypes=("float32", "float16"))
     for overflows, dtype in ((False, "float16"), (True, "float32")):
-        effects = hall_for({"float16_overflows": overflows}).tell(old_card)
+        effects = hall_for(attrs.evolve(SPEC.decoder, float16_overflows=overflows)).tell(old_card)
         assert {order.dtype for order in orders(effects).values()} == {dtype}
 
 
 def test_the_broker_is_told_the_length_rule():
     rope = RopeSpec(kind="longrope", theta=1e4, dim=64, original_max_positions=512)
-    hall = hall_for({"ropes": (rope,)})
+    layer = SPEC.decoder.layer(0)
+    layer = attrs.evolve(layer, attention=attrs.evolve(layer.attention, rope=rope))
+    hall = hall_for(plain_decoder(12, layer))
     up = hall.serves(hall.tell(joined("a", gigabytes=64.0)))
     assert up.length_rule == LengthRule(limit=512, reopens=True)
 

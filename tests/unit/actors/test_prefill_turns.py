@@ -61,7 +61,7 @@ def test_a_long_prompt_is_not_held_up_for_ever_by_short_ones():
 
 
 def test_prompts_of_ordinary_length_are_through_in_the_order_in_which_they_came():
-    drive = Drive(batch_tokens=BATCH_TOKENS_AUTO)
+    drive = Drive(max_batch_tokens=BATCH_TOKENS_AUTO)
     rows = [add(drive.at, number, 400) for number in range(1, 7)]
     for number, row in enumerate(rows):
         drive.steps_until(row)

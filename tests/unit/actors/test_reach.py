@@ -1,18 +1,29 @@
 """Plans over what was tried: who is dialled before a plan, who is left out of it and for how long."""
 
+import attrs
 import pytest
 
 from hydra.actors.core.facts import ModelGone, ModelStalled, NodeLost, RouteDown, RouteServed
 from hydra.actors.core.machine import CancelTimer, Received, SetTimer, TimerFired
 from hydra.actors.planning.candidates import PERMUTED_NODES_MAX, Candidate, most_blocked, possible_orders
+from hydra.actors.planning.deployment import ACTIVATE_SILENT_S, LOAD_SILENT_S
+from hydra.actors.planning.deployments import RETRY_AFTER_S, TRY_AGAIN_S
 from hydra.actors.planning.desired_model import DesiredModel, NodeNoted, Recover, WasDescribed
 from hydra.actors.planning.outage import MOVING_S
-from hydra.actors.planning.planner import ACTIVATE_SILENT_S, LOAD_SILENT_S, RETRY_AFTER_S, TRY_AGAIN_S
 from hydra.actors.planning.reach import FORGIVEN_S, QUARANTINE_S, REDIAL, DialOut, Reach
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import COORDINATOR, Address
 from hydra.protocol.messages.models import LoadModel, Rebalance
-from hydra.protocol.messages.plans import Dial, Dialled, LoadFailed, LoadProgress, ReachReport, Ready, RouteBroken
+from hydra.protocol.messages.plans import (
+    Dial,
+    Dialled,
+    Fenced,
+    LoadFailed,
+    LoadProgress,
+    ReachReport,
+    Ready,
+    RouteBroken,
+)
 from hydra.protocol.refusal import Refusal
 from tests.unit.actors.test_planner import (
     MODEL,
@@ -65,7 +76,7 @@ def test_at_every_plan_the_hops_that_have_not_answered_lately_are_dialled_and_wh
     effects = [effect for made in hall._dialled(effects) for effect in made]
     assert hall.phase() == "ready" and not facts(effects, RouteDown) and not orders(effects), "b has not said it yet"
     hall.silent.clear()
-    (ask,) = {key[0][1] for key in hall.planner._reach._under_way.items()}
+    (ask,) = {key[0][1] for key in hall.planner.presence.reach._under_way.items()}
     assert ask == "b"
 
 
@@ -101,7 +112,7 @@ def test_a_node_that_does_not_say_whom_it_reaches_is_left_out_after_a_while():
     hall.tell(joined("a"))
     hall.tell(joined("b"))
     hall.tell(TimerFired("patience"))
-    ((ask, source),) = hall.planner._reach._under_way
+    ((ask, source),) = hall.planner.presence.reach._under_way
     assert source == "a"
     effects = hall.tell(TimerFired(("dial", ask, source)))
     assert "did not say" in noted(effects)["a"] and layers(effects) == {}
@@ -180,7 +191,7 @@ def test_the_side_of_a_break_says_which_link_it_was():
         hall = Hall()
         up = hall.running("a", "b")
         hall.tell(Received(Address(peer, "stage"), RouteBroken(route=up.route, epoch=up.epoch, why="?", side=broken)))
-        return next(iter(hall.planner._reach._breaks))
+        return next(iter(hall.planner.presence.reach._breaks))
 
     assert ends("in", "a-1") == ("", "a") and ends("out", "a-1") == ("a", "b")
     assert ends("in", "b-1") == ("a", "b") and ends("out", "b-1") == ("b", "")
@@ -226,16 +237,16 @@ def test_the_recovery_deadline_is_set_once_in_an_outage_whatever_is_tried():
     hall = Hall()
     up = hall.running("a", "b")
     effects = hall.tell(NodeLost(node="b", generation=1, why="exit"))
-    assert SetTimer(("recovery", "m"), 60.0) in effects
+    assert SetTimer(("recovery", 1), 60.0) in effects
     for number in range(1, 12):
         (order,) = orders(effects).values()
         failed = LoadFailed(route=order.route, epoch=order.epoch, refusal=GONE)
         hall.now_s = number * TRY_AGAIN_S
         effects = hall.hears(failed, Address("a-1", "stage"))
-        assert ("recovery", "m") not in keys(effects) and CancelTimer(("recovery", "m")) not in effects
-        effects = hall.tell(TimerFired(("again", "m")))
-        assert ("recovery", "m") not in keys(effects) and CancelTimer(("recovery", "m")) not in effects
-    (gone,) = facts(hall.tell(TimerFired(("recovery", "m"))), ModelGone)
+        assert ("recovery", 1) not in keys(effects) and CancelTimer(("recovery", 1)) not in effects
+        effects = hall.tell(TimerFired(("again", 1)))
+        assert ("recovery", 1) not in keys(effects) and CancelTimer(("recovery", 1)) not in effects
+    (gone,) = facts(hall.tell(TimerFired(("recovery", 1))), ModelGone)
     assert gone.refusal.code == "recovery_deadline" and not gone.forget and up.nodes == ("a", "b")
 
 
@@ -243,9 +254,9 @@ def test_an_outage_ends_with_a_token_and_not_with_a_route():
     hall = Hall()
     hall.running("a", "b")
     up = hall.serves(hall.tell(NodeLost(node="b", generation=1, why="exit")))
-    assert facts(hall.tell(TimerFired(("recovery", "m"))), ModelGone), "all stages are ready, and nothing comes"
-    assert hall.tell(RouteServed(model_id="m", epoch=up.epoch)) == [CancelTimer(("recovery", "m"))]
-    assert hall.tell(TimerFired(("recovery", "m"))) == []
+    assert facts(hall.tell(TimerFired(("recovery", 1))), ModelGone), "all stages are ready, and nothing comes"
+    assert hall.tell(RouteServed(model_id="m", epoch=up.epoch)) == [CancelTimer(("recovery", 1))]
+    assert hall.tell(TimerFired(("recovery", 1))) == []
 
 
 def test_a_load_that_gets_further_than_any_before_is_let_finish_and_one_that_repeats_itself_is_not():
@@ -257,13 +268,13 @@ def test_a_load_that_gets_further_than_any_before_is_let_finish_and_one_that_rep
     def moves(order, done):
         progress = LoadProgress(route=order.route, epoch=order.epoch, bytes_done=done, bytes_total=100)
         hall.hears(progress, Address("a-1", "stage"))
-        return hall.tell(TimerFired(("recovery", "m")))
+        return hall.tell(TimerFired(("recovery", 1)))
 
     hall.now_s = 60.0
-    assert moves(order, 40) == [SetTimer(("recovery", "m"), 60.0 + MOVING_S)]
-    assert moves(order, 41) == [SetTimer(("recovery", "m"), 60.0 + MOVING_S)]
+    assert moves(order, 40) == [SetTimer(("recovery", 1), 60.0 + MOVING_S)]
+    assert moves(order, 41) == [SetTimer(("recovery", 1), 60.0 + MOVING_S)]
     hall.hears(LoadFailed(route=order.route, epoch=order.epoch, refusal=GONE), Address("a-1", "stage"))
-    (order,) = orders(hall.tell(TimerFired(("again", "m")))).values()
+    (order,) = orders(hall.tell(TimerFired(("again", 1)))).values()
     assert facts(moves(order, 41), ModelGone), "as far as that another came"
 
 
@@ -339,7 +350,7 @@ def test_a_node_whose_loads_fail_again_is_done_without():
         failed = LoadFailed(route=order.route, epoch=order.epoch, refusal=GONE)
         effects = hall.hears(failed, Address("b-1", "stage"))
         hall.now_s += TRY_AGAIN_S
-        effects = effects if orders(effects) else hall.tell(TimerFired(("again", "m")))
+        effects = effects if orders(effects) else hall.tell(TimerFired(("again", 1)))
     assert set(orders(effects)) == {"c-1"}
 
 
@@ -359,8 +370,20 @@ def test_a_node_that_says_nothing_while_it_is_made_ready_is_done_without(phase, 
     else:
         hall.hears(Ready(route=order.route, epoch=order.epoch), Address("a-1", "stage"))
     hall.now_s = limit_s
-    effects = hall.tell(TimerFired(("silence", "m")))
+    effects = hall.tell(TimerFired(("silence", 1)))
     assert "said nothing" in noted(effects)["b"] and set(orders(effects)) == {"a-1"}, "a has said something"
+
+
+def test_a_stage_that_says_that_it_has_let_go_has_said_something():
+    hall = Hall()
+    hall.running("a", "b")
+    order = orders(hall.hears(Rebalance(ask=1)))["a-1"]
+    hall.now_s = LOAD_SILENT_S - 1.0
+    assert hall.hears(Fenced(route=order.route, epoch=order.epoch), Address("a-1", "stage")) == []
+    dropped = Fenced(route=order.route, epoch=attrs.evolve(order.epoch, number=99))
+    assert hall.hears(dropped, Address("b-1", "stage")) == [], "of a slice that no plan has any more"
+    hall.now_s = LOAD_SILENT_S
+    assert set(orders(hall.tell(TimerFired(("silence", 1))))) == {"a-1"}
 
 
 def test_a_worker_that_all_loads_fail_on_is_tried_again_but_not_at_once():
@@ -370,9 +393,9 @@ def test_a_worker_that_all_loads_fail_on_is_tried_again_but_not_at_once():
     for number in range(1, 4):
         epoch = hall.epochs[-1]
         effects = hall.hears(LoadFailed(route=1, epoch=epoch, refusal=GONE), Address("a-1", "stage"))
-        assert not orders(effects) and ("again", "m") in keys(effects), number
+        assert not orders(effects) and ("again", 1) in keys(effects), number
         hall.now_s += TRY_AGAIN_S
-        assert orders(hall.tell(TimerFired(("again", "m"))))
+        assert orders(hall.tell(TimerFired(("again", 1))))
 
 
 def test_what_is_made_ready_with_a_node_that_failed_at_it_is_done_without_it_as_soon_as_another_comes():
@@ -382,7 +405,7 @@ def test_what_is_made_ready_with_a_node_that_failed_at_it_is_done_without_it_as_
     effects = hall.tell(NodeLost(node="a", generation=1, why="exit"))
     assert set(orders(effects)) == {"b-1"}
     hall.now_s = LOAD_SILENT_S
-    hall.tell(TimerFired(("silence", "m")))
+    hall.tell(TimerFired(("silence", 1)))
     hall.now_s += TRY_AGAIN_S
-    assert set(orders(hall.tell(TimerFired(("again", "m"))))) == {"b-1"}, "rather with it than not at all"
+    assert set(orders(hall.tell(TimerFired(("again", 1))))) == {"b-1"}, "rather with it than not at all"
     assert set(orders(hall.tell(joined("c")))) == {"c-1"}

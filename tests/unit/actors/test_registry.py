@@ -34,6 +34,7 @@ from hydra.protocol.messages.membership import (
     StageProgress,
     Welcome,
 )
+from hydra.protocol.settings.cluster import ClusterSettings
 
 OFFER = DeviceOffer(
     device="cpu", name="a machine", dtypes=("float32",), memory_total_bytes=8 * 10**9, memory_free_bytes=7 * 10**9
@@ -142,7 +143,7 @@ def test_generations_only_grow():
     ],
 )
 def test_who_is_turned_away(changes, code):
-    room = Room(join_token="sesame")
+    room = Room(cluster=ClusterSettings(join_token="sesame"))
     effect, noted = room.hears("a-1", hello("a", **changes))
     assert effect.message.refusal.code == code and effect.to == Address("a-1", "member")
     assert noted == NotLetIn("a", hello("a").host, effect.message.refusal), "a line at this end too"
@@ -160,7 +161,7 @@ def test_a_worker_from_elsewhere_that_advertises_loopback_is_told_what_to_do():
 
 
 def test_the_join_token_opens():
-    assert Room(join_token="sesame").joins("a", auth="sesame")
+    assert Room(cluster=ClusterSettings(join_token="sesame")).joins("a", auth="sesame")
 
 
 def test_a_name_is_refused_while_its_owner_lives():

@@ -10,7 +10,7 @@ from hydra.actors.scheduling.row import Row, RowKey
 from hydra.actors.scheduling.scheduler import COHORT_ROWS_MAX, RouteScheduler
 from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, Batch, StepResult, int32
 from hydra.protocol.ids import Epoch
-from hydra.protocol.messages.generations import FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Open
+from hydra.protocol.messages.generations import Open
 from hydra.protocol.model.decoder_spec import LengthRule
 from hydra.protocol.sampling import GREEDY, SamplingParams
 
@@ -18,14 +18,14 @@ EPOCH = Epoch(1, 1)
 STOP_ID = 2
 
 
-def engine(*, stages=2, credits=None, blocks=1000, block_size=4, batch_tokens=0, prefix_cache=False, rule=None):
+def engine(*, stages=2, credits=None, blocks=1000, block_size=4, max_batch_tokens=0, prefix_cache=False, rule=None):
     return RouteScheduler(
         route=1,
         epoch=EPOCH,
         n_stages=stages,
         credits=stages + 2 if credits is None else credits,
         ledger=KvLedger(blocks, block_size, prefix_cache),
-        batch_tokens=batch_tokens,
+        max_batch_tokens=max_batch_tokens,
         length_rule=rule,
     )
 
@@ -50,7 +50,6 @@ def add(at, number, prompt, *, max_tokens=1000, deaths=0, shown=(), params=GREED
         key=RowKey("f", number),
         open=opening,
         arrival=number,
-        history=history,
         generated=len(shown),
         shares=shares,
     )
@@ -63,6 +62,7 @@ def sent(at, now_s=0.0):
     out = []
     while (composed := at.compose(now_s)) is not None:
         out.append(composed)
+    at.check()
     return out
 
 
@@ -115,7 +115,7 @@ def test_chunks_of_one_prompt_follow_each_other_without_waiting():
 
 
 def test_a_token_budget_bounds_every_step():
-    at = engine(batch_tokens=100)
+    at = engine(max_batch_tokens=100)
     for number in range(1, 6):
         add(at, number, 70)
     assert [batch.n_tokens for _, batch in sent(at)] == [100, 100, 100]
@@ -174,8 +174,8 @@ def test_positions_go_on_from_the_prompt():
     seen = []
     for turn in range(4):
         ((step, batch),) = sent(at)
-        (drawn,) = answer(at, step, batch, token=50 + turn)
-        seen.append((int(batch.position[0]), batch.tokens.tolist(), drawn.position, drawn.token))
+        assert answer(at, step, batch, token=50 + turn) == {0: row}
+        seen.append((int(batch.position[0]), batch.tokens.tolist(), row.position, row.last_id))
     assert seen[1:] == [(5, [50], 6, 51), (6, [51], 7, 52), (7, [52], 8, 53)]
     assert seen[0][2:] == (5, 50) and row.generated == 4
 
@@ -183,20 +183,20 @@ def test_positions_go_on_from_the_prompt():
 @pytest.mark.parametrize(
     ("token", "max_tokens", "shown", "finish"),
     [
-        (STOP_ID, 10, (), FINISH_STOP),
-        (7, 1, (), FINISH_LENGTH),
-        (STOP_ID, 1, (), FINISH_STOP),
-        (7, 3, (8, 9), FINISH_LENGTH),
-        (7, 4, (8, 9), FINISH_NONE),
+        (STOP_ID, 10, (), "stop"),
+        (7, 1, (), "length"),
+        (STOP_ID, 1, (), "stop"),
+        (7, 3, (8, 9), "length"),
+        (7, 4, (8, 9), None),
     ],
 )
 def test_how_a_row_ends(token, max_tokens, shown, finish):
     at = engine(stages=1)
-    add(at, 1, 5, max_tokens=max_tokens, shown=shown)
+    row = add(at, 1, 5, max_tokens=max_tokens, shown=shown)
     ((step, batch),) = sent(at)
-    (drawn,) = answer(at, step, batch, token=token)
-    assert drawn.finish == finish
-    assert (1 in at.rows) == (finish == FINISH_NONE)
+    assert answer(at, step, batch, token=token) == {0: row}
+    assert row.finish == finish
+    assert (1 in at.rows) == (finish is None)
     assert at.ledger.blocks_free == (1000 if finish else 1000 - len(at.ledger.table(1)))
 
 
@@ -207,7 +207,7 @@ def test_an_ended_row_is_announced_closed_once_even_when_nobody_else_runs():
     answer(at, step, batch)
     ((step, batch),) = sent(at)
     assert batch.closed.tolist() == [1] and batch.n_rows == 0
-    assert answer(at, step, batch) == [] and sent(at) == []
+    assert answer(at, step, batch) == {} and sent(at) == []
 
 
 def test_a_row_that_never_travelled_needs_no_farewell():
@@ -363,15 +363,15 @@ def test_a_token_for_a_row_that_left_is_dropped():
     row = add(at, 1, 3)
     ((step, batch),) = sent(at)
     at.remove(row)
-    assert answer(at, step, batch) == [] and row.generated == 0
+    assert answer(at, step, batch) == {} and row.generated == 0
 
 
 def test_a_row_that_is_no_numbers_is_gone_with_its_blocks_and_the_stages_are_told():
     at = engine(stages=1)
     bad, good = add(at, 1, 9), add(at, 2, 9)
     ((step, batch),) = sent(at)
-    (drawn,) = answer(at, step, batch, broken=(1,))
-    assert drawn.row is good and at.failed == [(bad, "not finite")] and at.rows == {2: good}
+    assert list(answer(at, step, batch, broken=(1,)).items()) == [(1, good)]
+    assert at.failed == [(bad, "not finite")] and at.rows == {2: good}
     assert at.ledger.blocks_free == 1000 - len(at.ledger.table(2)) and bad.generated == 0
     ((_, batch),) = sent(at)
     assert batch.closed.tolist() == [1] and batch.row.tolist() == [2]
@@ -425,7 +425,7 @@ def test_the_rows_of_a_step_without_memory_are_gone_and_steps_are_half_as_large(
     rows = [add(at, number, 3) for number in range(1, 41)]
     decoding(at, rows)
     (step, batch), _ = sent(at)
-    assert batch.n_tokens == 20 and starve(at, step) == []
+    assert batch.n_tokens == 20 and starve(at, step) == {}
     lost = batch.row.tolist()
     assert [row.row for row, fault in at.failed if fault == "no memory"] == lost and len(at.rows) == 20
     answer(at, step + 1, at_flight(at))
@@ -453,7 +453,7 @@ def test_under_a_bound_prompts_and_answers_go_on_side_by_side():
     decoding(at, old)
     young = add(at, 9, 30)
     ((step, batch),) = sent(at)
-    assert batch.n_tokens == 34 and starve(at, step) == []
+    assert batch.n_tokens == 34 and starve(at, step) == {}
     rows = [add(at, row.row + 10, 8) for row in (*old, young)]
     shares = []
     while any(row.row in at.rows and row.generated < 4 for row in rows):
@@ -466,7 +466,7 @@ def test_under_a_bound_prompts_and_answers_go_on_side_by_side():
 
 def test_a_bound_of_one_token_leaves_nobody_behind():
     """Prompts go first; when they wait for the blocks of those that answer, these go on."""
-    at = engine(stages=1, credits=1, blocks=6, batch_tokens=2)
+    at = engine(stages=1, credits=1, blocks=6, max_batch_tokens=2)
     add(at, 1, 3)
     ((step, _),) = sent(at)
     starve(at, step)
@@ -495,7 +495,7 @@ def test_one_token_that_finds_no_memory_is_named():
 
 def test_who_shares_blocks_that_were_never_filled_is_computed_again_too():
     """Two chunks are under way when the first turns out empty: what the second computed stands on nothing."""
-    at = engine(stages=2, prefix_cache=True, batch_tokens=8)
+    at = engine(stages=2, prefix_cache=True, max_batch_tokens=8)
     sound = add(at, 1, 4)
     decoding(at, [sound])
     first = add(at, 2, 16)
@@ -511,13 +511,13 @@ def test_who_shares_blocks_that_were_never_filled_is_computed_again_too():
 
 @pytest.mark.parametrize("who", ["leaves", "stays"])
 def test_blocks_left_behind_by_name_are_not_shared_when_their_step_fails(who):
-    at = engine(stages=2, prefix_cache=True, batch_tokens=8)
+    at = engine(stages=2, prefix_cache=True, max_batch_tokens=8)
     first = add(at, 2, 16)
     (step, _), (later, batch) = sent(at)
     if who == "leaves":
         at.remove(first)
     starve(at, step)
-    assert answer(at, later, batch) == [], "what was computed behind it counts for nobody"
+    assert answer(at, later, batch) == {}, "what was computed behind it counts for nobody"
     fresh = add(at, 3, 16)
     assert fresh.cached == 0
     decoding(at, [fresh])
@@ -562,7 +562,7 @@ def test_any_crowd_gets_every_token_at_its_place(seed):
     """Rows of all kinds come, leave, are preempted and end: no row is in two decode flights, no position is skipped."""
     rng = random.Random(seed)
     stages = rng.randint(1, 4)
-    at = engine(stages=stages, blocks=rng.randint(30, 60), batch_tokens=rng.choice([0, 7, 40]), prefix_cache=True)
+    at = engine(stages=stages, blocks=rng.randint(30, 60), max_batch_tokens=rng.choice([0, 7, 40]), prefix_cache=True)
     computed, flights, number = {}, [], 0
     for _ in range(250):
         if rng.random() < 0.3 and len(at.rows) < 12:

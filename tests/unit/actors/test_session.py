@@ -16,25 +16,21 @@ from hydra.actors.sessions.session import (
     ORPHANED_MAX,
     UNANSWERED_S,
     Begin,
-    Drawn,
-    Emit,
     Fail,
     Orphaned,
     Session,
     Stop,
 )
-from hydra.actors.sessions.sessions import Sessions, Show, Start
+from hydra.actors.sessions.sessions import Sessions, Show, StartGeneration
 from hydra.protocol.ids import SessionId
 from hydra.protocol.messages.generations import (
-    FINISH_LENGTH,
-    FINISH_NONE,
-    FINISH_STOP,
     Close,
     Open,
     OpenRefused,
     Reopen,
 )
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.sampling import GREEDY
 
 PROMPT = (11, 12, 13)
@@ -51,9 +47,9 @@ def begun(**changes):
     return one
 
 
-def token(one, value, *, finish=FINISH_NONE, attempt=None, position=None):
+def token(one, value, *, finish=None, attempt=None, position=None):
     return one.handle(
-        Drawn(
+        SampledToken(
             attempt=one.attempt if attempt is None else attempt,
             position=one.position if position is None else position,
             token=value,
@@ -72,7 +68,7 @@ def opens(effects):
 
 
 def shown(effects):
-    return [e.token for e in effects if isinstance(e, Emit)]
+    return [e.token for e in effects if isinstance(e, SampledToken)]
 
 
 def failure(effects):
@@ -90,14 +86,14 @@ def test_it_opens_with_its_prompt():
 def test_tokens_are_shown_in_order():
     one = begun()
     assert shown(token(one, 5)) == [5] and shown(token(one, 6)) == [6]
-    assert one.emitted == [5, 6]
+    assert one.emitted.column.tolist() == [5, 6]
 
 
-@pytest.mark.parametrize(("finish", "word"), [(FINISH_STOP, "stop"), (FINISH_LENGTH, "length")])
-def test_the_last_token_says_why(finish, word):
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_the_last_token_says_why(finish):
     one = begun()
-    (emit, cancel) = token(one, 9, finish=finish)
-    assert emit.finish == word and cancel == CancelTimer("unanswered") and one.done
+    (last, cancel) = token(one, 9, finish=finish)
+    assert last.finish == finish and cancel == CancelTimer("unanswered") and one.done
     assert token(one, 10) == []
 
 
@@ -125,7 +121,7 @@ def test_words_of_the_former_attempt_are_echoes():
 def test_a_token_told_twice_is_shown_once():
     one = begun()
     token(one, 5, position=3)
-    assert token(one, 5, position=3) == [] and one.emitted == [5]
+    assert token(one, 5, position=3) == [] and one.emitted.column.tolist() == [5]
 
 
 def test_a_gap_is_replayed_and_never_shown():
@@ -184,7 +180,7 @@ def test_whoever_is_orphaned_over_and_over_without_a_token_waits_longer_and_at_l
     for _ in range(ORPHANED_MAX):
         effects = one.handle(Orphaned(), 10.0)
         if not opens(effects):
-            (timer,) = effects
+            (timer,) = (effect for effect in effects if isinstance(effect, SetTimer))
             waits.append(timer.at_s - 10.0)
             (opening,) = opens(one.handle(TimerFired(timer.key), timer.at_s))
             assert opening.attempt == one.attempt
@@ -207,14 +203,14 @@ def test_the_sessions_of_one_frontend_do_not_all_come_back_at_once():
         one = begun(session=number)
         for _ in range(ORPHANED_AT_ONCE + 1):
             effects = one.handle(Orphaned(), 0.0)
-        times.add(effects[0].at_s)
+        times.update(effect.at_s for effect in effects if isinstance(effect, SetTimer))
     assert len(times) == 16
 
 
 def test_an_open_that_is_too_large_fails_its_own_session_only():
     sessions = Sessions(max_replays=5)
-    request = GenerateRequest(model_id="m", prompt_ids=PROMPT, max_tokens=5, params=GREEDY, stop_ids=())
-    first, second = (sessions.handle(Start(SessionId(number), request), 0.0)[0] for number in (1, 2))
+    request = GenerateRequest(model_id="m", prompt=PROMPT, max_tokens=5, params=GREEDY, stop_ids=())
+    first, second = (sessions.handle(StartGeneration(SessionId(number), request), 0.0)[0] for number in (1, 2))
     refusal = Refusal(code="invalid_value", message="an Open of 5000000 bytes")
     effects = sessions.handle(Undelivered(first.to, first.message, refusal), 1.0)
     (show,) = [effect for effect in effects if isinstance(effect, Show)]
@@ -258,8 +254,8 @@ def test_the_answers_to_a_prompt_keep_it_once():
     sessions = Sessions(max_replays=5)
     tracemalloc.start()
     for number in range(32):
-        request = GenerateRequest(model_id="m", prompt_ids=ids, max_tokens=5, params=GREEDY, stop_ids=())
-        for effect in sessions.handle(Start(SessionId(number), request), 0.0):
+        request = GenerateRequest(model_id="m", prompt=ids, max_tokens=5, params=GREEDY, stop_ids=())
+        for effect in sessions.handle(StartGeneration(SessionId(number), request), 0.0):
             assert not isinstance(effect, Send) or np.array_equal(effect.message.history, ids)
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

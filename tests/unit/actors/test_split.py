@@ -9,32 +9,33 @@ from hypothesis import strategies as st
 
 from hydra.actors.planning.candidates import Candidate
 from hydra.actors.planning.split import SplitLimits, context_needed, proportional, reserve_of, split_vram
-from hydra.protocol.model.decoder_spec import MoeSpec, plain_decoder
+from hydra.protocol.model.cache_spec import PagedKvSpec
+from hydra.protocol.model.decoder_spec import decoder_of, plain_decoder, plain_layer
+from hydra.protocol.model.encoding import F16
+from hydra.protocol.model.layer_spec import MoeSpec
 from hydra.protocol.model.model_spec import ModelSpec
+from hydra.protocol.model.part_size import stored_size
 from hydra.protocol.refusal import RefusalError
 
 GB = 10**9
+VOCABULARY = stored_size(32000 * 1024, F16)
+LAYER = plain_layer(n_heads=16, n_kv_heads=4, head_dim=64, intermediate=2816)
 
 
-def model(n_layers, layer_params=100_000_000, **changes):
+def model(n_layers, layer_numbers=100_000_000, **changes):
     spec = ModelSpec(
         architecture="LlamaForCausalLM",
         fingerprint="f",
-        n_layers=n_layers,
         hidden=1024,
-        intermediate=2816,
-        n_heads=16,
-        n_kv_heads=4,
-        head_dim=64,
         vocab=32000,
         max_positions=4096,
-        decoder=plain_decoder(n_layers, 64),
+        decoder=plain_decoder(n_layers, LAYER),
         tied=False,
         stored_dtype="float16",
-        layer_params=(layer_params,) * n_layers,
-        embedding_params=32000 * 1024,
-        head_params=32000 * 1024,
-        norm_params=1024,
+        layer_sizes=(stored_size(layer_numbers, F16),) * n_layers,
+        embedding_size=VOCABULARY,
+        head_size=VOCABULARY,
+        norm_size=stored_size(1024, F16),
         bos_id=1,
         eos_ids=(2,),
     )
@@ -43,7 +44,11 @@ def model(n_layers, layer_params=100_000_000, **changes):
 
 def limits(reserve_gb=2.0, context=0):
     return SplitLimits(
-        dtype="float16", reserve_bytes=int(reserve_gb * GB), kv_fraction=0.9, context_tokens=context, block_size=16
+        dtype="float16",
+        reserved_vram_bytes=int(reserve_gb * GB),
+        kv_memory_fraction=0.9,
+        max_model_len=context,
+        block_size=16,
     )
 
 
@@ -91,8 +96,8 @@ def test_every_seat_gets_a_layer_and_every_layer_a_seat(weights, extra):
     st.floats(0, 3),
     st.booleans(),
 )
-def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_layers, layer_params, reserve, tied):
-    spec = model(n_layers, layer_params, tied=tied, head_params=0 if tied else 32000 * 1024)
+def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_layers, layer_numbers, reserve, tied):
+    spec = model(n_layers, layer_numbers, tied=tied, head_size=stored_size(0, F16) if tied else VOCABULARY)
     rules = limits(reserve)
     offered = candidates(*gigabytes)
     try:
@@ -107,28 +112,30 @@ def test_an_accepted_plan_is_whole_and_within_everybodys_memory(gigabytes, n_lay
     names = [share.node for share in shares]
     assert names == [name for name in memory if name in names], "not in the order of the seats"
     for share in shares:
-        room = memory[share.node] - reserve_of(memory[share.node], rules.reserve_bytes)
+        room = memory[share.node] - reserve_of(memory[share.node], rules.reserved_vram_bytes)
         assert share.weight_bytes == spec.slice_bytes(share.first_layer, share.end_layer, "float16")
         assert share.weight_bytes + share.kv_memory_bytes <= room
         n_own = share.end_layer - share.first_layer
-        assert share.kv_memory_bytes >= context_needed(spec, rules.context_tokens) * spec.kv_token_bytes(
-            n_own, "float16"
-        )
+        cache = spec.cache_size(share.first_layer, share.end_layer, "float16")
+        assert cache.token_bytes == n_own * 2 * 4 * 64 * 2
+        assert share.kv_memory_bytes >= context_needed(spec, rules.max_model_len) * cache.token_bytes
 
 
 @pytest.mark.parametrize(("context", "needed"), [(16, 16), (17, 32), (100, 112), (0, 2048)])
 def test_one_sequence_has_whole_blocks(context, needed):
     """As the pool is made of them: a plan that fits must not fail when it is carried out, nor be served shorter."""
-    spec, rules = model(1), attrs.evolve(limits(0, context), kv_fraction=1.0)
+    spec, rules = model(1), attrs.evolve(limits(0, context), kv_memory_fraction=1.0)
     (plenty,) = split_vram(spec, candidates(10), rules)
-    least = 10 * GB - plenty.kv_memory_bytes + needed * spec.kv_token_bytes(1, "float16")
+    least = 10 * GB - plenty.kv_memory_bytes + needed * spec.cache_size(0, 1, "float16").token_bytes
     assert split_vram(spec, [Candidate(node="n", memory_bytes=least)], rules)
     with pytest.raises(RefusalError):
         split_vram(spec, [Candidate(node="n", memory_bytes=least - 1)], rules)
 
 
 def test_layers_move_from_a_seat_that_is_short_to_the_one_with_room():
-    big_ends = model(10, 100_000_000, embedding_params=900_000_000)  # 1.8 GB beside the first seat's layers
+    big_ends = model(
+        10, 100_000_000, embedding_size=stored_size(900_000_000, F16)
+    )  # 1.8 GB beside the first seat's layers
     plain = split_vram(model(10, 100_000_000), candidates(3, 4), limits(reserve_gb=0.5))
     moved = split_vram(big_ends, candidates(3, 4), limits(reserve_gb=0.5))
     assert layers(plain) == [("n0", 0, 5), ("n1", 5, 10)]
@@ -182,12 +189,31 @@ def test_join_order_wins_where_nothing_is_held():
     assert [share.node for share in split_vram(model(6), candidates(8, 32, 9), limits())] == ["n0", "n1", "n2"]
 
 
+def test_each_layer_counts_its_own_cache():
+    """Two layers with caches of 32 heads of 512 channels behind ten small ones: the last node needs room for them."""
+    wide = attrs.evolve(LAYER, cache=PagedKvSpec(n_heads=32, head_dim=512))
+    spec = model(12, decoder=decoder_of([LAYER] * 10 + [wide] * 2, LAYER.norm))
+    small, large = 2 * 4 * 64 * 2, 2 * 32 * 512 * 2
+    assert spec.cache_size(0, 12, "float16").token_bytes == 10 * small + 2 * large
+    assert spec.cache_size(10, 12, "float32").token_bytes == 4 * large
+    context = 4096 * 2
+    shares = split_vram(attrs.evolve(spec, max_positions=context), candidates(5, 5), limits(context=context))
+    assert layers(shares) == [("n0", 0, 6), ("n1", 6, 12)]
+    tight = limits(context=0), limits(context=4096)
+    for rules in tight:
+        needed = context_needed(spec, rules.max_model_len)
+        for share in split_vram(spec, candidates(5, 5), rules):
+            own = [layer.cache.token_bytes("float16") for layer in spec.decoder.layers]
+            assert share.kv_memory_bytes >= needed * sum(own[share.first_layer : share.end_layer])
+
+
 def test_the_width_of_a_layer_counts_every_expert_a_token_goes_to():
     dense = model(4)
     assert dense.layer_width == 6 * 1024 + 3 * 2816
-    moe = MoeSpec(n_experts=64, top_k=8, intermediate=512, normalised=True)
-    sparse = attrs.evolve(dense, decoder=attrs.evolve(dense.decoder, moe=moe, sparse=(True,) * 4))
+    moe = MoeSpec(n_experts=64, top_k=8, intermediate=512, activation="silu", normalised=True)
+    sparse = attrs.evolve(dense, decoder=plain_decoder(4, attrs.evolve(LAYER, feed_forward=moe)))
     assert sparse.layer_width == 6 * 1024 + 64 + 8 * (2 * 1024 + 3 * 512)
     narrow = attrs.evolve(moe, top_k=1, intermediate=8)
-    mixed = attrs.evolve(dense, decoder=attrs.evolve(dense.decoder, moe=narrow, sparse=(True, False) * 2))
+    layers = [attrs.evolve(LAYER, feed_forward=narrow), LAYER] * 2
+    mixed = attrs.evolve(dense, decoder=decoder_of(layers, LAYER.norm))
     assert mixed.layer_width == dense.layer_width

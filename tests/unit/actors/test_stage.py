@@ -185,14 +185,23 @@ def test_the_threads_trouble_reaches_the_planner():
 def test_a_dropped_slice_is_fenced_before_it_is_freed():
     stage = ready()
     assert hears(stage, DropSlice(route=1, epoch=E2)) == [closed(E2)]
-    assert told(stage, ThreadFenced(1, E2)) == [RunDrop(1, weights=True)]
+    fenced = Send(PLANNER, Fenced(route=1, epoch=E2))
+    assert told(stage, ThreadFenced(1, E2)) == [fenced, RunDrop(1, weights=True)]
     assert told(stage, ThreadFenced(1, E2)) == []
+    assert hears(stage, DropSlice(route=1, epoch=E2)) == [], "the same one twice: the thread would not speak again"
 
 
-def test_a_drop_of_an_older_epoch_or_an_unknown_route_is_nothing():
+def test_a_drop_of_an_older_epoch_is_nothing_and_one_of_what_is_not_here_is_answered_at_once():
     stage = ready(E2)
     assert hears(stage, DropSlice(route=1, epoch=E1)) == []
-    assert hears(stage, DropSlice(route=9, epoch=E3)) == []
+    assert hears(stage, DropSlice(route=9, epoch=E3)) == [Send(PLANNER, Fenced(route=9, epoch=E3))]
+
+
+def test_a_drop_that_a_leaving_overtakes_frees_all_the_same_and_is_not_answered():
+    stage = ready()
+    hears(stage, DropSlice(route=1, epoch=E2))
+    assert told(stage, Left(why="expelled")) == []
+    assert told(stage, ThreadFenced(1, E2)) == [RunDrop(1, weights=True)], "who is out says nothing but Hello"
 
 
 def test_a_slice_that_was_dropped_can_be_ordered_again():
@@ -215,8 +224,21 @@ def test_out_of_the_cluster_it_fences_itself_and_keeps_only_weights():
 
 def test_out_while_loading_the_result_is_let_go():
     stage = loading()
-    assert told(stage, Left(why="new term")) == [closed(E1), RunDrop(1, weights=False)], "no step runs: freed at once"
+    assert told(stage, Left(why="new term")) == [RunDrop(1, weights=False)], "no step runs: freed at once"
     assert told(stage, SliceIn(1, E1, FACTS)) == [] and not stage.wants(1, E1)
+
+
+@pytest.mark.parametrize("state", [loading, loaded])
+def test_out_behind_a_closed_fence_it_waits_for_no_word_of_the_thread(state):
+    """The thread says a fence once: a clock that waited for it again would end this process 30 s later."""
+    assert clocks(state().handle(Left(why="expelled"), 5.0)) == []
+
+
+def test_out_while_the_thread_may_still_step_nothing_is_freed_under_it():
+    stage = ready()
+    hears(stage, order(E2))
+    assert told(stage, Left(why="expelled")) == [closed(E2)]
+    assert told(stage, ThreadFenced(1, E2)) == [RunDrop(1, weights=False)]
 
 
 def test_two_routes_live_side_by_side():

@@ -161,16 +161,16 @@ def test_history_is_kept_where_it_is_needed_and_only_there():
     at.accept(step(1, (5, 0, [7, 8], []), (6, 0, [7, 8, 9], []), opened=opened))
     at.accept(step(2, (5, 2, [9], []), (6, 3, [1], [])))
     run = at.accept(step(3, (5, 3, [40], []), (6, 4, [2], [])))
-    assert run.rows[0].history == [7, 8, 9, 40], "the prefill repeats what the opening said"
-    assert run.rows[1].history == []
+    assert run.rows[0].history.column.tolist() == [7, 8, 9, 40], "the prefill repeats what the opening said"
+    assert run.rows[1].history.column.tolist() == []
 
 
 def test_history_of_a_row_with_a_shared_prefix_is_whole():
     counting = SamplingParams(presence_penalty=0.5)
     at = line()
     opened = [opens(5, params=counting, history=int32([7, 8, 9, 10, 11]), cached_tokens=4)]
-    assert at.accept(step(1, (5, 4, [11], []), opened=opened)).rows[0].history == [7, 8, 9, 10, 11]
-    assert at.accept(step(2, (5, 5, [12], []))).rows[0].history == [7, 8, 9, 10, 11, 12]
+    assert at.accept(step(1, (5, 4, [11], []), opened=opened)).rows[0].history.column.tolist() == [7, 8, 9, 10, 11]
+    assert at.accept(step(2, (5, 5, [12], []))).rows[0].history.column.tolist() == [7, 8, 9, 10, 11, 12]
 
 
 def test_the_board_shows_one_fence_per_route():

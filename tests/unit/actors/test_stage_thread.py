@@ -6,7 +6,7 @@ from collections import deque
 import attrs
 import pytest
 
-from hydra.actors.stage.stage import ThreadFenced
+from hydra.actors.stage.stage import ThreadFenced, ThreadTrouble
 from hydra.actors.stage.stage_line import Fence, FenceBoard, StageLine
 from hydra.actors.stage.stage_thread import LAUNCHED_MAX, StageThread
 from hydra.protocol import codec_data
@@ -155,3 +155,25 @@ def test_a_fault_of_the_outlet_ends_the_thread_and_is_raised():
     with pytest.raises(RuntimeError, match="the device is gone"):
         thread.run()
     assert lane.sent == [1, 2, 3] and lane.closed == 1
+
+
+def test_an_epoch_that_cannot_go_on_is_told_once():
+    """Every step behind a gap is one more of it: complaints must not pile up while the loop is busy."""
+    told = []
+    thread = thread_over(Device(), Lane(), overlapped=False, told=told)
+    thread.source.waiting = deque(frames_of(number) for number in range(2, STEPS))
+    thread.run()
+    assert told == [ThreadTrouble(ROUTE, EPOCH, "step 2: gap")]
+
+
+def test_a_fence_that_was_opened_and_closed_again_unseen_is_told_all_the_same():
+    """Whoever closed it waits for the thread's word, and ends this process without it."""
+    told, shut = [], Fence(route=ROUTE, epoch=EPOCH, open=False)
+    thread = thread_over(Device(), Lane(), overlapped=False, told=told)
+    thread.board.publish(shut)
+    thread._ack_fences()
+    thread.board.publish(attrs.evolve(shut, open=True))
+    thread.board.publish(attrs.evolve(shut))
+    thread._ack_fences()
+    thread._ack_fences()
+    assert told == [ThreadFenced(ROUTE, EPOCH)] * 2

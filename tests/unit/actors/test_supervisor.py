@@ -9,9 +9,9 @@ from hydra.actors.core.machine import Send, SetTimer, TimerFired
 from hydra.actors.families.death_book import LIVED_WELL_S, PAUSE_FIRST_S
 from hydra.actors.families.supervisor import (
     ASLEEP_S,
-    DEATHS_MAX,
+    CHILD_SILENCE_MAX_S,
+    DEATHS_UNSEEN_MAX,
     PAUSE_MOST_S,
-    SILENCE_MAX_S,
     START_GRACE_S,
     Began,
     ChildBeat,
@@ -21,7 +21,7 @@ from hydra.actors.families.supervisor import (
     ChildReady,
     ChildStarted,
     ChildUp,
-    Finish,
+    FinishParent,
     SayReady,
     SignalChild,
     StartChild,
@@ -80,7 +80,7 @@ class House:
     def end(self):
         """Everybody who is asked to end does; returns how it ended."""
         for _ in range(10):
-            finish = of_kind(self.effects, Finish)
+            finish = of_kind(self.effects, FinishParent)
             if finish:
                 return finish[0]
             asked = of_kind(self.effects, SignalChild)
@@ -109,8 +109,8 @@ def test_all_is_said_to_be_ready_once_and_not_by_a_worker():
 def test_a_silent_child_is_killed():
     made = supervisor()
     made.handle(ChildBeat("w0"), 4.0)
-    again = looks_at(made.handle(TimerFired(("silence", "w0")), SILENCE_MAX_S))
-    assert again == 4.0 + SILENCE_MAX_S
+    again = looks_at(made.handle(TimerFired(("silence", "w0")), CHILD_SILENCE_MAX_S))
+    assert again == 4.0 + CHILD_SILENCE_MAX_S
     assert made.handle(TimerFired(("silence", "w0")), again) == [SignalChild("w0", 11, KILL)]
 
 
@@ -123,9 +123,9 @@ def test_a_child_that_has_not_spoken_yet_has_longer():
 
 def test_a_parent_that_was_stopped_itself_does_not_blame_its_child():
     made = supervisor()
-    woken = SILENCE_MAX_S + ASLEEP_S + 0.5
+    woken = CHILD_SILENCE_MAX_S + ASLEEP_S + 0.5
     again = looks_at(made.handle(TimerFired(("silence", "w0")), woken))
-    assert again == woken + SILENCE_MAX_S, "it has its time from now"
+    assert again == woken + CHILD_SILENCE_MAX_S, "it has its time from now"
     assert made.handle(TimerFired(("silence", "w0")), again) == [SignalChild("w0", 11, KILL)], "and no more than that"
 
 
@@ -154,7 +154,7 @@ def test_who_has_served_is_started_again_without_end(name):
     most_s = PAUSE_MOST_S[host.made._children[name].plan.role]
     ceilings = [min(most_s, PAUSE_FIRST_S * 2**n) for n in range(30)]
     assert all(ceiling / 2 <= pause <= ceiling for pause, ceiling in zip(told, ceilings, strict=True))
-    assert host.made.restarts[name] == 30 and not of_kind(host.effects, Finish)
+    assert not of_kind(host.effects, FinishParent)
 
 
 @pytest.mark.parametrize(("lived_s", "grows"), [(LIVED_WELL_S - 1, True), (LIVED_WELL_S, False)])
@@ -192,14 +192,14 @@ def test_how_often_it_died_is_said_in_words(deaths, every_s, words):
 
 def test_who_never_came_up_is_given_up_after_some_deaths_however_slow_they_are():
     host = House(supervisor())
-    for _ in range(DEATHS_MAX):
+    for _ in range(DEATHS_UNSEEN_MAX):
         assert of_kind(host.dies("w0", 1, after_s=400.0), TellDeath)
     (told,) = of_kind(host.dies("w0", 1, after_s=400.0), TellGivenUp)
     assert (told.name, told.how) == ("w0", "exit 1") and told.fix
-    assert not of_kind(host.tell(TimerFired(("start", "w0"))), StartChild) and not of_kind(host.effects, Finish)
+    assert not of_kind(host.tell(TimerFired(("start", "w0"))), StartChild) and not of_kind(host.effects, FinishParent)
 
 
-DEATHS = {"what it says is hopeless": (1, 2), "it dies again and again": (DEATHS_MAX + 1, 1)}
+DEATHS = {"what it says is hopeless": (1, 2), "it dies again and again": (DEATHS_UNSEEN_MAX + 1, 1)}
 
 
 @pytest.mark.parametrize(("times", "returncode"), DEATHS.values(), ids=DEATHS.keys())
@@ -225,7 +225,9 @@ def test_up_ends_when_no_worker_is_left_that_could_serve(times, returncode, sett
 
 
 @pytest.mark.parametrize("name", ["coordinator", "frontend"])
-@pytest.mark.parametrize(("up", "times", "returncode", "exit_code"), [(False, DEATHS_MAX + 1, 1, 4), (True, 1, 7, 7)])
+@pytest.mark.parametrize(
+    ("up", "times", "returncode", "exit_code"), [(False, DEATHS_UNSEEN_MAX + 1, 1, 4), (True, 1, 7, 7)]
+)
 def test_a_house_cannot_stand_without_a_vital_child(name, up, times, returncode, exit_code):
     """What is wrong with a model is found out by a child that has come up."""
     host = House(supervisor())
@@ -246,7 +248,7 @@ def test_after_all_was_ready_nobody_who_served_is_taken_for_hopeless(name):
 
 
 @pytest.mark.parametrize(
-    ("times", "returncode", "exit_code"), [(1, 6, 6), (DEATHS_MAX + 1, 1, 1), (DEATHS_MAX + 1, -9, 4)]
+    ("times", "returncode", "exit_code"), [(1, 6, 6), (DEATHS_UNSEEN_MAX + 1, 1, 1), (DEATHS_UNSEEN_MAX + 1, -9, 4)]
 )
 def test_the_only_child_of_a_worker_ends_it_with_its_own_word(times, returncode, exit_code):
     made = Supervisor((ChildPlan(name="w0", role="worker", vital=True),), random.Random(1))
@@ -255,7 +257,7 @@ def test_the_only_child_of_a_worker_ends_it_with_its_own_word(times, returncode,
     host = House(made)
     for _ in range(times):
         effects = host.dies("w0", returncode)
-    (finish,) = of_kind(effects, Finish)
+    (finish,) = of_kind(effects, FinishParent)
     assert (finish.exit_code, finish.asked) == (exit_code, False)
 
 
@@ -286,7 +288,7 @@ def test_frontends_stop_first_then_the_coordinator_and_workers_last():
     workers = [SignalChild("w0", 11, TERM), SignalChild("w1", 12, TERM)]
     assert of_kind(made.handle(ChildGone("coordinator", 10, 0), 2.2), SignalChild) == workers
     assert of_kind(made.handle(ChildGone("w1", 12, 0), 2.4), SignalChild) == [], "the other one knows already"
-    (finish,) = of_kind(made.handle(ChildGone("w0", 11, 0), 2.5), Finish)
+    (finish,) = of_kind(made.handle(ChildGone("w0", 11, 0), 2.5), FinishParent)
     assert (finish.exit_code, finish.asked) == (0, True)
 
 
@@ -307,7 +309,7 @@ def test_then_nobody_is_asked_any_more(again):
     assert made.handle(again, 2.5) == kills
     assert of_kind(made.handle(ChildGone("w0", 11, -9), 2.6), SignalChild) == []
     made.handle(ChildGone("w1", 12, -9), 2.6)
-    (finish,) = of_kind(made.handle(ChildGone("coordinator", 10, -9), 2.7), Finish)
+    (finish,) = of_kind(made.handle(ChildGone("coordinator", 10, -9), 2.7), FinishParent)
     assert finish.exit_code == 0
 
 

@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from hydra.actors.core.identity import Identity
 from hydra.actors.core.machine import Received
 from hydra.actors.core.names import PLANNER, STAGE
 from hydra.actors.core.ports import SliceFacts
@@ -17,6 +18,7 @@ from hydra.protocol import codec
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch, RouteId
 from hydra.protocol.messages.plans import Activate, LoadFailed, LoadSlice, Ready, SliceLoaded
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import refuse
@@ -24,7 +26,7 @@ from hydra.simulation.pocket_model import pocket_spec
 from tests.unit.actors.silent_spoke import SilentSpoke
 
 TENSORS = tuple(
-    TensorRange(name=f"t{layer}", file="f", offset=layer, length=1, dtype="float32", shape=()) for layer in range(4)
+    TensorRange(name=f"t{layer}", file="f", offset=layer, length=1, encoding=F32, shape=()) for layer in range(4)
 )
 FACTS = SliceFacts(weight_bytes=1, read_bytes=0, kv_blocks_max=8, load_s=0.0)
 
@@ -97,14 +99,11 @@ async def run_blocking(do, *args):
 async def standing_worker(memory, disk):
     spoke = Spoke()
     parts = WorkerParts(
-        node_id="w0",
+        identity=Identity(node_id="w0", role="worker", host="here", pid=1, pipeline_addr=Endpoint("tcp://here:1")),
         spoke=spoke,
-        pipeline_addr=Endpoint("tcp://here:1"),
         compute=memory,
         run_blocking=run_blocking,
         dial=None,
-        host="here",
-        pid=1,
         supply=disk,
         store=StoreServer(None, disk, run_blocking),
     )

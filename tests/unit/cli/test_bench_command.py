@@ -15,7 +15,7 @@ from hydra.store.models.model_dir import describe
 @pytest.mark.parametrize(
     ("asked", "names"),
     [
-        ((), command.NAMES),
+        ((), command.BUDGET_NAMES),
         (("load",), ("L",)),
         (("l",), ("L",)),
         (("R", "p1"), ("P1", "R")),

@@ -17,17 +17,15 @@ from hydra.actors.planning.desired_model import DesiredModel
 from hydra.cli.main import cli
 from hydra.cli.up import check_chat_template, state_dir_of, warn_of_open_http
 from hydra.complaint import Complaint
-from hydra.processes.child_spec import CoordinatorSpec, FrontendSpec, from_json, to_json
 from hydra.processes.port_range import PortRange
-from hydra.processes.roles import limits_of
 from hydra.processes.state_dir import write_state
-from hydra.processes.up import UpOptions, coordinator_spec
 from hydra.protocol.batch import ROWS_MAX, TOKENS_MAX
 from hydra.protocol.ids import NodeId
-from hydra.settings import NOT_YET, RANGES, Settings, load_settings, unknown_variables
+from hydra.settings import NOT_YET, RANGES, Settings, cache_path, load_settings, unknown_variables, with_paths
 from hydra.store.models.demo_model import ensure_demo_model
 
 ROOT = Path(__file__).parents[3]
+PARENT = "hydra.processes.worker_parent.run_worker_parent"
 
 
 def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
@@ -39,14 +37,6 @@ def test_a_chat_template_is_named_by_flag_environment_or_file(tmp_path):
     assert load_settings(config, {}, environ).model.chat_template == "of the environment"
     assert load_settings(config, flag, environ).model.chat_template == "of the flag"
     assert load_settings(config, {("model", "chat_template"): None}, {}).model.chat_template == "of the file"
-
-
-def test_a_frontend_is_told_which_model_it_is_for():
-    spec = FrontendSpec(
-        node_id="frontend", router_addr="a", broadcast_addr="b", http_fd=3, http_url="c",
-        model_path="/m", chat_template="/t.jinja", allowed_hosts=("a", ".b"), allowed_origins=("https://c",),
-    )  # fmt: skip
-    assert from_json(to_json(spec), FrontendSpec) == spec
 
 
 def test_requests_wait_for_loads_or_are_refused():
@@ -160,15 +150,6 @@ def test_also_where_the_environment_says_it(section, key, text):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("value", ["key", "all"])
-def test_who_shares_prefixes_reaches_the_broker(value, tmp_path):
-    settings = load_settings(None, {}, {"HYDRA_ENGINE_SHARE_PREFIXES": value})
-    addrs = dict.fromkeys(("router_addr", "broadcast_addr", "results_addr", "store_addr"), "tcp://127.0.0.1:1")
-    spec = coordinator_spec(settings, UpOptions(model_path="/m", workers=(), state_dir=tmp_path, lan=False), addrs)
-    assert limits_of(from_json(to_json(spec), CoordinatorSpec)).share_prefixes == value
-    assert load_settings(None, {}, {}).engine.share_prefixes == "all"
-
-
 def test_a_duration_is_no_flag(tmp_path):
     (tmp_path / "mine.toml").write_text("[server]\ndrain_timeout = true\n")
     with pytest.raises(Complaint, match="drain_timeout"):
@@ -178,11 +159,11 @@ def test_a_duration_is_no_flag(tmp_path):
 def test_a_worker_keeps_the_settings_that_concern_it(monkeypatch):
     """Its command has a way of its own from settings to the process."""
     specs = []
-    monkeypatch.setattr("hydra.processes.up.run_worker_parent", lambda spec, settings: specs.append(spec) or 0)
+    monkeypatch.setattr(PARENT, lambda spec, settings: specs.append(spec) or 0)
     monkeypatch.setenv("HYDRA_ZMQ_HIGH_WATER_MARK", "77")
     argv = ["worker", "--node-id", "w", "--coordinator", "tcp://127.0.0.1:5555", "--pipeline-port", "0"]
     done = CliRunner().invoke(cli, [*argv, "--device", "cpu"])
-    assert done.exit_code == 0 and specs[0].high_water_mark == 77
+    assert done.exit_code == 0 and specs[0].zmq.high_water_mark == 77
     assert CliRunner().invoke(cli, [*argv, "--dtype", "int8"]).exit_code == 2
 
 
@@ -272,6 +253,8 @@ def test_two_clusters_of_one_user_remember_apart(tmp_path):
     assert state_dir_of(elsewhere, rows[0]).name == "127.0.0.1_9090"
 
 
-def test_a_home_that_nobody_has_is_no_place_for_a_cache():
+def test_a_home_that_nobody_has_is_no_place_for_a_cache_or_a_template():
+    with pytest.raises(Complaint, match="chat_template"):
+        with_paths(load_settings(None, {("model", "chat_template"): "~nobody-knows-them/x"}, {}))
     with pytest.raises(Complaint, match="cache_dir"):
-        load_settings(None, {("model", "cache_dir"): "~nobody-knows-them/x"}, {}).model.cache_path()
+        cache_path(load_settings(None, {("model", "cache_dir"): "~nobody-knows-them/x"}, {}).model)

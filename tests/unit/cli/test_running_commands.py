@@ -99,7 +99,7 @@ def test_a_path_is_not_looked_for_in_somebody_elses_home():
 
 def interrupting(after: int) -> Callable[..., object]:
     """Ctrl-C at the n-th question."""
-    real, asked = cluster_commands.ask, []
+    real, asked = cluster_commands.ask_cluster, []
 
     def ask(*args: object) -> object:
         asked.append(args)
@@ -115,7 +115,7 @@ def interrupting(after: int) -> Callable[..., object]:
 )
 def test_ctrl_c_says_that_the_load_goes_on_and_how_to_call_it_off(cluster, monkeypatch, after, words):
     cluster.answers["/api/models/load"] = (202, JOB)
-    monkeypatch.setattr(cluster_commands, "ask", interrupting(after))
+    monkeypatch.setattr(cluster_commands, "ask_cluster", interrupting(after))
     done = load(cluster, "org/name")
     assert isinstance(done.exception, click.Abort), "which is exit 130"
     assert words.format(cluster.url) in done.stderr

@@ -8,11 +8,12 @@ from click.testing import CliRunner
 from hydra.cli import worker as command
 from hydra.cli.main import cli
 from hydra.complaint import Complaint
-from hydra.processes.address import Address
+from hydra.processes.host_port import HostPort
 
+PARENT = "hydra.processes.worker_parent.run_worker_parent"
 OWN = "10.0.0.7"
-ELSEWHERE = Address("10.0.0.5", 5555)
-HERE = Address("127.0.0.1", 5555)
+ELSEWHERE = HostPort("10.0.0.5", 5555)
+HERE = HostPort("127.0.0.1", 5555)
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +29,12 @@ def network(monkeypatch):
     ("coordinator", "bind", "advertise", "place"),
     [
         (ELSEWHERE, None, "", (OWN, OWN)),
-        (Address("den", 5555), None, "", (OWN, OWN)),
+        (HostPort("den", 5555), None, "", (OWN, OWN)),
         (ELSEWHERE, "0.0.0.0", "", ("0.0.0.0", OWN)),
         (ELSEWHERE, "*", "host.example", ("*", "host.example")),
         (ELSEWHERE, "127.0.0.1", "gate.example", ("127.0.0.1", "gate.example")),  # something forwards to it
         (HERE, None, "", ("127.0.0.1", "127.0.0.1")),
-        (Address("localhost", 5555), None, "", ("127.0.0.1", "127.0.0.1")),
+        (HostPort("localhost", 5555), None, "", ("127.0.0.1", "127.0.0.1")),
         (HERE, "0.0.0.0", "", ("0.0.0.0", "127.0.0.1")),
         (HERE, None, "127.0.0.2", ("127.0.0.1", "127.0.0.2")),
     ],
@@ -59,10 +60,10 @@ def test_a_promise_that_nobody_elsewhere_could_use_is_refused(bind, advertise, o
 
 
 def test_ports_are_known_off_loopback():
-    assert command.ends(OWN, None, None, None) == (Address(OWN, 6000), Address(OWN, 6001))
-    assert command.ends("127.0.0.1", None, None, None) == (Address("127.0.0.1", 6000), Address("127.0.0.1", 0))
-    assert command.ends(OWN, None, 0, 7000) == (Address(OWN, 0), Address(OWN, 7000))
-    assert command.ends(OWN, "6100-6101", None, None) == (Address(OWN, 6100), Address(OWN, 6101))
+    assert command.ends(OWN, None, None, None) == (HostPort(OWN, 6000), HostPort(OWN, 6001))
+    assert command.ends("127.0.0.1", None, None, None) == (HostPort("127.0.0.1", 6000), HostPort("127.0.0.1", 0))
+    assert command.ends(OWN, None, 0, 7000) == (HostPort(OWN, 0), HostPort(OWN, 7000))
+    assert command.ends(OWN, "6100-6101", None, None) == (HostPort(OWN, 6100), HostPort(OWN, 6101))
     for words in (("6100", 1, None), ("6100-6100", None, None), (None, 7, 7), (None, None, 6000)):
         with pytest.raises(Complaint) as caught:
             command.ends(OWN, *words)
@@ -85,21 +86,21 @@ def test_ports_are_known_off_loopback():
 def test_it_ends_before_anybody_is_started(words, exit_code, monkeypatch, tmp_path):
     monkeypatch.setenv("HYDRA_MODEL_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("HYDRA_CLUSTER_JOIN_TOKEN", raising=False)
-    monkeypatch.setattr("hydra.processes.up.run_worker_parent", lambda *args: pytest.fail("it was started"))
+    monkeypatch.setattr(PARENT, lambda *args: pytest.fail("it was started"))
     done = CliRunner().invoke(cli, ["worker", "--node-id", "far", "--device", "cpu", *words])
     assert isinstance(done.exception, Complaint) and done.exception.exit_code == exit_code, done.output
 
 
 def test_with_a_token_it_tells_others_where_they_can_reach_it(monkeypatch, tmp_path):
     specs = []
-    monkeypatch.setattr("hydra.processes.up.run_worker_parent", lambda spec, settings: specs.append(spec) or 0)
-    monkeypatch.setattr("hydra.processes.listening.settle", lambda name, end, setting, holders: (end, None))
+    monkeypatch.setattr(PARENT, lambda spec, settings: specs.append(spec) or 0)
+    monkeypatch.setattr("hydra.processes.listening.settle_port", lambda name, end, setting, holders: (end, None))
     monkeypatch.setenv("HYDRA_MODEL_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("HYDRA_CLUSTER_JOIN_TOKEN", "sixteen letters or more")
     argv = ["worker", "--node-id", "far", "--device", "cpu", "--coordinator", "tcp://den:5555"]
     assert CliRunner().invoke(cli, argv).exit_code == 0
     (spec,) = specs
-    assert (spec.router_addr, spec.broadcast_addr) == ("tcp://den:5555", "tcp://den:5557")
+    assert (spec.zmq.router_addr, spec.zmq.broadcast_addr) == ("tcp://den:5555", "tcp://den:5557")
     assert (spec.pipeline_bind, spec.store_bind) == (f"tcp://{OWN}:6000", f"tcp://{OWN}:6001")
     assert spec.advertise_host == OWN
 
@@ -112,5 +113,5 @@ def test_a_name_that_nobody_knows_ends_it(monkeypatch):
 
     monkeypatch.setattr("socket.getaddrinfo", unknown)
     with pytest.raises(Complaint) as caught:
-        command.find_place(Address("no.such.host.invalid", 5555), None, "")
+        command.find_place(HostPort("no.such.host.invalid", 5555), None, "")
     assert caught.value.exit_code == 5 and "Name or service not known" in caught.value.cause

@@ -7,26 +7,38 @@ from typing import Any
 import attrs
 import trio
 
-from hydra.actors.client import GenerateRequest, Piece, TokenLogprobs
+from hydra.actors.client import GenerateRequest
+from hydra.actors.core.journal import JournalFilter, JournalRing
+from hydra.protocol.messages.journal import JournalReply
 from hydra.protocol.messages.models import JobStatus, ModelReply, NodeLoad, ReadyReply, StatusReply
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
+from hydra.protocol.sampled_token import SampledToken
 
-Script = Callable[[GenerateRequest, int], Any]  # (request, n-th piece) -> Piece | RefusalError | seconds to wait
+Script = Callable[[GenerateRequest, int], Any]  # (request, n-th time) -> tokens | RefusalError | seconds to wait
+
+
+def tokens_of(ids: Sequence[int], finish: str | None = None, **of_each: Any) -> tuple[SampledToken, ...]:
+    """Tokens that arrive together; the last one has the finish."""
+    last = len(ids) - 1
+    return tuple(
+        SampledToken(attempt=0, position=n, token=token, finish=finish if n == last else None, **of_each)
+        for n, token in enumerate(ids)
+    )
 
 
 def spell(text: str, finish: str = "stop", eos: int = 256) -> Script:
     """One byte of `text` per piece (the demo tokenizer's ids are bytes), then the end."""
     ids = list(text.encode())
 
-    def script(request: GenerateRequest, number: int) -> Piece:
-        logprobs = None
+    def script(request: GenerateRequest, number: int) -> tuple[SampledToken, ...]:
+        logprobs = {}
         token = ids[number] if number < len(ids) else eos
         if request.params.logprobs is not None:
             top = tuple((token + i, -1.0 - i) for i in range(request.params.logprobs))
-            logprobs = (TokenLogprobs(chosen=-0.5, top=top),)
+            logprobs = {"logprob": -0.5, "top": top}
         at_end = number == len(ids) if finish == "stop" else number == len(ids) - 1
-        return Piece(token_ids=(token,), finish=finish if at_end else None, logprobs=logprobs)
+        return tokens_of((token,), finish if at_end else None, **logprobs)
 
     return script
 
@@ -48,6 +60,8 @@ class FakeCluster:
     gone: bool = False  # the first model has been unloaded
     silent: bool = False  # the coordinator has not told yet which models there are
     unloaded: list[str] = attrs.field(factory=list)
+    ring: JournalRing = attrs.field(factory=JournalRing)
+    journal_fails: int = 0  # so many times nobody answers for it
     job: JobStatus = JobStatus(
         job="load-1-1",
         model_id="m",
@@ -58,6 +72,13 @@ class FakeCluster:
             NodeLoad(node_id="w1", state="waiting", bytes_done=0, bytes_total=0),
         ),
     )
+
+    async def journal(self, after=0, *, session="", node="", route=None) -> JournalReply:
+        if self.journal_fails:
+            self.journal_fails -= 1
+            raise refuse("no_workers", "the coordinator did not answer")
+        entries, more = self.ring.select(after, JournalFilter(session=session, node=node, route=route))
+        return JournalReply(ask=1, entries=entries, oldest=self.ring.oldest, newest=self.ring.newest, more=more)
 
     async def models(self) -> tuple[ModelCard, ...]:
         if self.silent:
@@ -74,7 +95,7 @@ class FakeCluster:
         finally:
             self.open -= 1
 
-    async def _pieces(self, request: GenerateRequest) -> AsyncIterator[Piece]:
+    async def _pieces(self, request: GenerateRequest) -> AsyncIterator[tuple[SampledToken, ...]]:
         number = 0
         while True:
             if self.turn is not None:
@@ -91,7 +112,7 @@ class FakeCluster:
             await trio.lowlevel.checkpoint()
             self.pieces += 1
             yield said
-            if said.finish is not None:
+            if said[-1].finish is not None:
                 return
             number += 1
             if self.gate is not None:

@@ -5,23 +5,25 @@ import socket
 
 import trio
 
-from hydra.http.serve import HttpSettings, serve_app
+from hydra.http.serve import HttpListener, serve_app
+from hydra.protocol.settings.server import ServerSettings
 
 
 class Server:
     """A listening server inside the test's own nursery."""
 
-    def __init__(self, nursery, app, shutdown, **settings):
+    def __init__(self, nursery, app, shutdown, *, drain_timeout=30.0, **more):
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
         self.shutdown = shutdown
         self.ended = trio.Event()
-        self.settings = HttpSettings(fd=self.listening.fileno(), **settings)
+        server = ServerSettings(drain_timeout=drain_timeout)
+        self.listener = HttpListener(fd=self.listening.fileno(), server=server, **more)
         nursery.start_soon(self._run, app)
 
     async def _run(self, app):
         try:
-            await serve_app(app, self.settings, self.shutdown)
+            await serve_app(app, self.listener, self.shutdown)
         finally:
             self.listening.close()
             self.ended.set()

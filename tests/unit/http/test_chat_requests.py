@@ -5,12 +5,12 @@ from pathlib import Path
 import attrs
 import pytest
 
-from hydra.actors.client import Piece
 from hydra.http.openai_request import parse_request
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.sampling import DefaultSampling
 from hydra.simulation.asgi_client import ask
 from hydra.text.tokenizer import ChatInput, ModelTokenizer
+from tests.unit.http.fake_cluster import tokens_of
 from tests.unit.text.tokenizer_zoo import CHATML, byte_fallback, byte_level, save
 
 USER = {"role": "user", "content": "hi"}
@@ -126,7 +126,7 @@ async def test_tools_and_documents_reach_the_prompt(app, zoo_cluster):
     answer = await ask(app, "POST", "/v1/chat/completions", body)
     assert answer.status == 200 and answer.headers["x-hydra-ignored"] == "chat_template_kwargs.nobody"
     words = ModelTokenizer.load(Path(zoo_cluster.card.model_path))
-    prompt = words.decode(zoo_cluster.requests[0].prompt_ids.tolist())
+    prompt = words.decode(zoo_cluster.requests[0].prompt.tolist())
     assert '"name": "look"' in prompt and "T: once" in prompt and prompt.endswith("merry")
 
 
@@ -164,7 +164,7 @@ async def test_an_effort_is_for_a_template_that_knows_efforts(app, cluster, tmp_
     )
     answer = await ask(app, "POST", "/v1/chat/completions", body)
     assert answer.status == 200 and "x-hydra-ignored" not in answer.headers
-    prompt = ModelTokenizer.load(directory).decode(cluster.requests[-1].prompt_ids.tolist())
+    prompt = ModelTokenizer.load(directory).decode(cluster.requests[-1].prompt.tolist())
     assert prompt.endswith("effort=low")
 
 
@@ -175,7 +175,7 @@ async def test_a_strict_tool_is_used_and_said_not_to_be_strict(app, zoo_cluster)
     assert (answer.status, answer.headers["x-hydra-ignored"]) == (200, "tools.function.strict")
     plain = await ask(app, "POST", "/v1/chat/completions", {**body, "tools": [TOOL]})
     assert plain.status == 200 and "x-hydra-ignored" not in plain.headers
-    one, other = (request.prompt_ids.tolist() for request in zoo_cluster.requests)
+    one, other = (request.prompt.tolist() for request in zoo_cluster.requests)
     assert one == other, "it is a word to the server, and the model never sees it"
 
 
@@ -191,9 +191,7 @@ async def test_the_first_space_of_a_completion_is_kept_and_of_an_answer_is_not(a
     words = ModelTokenizer.load(directory)
     ids = words.tokenizer.encode("fox", add_special_tokens=False).ids
     cluster.card = attrs.evolve(cluster.card, model_path=str(directory), folder=str(directory), vocab=1000)
-    cluster.script = lambda request, at: Piece(
-        token_ids=(ids[at],), finish="length" if at == len(ids) - 1 else None, logprobs=None
-    )
+    cluster.script = lambda request, at: tokens_of((ids[at],), "length" if at == len(ids) - 1 else None)
     body = {"model": "m", "messages": [USER], "prompt": "the quick brown", "max_tokens": len(ids)}
     if path == "/v1/completions":
         del body["messages"]
@@ -213,10 +211,10 @@ def test_what_is_left_out_is_as_the_publisher_would_have_it(kind):
     said = {"messages": [USER]} if kind == "chat" else {"prompt": "x"}
     body = {"model": "m", **said, "top_p": 1.0, "top_k": None, "temperature": 0}
     request = parse_request(kind, body).with_defaults(PUBLISHED)
-    assert (request.temperature, request.top_p, request.top_k) == (0.0, 1.0, 20), (
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.top_k) == (0.0, 1.0, 20), (
         "what is said holds, null says nothing"
     )
-    assert (request.repetition_penalty, request.min_p) == (1.1, 0.0), "without an opinion, as OpenAI"
+    assert (request.sampling.repetition_penalty, request.sampling.min_p) == (1.1, 0.0), "without an opinion, as OpenAI"
 
 
 @pytest.mark.parametrize(("asked", "used"), [({}, 0.6), ({"temperature": 1.5}, 1.5)])

@@ -11,12 +11,12 @@ import trio.testing
 
 from hydra.http import openai_request
 from hydra.http.app import make_app
-from hydra.http.encoders import SMALL_BYTES, Encoders, Lane
+from hydra.http.encoders import SMALL_BYTES, Encoders, EncoderThreads
 from hydra.http.json_size import GROUPS_MAX, NAMES_MAX, QUOTES_MAX
 from hydra.http.openai_request import parse_json
 from hydra.protocol.refusal import RefusalError
 from hydra.simulation.asgi_client import ask, exchange
-from hydra.text.tokenizer_files import encode, encode_with_places
+from hydra.text.tokenizer_files import encode_text, encode_with_places
 from tests.unit.http.conftest import tokenizers_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 5}
@@ -30,7 +30,7 @@ def wide(cluster):
     return cluster
 
 
-@pytest.mark.parametrize("work", [encode, encode_with_places])
+@pytest.mark.parametrize("work", [encode_text, encode_with_places])
 async def test_the_loop_turns_while_a_text_is_encoded(words, nursery, work):
     """Its longest pause is nothing beside the time that the encoding takes. A busy machine has three tries."""
     turns: list[float] = []
@@ -54,8 +54,8 @@ async def test_the_loop_turns_while_a_text_is_encoded(words, nursery, work):
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_a_text_that_cannot_fit_is_never_encoded(quick_app, cluster, monkeypatch, path):
-    monkeypatch.setattr("hydra.text.tokenizer.encode", never)
-    monkeypatch.setattr("hydra.text.control_tokens.encode", never)
+    monkeypatch.setattr("hydra.text.tokenizer.encode_text", never)
+    monkeypatch.setattr("hydra.text.control_tokens.encode_text", never)
     monkeypatch.setattr("hydra.text.control_tokens.encode_with_places", never)
     body = {"model": "m", "prompt": "x" * 50_000, "messages": [{"role": "user", "content": "x" * 50_000}]}
     del body["messages" if path == "/v1/completions" else "prompt"]
@@ -92,7 +92,7 @@ def gate():
 
 
 async def test_a_full_lane_refuses_and_the_other_goes_on(wide, shutdown, words, nursery, gate):
-    encoders = Encoders(large=Lane(threads=1, waiting_max=1))
+    encoders = Encoders(large=EncoderThreads(threads=1, waiting_max=1))
     app = make_app(
         wide, max_body_bytes=1 << 20, shutdown=shutdown, tokenizers=tokenizers_of(lambda *_: words), encoders=encoders
     )
@@ -112,7 +112,7 @@ async def test_a_full_lane_refuses_and_the_other_goes_on(wide, shutdown, words, 
 
 
 async def test_who_waits_too_long_is_told_so_and_the_thread_is_kept_until_it_is_done(gate):
-    encoders = Encoders(large=Lane(threads=1, waiting_max=1), deadline_s=0.01)
+    encoders = Encoders(large=EncoderThreads(threads=1, waiting_max=1), deadline_s=0.01)
     for _ in range(2):
         with pytest.raises(RefusalError) as caught:
             await encoders.run(1 << 20, gate)

@@ -204,8 +204,12 @@ def test_options_of_a_stream_are_flags(key):
 def test_two_spellings_are_one_parameter():
     for spelling in ("repeat_penalty", "repetition_penalty"):
         request = parse("text", **{spelling: 1.5})
-        assert request.repetition_penalty == 1.5 and "repetition_penalty" in request.given and request.ignored == ()
-    assert parse("text", repeat_penalty=1.5, repetition_penalty=1.5).repetition_penalty == 1.5
+        assert (
+            request.sampling.repetition_penalty == 1.5
+            and "repetition_penalty" in request.given
+            and request.ignored == ()
+        )
+    assert parse("text", repeat_penalty=1.5, repetition_penalty=1.5).sampling.repetition_penalty == 1.5
     for broken in ({"repeat_penalty": 1.5, "repetition_penalty": 1.2}, {"repeat_penalty": 100}):
         with pytest.raises(RefusalError) as refused:
             parse("text", **broken)

@@ -13,7 +13,7 @@ from hydra.http.readiness import RETRY_AFTER_S, Readiness
 from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.simulation.asgi_client import ask
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models.model_ref import HubAccess
 from hydra.text.cache import ChatTemplateFile, TokenizerCache, is_model_at
@@ -231,7 +231,7 @@ async def test_a_repository_without_a_tokenizer_is_told_as_one(cluster, other, t
     (copy / "tokenizer.json").unlink()
     with fake_hub() as hub:
         hub.add("org/mute", copy)
-        library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
+        library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache"))
         described = await trio.to_thread.run_sync(library.describe, "org/mute")
     cluster.card = attrs.evolve(
         card, model_path=described.model_path, folder=described.folder, hub_commit=described.hub_commit

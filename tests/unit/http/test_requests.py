@@ -139,7 +139,7 @@ async def test_models_status_and_the_rest(app, cluster):
     assert models["object"] == "list" and models["data"][0]["id"] == "m" and models["data"][0]["object"] == "model"
     assert (await ask(app, "GET", "/v1/models/m")).json()["max_model_len"] == 200
     assert (await ask(app, "GET", "/api/cluster/status")).json() == {
-        "epoch": 3, "ready": True, "nodes": [], "processes": [], "models": [],
+        "epoch": 3, "ready": True, "nodes": [], "processes": [], "models": [], "losses": [],
     }  # fmt: skip
     assert (await ask(app, "POST", "/api/cluster/rebalance")).json()["state"] == "rebalancing"
     waited = await ask(app, "POST", "/api/models/load", {"model_path": "/x", "model_id": "m2"})
@@ -180,7 +180,7 @@ def parsed(kind="text", **changes):
 
 def test_what_is_left_out_has_openais_defaults():
     request = parsed()
-    assert (request.max_tokens, request.temperature, request.top_p, request.n, request.stream) == (
+    assert (request.max_tokens, request.sampling.temperature, request.sampling.top_p, request.n, request.stream) == (
         16,
         1.0,
         1.0,
@@ -188,14 +188,16 @@ def test_what_is_left_out_has_openais_defaults():
         False,
     )
     assert parsed("chat").max_tokens is None, "a chat goes on to its end"
-    assert parsed().seed != parsed().seed, "without a seed every request has one of its own"
-    assert parsed(seed=-1).seed == (1 << 64) - 1
+    assert parsed().sampling.seed != parsed().sampling.seed, "without a seed every request has one of its own"
+    assert parsed(seed=-1).sampling.seed == (1 << 64) - 1
 
 
 def test_names_that_are_newer_win_and_nulls_are_nothing():
     assert parsed("chat", max_tokens=5, max_completion_tokens=7).max_tokens == 7
-    assert parsed(temperature=None, stop=None, logit_bias=None, seed=None, n=None).temperature == 1.0
-    assert parsed(stop="x").stop == ("x",) and parsed(top_k=-1).top_k == 0 and parsed(top_p=0).top_p > 0
+    assert parsed(temperature=None, stop=None, logit_bias=None, seed=None, n=None).sampling.temperature == 1.0
+    assert (
+        parsed(stop="x").stop == ("x",) and parsed(top_k=-1).sampling.top_k == 0 and parsed(top_p=0).sampling.top_p > 0
+    )
 
 
 def test_content_may_come_in_parts():

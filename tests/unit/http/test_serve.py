@@ -23,7 +23,7 @@ def huge(cluster):
 
 async def test_an_open_stream_goes_on_while_the_server_drains(app, cluster, shutdown, nursery):
     cluster.gate = trio.Event()
-    server = Server(nursery, app, shutdown, drain_timeout_s=20.0)
+    server = Server(nursery, app, shutdown, drain_timeout=20.0)
     with trio.fail_after(15):
         stream = await server.post(TEXT)
         await read_until(stream, b'"G"')
@@ -37,7 +37,7 @@ async def test_an_open_stream_goes_on_while_the_server_drains(app, cluster, shut
 
 async def test_a_stream_that_outlasts_the_drain_is_told_so(app, cluster, shutdown, nursery):
     cluster.gate = trio.Event()
-    server = Server(nursery, app, shutdown, drain_timeout_s=0.8)
+    server = Server(nursery, app, shutdown, drain_timeout=0.8)
     with trio.fail_after(15):
         stream = await server.post(TEXT)
         await read_until(stream, b'"G"')
@@ -49,7 +49,7 @@ async def test_a_stream_that_outlasts_the_drain_is_told_so(app, cluster, shutdow
 
 
 async def test_a_client_that_never_reads_holds_nobody(app, huge, shutdown, nursery):
-    server = Server(nursery, app, shutdown, drain_timeout_s=1.0, write_deadline_s=0.5)
+    server = Server(nursery, app, shutdown, drain_timeout=1.0, write_deadline_s=0.5)
     with trio.fail_after(30):
         raw = trio.socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -67,7 +67,7 @@ async def test_a_client_that_never_reads_holds_nobody(app, huge, shutdown, nurse
 
 
 async def test_an_idle_connection_does_not_hold_the_shutdown(app, shutdown, nursery):
-    server = Server(nursery, app, shutdown, drain_timeout_s=60.0)
+    server = Server(nursery, app, shutdown, drain_timeout=60.0)
     with trio.fail_after(15):
         idle = await trio.open_tcp_stream("127.0.0.1", server.port)
         await trio.testing.wait_all_tasks_blocked()
@@ -77,7 +77,7 @@ async def test_an_idle_connection_does_not_hold_the_shutdown(app, shutdown, nurs
 
 
 async def test_a_connection_that_is_kept_after_an_answer_does_not_hold_the_shutdown(app, shutdown, nursery):
-    server = Server(nursery, app, shutdown, drain_timeout_s=60.0)
+    server = Server(nursery, app, shutdown, drain_timeout=60.0)
     with trio.fail_after(15):
         kept = await server.post({**TEXT, "stream": False})
         await read_until(kept, b'"finish_reason"')

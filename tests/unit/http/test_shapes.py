@@ -5,9 +5,8 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from hydra.actors.client import Piece, TokenLogprobs
 from hydra.simulation.asgi_client import ask
-from tests.unit.http.fake_cluster import spell
+from tests.unit.http.fake_cluster import spell, tokens_of
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 50}
@@ -90,7 +89,7 @@ async def test_an_end_beyond_the_models_vocabulary_is_none(app, cluster, words):
 @pytest.mark.parametrize("stream", [True, False])
 async def test_special_tokens_are_shown_to_who_wants_them(app, cluster, words, stream):
     ids = (*b"a", words.tokenizer.token_to_id("<|user|>"), *b"b", 256)
-    cluster.script = lambda request, number: Piece(token_ids=ids, finish="stop")
+    cluster.script = lambda request, number: tokens_of(ids, "stop")
     for more, text in (({}, "ab"), ({"skip_special_tokens": False}, "a<|user|>b"), ({"stop": "<|user|>"}, "a")):
         answer = await ask(app, "POST", "/v1/completions", TEXT | more | {"stream": stream})
         choices = [event["choices"][0] for event in answer.events()[:-1]] if stream else answer.json()["choices"]
@@ -102,7 +101,7 @@ async def test_special_tokens_are_shown_to_who_wants_them(app, cluster, words, s
 async def test_a_completions_likeliest_hold_the_sampled_token(app, cluster, top):
     def script(request, number):
         best = ((98, -0.1), (99, -2.5))[: request.params.logprobs]
-        return Piece(token_ids=(97,), finish="length", logprobs=(TokenLogprobs(chosen=-3.0, top=best),))
+        return tokens_of((97,), "length", logprob=-3.0, top=best)
 
     cluster.script = script
     answer = (await ask(app, "POST", "/v1/completions", TEXT | {"logprobs": top})).json()

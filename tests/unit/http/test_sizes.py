@@ -8,7 +8,9 @@ import pytest
 from hydra.actors.core.names import BROKER
 from hydra.http.answers import SEQUENCE_TOKENS_MAX, answers_of, generate_request
 from hydra.http.cluster_routes import LAYERS_MAX, NAME_MAX, PATH_MAX
-from hydra.http.openai_request import BIAS_MAX, STOP_IDS_MAX, parse_json, parse_request
+from hydra.http.openai_request import STOP_IDS_MAX, parse_json, parse_request
+from hydra.http.sampling_request import BIAS_MAX
+from hydra.protocol.batch import token_ids
 from hydra.protocol.codec import decode, encode
 from hydra.protocol.ids import ActorName, Attempt, SessionId
 from hydra.protocol.messages.generations import Open
@@ -28,17 +30,17 @@ def test_the_largest_request_fits_its_message(cluster, words):
         "logit_bias": {str(token): 99.0000001 for token in IDS[:BIAS_MAX]}, "n": 1, "logprobs": 20,
         "presence_penalty": 1.1, "frequency_penalty": 1.1, "repetition_penalty": 1.1, "top_p": 0.3, "min_p": 0.1,
     }  # fmt: skip
-    request = attrs.evolve(parse_request("text", body), prompts=((260,) * (SEQUENCE_TOKENS_MAX - 1),))
+    request = attrs.evolve(parse_request("text", body), prompts=(token_ids([260] * (SEQUENCE_TOKENS_MAX - 1)),))
     (answer,) = answers_of(request, words, card)
     asked = generate_request(request, answer, card, words.end_ids)
     opening = Open(
         session=SessionId((1 << 31) - 1), attempt=Attempt((1 << 31) - 1), model_id="m" * 1024,
-        history=asked.prompt_ids, prompt_tokens=len(asked.prompt_ids), max_tokens=asked.max_tokens,
+        history=asked.prompt, prompt_tokens=len(asked.prompt), max_tokens=asked.max_tokens,
         params=asked.params, stop_ids=asked.stop_ids, deaths=1000,
     )  # fmt: skip
     assert decode(encode(BROKER.actor, ActorName("sessions"), opening)).message == opening
     with pytest.raises(RefusalError) as caught:
-        answers_of(attrs.evolve(request, prompts=((260,) * SEQUENCE_TOKENS_MAX,)), words, card)
+        answers_of(attrs.evolve(request, prompts=(token_ids([260] * SEQUENCE_TOKENS_MAX),)), words, card)
     assert caught.value.refusal.code == "context_length_exceeded"
     open_end = parse_request("text", TEXT | {"max_tokens": None, "prompt": [1]})
     open_end = attrs.evolve(open_end, max_tokens=None)

@@ -4,12 +4,11 @@ import pytest
 import trio
 import trio.testing
 
-from hydra.actors.client import Piece
 from hydra.protocol.refusal import Refusal
 from hydra.simulation.asgi_client import ask, exchange
 from hydra.text.cache import TokenizerCache
 from tests.unit.http.conftest import threadless
-from tests.unit.http.fake_cluster import spell
+from tests.unit.http.fake_cluster import spell, tokens_of
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 50, "stream": True}
@@ -203,8 +202,8 @@ async def test_a_stop_string_ends_the_answer_and_the_generation(app, cluster, si
     whole = spell("one STOP two")
 
     def script(request, number):
-        ids = [whole(request, n).token_ids[0] for n in range(number * size, min(13, (number + 1) * size))]
-        return Piece(token_ids=tuple(ids), finish="stop" if (number + 1) * size >= 13 else None)
+        ids = [whole(request, n)[0].token for n in range(number * size, min(13, (number + 1) * size))]
+        return tokens_of(ids, "stop" if (number + 1) * size >= 13 else None)
 
     cluster.script = script
     events = (await ask(app, "POST", "/v1/completions", {**TEXT, "stop": ["STOP", "zzz"]})).events()

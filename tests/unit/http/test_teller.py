@@ -2,12 +2,13 @@
 
 import pytest
 
-from hydra.actors.client import Piece, TokenLogprobs
 from hydra.http.answers import Answer
 from hydra.http.openai_logprobs import chat_logprobs, text_logprobs
 from hydra.http.openai_request import ApiRequest
 from hydra.http.teller import Teller
+from hydra.protocol.sampling import SamplingParams
 from hydra.text.tokenizer import ModelTokenizer
+from tests.unit.http.fake_cluster import tokens_of
 from tests.unit.text.tokenizer_zoo import byte_fallback, byte_level, save
 
 EOT = "<|im_end|>"
@@ -30,15 +31,14 @@ def encode(words, text):
 
 def tell(words, ids, *, size=1, kind="text", prompt=(), finish="length", **request):
     """The deltas of these tokens, `size` at a time."""
-    asked = ApiRequest(kind=kind, model="m", **request)
+    sampling = SamplingParams(**{name: request.pop(name) for name in ("logprobs", "min_tokens") if name in request})
+    asked = ApiRequest(kind=kind, model="m", sampling=sampling, **request)
     teller = Teller.of(asked, Answer(index=0, prompt=tuple(prompt), choice=0), words)
     deltas = []
     for at in range(0, len(ids), size):
         some = tuple(ids[at : at + size])
-        logprobs = tuple(TokenLogprobs(chosen=-0.5, top=()) for _ in some) if asked.logprobs is not None else None
-        deltas.append(
-            teller.tell(Piece(token_ids=some, finish=finish if at + size >= len(ids) else None, logprobs=logprobs))
-        )
+        logprob = -0.5 if sampling.logprobs is not None else None
+        deltas.append(teller.tell(tokens_of(some, finish if at + size >= len(ids) else None, logprob=logprob)))
         if deltas[-1].finish:
             break
     return deltas
@@ -154,16 +154,20 @@ def test_a_word_and_the_same_word_behind_a_blank_are_two_tokens(piece_words):
     tokenizer_ids = [tokenizer.token_to_id(piece) for piece in ("▁the", "the")]
     assert None not in tokenizer_ids
     blank, bare = tokenizer_ids
-    piece = Piece(token_ids=(blank,), logprobs=(TokenLogprobs(chosen=-2.0, top=((bare, -0.1), (blank, -2.0))),))
+    tokens = tokens_of((blank,), logprob=-2.0, top=((bare, -0.1), (blank, -2.0)))
     within = Teller.of(
-        ApiRequest(kind="text", model="m", logprobs=2), Answer(index=0, prompt=(bare,), choice=0), piece_words
+        ApiRequest(kind="text", model="m", sampling=SamplingParams(logprobs=2)),
+        Answer(index=0, prompt=(bare,), choice=0),
+        piece_words,
     )
-    told = text_logprobs(within.tell(piece).shown, piece_words.vocabulary)
+    told = text_logprobs(within.tell(tokens).shown, piece_words.vocabulary)
     assert told["tokens"] == [" the"] and told["top_logprobs"] == [{"the": -0.1, " the": -2.0}]
     opening = Teller.of(
-        ApiRequest(kind="chat", model="m", logprobs=2), Answer(index=0, prompt=(), choice=0), piece_words
+        ApiRequest(kind="chat", model="m", sampling=SamplingParams(logprobs=2)),
+        Answer(index=0, prompt=(), choice=0),
+        piece_words,
     )
-    told = text_logprobs(opening.tell(piece).shown, piece_words.vocabulary)
+    told = text_logprobs(opening.tell(tokens).shown, piece_words.vocabulary)
     assert told["tokens"] == ["the"] and told["top_logprobs"] == [{"the": -2.0, f"token_id:{bare}": -0.1}], (
         "at the beginning they print alike, and the sampled one has the name"
     )
@@ -173,9 +177,11 @@ def test_the_sampled_token_is_always_among_the_likeliest(words):
     a, b, c = encode(words, "a")[0], encode(words, "b")[0], encode(words, "c")[0]
     for top in ((), ((b, -1.0),), ((b, -1.0), (c, -2.0))):
         teller = Teller.of(
-            ApiRequest(kind="text", model="m", logprobs=len(top)), Answer(index=0, prompt=(a,), choice=0), words
+            ApiRequest(kind="text", model="m", sampling=SamplingParams(logprobs=len(top))),
+            Answer(index=0, prompt=(a,), choice=0),
+            words,
         )
-        delta = teller.tell(Piece(token_ids=(a,), logprobs=(TokenLogprobs(chosen=-9.0, top=top),)))
+        delta = teller.tell(tokens_of((a,), logprob=-9.0, top=top))
         (entry,) = text_logprobs(delta.shown, words.vocabulary)["top_logprobs"]
         assert entry == {**{words.decode([token]): value for token, value in top}, "a": -9.0}
 

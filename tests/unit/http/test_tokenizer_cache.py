@@ -70,7 +70,7 @@ async def test_what_is_unloaded_changed_and_loaded_is_used_as_it_is_now(cluster,
 
     async def prompt():
         assert (await ask(app, "POST", "/v1/chat/completions", CHAT)).status == 200
-        return ModelTokenizer.load(model).decode(cluster.requests[-1].prompt_ids.tolist())
+        return ModelTokenizer.load(model).decode(cluster.requests[-1].prompt.tolist())
 
     assert await prompt() == "onehi"
     if seen:

@@ -3,17 +3,17 @@
 import attrs
 import pytest
 
-from hydra.actors.client import Piece
 from hydra.http.answers import ANSWER_TOKENS_MAX, answers_of
 from hydra.http.app import make_app
 from hydra.http.openai_request import parse_request
 from hydra.http.openai_response import Writer
 from hydra.http.teller import Delta
+from hydra.protocol.batch import token_ids
 from hydra.protocol.refusal import RefusalError
 from hydra.simulation.asgi_client import ask
 from hydra.text.tokenizer import ModelTokenizer
 from tests.unit.http.conftest import tokenizers_of
-from tests.unit.http.fake_cluster import spell
+from tests.unit.http.fake_cluster import spell, tokens_of
 
 TEXT = {"model": "m", "prompt": "hi", "max_tokens": 50}
 WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
@@ -66,9 +66,9 @@ def test_cached_is_what_none_of_a_prompts_answers_computed(words, cluster, promp
     answers = answers_of(request, words, cluster.card)
     writer = Writer(request, answers, words)
     for answer, tokens in reversed(list(zip(answers, cached, strict=True))):
-        writer.count(Delta(index=answer.index, text="echo", ids=()))  # an echo knows nothing of caches
-        writer.count(Delta(index=answer.index, text="x", ids=(1,), cached=tokens))
-        writer.count(Delta(index=answer.index, text="y", ids=(2,), cached=0))
+        writer.count(Delta(index=answer.index, text="echo", tokens=()))  # an echo knows nothing of caches
+        writer.count(Delta(index=answer.index, text="x", tokens=tokens_of((1,), cached_tokens=tokens)))
+        writer.count(Delta(index=answer.index, text="y", tokens=tokens_of((2,))))
     assert writer.usage()["prompt_tokens_details"]["cached_tokens"] == told
 
 
@@ -133,12 +133,12 @@ def test_limits_are_refused_by_name(kind, changes, param, words):
 
 
 async def test_128_answers_and_128_prompts(app, cluster):
-    cluster.script = lambda request, number: Piece(token_ids=(97,), finish="length")
+    cluster.script = lambda request, number: tokens_of((97,), "length")
     content = (await ask(app, "POST", "/v1/completions", TEXT | {"n": 128, "max_tokens": 1})).json()
     assert [choice["index"] for choice in content["choices"]] == list(range(128))
     assert {choice["text"] for choice in content["choices"]} == {"a"} and content["usage"]["prompt_tokens"] == 2
-    one = cluster.requests[0].prompt_ids
-    assert all(request.prompt_ids is one for request in cluster.requests), "the answers share their prompt"
+    one = cluster.requests[0].prompt
+    assert all(request.prompt is one for request in cluster.requests), "the answers share their prompt"
 
 
 def test_the_answers_of_a_request_have_a_bound(words, cluster):
@@ -154,7 +154,7 @@ def test_the_tokens_of_a_request_have_a_bound(words, cluster):
     prompt = [1] * (ANSWER_TOKENS_MAX // 128)
     request = parse_request("text", TEXT | {"prompt": prompt, "n": 128})
     assert len(answers_of(request, words, card)) == 128
-    longer = attrs.evolve(request, prompts=((1,) * (len(prompt) + 1),))
+    longer = attrs.evolve(request, prompts=(token_ids([1] * (len(prompt) + 1)),))
     with pytest.raises(RefusalError) as refused:
         answers_of(longer, words, card)
     assert refused.value.refusal.param == "n"

@@ -18,17 +18,17 @@ def state(request, cluster):
 
 
 @pytest.mark.parametrize("body", [TEXT, CHAT | {"stream": True}])
-@pytest.mark.parametrize("waits", [True, False])
-async def test_a_request_to_a_model_that_is_loaded_waits_or_is_refused(cluster, shutdown, words, state, waits, body):
+@pytest.mark.parametrize("choice", ["wait", "refuse"])
+async def test_a_request_to_a_model_that_is_loaded_waits_or_is_refused(cluster, shutdown, words, state, choice, body):
     app = make_app(
         cluster,
         max_body_bytes=1000,
         shutdown=shutdown,
         tokenizers=tokenizers_of(lambda *_: words),
-        waits_for_loads=waits,
+        while_loading=choice,
     )
     answer = await ask(app, "POST", "/v1/completions" if "prompt" in body else "/v1/chat/completions", body)
-    if waits or state != "loading":
+    if choice == "wait" or state != "loading":
         assert answer.status == 200 and len(cluster.requests) == 1
         return
     error = answer.json()["error"]

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hydra.kernels.step.runner import Runner
-from hydra.protocol.batch import Batch, OpenRow, Outcome, Run, int32
+from hydra.protocol.batch import EMPTY, Batch, GrowingIds, OpenRow, Outcome, Run, int32
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.model_spec import Described, ModelSpec, TensorRange
@@ -137,7 +137,7 @@ class Pipeline:
                 history_tokens=row.history_tokens,
                 position=row.done + length,
                 blocks=list(row.blocks[: -(-(row.done + length) // self.block_size)]),
-                history=list(row.ids) if row.params.needs_history else [],
+                history=GrowingIds(int32(row.ids) if row.params.needs_history else EMPTY),
             )
             for number, (row, length) in enumerate(parts)
         )

@@ -75,7 +75,7 @@ class Line:
             while len(row.blocks) * BLOCK < row.position:
                 row.blocks.append(self.free.pop(-1 if scatter and len(row.blocks) % 2 else 0))
             if row.params is not None and row.params.needs_history:
-                row.history.extend(tokens[max(0, len(row.history) - (row.position - len(tokens))) :])
+                row.history.extend(int32(tokens[max(0, len(row.history) - (row.position - len(tokens))) :]))
         self.step += 1
         batch = Batch(
             row=int32([row.row for row, _, _ in work]),

@@ -13,9 +13,10 @@ from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.attention.paged_attention import PagedRows, View, plan_step
 from hydra.kernels.model.decode_step import DecodeColumns, decode_columns, is_decode, on_device
 from hydra.kernels.model.rotary import make_rotary
-from hydra.kernels.model.slice import Slice, decode
+from hydra.kernels.model.slice import Slice, decode_rows
 from hydra.protocol.batch import Batch, OpenRow, int32
-from hydra.protocol.model.decoder_spec import RopeSpec
+from hydra.protocol.model.layer_spec import MoeSpec
+from hydra.protocol.model.rope_spec import RopeSpec
 from tests.unit.kernels.bench import Pipeline
 from tests.unit.kernels.family_models import SHAPES, publish_family
 from tests.unit.kernels.test_families import ragged_greedy, reference_greedy
@@ -63,7 +64,7 @@ class Replayed:
         padded = columns.padded(2, self.pool.n_blocks - 1, block_size)
         if hidden is not None:
             hidden = torch.cat((hidden, torch.zeros(2 - n_rows, hidden.shape[1])))
-        return decode(self.part, self.pool, on_device(padded, block_size, CPU), hidden)[:n_rows]
+        return decode_rows(self.part, self.pool, on_device(padded, block_size, CPU), hidden)[:n_rows]
 
 
 @attrs.frozen
@@ -79,7 +80,8 @@ def called(monkeypatch) -> Called:
     made = Called()
     monkeypatch.setattr("hydra.kernels.model.slice.runs_triton", lambda device: True)
     monkeypatch.setattr(
-        "hydra.kernels.model.decoder.make_decode", lambda scale, softcap, device: SpelledOut(scale, softcap, made.paged)
+        "hydra.kernels.model.softmax_attention.make_decode",
+        lambda scale, softcap, device: SpelledOut(scale, softcap, made.paged),
     )
     monkeypatch.setattr(
         "hydra.kernels.step.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, made.captured)
@@ -92,7 +94,9 @@ def test_greedy_tokens_through_paged_and_captured_steps(name: str, called: Calle
     model = publish_family(tmp_path, next(shape for shape in SHAPES if shape.name == name))
     assert ragged_greedy(Pipeline(model, (1, 3), kv_blocks=180), model) == reference_greedy(model)
     assert {2, 3} <= set(called.paged), "steps of several rows"
-    expected = set() if any(model.spec.decoder.sparse) else {1, 2}  # experts are chosen on the host
+    expected = (
+        set() if any(isinstance(kind.feed_forward, MoeSpec) for kind in model.spec.decoder.kinds) else {1, 2}
+    )  # experts are chosen on the host
     assert set(called.captured) == expected
 
 

@@ -10,6 +10,7 @@ from hydra.kernels.attention import sdpa as mix
 from hydra.kernels.model.slice import forward
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Batch, OpenRow, int32
+from hydra.protocol.model.layer_spec import MoeSpec
 from tests.unit.kernels.bench import ROUTE, Pipeline, Published, Row, greedy, order, prompt, quiet
 from tests.unit.kernels.family_models import SHAPES, Shape, publish_family, publish_gentle
 
@@ -170,7 +171,9 @@ def assert_clear_routers(model: Published) -> None:
     k = config.num_experts_per_tok
     for row in rows_of(model):
         told = model.reference(torch.tensor([row.ids]), output_router_logits=True)
-        assert len(told.router_logits) == sum(model.spec.decoder.sparse)
+        assert len(told.router_logits) == sum(
+            isinstance(layer.feed_forward, MoeSpec) for layer in model.spec.decoder.layers
+        )
         for scores in told.router_logits:
             ordered, experts = scores.sort(descending=True)
             used.update(experts[:, :k].flatten().tolist())
@@ -181,7 +184,7 @@ def assert_clear_routers(model: Published) -> None:
 
 def test_bfloat16_logits(gentle: Published) -> None:
     """At every position, those of mixtures too."""
-    if any(gentle.spec.decoder.sparse):
+    if any(isinstance(kind.feed_forward, MoeSpec) for kind in gentle.spec.decoder.kinds):
         assert_clear_routers(gentle)
     said = logits_of(Pipeline(gentle, (1, 3), kv_blocks=180, dtype="bfloat16"), gentle)
     errors = relative_errors(said, reference_logits(gentle, torch.bfloat16))

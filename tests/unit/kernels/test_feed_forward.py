@@ -1,6 +1,5 @@
 """Mixtures of experts: the plain sum over the chosen ones, however tokens are batched."""
 
-import attrs
 import pytest
 import torch
 from torch.nn import functional
@@ -9,8 +8,8 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from hydra.kernels.model.feed_forward import make_feed_forward
-from hydra.kernels.weights.part_weights import PartWeights, packed
-from hydra.protocol.model.decoder_spec import MoeSpec, plain_decoder
+from hydra.kernels.weights.part_weights import make_part_weights
+from hydra.protocol.model.layer_spec import MoeSpec
 
 HIDDEN, INNER, EXPERTS = 32, 24, 6
 
@@ -25,9 +24,8 @@ def weights(seed=0, dtype=torch.float32):
 
 
 def mixture(held, top_k, normalised=True):
-    moe = MoeSpec(n_experts=EXPERTS, top_k=top_k, intermediate=INNER, normalised=normalised)
-    decoder = attrs.evolve(plain_decoder(1, 8), moe=moe)
-    return make_feed_forward(decoder, packed(PartWeights(held)), sparse=True)
+    moe = MoeSpec(n_experts=EXPERTS, top_k=top_k, intermediate=INNER, activation="silu", normalised=normalised)
+    return make_feed_forward(moe, make_part_weights(held))
 
 
 def plainly(held, x, top_k, normalised):

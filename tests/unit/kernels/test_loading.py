@@ -16,8 +16,10 @@ from hydra.kernels.weights import staging
 from hydra.protocol.blob import Blob
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import RouteId
-from hydra.protocol.model.decoder_spec import RopeSpec
+from hydra.protocol.model.decoder_spec import plain_decoder
+from hydra.protocol.model.layer_spec import MoeSpec
 from hydra.protocol.model.model_spec import Place
+from hydra.protocol.model.rope_spec import RopeSpec
 from hydra.protocol.model.source import Directory, Peers
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import ROUTE, Pipeline, Row, greedy, order, prompt, publish, quiet
@@ -82,7 +84,7 @@ def test_a_tied_head_is_the_embedding_loaded_once(tied):
     facts = runner.load(order(tied, 0, 4), quiet)
     assert facts.weight_bytes == tied.spec.slice_bytes(0, 4, "float32")
     piece = runner._routes[ROUTE].slice
-    assert piece.head.weight is piece.embedding
+    assert piece.head.linear.matrix is piece.embedding
     assert Runner("cpu").load(order(tied, 2, 4), quiet).weight_bytes == tied.spec.slice_bytes(2, 4, "float32")
 
 
@@ -111,12 +113,12 @@ def test_weights_of_an_expelled_route_serve_the_next(untied):
     assert [held.layers for held in runner.held()] == [(0, 1)]  # the idle route was superseded
 
 
-def plain(matrix):
-    return matrix.to_dense() if matrix.is_mkldnn else matrix
+def plain(linear):
+    return linear.matrix.to_dense() if linear.matrix.is_mkldnn else linear.matrix
 
 
 def test_small_chunks_and_dtype_conversion_place_every_byte(untied, monkeypatch):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", 1000)
     runner = Runner("cpu", dtypes=("bfloat16",))
     facts = runner.load(order(untied, 3, 4, dtype="bfloat16"), quiet)
     assert facts.read_bytes == 2 * facts.weight_bytes == n_bytes(untied.ranges(3, 4))
@@ -124,10 +126,12 @@ def test_small_chunks_and_dtype_conversion_place_every_byte(untied, monkeypatch)
     layer = runner._resident.parts((untied.spec.fingerprint, "bfloat16"))[3]
     attention, mlp = reference.model.layers[3].self_attn, reference.model.layers[3].mlp
     projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-    assert torch.equal(plain(layer["qkv"]), torch.cat(projections).bfloat16())
-    assert torch.equal(plain(layer["gate_up"]), torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).bfloat16())
-    assert torch.equal(plain(layer["down"]), mlp.down_proj.weight.bfloat16())
-    assert torch.equal(plain(piece.head.weight), reference.lm_head.weight.bfloat16())
+    assert torch.equal(plain(layer.linears["qkv"]), torch.cat(projections).bfloat16())
+    assert torch.equal(
+        plain(layer.linears["gate_up"]), torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).bfloat16()
+    )
+    assert torch.equal(plain(layer.linears["down"]), mlp.down_proj.weight.bfloat16())
+    assert torch.equal(plain(piece.head.linear), reference.lm_head.weight.bfloat16())
 
 
 def test_half_precision_files_run_as_float32(tmp_path):
@@ -211,23 +215,26 @@ def test_rows_filled_twice_are_refused(untied):
         Runner("cpu").load(order(untied, 0, 1, tensors=tuple(tensors)), quiet)
 
 
-def wrong(spec, **changes):
-    return attrs.evolve(spec, decoder=attrs.evolve(spec.decoder, **changes))
-
-
 @pytest.mark.parametrize(
-    "changes",
+    ("half", "changes"),
     [
-        {"windows": (0,)},
-        {"layer_ropes": (1,) * 4},
-        {"sparse": (True,) * 4},
-        {"ropes": (RopeSpec(kind="default", theta=1e4, dim=18),)},
-        {"ropes": (RopeSpec(kind="default", theta=1e4, dim=7),)},
+        ("attention", {"n_kv_heads": 3}),
+        ("attention", {"rope": RopeSpec(kind="default", theta=1e4, dim=18)}),
+        ("attention", {"rope": RopeSpec(kind="default", theta=1e4, dim=7)}),
+        ("cache", {"n_heads": 4}),
+        ("cache", {"head_dim": 8}),
+        ("feed_forward", {"top_k": 3}),
     ],
 )
-def test_a_spec_at_odds_with_itself_is_refused(untied, changes):
-    with pytest.raises(RefusalError) as refused:
-        Runner("cpu").load(order(untied, 0, 1, spec=wrong(untied.spec, **changes)), quiet)
+def test_a_layer_at_odds_with_itself_is_refused(untied, half, changes):
+    layer = untied.spec.decoder.layer(0)
+    if half == "feed_forward":
+        moe = MoeSpec(n_experts=2, top_k=2, intermediate=8, activation="silu", normalised=True)
+        layer = attrs.evolve(layer, feed_forward=moe)
+    wrong = attrs.evolve(layer, **{half: attrs.evolve(getattr(layer, half), **changes)})
+    spec = attrs.evolve(untied.spec, decoder=plain_decoder(4, wrong))
+    with pytest.raises(RefusalError, match=r"spec|heads") as refused:
+        Runner("cpu").load(order(untied, 0, 1, spec=spec), quiet)
     assert refused.value.refusal.code == "bad_model"
 
 

@@ -37,7 +37,7 @@ class Route:
             n_stages=1,
             credits=1,
             ledger=KvLedger(200, BLOCK, prefix_cache=True),
-            batch_tokens=16,
+            max_batch_tokens=16,
             length_rule=model.spec.decoder.length_rule,
         )
         self.said: dict[int, list[int]] = {}
@@ -57,7 +57,6 @@ class Route:
             key=RowKey("f", session),
             open=opening,
             arrival=session,
-            history=history,
             generated=len(shown),
         )
         self.engine.add(row)
@@ -74,11 +73,11 @@ class Route:
                 route=ROUTE, epoch=EPOCH, step=number, row=batch.row[sampled], attempt=batch.attempt[sampled],
                 position=(batch.position + batch.length)[sampled], token=outcome.token,
             )  # fmt: skip
-            for drawn in self.engine.take(result, 0.0):
-                self.said[drawn.row.key.session].append(drawn.token)
+            for place, row in self.engine.take(result, 0.0).items():
+                self.said[row.key.session].append(int(result.token[place]))
             for row in self.engine.preempted:
-                prompt_ids = row.open.history[: row.open.prompt_tokens].tolist()
-                again = self.open(row.key.session, prompt_ids, row.open.attempt + 1)
+                prompt = row.open.history[: row.open.prompt_tokens].tolist()
+                again = self.open(row.key.session, prompt, row.open.attempt + 1)
                 self.reopened.append((row.key.session, len(again.history)))
             self.engine.preempted.clear()
 

@@ -41,7 +41,8 @@ def path(request, monkeypatch) -> str:
     if request.param == "paged":
         monkeypatch.setattr("hydra.kernels.model.slice.runs_triton", lambda device: True)
         monkeypatch.setattr(
-            "hydra.kernels.model.decoder.make_decode", lambda scale, softcap, device: SpelledOut(scale, softcap, [])
+            "hydra.kernels.model.softmax_attention.make_decode",
+            lambda scale, softcap, device: SpelledOut(scale, softcap, []),
         )
         monkeypatch.setattr("hydra.kernels.step.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, []))
     return request.param

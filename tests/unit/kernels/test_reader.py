@@ -14,6 +14,7 @@ from hydra.kernels.step.runner import Runner
 from hydra.kernels.weights import staging
 from hydra.kernels.weights.reader import read_ranges
 from hydra.kernels.weights.weight_memory import HUGE_BYTES, weight_memory
+from hydra.protocol.model.encoding import BF16, F32
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError
@@ -58,7 +59,7 @@ def stored(tmp_path, untied):
                         file=file,
                         offset=out.tell(),
                         length=data.nbytes,
-                        dtype="float32",
+                        encoding=F32,
                         shape=(size,),
                     )
                 )
@@ -77,7 +78,7 @@ def check(stored: Stored, wanted: list[tuple[TensorRange, torch.Tensor]]) -> Non
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_item_lands_in_its_place(stored, monkeypatch, chunk, threads, dtype):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", chunk)
     wanted = stored.targets(dtype)
     assert read_ranges(stored.folder, wanted, quiet, threads) == sum(source.length for source in stored.sources)
     check(stored, wanted)
@@ -118,7 +119,7 @@ class LateCopy:
 @pytest.mark.parametrize("chunk", [1000, 1 << 20])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_slab_is_read_into_only_when_the_device_has_let_go_of_it(stored, monkeypatch, chunk, threads):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", chunk)
     waited: list[int] = []
     monkeypatch.setattr(staging, "mover_for", lambda device: Late(waited))
     wanted = stored.targets(torch.bfloat16)
@@ -170,9 +171,9 @@ def test_infinity_in_the_file_is_no_overflow(stored):
 @pytest.mark.parametrize(
     ("number", "changes", "words"),
     [
-        (1, {"offset": -1}, r"a\.safetensors: a1 has 4 bytes of float32 at -1"),
+        (1, {"offset": -1}, r"a\.safetensors: a1 has 4 bytes of F32 at -1"),
         (1, {"length": 8}, r"a\.safetensors: a1 has 8 bytes"),
-        (1, {"dtype": "bfloat16"}, r"a\.safetensors: a1 has 4 bytes of bfloat16"),
+        (1, {"encoding": BF16}, r"a\.safetensors: a1 has 4 bytes of BF16"),
         (0, {"offset": 1 << 62}, r"a\.safetensors ends at byte \d+, within a0"),
         (3, {"offset": 7 + 4 * (sum(SIZES) - 776)}, r"a\.safetensors ends at byte \d+, within a3"),
         (1, {"offset": 7 + 4 * 2999}, r"a\.safetensors: (a0 overlaps a1|a1 overlaps a0)"),
@@ -196,13 +197,13 @@ def test_ranges_are_checked_before_the_first_byte(stored, number, changes, words
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_file_that_shrinks_while_it_is_read_is_refused(stored, monkeypatch, threads):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", 400)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", 400)
     last = stored.sources[-2]
 
     def cut(bytes_done: int, bytes_total: int) -> None:
         os.truncate(stored.folder / last.file, last.offset)
 
-    monkeypatch.setattr(staging.Landing, "take", slowed(staging.Landing.take, last, cut))
+    monkeypatch.setattr(staging.Staging, "take", slowed(staging.Staging.take, last, cut))
     with pytest.raises(RefusalError, match=r"b\.safetensors ends within b3: byte \d+ is missing"):
         read_ranges(stored.folder, stored.targets(), quiet, threads)
 
@@ -262,7 +263,7 @@ def test_a_damaged_norm_is_refused_by_name_and_the_runner_holds_nothing(untied, 
 
 
 def test_whoever_listens_may_end_it(stored, monkeypatch):
-    monkeypatch.setattr(staging, "CHUNK_BYTES", 40)
+    monkeypatch.setattr(staging, "HOST_CHUNK_BYTES", 40)
 
     class Enough(Exception):
         pass

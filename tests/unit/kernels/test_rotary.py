@@ -9,7 +9,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from hydra.kernels.model.rotary import lengths, make_rotary
 from hydra.protocol.batch import Batch, OpenRow, int32
-from hydra.protocol.model.decoder_spec import RopeSpec
+from hydra.protocol.model.rope_spec import RopeSpec
 
 CPU = torch.device("cpu")
 DIM = 128

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hydra.kernels.sampling.noise import gumbel, hashed, stream_key
 from hydra.kernels.sampling.sampler import TEMPERATURE_MIN, Pick, _edited, _narrowed, _tempered, sample, settle
-from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE
+from hydra.protocol.batch import ROW_FINE, ROW_NOT_FINITE, int32
 from hydra.protocol.sampling import SamplingParams
 from tests.unit.kernels.bench import Pipeline, Row, prompt
 
@@ -23,7 +23,8 @@ def logits_of(seed: int, rows: int = 1, vocab: int = VOCAB) -> torch.Tensor:
 
 
 def pick(position: int = 9, history: tuple[int, ...] = (), prompt_tokens: int = 4, **params: object) -> Pick:
-    return Pick(params=SamplingParams(**params), position=position, prompt_tokens=prompt_tokens, history=history)
+    ids = int32(history)
+    return Pick(params=SamplingParams(**params), position=position, prompt_tokens=prompt_tokens, history=ids)
 
 
 def draw(logits: torch.Tensor, *picks: Pick) -> list[int]:
@@ -97,8 +98,9 @@ def naive(logits: np.ndarray, chosen: Pick) -> int:
         if token < len(scores):
             scores[token] += bias
     if p.needs_history:
-        answer = chosen.history[chosen.prompt_tokens :]
-        for token in set(chosen.history):
+        history = chosen.history.tolist()
+        answer = history[chosen.prompt_tokens :]
+        for token in set(history):
             scores[token] = (
                 scores[token] / p.repetition_penalty if scores[token] > 0 else scores[token] * p.repetition_penalty
             )

@@ -53,7 +53,9 @@ def test_one_token(cuda_mix):
 
 def test_a_chunk_on_a_cuda_device_needs_no_memory_for_its_mask(monkeypatch):
     """Only where the mask is the plain causal one; columns stay on the host here."""
-    monkeypatch.setattr("hydra.kernels.attention.paged_attention.put", lambda column, device: torch.from_numpy(column))
+    monkeypatch.setattr(
+        "hydra.kernels.attention.paged_attention.to_device", lambda column, device: torch.from_numpy(column)
+    )
     spelled = []
     monkeypatch.setattr("hydra.kernels.attention.paged_attention._mask", lambda *asked: spelled.append(asked))
     batch = Batch(

@@ -81,7 +81,7 @@ def test_a_pool_that_finds_no_memory_is_refused_and_a_smaller_one_serves(untied,
     assert line.generate(Row(list(ids), list(range(16))), 8) == greedy(untied, ids, 8)
 
 
-@pytest.mark.parametrize("where", ["fetch_parts", "packed", "build_slice"])
+@pytest.mark.parametrize("where", ["fetch_parts", "make_part_weights", "build_slice"])
 def test_a_load_that_finds_no_memory_is_refused_wherever_it_is(untied, monkeypatch, where):
     """The CPU's allocator has no error class of its own: only its words tell."""
     runner = Runner("cpu")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from hydra.complaint import Complaint
-from hydra.processes.address import Address
 from hydra.processes.held_port import HeldPort
-from hydra.processes.listening import settle
+from hydra.processes.host_port import HostPort
+from hydra.processes.listening import settle_port
 from hydra.processes.port_holders import PortHolders
+from hydra.protocol.loopback import LOOPBACK
 from hydra.protocol.wires.zmq_wire import ZmqWires
 
-LOOPBACK = "127.0.0.1"
 IP_LOCAL_PORT_RANGE = 51  # of Linux 6.3 and later: high << 16 | low
 
 
@@ -55,13 +55,13 @@ def listens(addr: str) -> None:
         source = wires.blocking_source(addr, 4)
         assert source.addr == addr
         with pytest.raises(Complaint) as caught:
-            settle("--pipeline-port", Address.parse("it", addr), "--pipeline-port", NO_CARDS)
+            settle_port("--pipeline-port", HostPort.parse("it", addr), "--pipeline-port", NO_CARDS)
         assert caught.value.exit_code == 4 and "choose another with --pipeline-port" in caught.value.fix
         source.close()
 
 
 def test_its_listeners_come_and_go() -> None:
-    addr, held = settle("[zmq] router_addr", Address(LOOPBACK, 0), "HYDRA_ZMQ_ROUTER_ADDR", NO_CARDS)
+    addr, held = settle_port("[zmq] router_addr", HostPort(LOOPBACK, 0), "HYDRA_ZMQ_ROUTER_ADDR", NO_CARDS)
     for _ in range(2):
         listens(str(addr))
     assert str(addr).endswith(f":{held.port}")

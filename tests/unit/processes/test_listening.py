@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hydra.complaint import Complaint
-from hydra.processes.address import Address
-from hydra.processes.listening import lock_state, open_http, require_token, settle
+from hydra.processes.host_port import HostPort
+from hydra.processes.listening import lock_state, open_http, require_token, settle_port
 from hydra.processes.port_holders import PortHolders
 
 NEAR = ["127.0.0.1", "127.1.2.3", "localhost", "[::1]"]
@@ -26,15 +26,15 @@ def holders(tmp_path: Path) -> PortHolders:
 
 @pytest.mark.parametrize("host", NEAR)
 def test_on_loopback_nothing_is_asked(host: str) -> None:
-    require_token("store_addr", Address(host, 5555), "")
+    require_token("store_addr", HostPort(host, 5555), "")
 
 
 @pytest.mark.parametrize("host", FAR)
 def test_off_loopback_a_token_must_be_set(host: str) -> None:
     with pytest.raises(Complaint) as caught:
-        require_token("store_addr", Address(host, 5555), "")
+        require_token("store_addr", HostPort(host, 5555), "")
     assert caught.value.exit_code == 6 and f"tcp://{host}:5555" in caught.value.what
-    require_token("store_addr", Address(host, 5555), "open-sesame")
+    require_token("store_addr", HostPort(host, 5555), "open-sesame")
 
 
 def test_a_taken_port_names_its_holder_while_that_lives(holders: PortHolders) -> None:
@@ -43,7 +43,7 @@ def test_a_taken_port_names_its_holder_while_that_lives(holders: PortHolders) ->
         with holders.card("the cluster at http://127.0.0.1:8080", [port]):
             for attempt in (
                 lambda: open_http(f"127.0.0.1:{port}", holders),
-                lambda: settle("[zmq] router_addr", Address("127.0.0.1", port), "--ports", holders),
+                lambda: settle_port("[zmq] router_addr", HostPort("127.0.0.1", port), "--ports", holders),
             ):
                 with pytest.raises(Complaint) as caught:
                     attempt()
@@ -106,7 +106,7 @@ def test_what_is_no_http_address_is_refused(holders: PortHolders, addr: str) -> 
 def test_a_host_that_is_none_of_ours_is_told_from_a_taken_port(holders: PortHolders) -> None:
     for attempt in (
         lambda: open_http("192.0.2.1:8080", holders),
-        lambda: settle("--bind", Address("192.0.2.1", 6000), "--bind", holders),
+        lambda: settle_port("--bind", HostPort("192.0.2.1", 6000), "--bind", holders),
     ):
         with pytest.raises(Complaint) as caught:
             attempt()

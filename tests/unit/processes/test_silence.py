@@ -22,18 +22,19 @@ from hydra.actors.families.supervisor import ChildPlan, Supervisor
 from hydra.actors.membership import registry
 from hydra.complaint import Complaint
 from hydra.processes import parent_run
-from hydra.processes.address import Address
 from hydra.processes.held_port import HeldPort
+from hydra.processes.host_port import HostPort
 from hydra.processes.open_answers import count_open, words
 from hydra.processes.parent_run import ParentRun
 from hydra.processes.silence import MOST_S, Silence, reason_of, tell_of_silence
 from hydra.processes.turned_away import LASTING_S, Doorstep, parents_doorstep
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import COORDINATOR, ActorName, NodeId
+from hydra.protocol.loopback import LOOPBACK
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.settings.cluster import ClusterSettings
+from hydra.protocol.settings.zmq import ZmqSettings
 from hydra.protocol.wires.zmq_wire import ZmqWires
-
-LOOPBACK = "127.0.0.1"
 
 
 def test_silence_is_spoken_of_every_few_seconds_then_more_rarely():
@@ -52,9 +53,9 @@ def test_no_word_where_nobody_waited():
 
 async def test_a_connection_tells_why():
     free = HeldPort.take(LOOPBACK)
-    assert await reason_of(Address(LOOPBACK, free.port)) == "connection refused"
+    assert await reason_of(HostPort(LOOPBACK, free.port)) == "connection refused"
     with socket.create_server((LOOPBACK, 0)) as other:
-        assert "does not answer as a coordinator" in await reason_of(Address(LOOPBACK, other.getsockname()[1]))
+        assert "does not answer as a coordinator" in await reason_of(HostPort(LOOPBACK, other.getsockname()[1]))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ async def test_other_reasons_are_told_as_well(fault, reason, monkeypatch):
         )
 
     monkeypatch.setattr("hydra.processes.silence.trio.open_tcp_stream", fail)
-    assert await reason_of(Address("h", 1)) == reason
+    assert await reason_of(HostPort("h", 1)) == reason
 
 
 async def test_a_silent_address_is_not_waited_for(monkeypatch, autojump_clock):
@@ -80,13 +81,13 @@ async def test_a_silent_address_is_not_waited_for(monkeypatch, autojump_clock):
         await trio.sleep_forever()
 
     monkeypatch.setattr("hydra.processes.silence.trio.open_tcp_stream", hang)
-    assert "within 2 s" in await reason_of(Address("h", 1))
+    assert "within 2 s" in await reason_of(HostPort("h", 1))
 
 
 async def test_the_lines_as_a_person_reads_them(monkeypatch, autojump_clock):
     said: list[str] = []
 
-    async def refused(at: Address) -> str:
+    async def refused(at: HostPort) -> str:
         return "connection refused"
 
     def silent_s() -> float:
@@ -95,7 +96,7 @@ async def test_the_lines_as_a_person_reads_them(monkeypatch, autojump_clock):
     monkeypatch.setattr("hydra.processes.silence.reason_of", refused)
     began_s = trio.current_time()
     with trio.move_on_after(20):
-        await tell_of_silence(silent_s, Address("10.0.0.5", 5555), said.append)
+        await tell_of_silence(silent_s, HostPort("10.0.0.5", 5555), said.append)
     assert said == [
         "still trying tcp://10.0.0.5:5555 (3 s): connection refused",
         "still trying tcp://10.0.0.5:5555 (8 s): connection refused",
@@ -162,7 +163,7 @@ async def test_open_answers_are_those_of_all_models(body, n_open, nursery):
 
 
 async def test_a_cluster_that_says_nothing_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("hydra.processes.open_answers.ASK_S", 0.05)
+    monkeypatch.setattr("hydra.processes.open_answers.OPEN_ANSWERS_S", 0.05)
     with socket.create_server((LOOPBACK, 0)) as silent:
         assert await count_open(f"http://{LOOPBACK}:{silent.getsockname()[1]}") is None
 
@@ -171,7 +172,8 @@ async def test_a_parent_with_the_wrong_token_ends_in_a_complaint(nursery):
     """A whole parent with a child, before the door of a coordinator that is only a registry."""
     with closing(ZmqWires()) as wires:
         hub = wires.hub(f"tcp://{LOOPBACK}:0", f"tcp://{LOOPBACK}:0")
-        door = registry.Registry(term=1, results_addr=Endpoint("tcp://x:1"), join_token="sesame")
+        token = ClusterSettings(join_token="sesame")
+        door = registry.Registry(term=1, results_addr=Endpoint("tcp://x:1"), cluster=token)
         post = Gateway(hub.send_nowait, hub.receive, registry.PLANNER_NAME, door.speaker_of)
         host = ActorHost(COORDINATOR, post.carry)
         host.add(ActorName("registry"), door, lambda effect: None)
@@ -180,8 +182,7 @@ async def test_a_parent_with_the_wrong_token_ends_in_a_complaint(nursery):
         run = ParentRun(
             supervisor=Supervisor((ChildPlan(name=NodeId("den"), role="worker", vital=True),), random.Random(0)),
             commands={NodeId("den"): ChildCommand(argv=("sleep", "60"))},
-            router_addr=hub.command_addr,
-            broadcast_addr=hub.broadcast_addr,
+            zmq=ZmqSettings(router_addr=hub.command_addr, broadcast_addr=hub.broadcast_addr),
             name="parent-den",
             join_token="another",
             say=lambda line: None,
@@ -203,8 +204,8 @@ async def test_only_the_first_ctrl_c_of_an_up_says_what_it_waits_for(monkeypatch
     for url, lines in (("http://127.0.0.1:8080", 1), ("", 0)):
         said.clear()
         run = ParentRun(
-            supervisor=Supervisor((), random.Random(0)), commands={}, router_addr="", broadcast_addr="", name="up",
-            join_token="", say_ready=lambda: None, url=url, drain_timeout_s=30.0, say=said.append,
+            supervisor=Supervisor((), random.Random(0)), commands={}, zmq=ZmqSettings(), name="up",
+            join_token="", say_ready=lambda: None, url=url, drain_timeout=30.0, say=said.append,
         )  # fmt: skip
         run.ready()
         await run.before_stop()

@@ -21,10 +21,16 @@ from hydra.protocol.ids import Epoch, NodeId
 from hydra.protocol.limits import PATH_MAX
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Close, Open, OpenRefused, Tokens
+from hydra.protocol.messages.journal import JournalEntries, JournalEntry
 from hydra.protocol.messages.membership import Beacon, DeviceOffer, Hello, SayHello
+from hydra.protocol.messages.models import LoadModel
 from hydra.protocol.messages.plans import Activate, LoadSlice
-from hydra.protocol.model.decoder_spec import plain_decoder
+from hydra.protocol.model.cache_spec import PagedKvSpec
+from hydra.protocol.model.decoder_spec import DecoderSpec, decoder_of, plain_decoder, plain_layer
+from hydra.protocol.model.encoding import BF16, ENCODINGS, Encoding
+from hydra.protocol.model.layer_spec import LayerSpec, MoeSpec, NormSpec, SoftmaxAttentionSpec
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
+from hydra.protocol.model.part_size import PartSize
 from hydra.protocol.model.source import Directory, HubCommit, Peers
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
@@ -73,16 +79,30 @@ def strategy(kind):
     special = {
         SamplingParams: {"logprobs": st.none() | st.integers(0, 20)},
         Open: {"prompt_tokens": st.just(0)},
+        LoadModel: {"replicas": st.integers(1, 64)},
         TensorRange: {"file": st.just("model.safetensors")},
         StoredFile: {"file": st.just("model.safetensors")},
         Hello: {"host": HOSTS},
         DeviceOffer: {"device": st.sampled_from(["cpu", "cuda:0"]), "name": HOSTS},
         Activate: {"credits": st.integers(1, 99)},
         LoadSlice: {"block_size": st.integers(1, 99), "first_layer": st.just(0), "end_layer": st.just(1)},
-        ModelSpec: {"n_layers": st.integers(1, 99)},
         Endpoint: {"addr": ADDRS, "public_key": HOSTS},
         HubCommit: {"repo": st.just("org/m"), "commit": st.sampled_from(["main", "0" * 40])},
+        SoftmaxAttentionSpec: dict.fromkeys(("n_heads", "n_kv_heads", "head_dim"), st.integers(1, 99)),
+        PagedKvSpec: dict.fromkeys(("n_heads", "head_dim"), st.integers(1, 99)),
+        MoeSpec: dict.fromkeys(("n_experts", "top_k"), st.integers(1, 99)),
+        JournalEntries: {"first": st.integers(1, 99)},
+        JournalEntry: dict.fromkeys(("actor", "node", "response_id"), HOSTS),
     }
+    if kind is Encoding:
+        return st.sampled_from(list(ENCODINGS.values()))
+    if kind is ModelSpec:  # as many sizes as layers
+        size = strategy(PartSize)
+        spec = st.builds(ModelSpec, **fields)
+        return st.builds(lambda spec, size: attrs.evolve(spec, layer_sizes=(size,) * spec.n_layers), spec, size)
+    if kind is DecoderSpec:  # the index of each layer must be right
+        layers = st.lists(strategy(LayerSpec), min_size=1, max_size=3)
+        return st.builds(decoder_of, layers, strategy(NormSpec))
     return st.builds(kind, **(fields | special.get(kind, {})))
 
 
@@ -207,17 +227,19 @@ def test_sampling_ranges_are_checked_again(change):
 
 EXPERT = TensorRange(
     name="model.layers.47.mlp.experts.127.gate_proj.weight", file="model-00001-of-00016.safetensors", offset=2**40,
-    length=2**22, dtype="bfloat16", shape=(768, 2048), place=Place(role="expert_gate_up", layer=47, expert=127),
+    length=2**22, encoding=BF16, shape=(768, 2048), place=Place(role="expert_gate_up", layer=47, expert=127),
 )  # fmt: skip
 SLICE = LoadSlice(
     route=1, epoch=Epoch(1, 1), dtype="bfloat16", first_layer=0, end_layer=48, tensors=(EXPERT,),
     sources=(Directory("/m"), HubCommit("org/m", "0123"),    Peers((Endpoint("tcp://c:1"),))), block_size=16,
     kv_memory_bytes=1,
     spec=ModelSpec(
-        architecture="Qwen3MoeForCausalLM", fingerprint="f" * 64, n_layers=48, hidden=2048, intermediate=6144,
-        n_heads=32, n_kv_heads=4, head_dim=128, vocab=151_936, max_positions=40_960, tied=False,
-        decoder=plain_decoder(48, 128), stored_dtype="bfloat16", layer_params=(1,) * 48, embedding_params=1,
-        head_params=1, norm_params=1, bos_id=None, eos_ids=(),
+        architecture="Qwen3MoeForCausalLM", fingerprint="f" * 64, hidden=2048, vocab=151_936,
+        max_positions=40_960, tied=False,
+        decoder=plain_decoder(48, plain_layer(n_heads=32, n_kv_heads=4, head_dim=128, intermediate=6144)),
+        stored_dtype="bfloat16", layer_sizes=(PartSize(1, 2),) * 48, embedding_size=PartSize(1, 2),
+        head_size=PartSize(1, 2), norm_size=PartSize(1, 2),
+        bos_id=None, eos_ids=(),
     ),
 )  # fmt: skip
 
@@ -262,13 +284,65 @@ def test_one_worker_can_be_told_all_of_a_model_with_128_experts_in_48_layers():
     assert codec.decode(codec.encode("stage", "planner", whole)).message == whole
 
 
+def mixed(layer: int):
+    """As Gemma 3: another window and rope in every sixth layer; and the first layers without experts."""
+    plain = plain_layer(n_heads=32, n_kv_heads=4, head_dim=128, intermediate=6144)
+    attention = attrs.evolve(plain.attention, window=0 if layer % 6 == 5 else 1024)
+    moe = MoeSpec(n_experts=128, top_k=8, intermediate=768, activation="silu", normalised=True)
+    return attrs.evolve(plain, attention=attention, feed_forward=plain.feed_forward if layer < 3 else moe)
+
+
+def test_a_hundred_layers_of_four_kinds_are_small_and_shared():
+    decoder = decoder_of(map(mixed, range(120)), SLICE.spec.decoder.norm)
+    spec = attrs.evolve(SLICE.spec, decoder=decoder, layer_sizes=(PartSize(193_000_000, 386_000_000),) * 120)
+    message = attrs.evolve(SLICE, spec=spec, tensors=())
+    assert len(spec.decoder.kinds) == 3 and [spec.decoder.layer(i) for i in range(120)] == list(map(mixed, range(120)))
+    frames = codec.encode("stage", "planner", message)
+    heard = codec.decode(frames).message
+    assert heard == message and len(frames[0]) < 4000
+    assert heard.spec.decoder.layer(20) is heard.spec.decoder.layer(119 - 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer_kinds": [1] * 48},
+        {"layer_kinds": [0] * 47 + [-1]},
+        {"layer_kinds": []},
+        {"kinds": []},
+        {"kinds": [{"kind": "LayerSpec"}]},
+        {"layer_kinds": [0] * 47},
+    ],
+)
+def test_a_decoder_says_what_each_of_its_layers_is(change):
+    fields = fields_of(SLICE)
+    spec = fields["spec"]
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields | {"spec": spec | {"decoder": spec["decoder"] | change}}))
+    twice = spec["decoder"]["kinds"] * 2
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields | {"spec": spec | {"decoder": spec["decoder"] | {"kinds": twice}}}))
+
+
+@pytest.mark.parametrize("half", [{"kind": "Recurrent"}, {"kind": "NormSpec"}, {"kind": 7}, {}, [], "DenseSpec"])
+def test_the_kind_of_a_layer_is_one_of_those_there_are(half):
+    fields = fields_of(SLICE)
+    decoder = fields["spec"]["decoder"]
+    (layer,) = decoder["kinds"]
+    assert layer["feed_forward"]["kind"] == "DenseSpec"
+    other = layer["feed_forward"] | half if isinstance(half, dict) and half else half
+    spec = fields["spec"] | {"decoder": decoder | {"kinds": [layer | {"feed_forward": other}]}}
+    with pytest.raises(TheyBrokeTheRules):
+        codec.decode(sentence("LoadSlice", fields | {"spec": spec}))
+
+
 @pytest.mark.parametrize("change", [{"first_layer": 48}, {"end_layer": 49}, {"end_layer": 2**40}, {"block_size": 0}])
 def test_a_slice_lies_within_its_model(change):
     with pytest.raises(TheyBrokeTheRules):
         codec.decode(sentence("LoadSlice", fields_of(SLICE) | change))
 
 
-ROW = ["n", "f", 0, 8, "float32", [2], ["down", 0, 0, None]]
+ROW = ["n", "f", 0, 8, "F32", [2], ["down", 0, 0, None]]
 
 
 @pytest.mark.parametrize(
@@ -287,6 +361,10 @@ ROW = ["n", "f", 0, 8, "float32", [2], ["down", 0, 0, None]]
         ["n", "../f", *ROW[2:]],
         ["n", "f", -1, *ROW[3:]],
         [7, *ROW[1:]],
+        [*ROW[:4], "float32", *ROW[5:]],
+        [*ROW[:4], "Q9_Z", *ROW[5:]],
+        [*ROW[:4], {"dtype": "float32"}, *ROW[5:]],
+        [*ROW[:4], None, *ROW[5:]],
     ],
 )
 def test_rows_of_ranges_are_checked(row):

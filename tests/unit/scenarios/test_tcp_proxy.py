@@ -5,7 +5,8 @@ from functools import partial
 
 import trio
 
-from scenarios.processes import LOOPBACK, hold_port
+from hydra.protocol.loopback import LOOPBACK
+from scenarios.processes import hold_port
 from scenarios.tcp_proxy import TcpProxy
 
 

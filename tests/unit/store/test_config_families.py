@@ -6,8 +6,11 @@ import math
 import attrs
 import pytest
 
-from hydra.protocol.model.decoder_spec import LengthRule, MoeSpec, NormSpec, RopeSpec
+from hydra.protocol.model.cache_spec import PagedKvSpec
+from hydra.protocol.model.decoder_spec import LengthRule
+from hydra.protocol.model.layer_spec import DenseSpec, MoeSpec, NormSpec
 from hydra.protocol.model.layout import part_shapes, slice_parts
+from hydra.protocol.model.rope_spec import RopeSpec
 from hydra.protocol.refusal import RefusalError
 from hydra.store.models.config import read_config
 from hydra.store.models.families import FAMILIES
@@ -41,6 +44,10 @@ def read(path, architecture, **said):
 
 def ropes(path, architecture, **said):
     return read(path, architecture, **said).decoder.ropes
+
+
+def windows(shape):
+    return tuple(layer.attention.window for layer in shape.decoder.layers)
 
 
 def refused(path, architecture, **said):
@@ -103,45 +110,51 @@ def test_llama_31(tmp_path):
     )  # fmt: skip
     assert shape.decoder.ropes == (rope,)
     assert shape.decoder.norm == NormSpec(kind="rms", eps=1e-5)
-    assert (shape.max_positions, shape.decoder.windows, shape.decoder.length_rule) == (131_072, (0,) * 4, None)
+    assert (shape.max_positions, windows(shape), shape.decoder.length_rule) == (131_072, (0,) * 4, None)
 
 
 def test_mistral_with_a_null_window_has_none_and_without_the_key_its_default(tmp_path):
-    assert read(tmp_path, "Mistral", sliding_window=4096).decoder.windows == (4096,) * 4
-    assert read(tmp_path, "Mistral", sliding_window=None).decoder.windows == (0,) * 4
-    assert read(tmp_path, "Mistral").decoder.windows == (4096,) * 4
-    assert read(tmp_path, "Mistral", head_dim=32).head_dim == 32
+    assert windows(read(tmp_path, "Mistral", sliding_window=4096)) == (4096,) * 4
+    assert windows(read(tmp_path, "Mistral", sliding_window=None)) == (0,) * 4
+    assert windows(read(tmp_path, "Mistral")) == (4096,) * 4
+    wide = read(tmp_path, "Mistral", head_dim=32).decoder.layer(3)
+    assert (wide.attention.head_dim, wide.cache) == (32, PagedKvSpec(n_heads=2, head_dim=32))
 
 
 def test_mixtral(tmp_path):
     shape = read(tmp_path, "Mixtral", num_local_experts=8, num_experts_per_tok=2, router_aux_loss_coef=0.02)
-    assert shape.decoder.moe == MoeSpec(n_experts=8, top_k=2, intermediate=96, normalised=True)
-    assert shape.decoder.sparse == (True,) * 4 and shape.decoder.windows == (0,) * 4
+    (layer,) = shape.decoder.kinds
+    moe = MoeSpec(n_experts=8, top_k=2, intermediate=96, activation="silu", normalised=True)
+    assert layer.feed_forward == moe and windows(shape) == (0,) * 4
     assert shape.decoder.ropes[0].theta == 1e6
 
 
 def test_qwen2_has_its_window_only_when_it_is_switched_on(tmp_path):
     published = {"sliding_window": 131_072, "max_window_layers": 2, "use_mrope": False, "attention_dropout": 0.0}
-    off = read(tmp_path, "Qwen2", use_sliding_window=False, **published).decoder
-    assert off.windows == (0,) * 4 and (off.qkv_bias, off.out_bias, off.qk_norm) == (True, False, None)
-    on = read(tmp_path, "Qwen2", use_sliding_window=True, **published).decoder
-    assert on.windows == (0, 0, 131_072, 131_072)
+    off = read(tmp_path, "Qwen2", use_sliding_window=False, **published)
+    heads = off.decoder.layer(3).attention
+    assert windows(off) == (0,) * 4 and (heads.qkv_bias, heads.out_bias, heads.qk_norm) == (True, False, None)
+    on = read(tmp_path, "Qwen2", use_sliding_window=True, **published)
+    assert windows(on) == (0, 0, 131_072, 131_072)
 
 
 def test_qwen3(tmp_path):
     shape = read(tmp_path, "Qwen3", max_window_layers=36, sliding_window=None, use_sliding_window=False)
-    assert shape.head_dim == 128 and shape.decoder.qk_norm == shape.decoder.norm
+    (layer,) = shape.decoder.kinds
+    assert layer.attention.head_dim == 128 and layer.attention.qk_norm == layer.norm == shape.decoder.norm
     layer_types = ["full_attention", "sliding_attention"] * 2
     windowed = read(tmp_path, "Qwen3", layer_types=layer_types, use_sliding_window=True, sliding_window=9)
-    assert windowed.decoder.windows == (0, 9, 0, 9)
+    assert windows(windowed) == (0, 9, 0, 9)
 
 
 def test_qwen3_moe_by_either_name_of_its_experts(tmp_path):
     said = {"num_experts_per_tok": 8, "moe_intermediate_size": 40, "norm_topk_prob": True, "head_dim": 128}
     shape = read(tmp_path, "Qwen3Moe", num_experts=128, decoder_sparse_step=2, mlp_only_layers=[3], **said)
-    assert shape.decoder.moe == MoeSpec(n_experts=128, top_k=8, intermediate=40, normalised=True)
-    assert shape.decoder.sparse == (False, True, False, False)
-    assert read(tmp_path, "Qwen3Moe", num_local_experts=128, **said).decoder.moe == shape.decoder.moe
+    moe = MoeSpec(n_experts=128, top_k=8, intermediate=40, activation="silu", normalised=True)
+    dense = DenseSpec(intermediate=96, activation="silu")
+    assert [layer.feed_forward for layer in shape.decoder.layers] == [dense, moe, dense, dense]
+    other = read(tmp_path, "Qwen3Moe", num_local_experts=128, **said)
+    assert [layer.feed_forward for layer in other.decoder.layers] == [moe] * 4
     assert "differ" in refused(tmp_path, "Qwen3Moe", num_local_experts=128, num_experts=64, **said).message
 
 
@@ -151,9 +164,11 @@ def test_phi_2(tmp_path):
         num_key_value_heads=..., resid_pdrop=0.1, embd_pdrop=0.0, rope_scaling=None,
     )  # fmt: skip
     decoder = shape.decoder
-    assert shape.n_kv_heads == 4 and decoder.ropes == (attrs.evolve(PLAIN, dim=8),)
-    assert (decoder.block, decoder.norm.kind, decoder.gated, decoder.head_bias) == ("parallel", "layer", False, True)
-    assert read(tmp_path, "Phi", qk_layernorm=True).decoder.qk_norm == decoder.norm
+    (layer,) = decoder.kinds
+    assert layer.attention.n_kv_heads == 4 and decoder.ropes == (attrs.evolve(PLAIN, dim=8),)
+    assert (layer.block, layer.norm.kind, layer.feed_forward.gated) == ("parallel", "layer", False)
+    assert decoder.head_bias and decoder.norm == layer.norm and layer.attention.qk_norm is None
+    assert read(tmp_path, "Phi", qk_layernorm=True).decoder.layer(0).attention.qk_norm == layer.norm
 
 
 def test_phi_3_mini_128k(tmp_path):
@@ -185,11 +200,12 @@ def test_gemma_2(tmp_path):
         cache_implementation="hybrid",
     )  # fmt: skip
     decoder = shape.decoder
-    assert decoder.windows == (4096, 0, 4096, 0) and shape.tied
-    assert (decoder.attention_softcap, decoder.logit_softcap, decoder.attention_scale) == (50.0, 30.0, 1 / 12)
-    assert (decoder.embedding_scale, decoder.norm.kind, decoder.block) == (8.0, "rms_plus_one", "sandwich")
-    assert read(tmp_path, "Gemma2").decoder.attention_softcap == 50.0
-    assert read(tmp_path, "Gemma2", attn_logit_softcapping=None).decoder.attention_softcap is None
+    layer = decoder.layer(1)
+    assert windows(shape) == (4096, 0, 4096, 0) and shape.tied
+    assert (layer.attention.softcap, decoder.logit_softcap, layer.attention.scale) == (50.0, 30.0, 1 / 12)
+    assert (decoder.embedding_scale, decoder.norm.kind, layer.block) == (8.0, "rms_plus_one", "sandwich")
+    assert read(tmp_path, "Gemma2").decoder.layer(0).attention.softcap == 50.0
+    assert read(tmp_path, "Gemma2", attn_logit_softcapping=None).decoder.layer(0).attention.softcap is None
 
 
 def test_gemma_3_in_its_older_and_newer_spelling(tmp_path):
@@ -209,8 +225,9 @@ def test_gemma_3_in_its_older_and_newer_spelling(tmp_path):
     shape = read(tmp_path, "Gemma3", model_type="gemma3_text", head_dim=16, **older)
     assert read(tmp_path, "Gemma3", model_type="gemma3_text", head_dim=16, **newer) == shape
     full, local = attrs.evolve(PLAIN, kind="linear", theta=1e6, factor=8.0), PLAIN
-    assert shape.decoder.ropes == (full, local) and shape.decoder.layer_ropes == (1, 1, 0, 1)
-    assert shape.decoder.windows == (512, 512, 0, 512) and shape.decoder.qk_norm == shape.decoder.norm
+    heads = [layer.attention for layer in shape.decoder.layers]
+    assert [one.rope for one in heads] == [local, local, full, local] and len(shape.decoder.kinds) == 2
+    assert windows(shape) == (512, 512, 0, 512) and {one.qk_norm for one in heads} == {shape.decoder.norm}
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hydra.store.models.demo_model import BOS_ID, DEMO_NAME, EOS_ID, VOCAB, ensure_demo_model
+from hydra.store.models.demo_model import BOS_ID, DEMO_NAME, DEMO_VOCAB, EOS_ID, ensure_demo_model
 from hydra.store.models.model_dir import describe
 
 TEXTS = ["hello", "Grüße, 世界! 🐍", " two  spaces\n\ttab\r\n", "don't", "\0\x7f\u200b\ufeff", ""]
@@ -22,7 +22,7 @@ def demo(tmp_path_factory):
 def test_it_is_described(demo):
     described = describe(str(demo))
     spec = described.spec
-    assert (described.default_id, spec.n_layers, spec.hidden, spec.vocab) == (DEMO_NAME, 8, 64, VOCAB)
+    assert (described.default_id, spec.n_layers, spec.hidden, spec.vocab) == (DEMO_NAME, 8, 64, DEMO_VOCAB)
     assert (spec.bos_id, spec.eos_ids, spec.stored_dtype, spec.tied) == (BOS_ID, (EOS_ID,), "float32", False)
 
 
@@ -52,7 +52,7 @@ def test_the_tokenizer_spells_bytes(demo, text):
 def test_special_tokens_are_one_token_each(demo):
     tokenizer = Tokenizer.from_file(str(demo / "tokenizer.json"))
     assert tokenizer.encode("<|bos|>a<|eos|><|user|><|assistant|><|system|>").ids == [256, 97, 257, 258, 259, 260]
-    assert tokenizer.get_vocab_size() == VOCAB
+    assert tokenizer.get_vocab_size() == DEMO_VOCAB
 
 
 def test_it_chats_in_transformers_as_itself(demo):

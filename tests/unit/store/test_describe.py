@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hydra.protocol.model.part_size import PartSize, total_size
 from hydra.protocol.refusal import RefusalError
 from hydra.store.models.library import LocalLibrary
 
@@ -40,7 +41,7 @@ def test_ranges_hold_the_very_bytes_of_the_tensors(saved, name):
     assert {tensor.name for tensor in described.tensors} == set(loaded)
     for tensor in described.tensors:
         true = loaded[tensor.name]
-        assert (tensor.shape, TORCH_DTYPES[tensor.dtype]) == (tuple(true.shape), true.dtype)
+        assert (tensor.shape, TORCH_DTYPES[tensor.encoding.dtype]) == (tuple(true.shape), true.dtype)
         assert bytes_of(described, tensor) == true.contiguous().view(torch.uint8).numpy().tobytes()
 
 
@@ -49,16 +50,20 @@ def test_the_spec_counts_what_is_there(saved, name):
     described = LIBRARY.describe(str(saved / name))
     spec = described.spec
     total = sum(math.prod(tensor.shape) for tensor in described.tensors)
-    assert spec.embedding_params + spec.norm_params + spec.head_params + sum(spec.layer_params) == total
-    assert (spec.n_layers, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.vocab) == (5, 32, 4, 2, 101)
-    assert spec.head_dim == (10 if name == "biased" else 8)
+    whole = total_size((*spec.layer_sizes, spec.embedding_size, spec.norm_size, spec.head_size))
+    assert whole == PartSize(total, sum(tensor.length for tensor in described.tensors))
+    assert whole.stored_bytes == total * (2 if name == "biased" else 4) == whole.memory_bytes(spec.stored_dtype)
+    (layer,) = spec.decoder.kinds
+    heads = layer.attention
+    assert (spec.n_layers, spec.hidden, heads.n_heads, heads.n_kv_heads, spec.vocab) == (5, 32, 4, 2, 101)
+    assert heads.head_dim == layer.cache.head_dim == (10 if name == "biased" else 8)
     (rope,) = spec.decoder.ropes
     assert rope.theta == (50_000.0 if name == "biased" else 10_000.0)
     assert spec.stored_dtype == ("bfloat16" if name == "biased" else "float32")
-    biases = (spec.decoder.qkv_bias, spec.decoder.out_bias, spec.decoder.mlp_bias)
+    biases = (heads.qkv_bias, heads.out_bias, layer.feed_forward.bias)
     assert biases == (name == "biased",) * 3
     assert spec.tied == (name == "sharded_tied")
-    assert (spec.head_params == 0) == spec.tied
+    assert (spec.head_size == PartSize(0, 0)) == spec.tied
     assert (spec.bos_id, spec.eos_ids) == (1, (2,))
     assert described.default_id == name
 
@@ -75,7 +80,9 @@ def test_slices_tile_the_model(saved, name, cuts):
     assert EMBEDDING in {tensor.name for tensor in slices[0]}
     assert {NORM, EMBEDDING if described.spec.tied else HEAD} <= {tensor.name for tensor in slices[-1]}
     for part, (a, b) in zip(slices, pairwise(cuts), strict=True):
-        assert sum(math.prod(tensor.shape) for tensor in part) == described.spec.slice_params(a, b)
+        size = described.spec.slice_size(a, b)
+        assert sum(math.prod(tensor.shape) for tensor in part) == size.numbers
+        assert sum(tensor.length for tensor in part) == size.stored_bytes
 
 
 @pytest.mark.parametrize(("first", "end"), [(-1, 2), (2, 2), (3, 2), (0, 6)])

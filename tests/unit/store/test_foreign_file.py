@@ -14,7 +14,7 @@ import pytest
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.files.foreign_file import recognise, recognise_weights
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess
@@ -145,7 +145,7 @@ def test_the_same_at_the_hub(saved, tmp_path, kind, ranges):
         hub.add("org/m", saved / "single")
         hub.repos["org/m"][WEIGHTS] = content
         hub.ranges = ranges
-        library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", RetryPolicy(tries=1)))
+        library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache", RetryPolicy(tries=1)))
         for _ in range(2):
             message = refused(library.describe, "org/m")
             assert WEIGHTS in message and name in message and fix in message

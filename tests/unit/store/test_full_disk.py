@@ -18,7 +18,7 @@ from hydra.store.cache.cache_room import LOCK, CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.files.whole_file import write_whole
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.lending.file_lender import FileLender
 from hydra.store.models.library import LocalLibrary
@@ -206,7 +206,7 @@ def test_a_full_disk_under_the_small_files_is_no_fault_of_the_hub(saved, tmp_pat
     with fake_hub() as hub:
         hub.add("org/m", saved / "single")
         library = HubLibrary(
-            Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", RetryPolicy(sleep=lambda delay_s: None))
+            HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache", RetryPolicy(sleep=lambda delay_s: None))
         )
         with monkeypatch.context() as patched, pytest.raises(RefusalError) as caught:
             patched.setattr("hydra.store.hub.hub.hf_hub_download", download)

@@ -12,16 +12,17 @@ import pytest
 import structlog
 from huggingface_hub.utils import _shared_blobs
 
-from hydra.cli.pull import pull
+from hydra.cli.pull import pull_model
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.model.source import Directory, HubCommit, Peers, directory_of
 from hydra.protocol.refusal import RefusalError
-from hydra.settings import Model, Settings
+from hydra.protocol.settings.model import ModelSettings
+from hydra.settings import Settings
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.hub.hf_cache import HfCache
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_lending import lend_model
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.lending.file_lender import FileLender
@@ -67,7 +68,7 @@ def library(hub, tmp_path, root):
 
     def make(cache="cache", **access) -> HubLibrary:
         access = HubAccess(**({"endpoint": hub.url, "hf_cache": root} | access))
-        return HubLibrary(Hub(access, tmp_path / cache, PATIENCE))
+        return HubLibrary(HubClient(access, tmp_path / cache, PATIENCE))
 
     return make
 
@@ -281,7 +282,7 @@ def test_a_wrong_token_is_refused_though_the_weights_are_here(hub, library, save
     assert library(token="right").describe("org/m").sources[0].path.startswith("/")
 
 
-# ---------------------------------------------------------------- workers, lending, pull
+# ---------------------------------------------------------------- workers, lending, pull_model
 
 
 def supply_of(hub, tmp_path, root, name="w0", **access) -> StoreSupply:
@@ -343,7 +344,7 @@ def test_pull_has_nothing_to_fetch(hub, saved, fill, root, tmp_path, monkeypatch
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_HUB_CACHE", str(root))
     shown: list[str] = []
-    told = pull("org/m", Settings(model=Model(cache_dir=str(tmp_path / "cache"))), shown.append)
+    told = pull_model("org/m", Settings(model=ModelSettings(cache_dir=str(tmp_path / "cache"))), shown.append)
     assert (told["model"], told["weights"], told["bytes_fetched"]) == (f"org/m@{snapshot.name}", str(snapshot), 0)
     assert told["bytes_total"] == sum(tensor.length for tensor in LocalLibrary().describe(str(snapshot)).tensors)
     assert not hub.sent and any(str(snapshot) in line for line in shown)

@@ -10,7 +10,7 @@ import pytest
 from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.retry_policy import RetryPolicy
-from hydra.store.hub.hub import HEADER_GUESS_BYTES, Hub
+from hydra.store.hub.hub import HEADER_GUESS_BYTES, HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess
@@ -29,7 +29,7 @@ def library(hub, tmp_path):
 
     def make(**access):
         access = HubAccess(**({"endpoint": hub.url} | access))
-        return HubLibrary(Hub(access, tmp_path / "cache", RetryPolicy(sleep=lambda delay_s: None, tries=3)))
+        return HubLibrary(HubClient(access, tmp_path / "cache", RetryPolicy(sleep=lambda delay_s: None, tries=3)))
 
     return make
 
@@ -231,5 +231,5 @@ def test_a_small_file_that_is_not_small_is_not_fetched(hub, library, saved, monk
 def test_a_cache_that_cannot_be_written_is_a_refusal(hub, saved, tmp_path):
     (tmp_path / "file").write_text("")
     hub.add("org/m", saved / "single")
-    library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "file", RetryPolicy(tries=1)))
+    library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "file", RetryPolicy(tries=1)))
     assert refused(library, "org/m").code == "source_unreachable"

@@ -9,6 +9,7 @@ import attrs
 import httpx2
 import pytest
 
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
@@ -23,7 +24,7 @@ FILE = "model.safetensors"
 CONTENT = bytes(range(256)) * 1000
 STORED = StoredFile(file=FILE, size_bytes=len(CONTENT), tag=tag_of(CONTENT, FILE))
 PATIENT = httpx2.Timeout(5.0)
-WANTED = TensorRange(name="t", file=FILE, offset=1000, length=200_000, dtype="float32", shape=(50_000,))
+WANTED = TensorRange(name="t", file=FILE, offset=1000, length=200_000, encoding=F32, shape=(50_000,))
 
 
 @pytest.fixture

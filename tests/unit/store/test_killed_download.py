@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hydra.kernels.weights.part_weights import fetch_parts
+from hydra.kernels.weights.part_reader import fetch_parts
 from hydra.protocol.model.layout import Part, slice_parts
-from hydra.protocol.model.model_spec import Role, TensorRange
+from hydra.protocol.model.model_spec import TensorRange, WeightRole
 from hydra.store.cache import range_cache, range_fetch
 from hydra.store.models.library import LocalLibrary
 from tests import range_download as plan
@@ -51,7 +51,7 @@ def published(tmp_path_factory) -> Published:
     return Published(directory, plan.errand(directory), content)
 
 
-def loaded(published: Published, folder: Path) -> dict[tuple[Part, Role], torch.Tensor]:
+def loaded(published: Published, folder: Path) -> dict[tuple[Part, WeightRole], torch.Tensor]:
     """The slice as a worker loads it from `folder`."""
     spec = LocalLibrary().describe(str(published.directory)).spec
     parts, read_bytes = fetch_parts(
@@ -64,7 +64,7 @@ def loaded(published: Published, folder: Path) -> dict[tuple[Part, Role], torch.
         lambda done, total: None,
     )
     assert read_bytes == published.errand.wanted_bytes
-    return {(part, role): tensor for part, weights in parts.items() for role, tensor in weights.tensors.items()}
+    return {(part, role): tensor for part, tensors in parts.items() for role, tensor in tensors.items()}
 
 
 def spans_of(wanted: tuple[TensorRange, ...], name: str) -> list[slice]:

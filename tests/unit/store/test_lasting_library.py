@@ -10,10 +10,10 @@ from structlog.testing import capture_logs
 
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.retry_policy import RetryPolicy
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models import description_cache
-from hydra.store.models.description_cache import DescriptionCache
+from hydra.store.models.description_cache import FORMAT, DescriptionCache
 from hydra.store.models.lasting_library import LastingLibrary, files_are_there
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess
@@ -106,7 +106,10 @@ def cut(path):
 
 
 def of_another_version(path):
-    path.write_bytes(path.read_bytes().replace(b"hydra description 2 ", b"hydra description 1 ", 1))
+    """A former one: its fields are other ones."""
+    head, body = b"hydra description %d ", path.read_bytes()
+    assert body.startswith(head % FORMAT)
+    path.write_bytes(body.replace(head % FORMAT, head % (FORMAT - 1), 1))
 
 
 def without_its_small_files(path):
@@ -157,7 +160,7 @@ def test_a_kept_description_is_read_by_the_rules_of_the_wire(life, saved, change
 
 
 def test_only_the_latest_are_kept(life, saved, monkeypatch):
-    monkeypatch.setattr(description_cache, "ENTRIES_MAX", 3)
+    monkeypatch.setattr(description_cache, "DESCRIPTIONS_MAX", 3)
     cache, model = life().cache, LocalLibrary().describe(str(saved / "single"))
     for number in range(5):
         cache.keep(f"/m{number}", model)
@@ -190,7 +193,7 @@ def test_a_hub_model_outlives_the_hub_and_the_caches(life, saved, tmp_path):
         policy = RetryPolicy(tries=1)
 
         def library():
-            return HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", policy))
+            return HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache", policy))
 
         first = life(library=library()).describe("org/m")
         shutil.rmtree(tmp_path / "cache" / "hub")

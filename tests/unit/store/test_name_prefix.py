@@ -71,9 +71,9 @@ def test_every_tensor_is_found_and_goes_where_it_belongs(saved, copy_of, name, p
     described = LIBRARY.describe(str(directory))
     assert [tensor.name for tensor in described.tensors] == [rename(tensor.name) for tensor in original.tensors]
     for here, there in zip(described.tensors, original.tensors, strict=True):
-        assert (here.place, here.shape, here.dtype) == (there.place, there.shape, there.dtype)
+        assert (here.place, here.shape, here.encoding) == (there.place, there.shape, there.encoding)
         assert bytes_of(directory, here) == bytes_of(saved / name, there)
-    assert described.spec.layer_params == original.spec.layer_params
+    assert described.spec.layer_sizes == original.spec.layer_sizes
     total = sum(math.prod(tensor.shape) for tensor in described.tensors)
     assert total == sum(math.prod(tensor.shape) for tensor in original.tensors)
 

@@ -9,6 +9,7 @@ from contextlib import closing
 import attrs
 import pytest
 
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import StoredFile, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache import range_cache, range_fetch
@@ -30,7 +31,7 @@ def _small_steps(monkeypatch):
 
 
 def tensor(file, offset, length):
-    return TensorRange(name=f"{file}@{offset}", file=file, offset=offset, length=length, dtype="float32", shape=(1,))
+    return TensorRange(name=f"{file}@{offset}", file=file, offset=offset, length=length, encoding=F32, shape=(1,))
 
 
 A, B = (tensor("a.safetensors", 100, 7000), tensor("b.safetensors", 30_000, 3000))
@@ -75,7 +76,7 @@ class Clock:
 
 
 def cache_at(root, **changes) -> RangeCache:
-    changes = {"patience": Clock().policy(), "threads": 1} | changes
+    changes = {"policy": Clock().policy(), "threads": 1} | changes
     return RangeCache(CacheRoom(root=root, max_bytes=changes.pop("max_bytes", None)), **changes)
 
 

@@ -9,14 +9,14 @@ import attrs
 import httpx2
 import pytest
 
-from hydra.cli.pull import pull
+from hydra.cli.pull import pull_model
 from hydra.protocol.refusal import RefusalError
 from hydra.settings import Settings
 from hydra.store.cache import retry_policy as patience_module
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.retry_policy import BRIEF_SILENCE_S, RetryPolicy
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.hub.hub_source import FIRST_TIMEOUT, HubSource
 from hydra.store.models.library import LocalLibrary
@@ -71,7 +71,7 @@ def refused_soon(call):
 
 
 def test_a_model_is_refused_with_the_host_and_what_helps(endpoint, tmp_path):
-    library = HubLibrary(Hub(HubAccess(endpoint=endpoint), tmp_path, QUICK))
+    library = HubLibrary(HubClient(HubAccess(endpoint=endpoint), tmp_path, QUICK))
     message = refused_soon(lambda: library.describe("org/m"))
     assert endpoint in message and "HF_ENDPOINT" in message and "directory" in message and "pull org/m" in message
 
@@ -83,18 +83,18 @@ def test_the_waits_of_a_real_run_are_short_enough():
 
 
 def test_what_is_in_the_cache_is_described_and_what_is_missing_is_not_waited_for(saved, tmp_path, monkeypatch):
-    """The whole of `pull`, whose own patience is that of days with a network."""
+    """The whole of `pull_model`, whose own patience is that of days with a network."""
     monkeypatch.setattr(patience_module, "BRIEF_SILENCE_S", SILENCE_S)
     settings = Settings()
     settings = attrs.evolve(settings, model=attrs.evolve(settings.model, cache_dir=str(tmp_path / "cache")))
     with fake_hub() as hub:
         hub.add("org/m", saved / "single")
-        HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache")).describe("org/m")
+        HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache")).describe("org/m")
     with black_hole() as endpoint:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         began_s = time.monotonic()
         with pytest.raises(Exception, match="cannot be reached") as caught:
-            pull("org/m", settings, lambda line: None)
+            pull_model("org/m", settings, lambda line: None)
         assert time.monotonic() - began_s < SOON_S and endpoint in str(caught.value)
 
 
@@ -126,7 +126,7 @@ def test_a_hub_that_is_slow_but_lives_has_all_the_time_it_needs(saved, tmp_path)
         hub.add("org/m", saved / "single")
         hub.api_fault = lambda number: Fault(status=503, headers={"Retry-After": "20"}) if number < 4 else None
         hub.fault = lambda asked: Fault(status=503, headers={"Retry-After": "20"}) if asked.number < 3 else None
-        library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache", patient))
+        library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache", patient))
         described = library.describe("org/m")
         source = HubSource(HubRef("org/m", hub.commit("org/m")), HubAccess(endpoint=hub.url), described.files)
         assert fetched(tmp_path / "ranges", described, source, patient)
@@ -154,6 +154,6 @@ def test_silence_counts_only_while_nothing_was_heard(saved, tmp_path):
 def test_a_hub_that_speaks_again_is_asked_again(saved, tmp_path):
     with fake_hub() as hub:
         hub.add("org/m", saved / "single")
-        talking = Hub(HubAccess(endpoint=hub.url), tmp_path, QUICK)
+        talking = HubClient(HubAccess(endpoint=hub.url), tmp_path, QUICK)
         talking.silence = "nothing was heard"
         assert HubLibrary(talking).describe("org/m").spec.n_layers == 5 and not talking.silence

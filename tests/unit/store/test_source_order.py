@@ -2,6 +2,7 @@
 
 import pytest
 
+from hydra.protocol.model.encoding import F32
 from hydra.protocol.model.model_spec import StoredFile, TensorRange
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
@@ -11,7 +12,7 @@ from hydra.store.cache.retry_policy import RetryPolicy
 FILE = bytes(range(256)) * 64
 STORED = [StoredFile(file="f", size_bytes=len(FILE), tag="t")]
 RANGES = [
-    TensorRange(name=f"t{at}", file="f", offset=at, length=100, dtype="float32", shape=(25,))
+    TensorRange(name=f"t{at}", file="f", offset=at, length=100, encoding=F32, shape=(25,))
     for at in range(0, 5000, 1000)
 ]
 PATIENCE = RetryPolicy(tries=3, first_s=0.0, longest_s=0.0)

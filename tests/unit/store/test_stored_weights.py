@@ -11,7 +11,7 @@ from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
-from hydra.store.hub.hub import HEADER_GUESS_BYTES, Hub
+from hydra.store.hub.hub import HEADER_GUESS_BYTES, HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models import weight_files
 from hydra.store.models.library import LocalLibrary
@@ -66,7 +66,7 @@ def test_a_tied_flag_does_not_drop_a_head_of_its_own(copy_of, name):
     with capture_logs() as logs:
         described = describe(str(tie(path)))
     assert HEAD in names(described) and not described.spec.tied
-    assert (described.spec.head_params, described.spec.slice_params(4, 5)) == (101 * 32, untied.slice_params(4, 5))
+    assert described.spec.head_size.numbers == 101 * 32 and described.spec.slice_size(4, 5) == untied.slice_size(4, 5)
     assert [(log["log_level"], log["head"]) for log in logs] == [("warning", HEAD)]
 
 
@@ -76,13 +76,13 @@ def test_a_head_that_is_the_embedding_once_more_is_not_read_twice(copy_of, name)
     replaced(path, HEAD, stored(path, EMBEDDING).clone())
     with capture_logs() as logs:
         described = describe(str(path))
-    assert described.spec.tied and described.spec.head_params == 0 and HEAD not in names(described) and logs == []
+    assert described.spec.tied and described.spec.head_size.numbers == 0 and HEAD not in names(described) and logs == []
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 101 * 32 * 4, 1 << 20])
 @pytest.mark.parametrize("at", [(0, 0), (50, 7), (100, 31)])
 def test_one_number_anywhere_makes_it_another_head(copy_of, monkeypatch, chunk_bytes, at):
-    monkeypatch.setattr(weight_files, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(weight_files, "COMPARED_BYTES", chunk_bytes)
     path = tie(copy_of("single"))
     head = stored(path, EMBEDDING).clone()
     replaced(path, HEAD, head.clone())
@@ -149,7 +149,7 @@ def test_at_the_hub_a_stored_head_is_used_because_only_headers_are_fetched(copy_
     replaced(path, HEAD, stored(path, EMBEDDING).clone())
     with fake_hub() as hub:
         hub.add("org/m", path)
-        there = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache")).describe("org/m")
+        there = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache")).describe("org/m")
         assert all(start == 0 and sent <= HEADER_GUESS_BYTES for _, start, sent in hub.sent), "headers only"
     assert not there.spec.tied and HEAD in names(there)
     assert there.spec.fingerprint != describe(str(path)).spec.fingerprint, "a worker must not take one for the other"

@@ -16,7 +16,7 @@ from hydra.protocol.refusal import RefusalError
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.retry_policy import RetryPolicy
-from hydra.store.hub.hub import Hub
+from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess
@@ -94,7 +94,7 @@ def test_another_model_at_the_same_path_is_not_used(copy_of, saved, supply_of):
 
 def test_a_directory_that_is_not_here_leaves_the_next_source(hub, saved, supply_of, tmp_path):
     hub.add("org/m", saved / "single")
-    library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
+    library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache"))
     described = library.describe("org/m")
     places = Directory("/no/such/place"), Directory(str(saved / "sharded"))
     order = order_of(
@@ -111,7 +111,7 @@ def test_a_directory_that_is_not_here_leaves_the_next_source(hub, saved, supply_
 @pytest.mark.parametrize("name", ["sharded", "sharded_tied", "single"])
 def test_workers_fetch_their_own_layers_and_nothing_else(hub, saved, supply_of, tmp_path, name):
     hub.add("org/m", saved / name)
-    library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
+    library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache"))
     described = library.describe("org/m")
     headers = len(hub.sent)
     for worker, (first, end) in enumerate([(0, 1), (1, 3), (3, 4), (4, 5)]):
@@ -134,7 +134,7 @@ def test_workers_fetch_their_own_layers_and_nothing_else(hub, saved, supply_of, 
 
 def test_a_new_plan_fetches_only_the_difference(hub, saved, supply_of, tmp_path):
     hub.add("org/m", saved / "single")
-    library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
+    library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache"))
     described = library.describe("org/m")
     supply = supply_of()
     ensured(supply, order_of(library, described, 0, 2))
@@ -146,7 +146,7 @@ def test_a_new_plan_fetches_only_the_difference(hub, saved, supply_of, tmp_path)
 
 def test_offline_the_cache_is_enough_or_what_is_missing_is_named(hub, saved, supply_of, tmp_path):
     hub.add("org/m", saved / "single")
-    library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
+    library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache"))
     described = library.describe("org/m")
     part, whole = order_of(library, described, 0, 2), order_of(library, described, 0, 5)
     folder, _ = ensured(supply_of(), part)
@@ -161,7 +161,7 @@ def test_offline_the_cache_is_enough_or_what_is_missing_is_named(hub, saved, sup
 def test_a_gated_model_is_the_workers_refusal_too(hub, saved, supply_of, tmp_path):
     hub.add("org/m", saved / "single")
     hub.token = "right"
-    library = HubLibrary(Hub(HubAccess(endpoint=hub.url, token="right"), tmp_path / "cache"))
+    library = HubLibrary(HubClient(HubAccess(endpoint=hub.url, token="right"), tmp_path / "cache"))
     order = order_of(library, library.describe("org/m"), 0, 5)
     assert refused(supply_of(), order).code == "access_denied"
     assert ensured(supply_of(token="right"), order)
@@ -169,7 +169,7 @@ def test_a_gated_model_is_the_workers_refusal_too(hub, saved, supply_of, tmp_pat
 
 def test_what_changed_at_the_hub_is_never_mixed_in(hub, saved, supply_of, tmp_path):
     hub.add("org/m", saved / "single")
-    library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
+    library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache"))
     order = order_of(library, library.describe("org/m"), 0, 5)
     hub.tags["model.safetensors"] = "0" * 64
     refusal = refused(supply_of(), order)
@@ -178,7 +178,7 @@ def test_what_changed_at_the_hub_is_never_mixed_in(hub, saved, supply_of, tmp_pa
 
 def test_a_supply_that_is_called_off_says_so(hub, saved, supply_of, tmp_path):
     hub.add("org/m", saved / "single")
-    library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
+    library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache"))
     order = order_of(library, library.describe("org/m"), 0, 5)
     supply = supply_of()
     with pytest.raises(RefusalError) as caught, closing(supply.cache):
@@ -226,7 +226,7 @@ def test_a_directory_that_changes_while_it_is_read_is_refused(supply_of, copy_of
 
 def test_a_cache_that_grows_while_it_is_read_is_confirmed(hub, saved, supply_of, tmp_path):
     hub.add("org/m", saved / "single")
-    library = HubLibrary(Hub(HubAccess(endpoint=hub.url), tmp_path / "cache"))
+    library = HubLibrary(HubClient(HubAccess(endpoint=hub.url), tmp_path / "cache"))
     described = library.describe("org/m")
     supply, other = supply_of(), supply_of()
     with closing(supply.cache), closing(other.cache):

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from hydra.text.least_tokens import LeastTokens
-from hydra.text.tokenizer_files import encode
+from hydra.text.tokenizer_files import encode_text
 from tests.unit.text.tokenizer_zoo import TEXTS, ZOO, byte_fallback, byte_level
 
 PARTS = [
@@ -52,7 +52,7 @@ def test_no_text_has_fewer_tokens_than_it_is_said_to_have(name):
     texts = ["", " ", *PARTS, *TEXTS, *("".join(chance.choices(PARTS, k=chance.randrange(40))) for _ in range(100))]
     for text in texts:
         text = text.encode("utf-8", "replace").decode()
-        assert least.of_text(text) <= len(encode(tokenizer, text)), repr(text)
+        assert least.of_text(text) <= len(encode_text(tokenizer, text)), repr(text)
     assert (least.of_text("Grüße, hello " * 1000) > 500) == (name in COUNTED)
 
 
@@ -60,13 +60,13 @@ def test_a_run_that_one_token_covers_is_cheap_and_a_digit_is_not():
     made = byte_level()
     made.add_tokens([AddedToken("=" * 100, normalized=False)])
     least = LeastTokens.of(made)
-    assert least.of_text("=" * 1000) == 10 == len(encode(made, "=" * 1000))
+    assert least.of_text("=" * 1000) == 10 == len(encode_text(made, "=" * 1000))
     assert least.of_text("7" * 1000) >= 500
 
 
 def test_nothing_is_known_of_a_tokenizer_that_knows_not_all_bytes():
     letters = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
     letters.pre_tokenizer = pre_tokenizers.ByteLevel()
-    assert LeastTokens.of(letters).of_text("zzzz") == 0 == len(encode(letters, "zzzz"))
+    assert LeastTokens.of(letters).of_text("zzzz") == 0 == len(encode_text(letters, "zzzz"))
     assert LeastTokens.of(Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>"))).of_text("zzzz") == 0
     assert LeastTokens.of(byte_fallback("first")).of_text("zzzz") > 0

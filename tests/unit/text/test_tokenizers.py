@@ -8,9 +8,11 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hydra.protocol.refusal import RefusalError
-from hydra.text.detokenizer import BROKEN, Detokenizer
+from hydra.text.detokenizer import Detokenizer
 from hydra.text.tokenizer import ChatInput, ModelTokenizer
 from tests.unit.text.tokenizer_zoo import CHATML, CONTROL, ZOO, byte_fallback, byte_level, save, swallowing, with_bos
+
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are no text
 
 TEXTS = [
     "hello world",
@@ -37,7 +39,7 @@ def pair(request, tmp_path_factory):
 def test_prompts_are_encoded_and_decoded_as_transformers_does(pair, text):
     words, theirs = pair
     doubled = text.startswith("<s>") and theirs.encode("x") != theirs.encode("x", add_special_tokens=False)
-    ids = words.encode_prompt(text)
+    ids = words.encode_prompt(text).tolist()
     assert ids == theirs.encode(text)[1 if doubled else 0 :]
     special = {number for number, token in theirs.added_tokens_decoder.items() if token.special}
     kept = [number for number in ids if number not in special]  # its own skipping overlooks normalized ones
@@ -55,14 +57,14 @@ CHATS = [
 def test_honest_chats_are_encoded_as_transformers_does(pair, messages):
     words, theirs = pair
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert words.encode_chat(ChatInput(messages=messages)) == expected
+    assert words.encode_chat(ChatInput(messages=messages)).tolist() == expected
 
 
 @pytest.mark.parametrize("messages", CHATS)
 def test_a_chat_begins_once(pair, messages):
     words, _ = pair
     bos = words.tokenizer.token_to_id("<s>")
-    assert words.encode_chat(ChatInput(messages=messages)).count(bos) == 1
+    assert words.encode_chat(ChatInput(messages=messages)).tolist().count(bos) == 1
 
 
 FORGED = [
@@ -83,18 +85,18 @@ def test_nothing_in_a_message_becomes_a_control_token(pair, text):
     control = {theirs.convert_tokens_to_ids(token) for token in CONTROL[1:]}
 
     def count(content, **message):
-        ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": content, **message}]))
+        ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": content, **message}])).tolist()
         return sum(token in control for token in ids)
 
     assert count(text) == count("hello")
     assert count("hello", name=text) == count("hello", name="you")
-    assert words.encode_prompt("<|im_end|>")[-1] in control, "a raw prompt may use them"
+    assert words.encode_prompt("<|im_end|>").tolist()[-1] in control, "a raw prompt may use them"
 
 
 @pytest.mark.parametrize("text", [text for text in FORGED if "IM_END" not in text and "\U000f0000" not in text])
 def test_what_looks_like_a_control_token_reads_as_it_was_written(pair, text):
     words, _ = pair
-    ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": f"say {text} twice"}]))
+    ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": f"say {text} twice"}])).tolist()
     written = words.tokenizer.decode(ids, skip_special_tokens=False)
     if "<unk>" not in written:  # a vocabulary without bytes cannot write every character
         assert text.replace(" ", "").casefold() in written.replace(" ", "").casefold()
@@ -108,13 +110,13 @@ def test_two_texts_side_by_side_do_not_make_a_token(tmp_path):
     end = words.tokenizer.token_to_id("<|im_end|>")
     for cut in range(1, len("<|im_end|>")):
         message = {"role": "user", "name": "<|im_end|>"[:cut], "content": "<|im_end|>"[cut:]}
-        ids = words.encode_chat(ChatInput(messages=[message]))
+        ids = words.encode_chat(ChatInput(messages=[message])).tolist()
         assert end not in ids and words.decode(ids) == "<|im_end|>", cut
 
 
 def test_json_with_escapes_keeps_text_apart_too(tmp_path):
     words = ModelTokenizer.load(save(tmp_path, byte_level(), "{{ messages[0] | tojson(ensure_ascii=true) }}"))
-    ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": "ü<|im_end|>"}]))
+    ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": "ü<|im_end|>"}])).tolist()
     assert words.tokenizer.token_to_id("<|im_end|>") not in ids
     assert words.decode(ids) == json.dumps({"role": "user", "content": "ü<|im_end|>"})
 
@@ -129,9 +131,11 @@ def test_tools_and_documents_are_passed_and_hold_no_token_either(pair):
     expected = theirs.apply_chat_template(
         chat, tools=[clean], documents=documents, add_generation_prompt=True, return_dict=False
     )
-    assert words.encode_chat(ChatInput(messages=chat, tools=[clean], documents=documents)) == expected
+    assert words.encode_chat(ChatInput(messages=chat, tools=[clean], documents=documents)).tolist() == expected
     control = {theirs.convert_tokens_to_ids(token) for token in CONTROL[1:]}
-    forged = words.encode_chat(ChatInput(messages=chat, tools=[TOOL], documents=[{"title": "<s>", "text": "</s>"}]))
+    forged = words.encode_chat(
+        ChatInput(messages=chat, tools=[TOOL], documents=[{"title": "<s>", "text": "</s>"}])
+    ).tolist()
     assert sum(token in control for token in forged) == sum(token in control for token in expected)
 
 
@@ -143,7 +147,7 @@ def test_where_transformers_can_tell_text_from_tokens_it_tells_the_same(tmp_path
     expected = theirs.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
     )
-    assert words.encode_chat(ChatInput(messages=messages)) == expected
+    assert words.encode_chat(ChatInput(messages=messages)).tolist() == expected
 
 
 def test_a_forged_token_is_tokenized_as_if_no_such_token_existed(tmp_path):
@@ -153,7 +157,7 @@ def test_a_forged_token_is_tokenized_as_if_no_such_token_existed(tmp_path):
     content = json.loads(words.tokenizer.to_str()) | {"added_tokens": []}
     innocent = Tokenizer.from_str(json.dumps(content)).encode(f"user\n{text}").ids
     start, end = words.tokenizer.token_to_id("<|im_start|>"), words.tokenizer.token_to_id("<|im_end|>")
-    ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": text}]))
+    ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": text}])).tolist()
     assert ids[1 : len(innocent) + 3] == [start, *innocent, end]
 
 
@@ -163,7 +167,7 @@ def test_a_token_swallows_its_blanks_also_before_a_forged_one(tmp_path):
     )
 
     def ids(content):
-        return words.encode_chat(ChatInput(messages=[{"role": "user", "content": content}]))
+        return words.encode_chat(ChatInput(messages=[{"role": "user", "content": content}])).tolist()
 
     clean = ids("  a")
     assert ids("  a[INST]")[: len(clean)] == clean != ids("a")[:1]
@@ -174,9 +178,9 @@ def test_a_models_own_thinking_is_read_back_as_it_was(tmp_path):
     think, end = words.tokenizer.token_to_id("<think>"), words.tokenizer.token_to_id("<|im_end|>")
     by_user = [{"role": "user", "content": "<think><|im_end|>"}]
     by_model = [{"role": "assistant", "content": "<think><|im_end|>"}]
-    prompt = words.encode_chat(ChatInput(messages=by_user))
+    prompt = words.encode_chat(ChatInput(messages=by_user)).tolist()
     assert (prompt.count(think), prompt.count(end)) == (1, 1), "the template writes one of each"
-    prompt = words.encode_chat(ChatInput(messages=by_model))
+    prompt = words.encode_chat(ChatInput(messages=by_model)).tolist()
     assert (prompt.count(think), prompt.count(end)) == (2, 1)
 
 
@@ -187,7 +191,7 @@ def test_a_models_own_thinking_is_read_back_as_it_was(tmp_path):
 def test_growing_text_is_the_text(pair, text):
     """Shown piece by piece after a prompt, it is what one decoding of both adds to the prompt's."""
     words, _ = pair
-    prompt, answer = words.encode_prompt("hello"), words.tokenizer.encode(text, add_special_tokens=False).ids
+    prompt, answer = words.encode_prompt("hello").tolist(), words.tokenizer.encode(text, add_special_tokens=False).ids
     watcher, shown = Detokenizer(words.vocabulary, prompt), ""
     for token in answer:
         shown += watcher.push(token)
@@ -198,7 +202,7 @@ def test_growing_text_is_the_text(pair, text):
 def test_a_character_after_half_a_prompt_of_bytes_is_whole(tmp_path):
     """The context may begin in the middle of a character; with it, the bytes that follow would make none either."""
     words = ModelTokenizer.load(save(tmp_path, byte_fallback("first"), None))
-    watcher = Detokenizer(words.vocabulary, words.encode_prompt("the 🚀🚀"))
+    watcher = Detokenizer(words.vocabulary, words.encode_prompt("the 🚀🚀").tolist())
     answer = words.tokenizer.encode("x🚀 fox", add_special_tokens=False).ids
     answer = answer[answer.index(words.tokenizer.token_to_id("<0xF0>")) :]
     assert "".join(map(watcher.push, answer)) + watcher.flush() == "🚀 fox"
@@ -208,7 +212,7 @@ def test_a_character_after_half_a_prompt_of_bytes_is_whole(tmp_path):
 def test_the_first_token_keeps_its_space_after_a_prompt_and_loses_it_in_a_chat(tmp_path, prompt):
     words = ModelTokenizer.load(save(tmp_path, byte_fallback("first"), None))
     space_fox = words.tokenizer.encode("fox", add_special_tokens=False).ids
-    before = words.encode_prompt(prompt)
+    before = words.encode_prompt(prompt).tolist()
     completed, answered = Detokenizer(words.vocabulary, before), Detokenizer(words.vocabulary)
     assert "".join(map(completed.push, space_fox)) + completed.flush() == " fox"
     assert "".join(map(answered.push, space_fox)) + answered.flush() == "fox"
@@ -235,8 +239,8 @@ def test_tokens_that_only_the_configuration_knows(tmp_path):
     directory = save(tmp_path, made, CHATML, added_tokens_decoder=added)
     words, theirs = ModelTokenizer.load(directory), PreTrainedTokenizerFast.from_pretrained(str(directory))
     text = "a<|extra|>b<plain>c"
-    assert words.encode_prompt(text) == theirs.encode(text) and size in words.encode_prompt(text)
-    assert size not in words.encode_chat(ChatInput(messages=[{"role": "user", "content": text}]))
+    assert words.encode_prompt(text).tolist() == theirs.encode(text) and size in words.encode_prompt(text).tolist()
+    assert size not in words.encode_chat(ChatInput(messages=[{"role": "user", "content": text}])).tolist()
 
 
 @pytest.mark.parametrize("flags", [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}])
@@ -244,7 +248,7 @@ def test_tokens_that_only_the_configuration_knows(tmp_path):
 def test_who_puts_a_beginning_before_a_prompt(tmp_path, flags, bos):
     directory = save(tmp_path, with_bos(byte_level()) if bos else byte_level(), None, **flags)
     theirs = PreTrainedTokenizerFast.from_pretrained(str(directory))
-    assert ModelTokenizer.load(directory).encode_prompt("hi") == theirs.encode("hi")
+    assert ModelTokenizer.load(directory).encode_prompt("hi").tolist() == theirs.encode("hi")
 
 
 NAMED = [{"name": name, "template": f"{name}: {{{{ messages[0].content }}}}"} for name in ("default", "rag")]
@@ -256,13 +260,13 @@ def test_named_templates(tmp_path):
     chat = ChatInput(messages=[{"role": "user", "content": "hi"}])
     tools = ChatInput(messages=chat.messages, tools=[TOOL])
     rag = ChatInput(messages=chat.messages, template="rag")
-    assert [words.decode(words.encode_chat(each)) for each in (chat, tools, rag)] == [
+    assert [words.decode(words.encode_chat(each).tolist()) for each in (chat, tools, rag)] == [
         "default: hi",
         "tool_use: 1hi",
         "rag: hi",
     ]
     with pytest.raises(RefusalError, match="rag, tool_use") as refused:
-        words.encode_chat(ChatInput(messages=chat.messages, template="poem"))
+        words.encode_chat(ChatInput(messages=chat.messages, template="poem")).tolist()
     assert refused.value.refusal.param == "chat_template"
 
 
@@ -289,7 +293,7 @@ def test_a_processors_file_is_the_last_resort(tmp_path):
 
 def written(directory, template_file=None, **given):
     words = ModelTokenizer.load(directory, template_file)
-    return words.decode(words.encode_chat(ChatInput(messages=[{"role": "user", "content": "hi"}], **given)))
+    return words.decode(words.encode_chat(ChatInput(messages=[{"role": "user", "content": "hi"}], **given)).tolist())
 
 
 CONTINUED = {
@@ -308,10 +312,10 @@ def test_a_message_is_continued_as_transformers_does(tmp_path, template, content
     chat = ChatInput(messages=messages, continue_final_message=True, add_generation_prompt=False)
     if template == CONTINUED["not written"]:
         with pytest.raises(RefusalError, match="continued"):
-            words.encode_chat(chat)
+            words.encode_chat(chat).tolist()
         return
     expected = theirs.apply_chat_template(messages, continue_final_message=True, return_dict=False, tokenize=False)
-    assert words.tokenizer.decode(words.encode_chat(chat), skip_special_tokens=False) == expected
+    assert words.tokenizer.decode(words.encode_chat(chat).tolist(), skip_special_tokens=False) == expected
 
 
 def test_a_developer_speaks_as_the_system_where_a_template_knows_no_developer(tmp_path):
@@ -319,7 +323,7 @@ def test_a_developer_speaks_as_the_system_where_a_template_knows_no_developer(tm
     message = ChatInput(messages=[{"role": "developer", "content": "x"}])
     for at, (template, text) in enumerate([(old, "system"), (new, "D")]):
         words = ModelTokenizer.load(save(tmp_path / str(at), byte_level(), template))
-        assert words.decode(words.encode_chat(message)) == text
+        assert words.decode(words.encode_chat(message).tolist()) == text
 
 
 @pytest.mark.parametrize(
@@ -331,9 +335,9 @@ def test_a_template_file_that_cannot_be_read_costs_only_the_chats(tmp_path, cont
         file.write_bytes(content)
     words = ModelTokenizer.load(directory, file)
     with pytest.raises(RefusalError) as refused:
-        words.encode_chat(ChatInput(messages=CHATS[0]))
+        words.encode_chat(ChatInput(messages=CHATS[0])).tolist()
     assert (refused.value.refusal.code, refused.value.refusal.param) == ("invalid_value", "messages")
-    assert words.encode_prompt("hi")
+    assert words.encode_prompt("hi").tolist()
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.json"])
@@ -356,7 +360,7 @@ def test_a_template_that_is_a_link_out_of_the_directory_costs_only_the_chats(tmp
     words = ModelTokenizer.load(directory)
     name = "chat_template" if folder else None
     with pytest.raises(RefusalError, match="outside the model directory"):
-        words.encode_chat(ChatInput(messages=CHATS[0], template=name))
+        words.encode_chat(ChatInput(messages=CHATS[0], template=name)).tolist()
 
 
 def test_links_inside_a_hub_cache_are_followed(tmp_path):
@@ -370,7 +374,7 @@ def test_links_inside_a_hub_cache_are_followed(tmp_path):
     (snapshot / "tokenizer.json").symlink_to("../../blobs/tokenizer")
     (snapshot / "additional_chat_templates" / "rag.jinja").symlink_to("../../../blobs/t")
     words = ModelTokenizer.load(snapshot)
-    assert words.decode(words.encode_chat(ChatInput(messages=CHATS[0], template="rag"))) == "from a blob"
+    assert words.decode(words.encode_chat(ChatInput(messages=CHATS[0], template="rag")).tolist()) == "from a blob"
 
 
 BROKEN_FILES = {

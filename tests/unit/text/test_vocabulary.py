@@ -5,10 +5,11 @@ import random
 import pytest
 from tokenizers import AddedToken
 
-from hydra.text.detokenizer import BROKEN, Detokenizer, decode
+from hydra.text.detokenizer import Detokenizer, decode_ids
 from hydra.text.vocabulary import Vocabulary
 from tests.unit.text.tokenizer_zoo import ZOO, byte_fallback, byte_level, unigram
 
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are no text
 ROCKET = "🚀".encode()
 
 
@@ -29,7 +30,7 @@ def test_whatever_a_model_draws_its_pieces_are_the_text(tokenizer, seed):
     rng, vocabulary = random.Random(seed), Vocabulary.of(tokenizer)
     ids = rng.choices(plain_ids(tokenizer), k=rng.randint(1, 30))
     pieces = [vocabulary.piece(ids[0], opening=True), *(vocabulary.piece(token) for token in ids[1:])]
-    assert b"".join(pieces).decode() == tokenizer.decode(ids) == decode(vocabulary, ids)
+    assert b"".join(pieces).decode() == tokenizer.decode(ids) == decode_ids(vocabulary, ids)
 
 
 def test_special_tokens_are_known_and_are_text_where_they_are_shown(tokenizer):
@@ -37,9 +38,21 @@ def test_special_tokens_are_known_and_are_text_where_they_are_shown(tokenizer):
     end = tokenizer.token_to_id("<|im_end|>")
     assert end in vocabulary.special and vocabulary.content(end) == "<|im_end|>"
     ids = [*tokenizer.encode("hello", add_special_tokens=False).ids, end]
-    assert decode(vocabulary, ids) == tokenizer.decode(ids[:-1])
-    shown = decode(vocabulary, ids, skip_special=False)
+    assert decode_ids(vocabulary, ids) == tokenizer.decode(ids[:-1])
+    shown = decode_ids(vocabulary, ids, skip_special=False)
     assert shown == tokenizer.decode(ids, skip_special_tokens=False) and "<|im_end|>" in shown
+
+
+def test_a_special_token_is_in_the_text_and_hidden_until_it_is_shown(tokenizer):
+    vocabulary = Vocabulary.of(tokenizer)
+    end = tokenizer.token_to_id("<|im_end|>")
+    plain = plain_ids(tokenizer)[0]
+    detokenizer = Detokenizer(vocabulary)
+    assert detokenizer.parts(end, hide_special=True) == (("", False), ("<|im_end|>", True))
+    ((text, hidden),) = detokenizer.parts(plain, hide_special=True)
+    assert text == vocabulary.piece(plain, opening=True).decode() and not hidden, "what is hidden opens no text"
+    ((text, hidden),) = detokenizer.parts(end, hide_special=False)
+    assert text == vocabulary.piece(end).decode() and not hidden
 
 
 @pytest.mark.parametrize("make", [byte_level, lambda: byte_fallback("first")], ids=["byte level", "byte fallback"])
@@ -69,7 +82,7 @@ def test_an_added_token_is_written_as_its_author_wrote_it():
 
 def test_an_id_beyond_the_tokenizer_is_no_text():
     vocabulary = Vocabulary.of(unigram())
-    assert vocabulary.piece(10**6) == b"" and decode(vocabulary, [10**6]) == ""
+    assert vocabulary.piece(10**6) == b"" and decode_ids(vocabulary, [10**6]) == ""
 
 
 # ---------------------------------------------------------------- growing text
@@ -106,7 +119,7 @@ def test_what_was_shown_never_changes(tokenizer, seed):
     ids = [rng.randrange(tokenizer.get_vocab_size()) for _ in range(40)]
     cut = rng.randrange(40)
     assert told(vocabulary, ids)[:cut] == told(vocabulary, ids[:cut])[:cut]
-    assert "".join(told(vocabulary, ids)) == decode(vocabulary, ids, skip_special=False)
+    assert "".join(told(vocabulary, ids)) == decode_ids(vocabulary, ids, skip_special=False)
 
 
 def test_a_character_that_the_prompt_began_is_whole_in_the_answer():

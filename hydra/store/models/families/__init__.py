@@ -1,4 +1,8 @@
-"""The model families that Hydra computes, by the name that config.json's `architectures` gives them."""
+"""The model families that Hydra computes, by the name that config.json's `architectures` gives them.
+
+May import: the rest of store.models, store.files, protocol.
+Refuses to know: where a config comes from.
+"""
 
 from hydra.store.models.families.gemma import GEMMA2, GEMMA3
 from hydra.store.models.families.llama import LLAMA

@@ -1,9 +1,12 @@
 """Phi-1, 1.5 and 2 (parallel blocks, layer norms, biases everywhere) and Phi-3, 3.5 and 4-mini (fused projections)."""
 
-from hydra.protocol.model.decoder_spec import DecoderSpec, NormSpec
+import attrs
+
+from hydra.protocol.model.decoder_spec import plain_decoder
+from hydra.protocol.model.layer_spec import DenseSpec, NormSpec
 from hydra.protocol.model.model_spec import ModelShape
 from hydra.store.models.config_values import Values
-from hydra.store.models.family import GELU_TANH, SILU, Family, read_activation, read_sizes, read_window
+from hydra.store.models.family import GELU_TANH, SILU, Family, paged_layer, read_activation, read_sizes, read_window
 from hydra.store.models.names import MLP_NORM, Names, Slot
 from hydra.store.models.rope_config import RopeDefaults, read_rope
 
@@ -11,38 +14,27 @@ from hydra.store.models.rope_config import RopeDefaults, read_rope
 def _read_phi(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=2048)
     norm = NormSpec(kind="layer", eps=config.number("layer_norm_eps", 1.0, 1e-5))
-    habits = RopeDefaults(partial=True, share=0.5)
-    decoder = DecoderSpec(
-        norm=norm,
-        block="parallel",
-        activation=read_activation(config, {**GELU_TANH, "gelu": "gelu"}, "gelu_new"),
-        ropes=(read_rope(config, habits, sizes.head_dim, sizes.max_positions),),
-        windows=(0,) * sizes.n_layers,
-        layer_ropes=(0,) * sizes.n_layers,
-        sparse=(False,) * sizes.n_layers,
-        gated=False,
+    activation = read_activation(config, {**GELU_TANH, "gelu": "gelu"}, "gelu_new")
+    rope = read_rope(config, RopeDefaults(partial=True, share=0.5), sizes.head_dim, sizes.max_positions)
+    attention = attrs.evolve(
+        sizes.attention(rope),
         qk_norm=norm if config.boolean("qk_layernorm") else None,
         qkv_bias=True,
         out_bias=True,
-        mlp_bias=True,
-        head_bias=True,
     )
-    return sizes.shape(architecture, decoder)
+    dense = DenseSpec(intermediate=sizes.intermediate, activation=activation, gated=False, bias=True)
+    plain = plain_decoder(sizes.n_layers, paged_layer(attention, dense, norm, "parallel"))
+    return sizes.shape(architecture, attrs.evolve(plain, head_bias=True))
 
 
 def _read_phi3(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=4096)
-    habits = RopeDefaults(kinds=("default", "longrope"), partial=True, original_max_positions=4096)
-    decoder = DecoderSpec(
-        norm=NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, 1e-5)),
-        block="sequential",
-        activation=read_activation(config, SILU, "silu"),
-        ropes=(read_rope(config, habits, sizes.head_dim, sizes.max_positions),),
-        windows=(read_window(config, None) or 0,) * sizes.n_layers,
-        layer_ropes=(0,) * sizes.n_layers,
-        sparse=(False,) * sizes.n_layers,
-    )
-    return sizes.shape(architecture, decoder)
+    defaults = RopeDefaults(kinds=("default", "longrope"), partial=True, original_max_positions=4096)
+    norm = NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, 1e-5))
+    dense = DenseSpec(intermediate=sizes.intermediate, activation=read_activation(config, SILU, "silu"))
+    rope = read_rope(config, defaults, sizes.head_dim, sizes.max_positions)
+    attention = attrs.evolve(sizes.attention(rope), window=read_window(config, None) or 0)
+    return sizes.shape(architecture, plain_decoder(sizes.n_layers, paged_layer(attention, dense, norm)))
 
 
 PHI = Family(

@@ -2,7 +2,8 @@
 
 import attrs
 
-from hydra.protocol.model.decoder_spec import DecoderSpec, MoeSpec, NormSpec
+from hydra.protocol.model.decoder_spec import decoder_of
+from hydra.protocol.model.layer_spec import Activation, DenseSpec, LayerSpec, MoeSpec, NormSpec
 from hydra.protocol.model.model_spec import ModelShape
 from hydra.store.files.directory import shown
 from hydra.store.models.config_values import Values
@@ -11,26 +12,30 @@ from hydra.store.models.family import (
     SILU,
     Family,
     Sizes,
+    paged_layer,
     read_activation,
     read_layer_types,
     read_sizes,
     read_window,
     windows_of,
+    with_windows,
 )
 from hydra.store.models.names import ATTENTION, DENSE, HEAD_NORMS, MLP_NORM, Names, Slot
 from hydra.store.models.rope_config import RopeDefaults, read_rope
 
 
-def _decoder(config: Values, sizes: Sizes, windows: tuple[int, ...]) -> DecoderSpec:
-    return DecoderSpec(
-        norm=NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, 1e-6)),
-        block="sequential",
-        activation=read_activation(config, SILU, "silu"),
-        ropes=(read_rope(config, RopeDefaults(), sizes.head_dim, sizes.max_positions),),
-        windows=windows,
-        layer_ropes=(0,) * sizes.n_layers,
-        sparse=(False,) * sizes.n_layers,
-    )
+def _layer(config: Values, sizes: Sizes) -> LayerSpec:
+    """Without biases and window."""
+    norm = NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, 1e-6))
+    dense = DenseSpec(intermediate=sizes.intermediate, activation=read_activation(config, SILU, "silu"))
+    rope = read_rope(config, RopeDefaults(), sizes.head_dim, sizes.max_positions)
+    return paged_layer(sizes.attention(rope), dense, norm)
+
+
+def _with_head_norms(config: Values, layer: LayerSpec) -> LayerSpec:
+    bias = config.boolean("attention_bias")
+    attention = attrs.evolve(layer.attention, qk_norm=layer.norm, qkv_bias=bias, out_bias=bias)
+    return attrs.evolve(layer, attention=attention)
 
 
 def _window(config: Values) -> int | None:
@@ -49,29 +54,28 @@ def _layer_windows(config: Values, sizes: Sizes) -> tuple[int, ...]:
 
 def _read_qwen2(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=32_768, kv_heads=True)
-    decoder = _decoder(config, sizes, _layer_windows(config, sizes))
-    return sizes.shape(architecture, attrs.evolve(decoder, qkv_bias=True))
-
-
-def _with_head_norms(config: Values, decoder: DecoderSpec) -> DecoderSpec:
-    bias = config.boolean("attention_bias")
-    return attrs.evolve(decoder, qk_norm=decoder.norm, qkv_bias=bias, out_bias=bias)
+    windows, plain = _layer_windows(config, sizes), _layer(config, sizes)
+    biased = attrs.evolve(plain, attention=attrs.evolve(plain.attention, qkv_bias=True))
+    return sizes.shape(architecture, decoder_of(with_windows(biased, windows), plain.norm))
 
 
 def _read_qwen3(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=32_768, kv_heads=True, head_dim=128)
-    decoder = _decoder(config, sizes, _layer_windows(config, sizes))
-    return sizes.shape(architecture, _with_head_norms(config, decoder))
+    windows, layer = _layer_windows(config, sizes), _with_head_norms(config, _layer(config, sizes))
+    return sizes.shape(architecture, decoder_of(with_windows(layer, windows), layer.norm))
 
 
 def _read_qwen3_moe(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=32_768, kv_heads=True)
-    decoder = _decoder(config, sizes, (_window(config) or 0,) * sizes.n_layers)
-    decoder = attrs.evolve(decoder, moe=_moe(config), sparse=_sparse(config, sizes.n_layers))
-    return sizes.shape(architecture, _with_head_norms(config, decoder))
+    window, plain = _window(config) or 0, _layer(config, sizes)
+    moe = _moe(config, plain.feed_forward.activation)
+    sparse = _sparse(config, sizes.n_layers)
+    (dense,) = with_windows(_with_head_norms(config, plain), [window])
+    mixed = attrs.evolve(dense, feed_forward=moe)
+    return sizes.shape(architecture, decoder_of((mixed if it_is else dense for it_is in sparse), plain.norm))
 
 
-def _moe(config: Values) -> MoeSpec:
+def _moe(config: Values, activation: Activation) -> MoeSpec:
     keys = [key for key in ("num_experts", "num_local_experts") if config.has(key)] or ["num_experts"]
     counts = {config.integer(key, EXPERTS_MAX) for key in keys}
     if len(counts) > 1:
@@ -81,6 +85,7 @@ def _moe(config: Values) -> MoeSpec:
         n_experts=experts,
         top_k=config.integer("num_experts_per_tok", experts, min(8, experts)),
         intermediate=config.integer("moe_intermediate_size", 2**20, 768),
+        activation=activation,
         normalised=config.boolean("norm_topk_prob"),
     )
 

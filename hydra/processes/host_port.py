@@ -11,11 +11,11 @@ import attrs
 from hydra.complaint import Complaint
 
 RESOLVE_S = 5.0
-EVERYWHERE = ("*", "0.0.0.0")
+ANY_HOST = ("*", "0.0.0.0")
 
 
 @attrs.frozen
-class Address:
+class HostPort:
     """One lane's end. Port 0: any."""
 
     host: str
@@ -25,7 +25,7 @@ class Address:
         return f"tcp://{self.host}:{self.port}"
 
     @classmethod
-    def parse(cls, name: str, text: str, *, port_min: int = 0) -> "Address":
+    def parse(cls, name: str, text: str, *, port_min: int = 0) -> "HostPort":
         """Raises Complaint (exit 2) that speaks of `name`."""
         scheme, separator, rest = text.partition("://")
         if separator and scheme != "tcp":

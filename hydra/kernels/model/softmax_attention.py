@@ -1,0 +1,79 @@
+"""Attention by a softmax over a row's past, bound to its weights once, at load: SoftmaxAttentionSpec as a kernel.
+
+Projections that read the same input are one matrix, so it is two products around the mixing of values. Knows its own
+view of the step's plan and its own table of rotations; neither norms nor residuals of its layer.
+"""
+
+import attrs
+import torch
+from torch import Tensor
+
+from hydra.kernels.attention.kv_pool import LayerCache
+from hydra.kernels.attention.paged_attention import Attend, StepPlan, View, make_decode
+from hydra.kernels.attention.sdpa import make_sdpa
+from hydra.kernels.model.layer_context import LayerContext
+from hydra.kernels.model.norms import make_norm
+from hydra.kernels.model.rotary import RotaryTable, RotaryTables, Turn, rotate, rotate_some
+from hydra.kernels.weights.linear import Linear
+from hydra.kernels.weights.part_weights import PartTensors, PartWeights
+from hydra.protocol.model.layer_spec import SoftmaxAttentionSpec
+
+
+@attrs.frozen(eq=False)
+class SoftmaxAttention:
+    """Queries, keys and values of all heads, rotated, mixed over the row's past, and projected back."""
+
+    qkv: Linear  # rows of q, then k, then v
+    out: Linear
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    turn: Turn
+    table: int  # its place among the slice's tables
+    attend: Attend
+
+    def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: RotaryTables) -> Tensor:
+        rotated = self.n_heads + self.n_kv_heads
+        heads = self.qkv(x).view(x.shape[0], rotated + self.n_kv_heads, self.head_dim)
+        query_key = self.turn(heads[:, :rotated], tables[self.table])
+        query, key = query_key[:, : self.n_heads], query_key[:, self.n_heads :]
+        return self.out(self.attend(query, key, heads[:, rotated:], cache, plan))
+
+
+def attention_view(spec: SoftmaxAttentionSpec) -> View:
+    """What a step's plan must have ready for it."""
+    return View(spec.window, spelled_out=spec.softcap is not None)
+
+
+def make_softmax_attention(spec: SoftmaxAttentionSpec, weights: PartWeights, context: LayerContext) -> SoftmaxAttention:
+    return SoftmaxAttention(
+        qkv=weights.linears["qkv"],
+        out=weights.linears["out"],
+        n_heads=spec.n_heads,
+        n_kv_heads=spec.n_kv_heads,
+        head_dim=spec.head_dim,
+        turn=_make_turn(spec, weights.tensors),
+        table=context.table,
+        attend=_make_attend(spec, context),
+    )
+
+
+def _make_attend(spec: SoftmaxAttentionSpec, context: LayerContext) -> Attend:
+    plain = spec.head_dim**-0.5 if spec.scale is None else spec.scale
+    mix = make_sdpa(spec.scale, spec.softcap, context.dtype, context.device)
+    return Attend(context.view, mix, make_decode(plain, spec.softcap, context.device))
+
+
+def _make_turn(spec: SoftmaxAttentionSpec, tensors: PartTensors) -> Turn:
+    """The rotation of queries and keys side by side, behind their norms where there are any."""
+    turn: Turn = rotate if spec.rope.dim == spec.head_dim else rotate_some
+    if spec.qk_norm is None:
+        return turn
+    query_norm = make_norm(spec.qk_norm, tensors["query_norm"], tensors.get("query_norm_bias"))
+    key_norm = make_norm(spec.qk_norm, tensors["key_norm"], tensors.get("key_norm_bias"))
+    n_heads = spec.n_heads
+
+    def normed(heads: Tensor, table: RotaryTable) -> Tensor:
+        return turn(torch.cat((query_norm(heads[:, :n_heads]), key_norm(heads[:, n_heads:])), 1), table)
+
+    return normed

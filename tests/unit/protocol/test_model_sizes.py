@@ -1,0 +1,45 @@
+"""Bytes of weights come from their tensors, each by its own encoding; bytes of a route from its dtype."""
+
+from typing import get_args
+
+import attrs
+import pytest
+
+from hydra.protocol.model import encoding
+from hydra.protocol.model.dtype import DTYPE_BYTES, Dtype
+from hydra.protocol.model.encoding import BF16, ENCODINGS, F32, PlainEncoding
+from hydra.protocol.model.part_size import PartSize, stored_size, total_size
+from hydra.simulation.pocket_model import pocket_spec
+
+
+@pytest.mark.parametrize(("name", "item_bytes"), [("F32", 4), ("BF16", 2), ("F16", 2)])
+def test_an_encoding_knows_the_bytes_of_a_shape(name, item_bytes):
+    known = ENCODINGS[name]
+    assert [known.n_bytes(shape) for shape in ((), (7,), (3, 0), (2, 3, 5))] == [item_bytes * n for n in (1, 7, 0, 30)]
+    assert encoding.ENCODING_NAMES[known] == name
+
+
+def test_every_dtype_is_stored_plainly_under_one_name():
+    assert {PlainEncoding(dtype) for dtype in get_args(Dtype)} == set(ENCODINGS.values())
+    assert set(DTYPE_BYTES) == set(get_args(Dtype)) and len(encoding.ENCODING_NAMES) == len(ENCODINGS)
+
+
+def test_what_is_stored_and_what_is_computed_are_counted_apart():
+    """A layer whose norms are stored in float32 and whose matrices are not."""
+    layer = total_size([stored_size(1000, BF16), stored_size(10, F32)])
+    assert layer == PartSize(1010, 2040)
+    assert (layer.memory_bytes("float32"), layer.memory_bytes("float16")) == (4040, 2020)
+    assert total_size([]) == PartSize(0, 0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_slice_is_the_sum_of_its_parts(tied):
+    sizes = tuple(PartSize(10**n, 3 * 10**n) for n in range(4))
+    ends = {"embedding_size": PartSize(50_000, 7), "head_size": PartSize(0 if tied else 600_000, 1)}
+    spec = attrs.evolve(pocket_spec(4), layer_sizes=sizes, norm_size=PartSize(7_000_000, 0), tied=tied, **ends)
+    assert spec.slice_size(1, 3).numbers == 110 and spec.slice_size(1, 3).stored_bytes == 330
+    assert spec.slice_size(0, 2) == PartSize(50_011, 40)
+    head = 50_000 if tied else 600_000
+    assert spec.slice_size(3, 4).numbers == 7_001_000 + head
+    assert spec.slice_size(0, 4).numbers == 7_051_111 + (0 if tied else 600_000), "a tied embedding is there once"
+    assert spec.slice_bytes(1, 3, "bfloat16") == 220 and spec.slice_bytes(1, 3, "float32") == 440
