@@ -159,8 +159,8 @@ def expanded(key: str, text: str) -> Path:
     """A path of section [model]. Raises Complaint (exit 2)."""
     try:
         return Path(text).expanduser()
-    except RuntimeError as why:  # ~somebody unknown
-        raise Complaint(f"[model] {key} = {text!r} makes no sense", str(why), "give a path", 2) from why
+    except RuntimeError as error:  # ~somebody unknown
+        raise Complaint(f"[model] {key} = {text!r} makes no sense", str(error), "give a path", 2) from error
 
 
 def cache_path(model: ModelSettings) -> Path:
@@ -224,8 +224,10 @@ def _out_of(section: str, key: str, value: object, known: str) -> Complaint:
 def _merge_file(path: Path, values: dict[str, dict[str, Any]]) -> None:
     try:
         content = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as why:
-        raise Complaint(f"{path} cannot be read", str(why), "mend the file, or name another with --config", 2) from why
+    except (OSError, ValueError) as error:
+        raise Complaint(
+            f"{path} cannot be read", str(error), "mend the file, or name another with --config", 2
+        ) from error
     for section, keys in content.items():
         if section not in SECTIONS or not isinstance(keys, dict):
             raise _unknown(f"section [{section}] in {path}", section, SECTIONS)
@@ -270,8 +272,10 @@ def _value(section: str, field: "attrs.Attribute[Any]", value: Any) -> Any:
         if type(value) is not wanted:
             shown = "another type" if is_secret(field) else repr(value)
             raise ValueError(f"expected {wanted.__name__}, got {shown}")
-    except (ValueError, TypeError) as why:
-        raise Complaint(f"[{section}] {field.name} makes no sense", str(why), f"default: {field.default!r}", 2) from why
+    except (ValueError, TypeError) as error:
+        raise Complaint(
+            f"[{section}] {field.name} makes no sense", str(error), f"default: {field.default!r}", 2
+        ) from error
     return value
 
 

@@ -215,9 +215,9 @@ async def open_real(cast: Cast, seed: int, bill: Playbill) -> AsyncIterator[Real
                     rng = random.Random(f"story {seed}")
                     yield RealTheatre(cast, bill, rng, nursery, running, lines, client, model_id)
                     nursery.cancel_scope.cancel()
-        except BaseException as why:
+        except BaseException as error:
             tail = running.messages().splitlines()[-TAIL_LINES:]
-            why.add_note("\n".join(["the last words of the processes:", *tail]))
+            error.add_note("\n".join(["the last words of the processes:", *tail]))
             raise
 
 

@@ -44,8 +44,8 @@ class RealReader:
             try:
                 async for event in self._events():
                     self._take(event)
-            except httpx2.HTTPError as why:
-                self.error = f"connection lost: {why!r}"
+            except httpx2.HTTPError as error:
+                self.error = f"connection lost: {error!r}"
         self.over = True
         self._tell()
 

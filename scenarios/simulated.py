@@ -158,7 +158,7 @@ async def open_simulated(cast: Cast, seed: int, bill: Playbill) -> AsyncIterator
             await world.until_ready()
             bill.begin()
             yield SimulatedTheatre(cast, bill, world, random.Random(f"story {seed}"))
-    except BaseException as why:
+    except BaseException as error:
         if world is not None:
-            why.add_note("\n".join(["everything that happened:", *world.story]))
+            error.add_note("\n".join(["everything that happened:", *world.story]))
         raise

@@ -40,10 +40,10 @@ def tell(story: Story, argv: Sequence[str] | None = None) -> int:
     bill.headline(f"{story.name}, {'real processes' if asked.real else 'simulated'}, seed {asked.seed}: {story.about}")
     try:
         _play_real(story, asked.seed, bill) if asked.real else _play_simulated(story, asked.seed, bill)
-    except Exception as why:  # noqa: BLE001 - whatever a story dies of is its verdict
-        for line in _details(why):
+    except Exception as error:  # noqa: BLE001 - whatever a story dies of is its verdict
+        for line in _details(error):
             bill.headline(line)
-        bill.verdict("FAILED", _in_one_line(why))
+        bill.verdict("FAILED", _in_one_line(error))
         return 1
     bill.verdict("passed", "every answer that had to be whole was whole, and nothing is left behind")
     return 0

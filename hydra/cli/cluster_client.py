@@ -52,21 +52,23 @@ def _reaching(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as why:
-        raise Complaint(f"--url {url!r} is no address", str(why), "for example --url http://127.0.0.1:8080", 2) from why
-    except httpx2.TransportError as why:
-        cause = str(why) or type(why).__name__
-        raise Complaint(f"cannot reach {url}", cause, "is it up? choose another with --url", 5) from why
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise Complaint(
+            f"--url {url!r} is no address", str(error), "for example --url http://127.0.0.1:8080", 2
+        ) from error
+    except httpx2.TransportError as error:
+        cause = str(error) or type(error).__name__
+        raise Complaint(f"cannot reach {url}", cause, "is it up? choose another with --url", 5) from error
 
 
 def _content(url: str, answer: "httpx2.Response") -> Any:
     try:
         content = answer.json()
-        error = None if answer.is_success else dict(content["error"])
-    except (ValueError, LookupError, TypeError) as why:
+        refusal = None if answer.is_success else dict(content["error"])
+    except (ValueError, LookupError, TypeError) as error:
         cause = f"HTTP {answer.status_code} of {answer.headers.get('content-type', 'no type')} is no answer of Hydra's"
-        raise Complaint(f"{url} is no Hydra", cause, "choose another with --url", 5) from why
-    if error is None:
+        raise Complaint(f"{url} is no Hydra", cause, "choose another with --url", 5) from error
+    if refusal is None:
         return content
-    exit_code = CODE_EXIT.get(str(error.get("code")), STATUS_EXIT.get(answer.status_code, 1))
-    raise Complaint(str(error.get("message")), f"the cluster answered {answer.status_code}", "see above", exit_code)
+    exit_code = CODE_EXIT.get(str(refusal.get("code")), STATUS_EXIT.get(answer.status_code, 1))
+    raise Complaint(str(refusal.get("message")), f"the cluster answered {answer.status_code}", "see above", exit_code)

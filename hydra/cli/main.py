@@ -55,8 +55,8 @@ def main() -> None:
     except Complaint as complaint:
         say_at_end(str(complaint))
         sys.exit(complaint.exit_code)
-    except click.ClickException as why:
-        why.show()
+    except click.ClickException as error:
+        error.show()
         sys.exit(2)
     except click.Abort:
         sys.exit(130)

@@ -42,20 +42,20 @@ def plan_request(
     candidates = _seats(nodes)
     try:
         described = _describe(model, settings)
-    except RefusalError as why:
+    except RefusalError as error:
         fix = "give a directory with config.json and safetensors files, or a Hub id"
         raise Complaint(
-            why.refusal.message, "the model cannot be planned for", fix, exit_code_of(why.refusal.code)
-        ) from why
+            error.refusal.message, "the model cannot be planned for", fix, exit_code_of(error.refusal.code)
+        ) from error
     model_settings = settings.model
     if max_model_len is not None:
         model_settings = attrs.evolve(model_settings, max_model_len=max_model_len)
     try:
         check_max_model_len(described.spec, model_settings.max_model_len)
-    except RefusalError as why:
+    except RefusalError as error:
         fix = "see above; it is --max-model-len here, and [model] max_model_len in the configuration"
-        code = exit_code_of(why.refusal.code, why.refusal.param)
-        raise Complaint(why.refusal.message, "the model cannot be planned for", fix, code) from why
+        code = exit_code_of(error.refusal.code, error.refusal.param)
+        raise Complaint(error.refusal.message, "the model cannot be planned for", fix, code) from error
     plan_settings = PlanSettings(cluster=settings.cluster, engine=settings.engine, model=model_settings)
     limits = SplitLimits.of(plan_settings, _dtype(dtype or model_settings.dtype, described.spec))
     return PlanRequest(described=described, candidates=candidates, limits=limits)
@@ -114,8 +114,8 @@ def plan_answer(request: PlanRequest) -> dict[str, Any]:
     }
     try:
         shares = split_vram(spec, request.candidates, limits)
-    except RefusalError as why:
-        return {**plan, "fits": False, "reason": why.refusal.message, "nodes": []}
+    except RefusalError as error:
+        return {**plan, "fits": False, "reason": error.refusal.message, "nodes": []}
     kv_tokens = _kv_tokens(spec, shares, limits)
     limit = limits.max_model_len or spec.max_positions
     nodes = [

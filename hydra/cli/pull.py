@@ -41,9 +41,9 @@ def pull_model(model: str, settings: Settings, show: Callable[[str], None]) -> d
         described = HubLibrary(hub).describe(model)
         told = _Told(show, model)
         at, folder = _bring(described, hub, settings, told)
-    except RefusalError as why:
+    except RefusalError as error:
         fix = "see above; what has come so far is kept"
-        raise Complaint(f"cannot pull {model}", str(why), fix, exit_code_of(why.refusal.code)) from why
+        raise Complaint(f"cannot pull {model}", str(error), fix, exit_code_of(error.refusal.code)) from error
     return {
         "model": str(at),
         "folder": described.folder,

@@ -119,9 +119,9 @@ def check_chat_template(file: Path) -> None:
             raise FileNotFoundError(errno.ENOENT, "there is no such file")
         with file.open("rb") as opened:
             opened.read(1)
-    except OSError as why:
+    except OSError as error:
         fix = "give a file with a Jinja template"
-        raise Complaint(f"no chat template at {file}", why.strerror or str(why), fix, 2) from why
+        raise Complaint(f"no chat template at {file}", error.strerror or str(error), fix, 2) from error
 
 
 def absolute_model(text: str) -> str:
@@ -131,9 +131,9 @@ def absolute_model(text: str) -> str:
 
     try:
         ref = parse_ref(text)
-    except RefusalError as why:
+    except RefusalError as error:
         fix = "give a directory with config.json and safetensors files, or a Hub id"
-        raise Complaint(f"no model {text!r}", str(why), fix, 7) from why
+        raise Complaint(f"no model {text!r}", str(error), fix, 7) from error
     return str(ref.absolute()) if isinstance(ref, Path) else text
 
 

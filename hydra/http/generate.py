@@ -112,8 +112,8 @@ async def _run_answer(asked: Asked, answer: Answer, send: trio.MemorySendChannel
                 await send.send(delta)
                 if delta.finish is not None:
                     return
-    except RefusalError as why:
-        await send.send(why)
+    except RefusalError as error:
+        await send.send(error)
     except Exception:
         log.exception("an answer failed")
         await send.send(refuse("internal_error", "internal error"))

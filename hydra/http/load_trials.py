@@ -47,8 +47,8 @@ class LoadTrials:
         while True:
             try:
                 await self.judge()
-            except RefusalError as why:
-                log.debug("no verdict yet", code=why.refusal.code)
+            except RefusalError as error:
+                log.debug("no verdict yet", code=error.refusal.code)
             await trio.sleep(LOOK_EVERY_S)
 
     async def judge(self) -> None:

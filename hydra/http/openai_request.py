@@ -64,8 +64,8 @@ def parse_json(body: bytes | str) -> dict[str, Any]:
     check_size(body.encode() if isinstance(body, str) else body)
     try:
         content = orjson.loads(body)
-    except orjson.JSONDecodeError as why:
-        raise refuse("invalid_json", f"the body is not valid JSON: {why}") from why
+    except orjson.JSONDecodeError as error:
+        raise refuse("invalid_json", f"the body is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise refuse("invalid_json", "the body must be a JSON object")
     if json_depth(content) > JSON_DEPTH_MAX:

@@ -102,8 +102,8 @@ async def _events(deltas: Deltas, first: list[Delta] | None, writer: Writer) -> 
                 some = await deltas.next()
             if some is None:
                 yield PING
-    except RefusalError as why:
-        yield sse(body_of(without_paths(why.refusal)))
+    except RefusalError as error:
+        yield sse(body_of(without_paths(error.refusal)))
         return
     yield writer.last_chunks()
 

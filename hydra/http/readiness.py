@@ -50,8 +50,8 @@ class Readiness:
                 if needed is not None and (fault := await self._fault_at(needed)) is not None:
                     return fault
                 await self.check()
-            except RefusalError as why:
-                reason, now_s = why.refusal.message, trio.current_time()
+            except RefusalError as error:
+                reason, now_s = error.refusal.message, trio.current_time()
                 if now_s - told_s >= (TELL_EVERY_S if reason == told else TELL_FIRST_S):
                     log.info("not ready yet", waits_s=round(now_s - began_s), why=reason)
                     told, told_s = reason, now_s

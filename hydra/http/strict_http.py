@@ -55,8 +55,8 @@ class StrictConnection(h11.Connection):
             event = super().next_event()
             if isinstance(event, h11.Request):
                 _check_request(event)
-        except h11.RemoteProtocolError as why:
-            self.fault = str(why)
+        except h11.RemoteProtocolError as error:
+            self.fault = str(error)
             raise
         return event
 

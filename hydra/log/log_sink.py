@@ -116,8 +116,8 @@ class LogSink:
                     return "nothing more is taken"
                 self._torn = True
                 rest = rest[taken:]
-        except (OSError, ValueError) as why:
-            return str(why) or type(why).__name__
+        except (OSError, ValueError) as error:
+            return str(error) or type(error).__name__
         self._torn = False
         return ""
 

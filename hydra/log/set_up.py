@@ -132,8 +132,8 @@ def _careful(render: Any) -> Callable[[Any, str, structlog.typing.EventDict], st
         name = str(event.get("event"))
         try:
             return str(render(logger, method, event))
-        except Exception as why:  # noqa: BLE001 - whatever a foreign __repr__ may raise
-            return json.dumps({"event": name, "level": method, "why": f"its details cannot be shown: {why!r}"})
+        except Exception as error:  # noqa: BLE001 - whatever a foreign __repr__ may raise
+            return json.dumps({"event": name, "level": method, "why": f"its details cannot be shown: {error!r}"})
 
     return rendered
 

@@ -28,8 +28,8 @@ def print_line(line: str, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     try:
         print(line, file=stream, flush=True)
-    except (OSError, ValueError) as why:
-        log.warning("a line could not be printed", line=line, why=str(why))
+    except (OSError, ValueError) as fault:
+        log.warning("a line could not be printed", line=line, why=str(fault))
         for own in (sys.__stdout__, sys.__stderr__):
             if own is not None and own is stream and not own.closed:
                 _discard(own)

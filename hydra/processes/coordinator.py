@@ -24,6 +24,7 @@ from hydra.processes.store_end import open_store_server
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.model_spec import Described
 from hydra.protocol.refusal import Refusal
+from hydra.protocol.settings.model import ModelSettings
 from hydra.protocol.wires.zmq_wire import ZmqWires
 from hydra.store.cache.cache_room import CacheRoom
 from hydra.store.hub.hub import HubClient
@@ -42,18 +43,21 @@ STREAMS_POLL_S = 0.1  # for the end of the last frontend
 
 
 def remembered_state(spec: CoordinatorSpec) -> SavedState:
-    """What a former life left behind; a model it did not have is wished for anew, and counts as a first start."""
+    """What a former life left behind; a model it did not have is desired anew, and counts as a first start."""
     saved, model = read_state(Path(spec.state_dir)), spec.model
     if not model.path:
         return saved
     if any(desired.model_path == model.path for desired in saved.desired):
-        same = [
-            attrs.evolve(one, replicas=model.replicas) if one.model_path == model.path else one for one in saved.desired
-        ]
-        return attrs.evolve(saved, desired=tuple(same))
+        return _with_replicas(saved, model) if saved.anew else saved
     dtype = None if model.dtype == "auto" else model.dtype
     desired = DesiredModel(model.path, model.id or None, dtype, replicas=model.replicas)
     return attrs.evolve(saved, desired=(desired,), nodes=())
+
+
+def _with_replicas(saved: SavedState, model: ModelSettings) -> SavedState:
+    """As many as this `up` was told, which may not be what its former one was."""
+    desired = [attrs.evolve(d, replicas=model.replicas) if d.model_path == model.path else d for d in saved.desired]
+    return attrs.evolve(saved, desired=tuple(desired))
 
 
 @attrs.define(eq=False)

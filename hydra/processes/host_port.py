@@ -48,8 +48,8 @@ def resolve(name: str, host: str) -> str:
     def ask() -> None:
         try:
             found.append(str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]))
-        except (OSError, UnicodeError) as why:
-            found.append(why if isinstance(why, OSError) else OSError(str(why)))
+        except (OSError, UnicodeError) as error:
+            found.append(error if isinstance(error, OSError) else OSError(str(error)))
 
     asking = threading.Thread(target=ask, daemon=True)  # a resolver that hangs cannot be called back
     asking.start()
@@ -67,7 +67,7 @@ def local_address_towards(name: str, host_ip: str, port: int) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # which sends nothing
         try:
             probe.connect((host_ip, port))
-        except OSError as why:
+        except OSError as error:
             fix = "check the address and this machine's network"
-            raise Complaint(f"{name}: there is no way to {host_ip}", why.strerror or str(why), fix, 5) from why
+            raise Complaint(f"{name}: there is no way to {host_ip}", error.strerror or str(error), fix, 5) from error
         return str(probe.getsockname()[0])

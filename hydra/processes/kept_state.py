@@ -88,8 +88,8 @@ class KeptState:
         while (state := self._next()) is not None:
             try:
                 self.write(state)
-            except OSError as why:
-                self._failed(why)
+            except OSError as error:
+                self._failed(error)
             else:
                 self._written(state)
         with self._changed:

@@ -42,13 +42,13 @@ def open_http(addr: str, holders: PortHolders, *, or_next: bool = False) -> sock
         try:
             listener.bind((host.strip("[]"), port))
             listener.listen(BACKLOG)
-        except OSError as why:
+        except OSError as error:
             listener.close()
-            if or_next and why.errno == errno.EADDRINUSE and port < first + NEXT_PORTS:
+            if or_next and error.errno == errno.EADDRINUSE and port < first + NEXT_PORTS:
                 continue
             raise _cannot_listen(
-                addr, f"--http {host}:{first + 1} ({SECOND})", HostPort(host, first), why, holders
-            ) from why
+                addr, f"--http {host}:{first + 1} ({SECOND})", HostPort(host, first), error, holders
+            ) from error
         return listener
     raise AssertionError("the last port was tried or complained of")
 
@@ -60,8 +60,8 @@ def settle_port(name: str, address: HostPort, setting: str, holders: PortHolders
     """
     try:
         held = HeldPort.take("0.0.0.0" if address.host in ANY_HOST else address.host, address.port)
-    except OSError as why:
-        raise _cannot_listen(f"{address}, {name}", f"another with {setting}", address, why, holders) from why
+    except OSError as error:
+        raise _cannot_listen(f"{address}, {name}", f"another with {setting}", address, error, holders) from error
     return HostPort(address.host, held.port), held
 
 
@@ -91,14 +91,14 @@ def lock_state(directory: Path, holders: PortHolders) -> int:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as why:
-        raise Complaint(f"{directory} cannot be used", str(why), "choose another with --state-dir", 4) from why
+    except OSError as error:
+        raise Complaint(f"{directory} cannot be used", str(error), "choose another with --state-dir", 4) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as why:
+    except OSError as error:
         os.close(descriptor)
         holder = holders.of_state(directory)
         cause = f"{holder or 'another cluster'} keeps its state there"
         fix = "stop that cluster, or choose another with --state-dir"
-        raise Complaint(f"{directory} is in use", cause, fix, 4) from why
+        raise Complaint(f"{directory} is in use", cause, fix, 4) from error
     return descriptor

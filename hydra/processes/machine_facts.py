@@ -68,8 +68,8 @@ def nvidia_devices() -> int:
             asked = ["nvidia-smi", "-L"]
             listed = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_S)
             return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())  # none where it fails
-        except (OSError, subprocess.TimeoutExpired) as why:
-            log.warning("nvidia-smi does not answer; counting the devices in /dev", reason=str(why))
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.warning("nvidia-smi does not answer; counting the devices in /dev", reason=str(error))
     return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])
 
 

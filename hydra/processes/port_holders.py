@@ -74,8 +74,8 @@ class PortHolders:
             fresh = file.with_suffix(".fresh")
             fresh.write_text(json.dumps(attrs.asdict(card)))
             fresh.replace(file)
-        except OSError as why:
-            log.warning("others will not be told who holds these ports", file=str(file), reason=str(why))
+        except OSError as error:
+            log.warning("others will not be told who holds these ports", file=str(file), reason=str(error))
         try:
             yield
         finally:

@@ -68,9 +68,9 @@ def check_writable(directory: Path, setting: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         free_bytes = shutil.disk_usage(directory).free
-    except OSError as why:
+    except OSError as error:
         fix = f"make room or give permission there, or choose another with {setting}"
-        raise Complaint(f"{directory} cannot be written to", why.strerror or str(why), fix, 4) from why
+        raise Complaint(f"{directory} cannot be written to", error.strerror or str(error), fix, 4) from error
     if free_bytes < ROOM_BYTES:
         log.warning("little room is left on this disk", directory=str(directory), free_mb=free_bytes // 1_000_000)
 
@@ -91,7 +91,7 @@ def check_model(model: str, max_model_len: int) -> None:
             fix = "put the tokenizer.json and tokenizer_config.json that belong to this model beside its weights"
             raise Complaint("requests to this model could not be answered", cause, fix, 7)
         check_max_model_len(described.spec, max_model_len)
-    except RefusalError as why:
-        refusal, fix = why.refusal, "mend what is said above, or choose another"
+    except RefusalError as error:
+        refusal, fix = error.refusal, "mend what is said above, or choose another"
         exit_code = exit_code_of(refusal.code, refusal.param)
-        raise Complaint(refusal.message, "the model cannot be served", fix, exit_code) from why
+        raise Complaint(refusal.message, "the model cannot be served", fix, exit_code) from error

@@ -66,8 +66,8 @@ async def reason_of(at: HostPort) -> str:
             stream = await trio.open_tcp_stream(at.host, at.port)
     except trio.TooSlowError:
         return f"no answer to a connection within {PROBE_CONNECT_S:.0f} s (a firewall, or a machine that is off?)"
-    except OSError as why:
-        return _reason(why)
+    except OSError as error:
+        return _reason(error)
     await stream.aclose()
     return "something listens there, but does not answer as a coordinator (is it the port of [zmq] router_addr?)"
 

@@ -33,11 +33,11 @@ def read_state(directory: Path) -> SavedState:
         state = _parsed(json.loads(file.read_text()))
     except FileNotFoundError:
         return SavedState()
-    except OSError as why:
-        log.error("the state file cannot be read; starting anew", file=str(file), why=str(why))
+    except OSError as error:
+        log.error("the state file cannot be read; starting anew", file=str(file), why=str(error))
         return SavedState()
-    except (ValueError, KeyError, TypeError, RecursionError) as why:
-        log.error("the state file makes no sense; starting anew", file=str(file), why=f"{why!r:.200}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        log.error("the state file makes no sense; starting anew", file=str(file), why=f"{error!r:.200}")
         return SavedState()
     if not 0 <= state.term < TERM_MAX - TERM_JUMP_MAX:
         log.error("the saved term cannot be; starting at the first", file=str(file), term=f"{state.term!r:.40}")
@@ -80,8 +80,8 @@ def begin_anew(directory: Path) -> None:
     desired = tuple(attrs.evolve(desired, pinned=None) for desired in saved.desired)
     try:
         write_state(directory, attrs.evolve(saved, desired=desired, anew=True))
-    except OSError as why:
-        log.error("the state cannot be written; models keep the commits they had", why=str(why))
+    except OSError as error:
+        log.error("the state cannot be written; models keep the commits they had", why=str(error))
 
 
 def write_state(directory: Path, state: SavedState) -> None:

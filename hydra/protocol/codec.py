@@ -278,15 +278,15 @@ def encode(to: ActorName, sender: ActorName, message: Message, number: int = 0) 
             _READ[name][1](unpack(frame)[4], kind)
     except TypeError:
         raise
-    except Exception as why:
-        raise MessageTooBig(f"a {name} beyond the limits of its fields: {why!r:.200}") from why
+    except Exception as error:
+        raise MessageTooBig(f"a {name} beyond the limits of its fields: {error!r:.200}") from error
     if len(frame) > CONTROL_BYTES_MAX:
         raise MessageTooBig(f"a {name} of {len(frame)} bytes; the command lane carries {CONTROL_BYTES_MAX}")
     if len(frame) > ARRAY_ITEMS_MAX:  # in a shorter one no list and no string can be too long
         try:
             unpack(frame)
-        except ValueError as why:
-            raise MessageTooBig(f"a {name} with a list or a string that is too long ({why!s:.100})") from None
+        except ValueError as error:
+            raise MessageTooBig(f"a {name} with a list or a string that is too long ({error!s:.100})") from None
     return [frame]
 
 
@@ -306,5 +306,5 @@ def decode(frames: Frames) -> Envelope:
         if type(fields) is not dict:
             raise TypeError("fields are a map")
         return Envelope(to, sender, read(fields, kind), number)
-    except Exception as why:
-        raise TheyBrokeTheRules(f"no sentence of the command lane: {why!r:.200}") from why
+    except Exception as error:
+        raise TheyBrokeTheRules(f"no sentence of the command lane: {error!r:.200}") from error

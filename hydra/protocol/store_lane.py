@@ -82,8 +82,8 @@ def decode_ask(frames: Frames) -> ChunkRequest:
             raise ValueError(f"{len(frame)} bytes are too many")
         version, fields = unpack(frame)
         asked: ChunkRequest = _structured(version, fields, ChunkRequest)
-    except Exception as why:
-        raise TheyBrokeTheRules(f"no question of the store lane: {why!r:.200}") from why
+    except Exception as error:
+        raise TheyBrokeTheRules(f"no question of the store lane: {error!r:.200}") from error
     return asked
 
 
@@ -112,8 +112,8 @@ def decode_answer(frames: Frames) -> ChunkAnswer:
             raise ValueError(f"{kind!r:.40} in {len(frames)} frames")
         head = _structured(version, fields, _ToldHead)
         return ChunkReply(number=head.number, file_bytes=head.file_bytes, data=frames[1])
-    except Exception as why:
-        raise TheyBrokeTheRules(f"no answer of the store lane: {why!r:.200}") from why
+    except Exception as error:
+        raise TheyBrokeTheRules(f"no answer of the store lane: {error!r:.200}") from error
 
 
 def _structured(version: object, fields: object, kind: Any) -> Any:

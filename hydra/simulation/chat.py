@@ -94,8 +94,8 @@ async def _ask(scene: Scene, chat: Chat, request: GenerateRequest, leave_after: 
                 chat.tell()
                 if leave_after is not None and len(chat.tokens) >= leave_after:
                     chat.leave()
-    except (RefusalError, ExceptionGroup) as why:
-        chat.refusal = _refusal_in(why)
+    except (RefusalError, ExceptionGroup) as error:
+        chat.refusal = _refusal_in(error)
 
 
 @asynccontextmanager

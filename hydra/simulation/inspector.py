@@ -27,7 +27,7 @@ def parts_of(thing: Any, depth: int = 0) -> Iterator[Any]:
 
 @attrs.define(eq=False)
 class Inspector:
-    """Of one house. `beside` are parts that no machine of it holds."""
+    """Of one host. `beside` are parts that no machine of it holds."""
 
     faults: list[BaseException]
     beside: tuple[Any, ...] = ()

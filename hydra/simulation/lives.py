@@ -58,7 +58,7 @@ async def live_coordinator(scene: Scene, node: Node) -> None:
 
     def wish_failed(why: Refusal) -> None:
         if not scene.may_fail:
-            scene.faults.append(AssertionError(f"the wish failed: {why}"))
+            scene.faults.append(AssertionError(f"the desired model failed: {why}"))
 
     node.family = Coordinator(
         CoordinatorParts(

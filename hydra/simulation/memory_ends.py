@@ -4,6 +4,7 @@ Where it differs from sockets: a cut link swallows in silence (a real one notice
 counts everything from the sender's call to the receiver's `receive`. Knows no lane.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from functools import partial
 from typing import Generic, TypeVar
@@ -59,7 +60,7 @@ class Inbox(Generic[T]):
         self.wake()
 
 
-class MemoryEnd:
+class MemoryEnd(ABC):
     """What all ends share: a life that can end under them, and closing once."""
 
     def __init__(self, network: MemoryNetwork, life: Life) -> None:
@@ -73,7 +74,7 @@ class MemoryEnd:
     def n_outbox(self) -> int:
         return 0
 
-    def dial(self) -> None:
+    def dial(self) -> None:  # noqa: B027 - a hook, no duty
         """An end that is bound waits."""
 
     def _may_send(self) -> bool:
@@ -91,11 +92,11 @@ class MemoryEnd:
                 self._network.ends.remove(self)
                 self.vanish(graceful=True)
 
+    @abstractmethod
     def vanish(self, graceful: bool) -> None:
         """Leaves the network: by closing, or by being killed."""
-        raise NotImplementedError
 
-    def wake(self) -> None:
+    def wake(self) -> None:  # noqa: B027 - a hook, no duty
         """An end that only sends has nothing to look at."""
 
 
@@ -129,8 +130,9 @@ class Listener(MemoryEnd):
         self._callers.append(caller)
         return self._network.pipe(caller.life, self.life, partial(self._hear, caller), bound, caller.hang_up)
 
+    @abstractmethod
     def _hear(self, caller: "MemoryDialler", frames: Taken, pipe: Pipe) -> None:
-        raise NotImplementedError
+        """What becomes of frames that have arrived."""
 
     def _forget(self, caller: "MemoryDialler") -> None:
         if caller in self._callers:

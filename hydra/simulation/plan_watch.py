@@ -1,6 +1,6 @@
 """Looks on while a planner works: is a plan that broke made again, as it was, although nobody tried its ways since?
 
-It stands in the planner's place in its house, passes everything on, and changes nothing.
+It stands in the planner's place in its host, passes everything on, and changes nothing.
 """
 
 from typing import Any

@@ -149,7 +149,7 @@ def pocket_spec(n_layers: int) -> ModelSpec:
 
 @attrs.frozen
 class PocketLibrary:
-    """A shelf with one model."""
+    """A library with one model."""
 
     n_layers: int
 

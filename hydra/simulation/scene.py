@@ -5,6 +5,7 @@ node does while it lives is not known here; whoever tells a story says so.
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ EXIT_NOTICE_S = 0.01
 
 
 @attrs.define(eq=False)
-class Scene:
+class Scene(ABC):
     """Who lives, and how they begin and end."""
 
     shape: Shape
@@ -43,7 +44,7 @@ class Scene:
     first_saved: SavedState = attrs.field(init=False)  # what a coordinator knows that finds no state
     saves_fail: bool = False  # nothing is kept
     lasting: set[tuple[str, str]] = attrs.field(factory=set)  # (kind, whom) of faults that no calm ends
-    may_fail: bool = False  # loads were made to fail: a model that was wished for may be given up at start
+    may_fail: bool = False  # loads were made to fail: a model that was desired may be given up at start
     watch: PlanWatch | None = None
     stale_of_the_dead: int = 0
     contained_in_the_dead: int = 0  # messages that made an actor raise
@@ -55,11 +56,11 @@ class Scene:
     def __attrs_post_init__(self) -> None:
         self.first_saved = self.saved
 
+    @abstractmethod
     def main_of(self, name: str) -> Callable[[Node], Awaitable[None]]:
         """What a node of this name does while it lives."""
-        raise NotImplementedError
 
-    def forsake(self, name: str) -> None:
+    def forsake(self, name: str) -> None:  # noqa: B027 - a hook, no duty
         """A frontend is gone: whoever holds the connection holds the answer."""
 
     def say(self, line: str) -> None:
@@ -111,15 +112,15 @@ class Scene:
         with node.scope:
             try:
                 await main(node)
-            except (Exception, BaseExceptionGroup) as why:
-                if isinstance(why, BaseExceptionGroup) and why.split(trio.Cancelled)[1] is None:
+            except (Exception, BaseExceptionGroup) as error:
+                if isinstance(error, BaseExceptionGroup) and error.split(trio.Cancelled)[1] is None:
                     raise
-                if node.alive and _cause(why, ComputeStuck):
+                if node.alive and _cause(error, ComputeStuck):
                     self.say(f"{node.name} gives up: its compute thread is stuck")
                     self.kill(node.name, back_after_s=1.0)
                 elif node.alive:  # what a dead one dies of is nobody's business
-                    self.say(f"{node.name} died of {why!r}")
-                    self.faults.append(why)
+                    self.say(f"{node.name} died of {error!r}")
+                    self.faults.append(error)
                     self.kill(node.name, 0.5)
 
     async def _notice(self, node: Node) -> None:

@@ -82,8 +82,8 @@ class SimStage:
     async def _take(self, frames: tuple[Buffer, ...]) -> None:
         try:
             step = codec_data.decode_step(frames)
-        except TheyBrokeTheRules as why:
-            raise AssertionError("nonsense on the data lane of a simulation") from why
+        except TheyBrokeTheRules as error:
+            raise AssertionError("malformed step on the data lane of a simulation") from error
         await self._compute(step)
 
     async def _compute(self, step: Step) -> None:

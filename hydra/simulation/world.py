@@ -54,8 +54,8 @@ class World(Faults):
         self.say("somebody asks for a rebalance")
         try:
             await self.frontend(frontend).rebalance()
-        except RefusalError as why:
-            self.say(f"the rebalance was refused: {why.refusal.message}")
+        except RefusalError as error:
+            self.say(f"the rebalance was refused: {error.refusal.message}")
 
     def chat(
         self,

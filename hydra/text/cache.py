@@ -115,8 +115,8 @@ class TokenizerCache:
         while True:
             try:
                 cards = await models()
-            except RefusalError as why:
-                log.debug("no models to read the words of", code=why.refusal.code)
+            except RefusalError as error:
+                log.debug("no models to read the words of", code=error.refusal.code)
             else:
                 self.keep(cards)
                 for card in cards:
@@ -150,9 +150,9 @@ class TokenizerCache:
         """Once per model; so is what the log says of it."""
         try:
             words = await self.load(Path(card.folder), self._own_template(card))
-        except RefusalError as why:
-            log.warning("no request to this model can be read", model=card.model_id, why=why.refusal.message)
-            return why.refusal
+        except RefusalError as error:
+            log.warning("no request to this model can be read", model=card.model_id, why=error.refusal.message)
+            return error.refusal
         except Exception:
             log.exception("reading the words of a model failed", model=card.model_id)
             return Refusal(code="internal_error", message="the tokenizer could not be read: internal error")

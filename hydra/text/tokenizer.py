@@ -163,8 +163,8 @@ def _compiled(source: str | Refusal) -> ChatTemplate | Refusal:
         return source
     try:
         return ChatTemplate.of(source)
-    except RefusalError as why:
-        return why.refusal
+    except RefusalError as error:
+        return error.refusal
 
 
 def _open_end(messages: list[dict[str, Any]]) -> None:

@@ -68,10 +68,10 @@ def natively(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """
     try:
         return work(*args, **kwargs)
-    except BaseException as why:
-        if type(why) is not Exception and type(why).__name__ != "PanicException":
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise refuse("bad_model", f"tokenizer.json makes no sense: {str(why)[:300]}") from why
+        raise refuse("bad_model", f"tokenizer.json makes no sense: {str(error)[:300]}") from error
 
 
 def encode_text(tokenizer: Tokenizer, text: str, *, framed: bool = False) -> list[int]:
@@ -99,10 +99,10 @@ def _read(path: Path | None, name: str, bytes_max: int) -> str:
         raw = path.read_bytes()
         refuse_foreign(raw, name)
         return raw.decode("utf-8")
-    except OSError as why:
-        raise refuse("bad_model", f"{name} cannot be read: {why.strerror}") from why
-    except UnicodeDecodeError as why:
-        raise refuse("bad_model", f"{name} is not UTF-8") from why
+    except OSError as error:
+        raise refuse("bad_model", f"{name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise refuse("bad_model", f"{name} is not UTF-8") from error
 
 
 def _json_object(directory: Path, name: str) -> dict[str, Any]:
@@ -117,8 +117,8 @@ def _source(find: Callable[[], Path | None], name: str) -> str | Refusal:
     """A template that cannot be read costs the chats that ask for it, and not the model."""
     try:
         return _read(find(), name, 4 * SOURCE_MAX)
-    except RefusalError as why:
-        return attrs.evolve(why.refusal, code="invalid_value", param="messages")
+    except RefusalError as error:
+        return attrs.evolve(error.refusal, code="invalid_value", param="messages")
 
 
 def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str | Refusal]:

@@ -53,8 +53,8 @@ def load_tried(directory: Path, template_file: Path | None = None) -> ModelToken
     file = directory / "tokenizer.json"
     try:
         size = file.stat().st_size if file.is_file() else 0
-    except OSError as why:  # a directory that may not be looked into
-        raise refuse("bad_model", f"tokenizer.json cannot be read: {why.strerror}") from why
+    except OSError as error:  # a directory that may not be looked into
+        raise refuse("bad_model", f"tokenizer.json cannot be read: {error.strerror}") from error
     failed = _try_elsewhere(directory, template_file, size) if size <= TOKENIZER_BYTES_MAX else {}
     words = ModelTokenizer.load(directory, template_file)  # which says no to what is larger, at no cost
     words.templates.update(failed)
@@ -108,8 +108,8 @@ def trial_main(directory: Path, template_file: Path | None, size: int) -> None:
         check_steps(words.tokenizer)
         _die_after(PROBE_S)
         natively(check_probes, words.tokenizer)
-    except RefusalError as why:
-        _say(why=why.refusal.message)
+    except RefusalError as error:
+        _say(why=error.refusal.message)
         return
     _say(why="", templates=sorted(words.templates, key=lambda name: (name != "default", name)))
     for name in sorted(words.templates, key=lambda name: (name != "default", name)):
@@ -131,9 +131,9 @@ def _verdict(words: ModelTokenizer, name: str) -> str:
         )
         try:
             words.encode_chat(chat)
-        except RefusalError as why:
-            if isinstance(why.__cause__, BudgetSpent | MemoryError):
-                return why.refusal.message
+        except RefusalError as error:
+            if isinstance(error.__cause__, BudgetSpent | MemoryError):
+                return error.refusal.message
     return ""
 
 

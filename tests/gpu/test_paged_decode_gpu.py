@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hydra.kernels.attention.paged_attention import PagedRows, make_decode
+from hydra.kernels.attention.paged_attention import make_decode
+from hydra.kernels.attention.paged_rows import PagedRows
 from hydra.kernels.step.decode_graphs import SIZES
 from tests.unit.kernels.bench import ROUTE, Pipeline, Row, greedy, prompt, publish
 from tests.unit.kernels.test_decode_step import SpelledOut

@@ -1,6 +1,6 @@
-"""Between a house and its wire: messages out as frames, frames in as messages for the right actor.
+"""Between an ActorHost and its wire: messages out as frames, frames in as messages for the right actor.
 
-Who may be told what from outside is a table here, and who may say it is one in `authority`, so that nonsense and
+Who may be told what from outside is a table here, and who may say it is one in `authority`, so that malformed and
 orders of strangers are dropped and counted at the door and never reach a machine. A message that makes an actor raise
 all the same is a bug of ours, but it ends its sender's membership, not this process.
 
@@ -116,20 +116,20 @@ class Gateway:
         number = self._said.get(to.peer, 0) + 1
         try:
             frames = codec.encode(to.actor, sender, message, number)
-        except MessageTooBig as why:
+        except MessageTooBig as error:
             self.undelivered += 1
-            log.error("too large to be sent", to=to.peer, says=type(message).__name__, why=str(why))
-            return Undelivered(to, message, Refusal(code="invalid_value", message=str(why)))
+            log.error("too large to be sent", to=to.peer, says=type(message).__name__, why=str(error))
+            return Undelivered(to, message, Refusal(code="invalid_value", message=str(error)))
         _remember(self._said, to.peer, number)
         try:
             self.dispatch(to.peer, frames)
-        except (PeerGone, WireFull) as why:
+        except (PeerGone, WireFull) as error:
             self.undelivered += 1
-            log.debug("undelivered", to=to.peer, says=type(message).__name__, why=str(why))
+            log.debug("undelivered", to=to.peer, says=type(message).__name__, why=str(error))
         return None
 
     async def pump(self, host: ActorHost) -> None:
-        """Brings mail in for as long as the house stands."""
+        """Brings mail in for as long as the host runs."""
         while True:
             for delivery in await self.receive():
                 self.last_heard_s = trio.current_time()
@@ -138,9 +138,9 @@ class Gateway:
     def _deliver(self, host: ActorHost, delivery: Delivery) -> None:
         try:
             envelope = codec.decode(delivery.frames)
-        except TheyBrokeTheRules as why:
+        except TheyBrokeTheRules as error:
             self.malformed += 1
-            log.warning("nonsense on the command lane", peer=delivery.peer, why=str(why))
+            log.warning("malformed message on the command lane", peer=delivery.peer, why=str(error))
             return
         if type(envelope.message) not in ACCEPTS.get(envelope.to, ()) or not host.has(envelope.to):
             self.malformed += 1

@@ -1,6 +1,6 @@
 """The only shell: it carries events to machines and performs what they ask for.
 
-A house holds the cells of one process. Posting an event runs its machine at once; events that arise meanwhile queue
+An ActorHost holds the actors of one process. Posting an event runs its machine at once; events that arise meanwhile queue
 behind it, so one event is handled whole before the next and a message to a sibling costs no task switch. One task
 keeps the timers; after a standstill of the whole process they wait until the mail that came meanwhile is read, or a
 coordinator that was stopped would take everybody for silent. A machine that raises has a bug: the exception leaves
@@ -65,7 +65,7 @@ class HostedActor:
 
 @attrs.define(eq=False)
 class ActorHost:
-    """The cells of one process, their mailbox and their timers."""
+    """The actors of one process, their mailbox and their timers."""
 
     peer: PeerId
     carry: Carry
@@ -141,7 +141,7 @@ class ActorHost:
             self._sleeper.cancel()  # the new timer is the nearest one
 
     async def keep_timers(self) -> None:
-        """Run for as long as the house stands."""
+        """Run for as long as the host does."""
         while True:
             if self._due and trio.current_time() - self._due[0][0] > LATE_S:
                 await trio.sleep(MAIL_FIRST_S)

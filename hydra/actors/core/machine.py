@@ -70,6 +70,6 @@ Effect: TypeAlias = Any  # Send | Tell | SetTimer | CancelTimer | whatever a mac
 
 
 class Machine(Protocol):
-    """Decides. The cell acts."""
+    """Decides. Its host acts."""
 
     def handle(self, event: Event, now_s: float) -> list[Effect]: ...

@@ -1,7 +1,7 @@
 """The world outside the actors, as interfaces: whoever starts the actors hands in something that keeps them.
 
 `Compute` is satisfied by the kernel room (torch) and by the simulator's pocket model; `Library`, `Supply` and `Lender`
-by the store room and by a simulated shelf. No file here knows which.
+by the store room and by a simulated lender. No file here knows which.
 """
 
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""The coordinator's family: registry, planner, broker and desk in one house, with the sockets between them.
+"""The coordinator's family: registry, planner, broker and status in one host, with the sockets between them.
 
 Everything from outside is handed in: wires, the library that reads model directories, where state is kept. The same
 function runs in a process of its own and inside the simulator.
@@ -116,7 +116,7 @@ class CoordinatorParts:
 
 @attrs.define(eq=False)
 class Coordinator:
-    """Builds the house and performs the effects that only a coordinator knows."""
+    """Builds the host and performs the effects that only a coordinator knows."""
 
     parts: CoordinatorParts
     actor_host: ActorHost = attrs.field(init=False)
@@ -253,8 +253,8 @@ class Coordinator:
         self._close_link(effect.route)
         try:
             link = self.parts.lane.step_link(effect.addr, link_bound(effect.credits))
-        except WireError as why:
-            log.warning("the first stage cannot be reached", addr=str(effect.addr), why=str(why))
+        except WireError as error:
+            log.warning("the first stage cannot be reached", addr=str(effect.addr), why=str(error))
             self.actor_host.post(BROKER.actor, LinkFull(effect.route, effect.epoch))
         else:
             self._links[effect.route] = (effect.epoch, link)
@@ -278,8 +278,8 @@ class Coordinator:
     async def _describe(self, path: str) -> None:
         try:
             described = await self.parts.describe(path)
-        except RefusalError as why:
-            self.actor_host.post(PLANNER.actor, NotDescribed(path, why.refusal))
+        except RefusalError as error:
+            self.actor_host.post(PLANNER.actor, NotDescribed(path, error.refusal))
         else:
             self.actor_host.post(PLANNER.actor, WasDescribed(path, described))
 
@@ -298,9 +298,9 @@ class Coordinator:
         """One that makes an actor raise ends its epoch, not this process: the sessions open again and lose nothing."""
         try:
             result = codec_data.decode_result(frames)
-        except TheyBrokeTheRules as why:
+        except TheyBrokeTheRules as error:
             self._gateway.malformed += 1
-            log.warning("nonsense on the results lane", why=str(why))
+            log.warning("malformed result", why=str(error))
             return
         try:
             self.actor_host.post(BROKER.actor, StepBack(result))

@@ -145,6 +145,11 @@ class _Asks:
                 raise AssertionError(f"nobody asked for {event!r}")
         return []
 
+    def check(self) -> None:
+        """Each question has a number that was given, and no answer before it is read. Raises AssertionError."""
+        assert all(number < self._next for number in self._answers), "a question that was never asked"
+        assert all(news.is_set() or not answer for news, answer in self._answers.values()), "an answer nobody hears of"
+
     async def ask(self, put: Callable[[AskId], None], deadline_s: float, what: str) -> Any:
         number = AskId(self._next)
         self._next += 1
@@ -165,7 +170,7 @@ class _Asks:
 
 @attrs.define(eq=False)
 class Frontend:
-    """Builds the house of a frontend, and is the cluster for the HTTP room."""
+    """Builds the host of a frontend, and is the cluster for the HTTP room."""
 
     parts: FrontendParts
     membership: MemberHost = attrs.field(init=False)

@@ -150,11 +150,11 @@ class Parent:
                 raise AssertionError(f"a parent cannot do {effect!r}")
 
     def _start(self, name: NodeId) -> None:
-        """A machine that has no process or descriptor to spare now may have one later: that is no end of the house."""
+        """A machine that has no process or descriptor to spare now may have one later: that ends nothing."""
         try:
             running = _begin(self.commands[name], self.family, been_ready=self.been_ready)
-        except OSError as why:
-            self.actor_host.post(PARENT, ChildNotStarted(name, str(why)))
+        except OSError as error:
+            self.actor_host.post(PARENT, ChildNotStarted(name, str(error)))
             return
         self._running[name] = running
         self._nursery.start_soon(self._watch, name, running)

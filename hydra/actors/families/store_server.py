@@ -67,9 +67,9 @@ class StoreServer:
         async for delivery in taking:
             try:
                 ask = store_lane.decode_ask(delivery.frames)
-            except TheyBrokeTheRules as why:
+            except TheyBrokeTheRules as error:
                 self.malformed += 1
-                log.warning("nonsense on the store lane", why=str(why))
+                log.warning("malformed message on the store lane", why=str(error))
                 continue
             self._send(delivery, await self._answer(ask))
 
@@ -79,10 +79,10 @@ class StoreServer:
         with trio.move_on_after(READ_LEASE_S):
             try:
                 lent = await self.run_blocking(self.lender.read, ask.fingerprint, ask.file, ask.offset, ask.length)
-            except RefusalError as why:
-                return self._no(ask, why.refusal)
-            except OSError as why:  # a disk that fails fails this one question
-                message = f"{ask.file} cannot be read here: {why.strerror}"
+            except RefusalError as error:
+                return self._no(ask, error.refusal)
+            except OSError as error:  # a disk that fails fails this one question
+                message = f"{ask.file} cannot be read here: {error.strerror}"
                 return self._no(ask, Refusal(code="bad_model", message=message))
             return ChunkReply(number=ask.number, file_bytes=lent.file_bytes, data=lent.data)
         message = f"{ask.file} was not read within {READ_LEASE_S:.0f} s; the disk is slow or gone"

@@ -2,7 +2,7 @@
 
 One for one: a dead child says nothing about its siblings. A child that has served is started again for ever, after a
 pause that grows while it dies often; one that has never come up is given up after a few deaths, or at once when it
-says that another try would not help. Whatever is given up is told; the house is closed when it cannot stand without
+says that another try would not help. Whatever is given up is told; the parent ends when it cannot serve without
 that child, or when nothing is left that could serve. Each child beats on a pipe: silence gets it SIGKILL and a
 restart, a stopped one too, but not when the parent was stopped as well and could not have heard it. Source:
 Erlang/OTP's supervisor principles; the numbers are sized for processes that load weights.
@@ -35,7 +35,7 @@ ChildRole: TypeAlias = Literal["coordinator", "frontend", "worker"]
 
 @attrs.frozen(kw_only=True)
 class ChildPlan:
-    """One child: its name, and whether the house can stand without it."""
+    """One child: its name, and whether the others can serve without it."""
 
     name: NodeId
     role: ChildRole
@@ -167,7 +167,7 @@ class Supervisor:
     rng: random.Random
     drain_timeout: float = 30.0
     silence_max_s: float = CHILD_SILENCE_MAX_S
-    remote_workers: bool = False  # workers of other parents may come, so that a house without its own can serve
+    remote_workers: bool = False  # workers of other parents may come, so that a parent without its own can serve
     _children: dict[NodeId, _Child] = attrs.field(init=False)
     _stopping: Literal["no", "drain", "now"] = attrs.field(default="no", init=False)
     _exit_code: int = attrs.field(default=0, init=False)
@@ -307,7 +307,7 @@ class Supervisor:
         return child.served or child.book.total <= DEATHS_UNSEEN_MAX
 
     def _go_on_without(self, child: _Child, how: str, returncode: int | None) -> list[Effect]:
-        """Closes the house if nothing in it could serve any more."""
+        """Ends if no child of it could serve any more."""
         alone = child.plan.role == "worker" and child.plan.vital
         exit_code = ENVIRONMENT
         if returncode is not None and (returncode in HOPELESS or (alone and returncode > 0)):

@@ -69,7 +69,7 @@ class WorkerParts:
 
 @attrs.define(eq=False)
 class Worker:
-    """Builds the house and performs the effects that only a worker knows.
+    """Builds the host and performs the effects that only a worker knows.
 
     `wake` is called after each new fence; whoever computes sets it, and posts its words with `hear`.
     """
@@ -166,8 +166,8 @@ class Worker:
                 facts = await run_blocking(compute.load, at_hand, self._teller(order, "reading"))
                 await run_blocking(self._confirm, at_hand)
                 await self._lend(at_hand)
-        except RefusalError as why:
-            self.actor_host.post(STAGE, SliceRefused(order.route, order.epoch, why.refusal))
+        except RefusalError as error:
+            self.actor_host.post(STAGE, SliceRefused(order.route, order.epoch, error.refusal))
         else:
             self.actor_host.post(STAGE, SliceIn(order.route, order.epoch, facts))
 
@@ -184,8 +184,8 @@ class Worker:
             return
         try:
             await self.parts.run_blocking(self.parts.compute.activate, plan.route, plan.kv_blocks)
-        except RefusalError as why:
-            self.actor_host.post(STAGE, SliceRefused(plan.route, plan.epoch, why.refusal))
+        except RefusalError as error:
+            self.actor_host.post(STAGE, SliceRefused(plan.route, plan.epoch, error.refusal))
         else:
             self.actor_host.post(STAGE, Activated(plan.route, plan.epoch))
 
@@ -195,8 +195,8 @@ class Worker:
             return
         try:
             await self.parts.run_blocking(self.parts.store.lender.lend_slice, at_hand)
-        except (OSError, RefusalError) as why:
-            log.warning("the loaded slice cannot be lent to others", folder=str(at_hand.sources[0]), why=str(why))
+        except (OSError, RefusalError) as error:
+            log.warning("the loaded slice cannot be lent to others", folder=str(at_hand.sources[0]), why=str(error))
 
     def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:
         """A progress that other threads may call; it speaks at the first word, the last, and not too often between."""

@@ -23,7 +23,7 @@ class Candidate:
 
 
 def possible_orders(candidates: Sequence[Candidate], blocked: Links = frozenset()) -> list[tuple[Candidate, ...]]:
-    """Orders of all these seats in which no one is followed by another that it cannot send to.
+    """Orders of all these candidates in which no one is followed by another that it cannot send to.
 
     Join order first, so that it wins among equals. Empty when there is none, or none was found in STEPS_MAX steps.
     """

@@ -1,7 +1,7 @@
-"""What is wanted: models that should be there, on which terms, and what the Planner and its house say of them.
+"""What is wanted: models that should be there, on which terms, and what the Planner and its process say of them.
 
-Values only, made by the front door, the state directory and the coordinator's shell; whether and where a wish comes
-true is the Planner's.
+Values only, made by the front door, the state directory and the coordinator's shell; whether and where they are
+served is the Planner's.
 """
 
 import math
@@ -23,7 +23,7 @@ class Describe:
 
 @attrs.frozen
 class DesiredModelFailed:
-    """Effect: a model that was wished for at start cannot be served. It is tried again; a first start may give up."""
+    """Effect: a model that was desired at start cannot be served. It is tried again; a first start may give up."""
 
     refusal: Refusal
 
@@ -98,7 +98,7 @@ class DesiredModel:
 
 @attrs.frozen
 class SaveState:
-    """Effect: write term, wishes and the last placement's nodes to the state directory before anything is sent."""
+    """Effect: write term, desired models and the last placement's nodes to the state directory before anything is sent."""
 
     term: int
     desired: tuple[DesiredModel, ...]

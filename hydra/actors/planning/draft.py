@@ -12,8 +12,9 @@ from hydra.actors.planning.candidates import Candidate
 from hydra.actors.planning.node_groups import group_of
 from hydra.actors.planning.placement import Route, candidates_for, route_dtype
 from hydra.actors.planning.plan_settings import PlanSettings
+from hydra.actors.planning.policies import POLICIES
 from hydra.actors.planning.reach import Reach
-from hydra.actors.planning.split import LayerShare, SplitLimits, split_vram
+from hydra.actors.planning.split import LayerShare, SplitLimits
 from hydra.protocol.ids import NodeId
 from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.model_spec import ModelSpec
@@ -61,12 +62,14 @@ class Drafter:
         firm = {name: node for name, node in able.items() if name not in self.reach.shaky(now_s)}
         try:
             return self._beside_others(wanted, firm, now_s)
-        except RefusalError as why:
+        except RefusalError as error:
             if firm != able:
                 return self._beside_others(wanted, able, now_s)
-            if why.refusal.code == "no_workers" and nodes:
-                keeps_out = self.reach.sentence(now_s) or why.refusal.message
-                raise RefusalError(attrs.evolve(why.refusal, message=f"no worker can be used: {keeps_out}")) from why
+            if error.refusal.code == "no_workers" and nodes:
+                keeps_out = self.reach.sentence(now_s) or error.refusal.message
+                raise RefusalError(
+                    attrs.evolve(error.refusal, message=f"no worker can be used: {keeps_out}")
+                ) from error
             raise
 
     def _beside_others(self, wanted: Wanted, nodes: Mapping[NodeId, NodeJoined], now_s: float) -> Draft:
@@ -81,4 +84,5 @@ class Drafter:
         dtype = route_dtype(wanted.spec, wanted.dtype, list(nodes.values()))
         limits = SplitLimits.of(self.policy, dtype)
         candidates = candidates_for(wanted.spec, dtype, nodes, held=wanted.held, others=wanted.others)
-        return Draft.of(dtype, split_vram(wanted.spec, candidates, limits, self.reach.blocked(now_s)), candidates)
+        split = POLICIES[self.policy.cluster.policy]
+        return Draft.of(dtype, split(wanted.spec, candidates, limits, self.reach.blocked(now_s)), candidates)

@@ -1,4 +1,4 @@
-"""A route as the planner holds it, and the arithmetic around it: dtype, seats, and the size of the KV pool."""
+"""A route as the planner holds it, and the arithmetic around it: dtype, candidates, and the size of the KV pool."""
 
 from collections.abc import Iterable, Mapping
 from typing import Literal

@@ -99,9 +99,9 @@ def context_needed(spec: ModelSpec, context_tokens: int) -> int:
 def split_vram(
     spec: ModelSpec, candidates: Sequence[Candidate], limits: SplitLimits, blocked: Links = frozenset()
 ) -> tuple[LayerShare, ...]:
-    """The split over these seats, in the order that moves the fewest layers. Raises RefusalError does_not_fit.
+    """The split over these candidates, in the order that moves the fewest layers. Raises RefusalError does_not_fit.
 
-    More seats than layers: the roomiest ones sit. If the seats cannot all be used, fewer are tried. No stage follows
+    More candidates than layers: the roomiest are taken. If they cannot all be used, fewer are tried. No stage follows
     another that is `blocked` from sending to it (pairs: from, to).
     """
     if not candidates:
@@ -118,8 +118,8 @@ def split_vram(
             continue
         try:
             return _split_over(spec, orders, limits)
-        except RefusalError as why:
-            refused = refused or why  # the figures of all seats say most
+        except RefusalError as error:
+            refused = refused or error  # the figures of all candidates say most
         chosen.remove(min(reversed(chosen), key=lambda candidate: candidate.memory_bytes))
     assert refused is not None
     raise refused
@@ -128,14 +128,14 @@ def split_vram(
 def _split_over(
     spec: ModelSpec, orders: Sequence[tuple[Candidate, ...]], limits: SplitLimits
 ) -> tuple[LayerShare, ...]:
-    """In one of these orders of the same seats, or RefusalError."""
+    """In one of these orders of the same candidates, or RefusalError."""
     best: tuple[int, tuple[LayerShare, ...]] | None = None
     refused: RefusalError | None = None
     for order in orders:
         try:
             shares = _split_in_order(spec, order, limits)
-        except RefusalError as why:
-            refused = refused or why
+        except RefusalError as error:
+            refused = refused or error
             continue
         moves = _moves(shares, order)
         if best is None or moves < best[0]:

@@ -3,7 +3,7 @@
 A row whose blocks ascend one by one is read in place by the kernels; any other must be gathered first, which costs a
 third of its attention. So a row that starts is given the lowest run of free blocks that will hold it to its end, the
 rest of that run is promised to it, and whoever else needs blocks starts elsewhere as long as there is an elsewhere. A
-promise is a wish, not a right: every free block can be had. Knows rows by number, and neither tokens nor prefixes.
+promise reserves nothing: every free block can be had. Knows rows by number, and neither tokens nor prefixes.
 """
 
 import attrs

@@ -113,8 +113,8 @@ class StageThread:
     def _take(self, frames: tuple[Buffer, ...]) -> None:
         try:
             step = codec_data.decode_step(frames)
-        except TheyBrokeTheRules as why:
-            log.warning("nonsense on the data lane", why=str(why))
+        except TheyBrokeTheRules as error:
+            log.warning("malformed step on the data lane", why=str(error))
             return
         self._compute(step)
 
@@ -175,8 +175,8 @@ class StageThread:
             return None
         try:
             link = self.lane.blocking_link(fence.next_addr, link_bound(fence.credits))
-        except WireError as why:  # the next stage gave an address that is none
-            self._trouble(run, str(why), "out")
+        except WireError as error:  # the next stage gave an address that is none
+            self._trouble(run, str(error), "out")
             return None
         self._links[run.route] = _Link(run.epoch, link)
         return link

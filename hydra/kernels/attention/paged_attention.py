@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hydra.kernels.attention.kv_pool import LayerCache
+from hydra.kernels.attention.paged_rows import PagedRows
 from hydra.kernels.attention.sdpa import Mix, after_the_past
 from hydra.kernels.devices import processors, runs_triton
 from hydra.kernels.tensors import to_device
@@ -41,16 +42,6 @@ class RowSpan:
     blocks: Tensor | None  # to be gathered
     skipped: int  # positions of the first gathered block that come before
     mask: Tensor | None  # additive [length, reach]; None where none or the square causal one will do
-
-
-@attrs.frozen(eq=False)
-class PagedRows:
-    """Where the rows of a step find their past: `reach` positions from 0 on, those before `first` hidden."""
-
-    table: Tensor  # [rows, blocks] int32
-    reach: Tensor  # [rows] int64, at least first + 1
-    first: Tensor  # [rows] int64
-    block_size: int
 
 
 @attrs.frozen(eq=False)

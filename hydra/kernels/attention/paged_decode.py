@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hydra.kernels.attention.paged_attention import PagedRows
+from hydra.kernels.attention.paged_rows import PagedRows
 
 _TILE_BYTES = 16384  # of keys held at once
 _SPLITS_MAX = 32

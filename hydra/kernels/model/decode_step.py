@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hydra.kernels.attention.paged_attention import PagedRows, StepPlan, View, is_run
+from hydra.kernels.attention.paged_attention import StepPlan, View, is_run
+from hydra.kernels.attention.paged_rows import PagedRows
 from hydra.kernels.model.rotary import Rotary, lengths
 from hydra.kernels.tensors import to_device
 from hydra.protocol.batch import Batch, OpenRow

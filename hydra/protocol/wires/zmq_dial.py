@@ -28,8 +28,8 @@ async def dial(context: "zmq.Context[Socket]", addr: str, lane: LaneName, timeou
         with trio.move_on_after(timeout_s):
             await ears.hear(lambda: _handshakes(ears.sockets[0]))
             return ""
-    except WireError as why:
-        return str(why)
+    except WireError as error:
+        return str(error)
     finally:
         if not socket.closed:
             socket.disable_monitor()
@@ -57,10 +57,10 @@ async def _in_words(addr: str) -> str:
                 await plain.connect(where)
     except trio.TooSlowError:
         return "no answer"
-    except OSError as why:
-        if why.errno is None or why.errno <= 0:  # of the resolver, which has its own words
-            return str(why.strerror or why).lower()
-        return os.strerror(why.errno).lower()
+    except OSError as error:
+        if error.errno is None or error.errno <= 0:  # of the resolver, which has its own words
+            return str(error.strerror or error).lower()
+        return os.strerror(error.errno).lower()
     except ValueError:
         return "it is no address: tcp://HOST:PORT"
     return "what listens there is no such process, or it is stopped"

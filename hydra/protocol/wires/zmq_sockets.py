@@ -52,11 +52,11 @@ def bind(socket: Socket, addr: str) -> str:
     """The address really bound, with the port in place of 0."""
     try:
         socket.bind(addr)
-    except zmq.ZMQError as why:
+    except zmq.ZMQError as error:
         socket.close()
-        if why.errno == zmq.EADDRINUSE:
-            raise AddressTaken(f"{addr} is taken by another process") from why
-        raise WireError(f"cannot bind {addr}: {why}") from why
+        if error.errno == zmq.EADDRINUSE:
+            raise AddressTaken(f"{addr} is taken by another process") from error
+        raise WireError(f"cannot bind {addr}: {error}") from error
     endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(endpoint, bytes)
     return endpoint.rstrip(b"\0").decode()
@@ -86,9 +86,9 @@ def is_of_this_machine(host: str) -> bool:
 def connect(socket: Socket, addr: str) -> None:
     try:
         socket.connect(addr)
-    except zmq.ZMQError as why:
+    except zmq.ZMQError as error:
         socket.close()
-        raise WireError(f"cannot connect to {addr}: {why}") from why
+        raise WireError(f"cannot connect to {addr}: {error}") from error
 
 
 class Ears:
@@ -189,7 +189,7 @@ def send_to(router: Socket, peer: PeerId, frames: Frames, *, copy: bool = True) 
         router.send_multipart([peer.encode(errors="surrogateescape"), *frames], zmq.NOBLOCK, copy=copy)
     except zmq.Again:
         raise WireFull(f"the queue towards {peer!r} is full") from None
-    except zmq.ZMQError as why:
-        if why.errno != zmq.EHOSTUNREACH:
+    except zmq.ZMQError as error:
+        if error.errno != zmq.EHOSTUNREACH:
             raise
         raise PeerGone(peer) from None

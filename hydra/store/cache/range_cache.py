@@ -132,12 +132,12 @@ class RangeCache:
     def _fetch(self, opened: list[RangeFile], fetch: Fetch, missing: list[FilePiece]) -> None:
         try:
             self._in_parallel(fetch, [partial(fetch.bring, piece) for piece in missing])
-        except Unsupplied as why:
+        except Unsupplied as error:
             raise refuse(
                 "source_unreachable",
-                f"Of the weights are missing: {_still_missing(opened)}. Nobody gives them ({why}). What has come so "
+                f"Of the weights are missing: {_still_missing(opened)}. Nobody gives them ({error}). What has come so "
                 "far is kept: try again.",
-            ) from why
+            ) from error
 
     def _in_parallel(self, fetch: Fetch, jobs: Sequence[Callable[[], None]]) -> None:
         """Runs them all, or raises what the first failing one raised, after the others have stopped."""

@@ -100,7 +100,7 @@ def retry(call: Callable[[], T], policy: RetryPolicy, *, heard: bool = False) ->
     while True:
         try:
             return within(attempt.reply_s(), call)
-        except StillAtWork as why:
-            attempt.wait_or_raise(SourceSilent(str(why)))
+        except StillAtWork as error:
+            attempt.wait_or_raise(SourceSilent(str(error)))
         except SourceFault as fault:
             attempt.wait_or_raise(fault)

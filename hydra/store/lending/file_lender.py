@@ -181,8 +181,8 @@ class HeldOpen:
             if held.has(offset, length):
                 try:
                     return held.read(offset, length)
-                except RefusalError as why:
-                    refusal = why
+                except RefusalError as error:
+                    refusal = error
         raise refusal
 
     def close(self) -> None:

@@ -60,10 +60,10 @@ class LaneSource:
                         done += len(piece)
                         yield piece
                 return
-            except SourceUnfit as why:
-                reasons.append(f"{endpoint}: {why}")
-            except SourceFault as why:
-                reasons.append(f"{endpoint}: {why}")
+            except SourceUnfit as error:
+                reasons.append(f"{endpoint}: {error}")
+            except SourceFault as error:
+                reasons.append(f"{endpoint}: {error}")
                 may_hold = True
                 self._shun(endpoint)
         told = "; ".join(reasons) or "nobody to ask"
@@ -87,10 +87,10 @@ class LaneSource:
                         raise _fault(answer.refusal)
                     for piece in window.take(answer):
                         yield bytes(piece)
-        except TheyBrokeTheRules as why:
-            raise SourceUnfit(str(why)) from why
-        except WireError as why:
-            raise SourceFault(str(why)) from why
+        except TheyBrokeTheRules as error:
+            raise SourceUnfit(str(error)) from error
+        except WireError as error:
+            raise SourceFault(str(error)) from error
 
     def _in_order(self) -> list[Endpoint]:
         """As given, save that those who failed of late come last."""

@@ -65,8 +65,8 @@ class DescriptionCache:
         try:
             kept_place, fields = codec.unpack(body)
             described: Described = codec.converter.structure(fields, Described)
-        except Exception as why:  # noqa: BLE001 - msgpack and cattrs raise what they like; what it is changes nothing
-            log.warning("a kept description makes no sense; it is passed over", file=str(path), why=f"{why!r:.200}")
+        except Exception as error:  # noqa: BLE001 - msgpack and cattrs raise what they like; what it is changes nothing
+            log.warning("a kept description makes no sense; it is passed over", file=str(path), why=f"{error!r:.200}")
             return None
         if kept_place != place or not self._has_files(described):
             log.warning("a kept description is not of this model, or not whole; it is passed over", file=str(path))

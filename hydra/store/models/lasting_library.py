@@ -31,15 +31,15 @@ class LastingLibrary:
         """As the library under it."""
         try:
             described = self.library.describe(model_path)
-        except RefusalError as why:
+        except RefusalError as error:
             kept = self.cache.recall(model_path) if model_path in self.lasting else None
-            if kept is None or not _is_out_of_reach(kept, why.refusal):
+            if kept is None or not _is_out_of_reach(kept, error.refusal):
                 raise
             log.warning(
                 "the model's source cannot be read; going on with what was known of it: workers that hold its weights "
                 "need no more",
                 model=model_path,
-                reason=str(why),
+                reason=str(error),
             )
             return kept
         for place in dict.fromkeys((model_path, described.model_path)):

@@ -57,8 +57,10 @@ class ChatTemplate:
                 found += [node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)]
                 code = world.compile(parsed)
                 compiled = world.template_class.from_code(world, code, world.globals)
-        except WRONG as why:
-            raise refuse("invalid_value", f"the chat template makes no sense: {told(why)}", param="messages") from why
+        except WRONG as error:
+            raise refuse(
+                "invalid_value", f"the chat template makes no sense: {told(error)}", param="messages"
+            ) from error
         return cls(compiled, names, "\0".join(found), "tool_calls" in source)
 
     @cached_property
@@ -80,8 +82,8 @@ class ChatTemplate:
                     budget.emit(len(piece))
                     pieces.append(piece)
                 return "".join(pieces)
-        except WRONG as why:
-            raise refuse("invalid_value", f"the chat template refuses this: {told(why)}", param="messages") from why
+        except WRONG as error:
+            raise refuse("invalid_value", f"the chat template refuses this: {told(error)}", param="messages") from error
 
 
 def told(why: BaseException) -> str:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hydra.kernels.attention.kv_pool import KvPool
-from hydra.kernels.attention.paged_attention import PagedRows, View, plan_step
+from hydra.kernels.attention.paged_attention import View, plan_step
+from hydra.kernels.attention.paged_rows import PagedRows
 from hydra.kernels.model.decode_step import DecodeColumns, decode_columns, is_decode, on_device
 from hydra.kernels.model.rotary import make_rotary
 from hydra.kernels.model.slice import Slice, decode_rows
