@@ -1,6 +1,6 @@
 """The only shell: it carries events to machines and performs what they ask for.
 
-An ActorHost holds the actors of one process. Posting an event runs its machine at once; events that arise meanwhile queue
+An ActorHost has the actors of one process. Posting an event runs its machine at once; events that arise then queue
 behind it, so one event is handled whole before the next and a message to a sibling costs no task switch. One task
 keeps the timers; after a standstill of the whole process they wait until the mail that came meanwhile is read, or a
 coordinator that was stopped would take everybody for silent. A machine that raises has a bug: the exception leaves

@@ -98,7 +98,7 @@ class DesiredModel:
 
 @attrs.frozen
 class SaveState:
-    """Effect: write term, desired models and the last placement's nodes to the state directory before anything is sent."""
+    """Effect: term, desired models and the last placement's nodes are to be on disk before anything is sent."""
 
     term: int
     desired: tuple[DesiredModel, ...]
