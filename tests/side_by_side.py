@@ -32,11 +32,11 @@ NOTHING_COLLECTED = 5
 def main(arguments: list[str]) -> int:
     began_s = time.monotonic()
     pytest = [sys.executable, "-m", "pytest", *arguments]
-    with tempfile.TemporaryFile("w+") as run_blocking:
+    with tempfile.TemporaryFile("w+") as computed_output:
         computing = subprocess.Popen(
             [*pytest, *(f"--ignore={path}" for path in REAL)],
             cwd=ROOT,
-            stdout=run_blocking,
+            stdout=computed_output,
             stderr=subprocess.STDOUT,
             preexec_fn=lambda: os.nice(19),
         )
@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> int:
         finally:
             computing.kill()
             computing.wait()
-        run_blocking.seek(0)
-        print(run_blocking.read())
+        computed_output.seek(0)
+        print(computed_output.read())
     print(f"both together took {time.monotonic() - began_s:.0f} s")
     codes = [0 if code == NOTHING_COLLECTED else code for code in (real, computed)]
     return max(codes, key=abs)

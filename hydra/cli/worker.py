@@ -62,7 +62,7 @@ def worker_command(
     cache_dir = Path(settings.model.cache_dir)
     router = HostPort.parse("--coordinator", coordinator, port_min=1)
     news = HostPort.parse("--broadcast", broadcast or f"tcp://{router.host}:{min(router.port + 2, 65535)}", port_min=1)
-    desired = local_workers(1, device, MachineFacts.look())[0]
+    options = local_workers(1, device, MachineFacts.look())[0]
     check_writable(cache_dir, "HYDRA_MODEL_CACHE_DIR")
     place = find_place(router, bind, advertise)
     steps, store = ends(place.bind, ports_text, pipeline_port, store_port)
@@ -84,9 +84,9 @@ def worker_command(
         pipeline_bind=str(steps),
         store_bind=str(store),
         advertise_host=place.advertise,
-        device=desired.device,
-        threads=threads or desired.threads,
-        memory_bytes=int(memory_gb * GIGABYTE) or desired.memory_bytes,
+        device=options.device,
+        threads=threads or options.threads,
+        memory_bytes=int(memory_gb * GIGABYTE) or options.memory_bytes,
     )
     with holders.card(f"the worker {node_id}", [end.port for end in settled]):
         exit_code = run_worker_parent(spec, settings)

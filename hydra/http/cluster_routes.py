@@ -45,7 +45,7 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
     @app.post("/api/models/load")
     async def load() -> Response:
         body = await api.encoders.read(await request.get_data(), parse_json)
-        told = await api.cluster.load_model(**_load_wish(body))
+        told = await api.cluster.load_model(**_load_request(body))
         if told.refusal is None and told.model_id:
             if told.job:
                 api.trials.begin(told.job, told.model_id)
@@ -73,7 +73,7 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
         return _told(told)
 
 
-def _load_wish(body: dict[str, Any]) -> dict[str, Any]:
+def _load_request(body: dict[str, Any]) -> dict[str, Any]:
     """What it may say fits one message of the command lane."""
     fields = Fields(body)
     return {

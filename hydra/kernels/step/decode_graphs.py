@@ -61,14 +61,14 @@ class DecodeGraphs:
         hidden = None if self._hidden is None else self._hidden[:size]
         nobody = DecodeColumns(np.zeros((len(self._inputs.fields), 0), np.int64), np.zeros((0, 1), np.int32))
         self._feed(nobody.padded(size, self._spare, self._pool.block_size))
-        run_blocking = torch.cuda.Stream(self._part.device)  # type: ignore[no-untyped-call]
-        run_blocking.wait_stream(torch.cuda.current_stream(self._part.device))
-        with torch.cuda.stream(run_blocking):
+        capture_stream = torch.cuda.Stream(self._part.device)  # type: ignore[no-untyped-call]
+        capture_stream.wait_stream(torch.cuda.current_stream(self._part.device))
+        with torch.cuda.stream(capture_stream):
             for _ in range(2):
                 decode_rows(self._part, self._pool, inputs, hidden)
         torch.cuda.synchronize(self._part.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory, stream=run_blocking, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._memory, stream=capture_stream, capture_error_mode="thread_local"):
             answer = decode_rows(self._part, self._pool, inputs, hidden)
         return graph, answer
 

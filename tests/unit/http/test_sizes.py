@@ -109,5 +109,5 @@ async def test_a_job_of_an_endless_name_is_not_asked_for(app):
 
 def test_the_largest_load_fits_its_message():
     path, name = "🎉" * PATH_MAX, "🎉" * NAME_MAX
-    desired = LoadModel(ask=1, model_path=path, model_id=name, total_layers=LAYERS_MAX, dtype=name, wait=True)
-    assert decode(encode(BROKER.actor, ActorName("asks"), desired)).message == desired
+    load = LoadModel(ask=1, model_path=path, model_id=name, total_layers=LAYERS_MAX, dtype=name, wait=True)
+    assert decode(encode(BROKER.actor, ActorName("asks"), load)).message == load
