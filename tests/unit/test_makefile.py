@@ -5,10 +5,13 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +48,9 @@ def test_make_waits_for_a_cluster_that_was_told_twice_to_stop_and_has_its_status
     terminal, near_end = pty.openpty()
     # Who leads a session without a terminal gets the first one that it opens.
     in_terminal = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(near_end)]
-    make = subprocess.Popen([*in_terminal, *argv], start_new_session=True)
+    # A shell that runs the suite behind it has Ctrl-C ignored, and whoever inherits that hears none.
+    hears_it = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    make = subprocess.Popen([*in_terminal, *argv], start_new_session=True, preexec_fn=hears_it)
     seen = ""
 
     def await_word(word: str) -> None:
@@ -64,7 +69,8 @@ def test_make_waits_for_a_cluster_that_was_told_twice_to_stop_and_has_its_status
         assert make.wait(WITHIN_S) == 0, "the status of up"
         assert "Error" not in seen and "Interrupt" not in seen
     finally:
-        make.kill()
+        for left in (*psutil.Process(make.pid).children(recursive=True), make) if make.poll() is None else ():
+            left.kill()
         make.wait()
         os.close(near_end)
         os.close(terminal)
