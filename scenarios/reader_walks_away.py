@@ -12,7 +12,7 @@ LEAVERS = 4
 async def plot(theatre: Theatre) -> None:
     before = await all_layers_are_held(theatre)
     prompts = await theatre.prompts(8)
-    told = (await theatre.look()).tokens_told
+    told = (await theatre.look()).tokens_sent
     leavers = [theatre.ask((n, n), theatre.long_answer_tokens) for n in range(1, LEAVERS + 1)]
     stayers = [theatre.ask(prompt, theatre.answer_tokens) for prompt in prompts[LEAVERS:]]
     for reader in [*leavers, *stayers]:
@@ -25,7 +25,7 @@ async def plot(theatre: Theatre) -> None:
     await all_are_whole(theatre, stayers)
     await nothing_is_held(theatre)
     after = await theatre.look()
-    unread = after.tokens_told - told - len(stayers) * theatre.answer_tokens
+    unread = after.tokens_sent - told - len(stayers) * theatre.answer_tokens
     asked = LEAVERS * theatre.long_answer_tokens
     theatre.bill.seen(f"{unread} of the {asked} tokens that the leavers asked for were computed")
     assert unread < asked // 2, "what nobody reads was computed all the same"

@@ -188,7 +188,7 @@ def _sight(status: dict[str, Any], metrics: str) -> Sight:
         waiting=model.get("waiting", 0),
         kv_blocks_held=model.get("kv_blocks_total", 0) - model.get("kv_blocks_free", 0),
         stale_dropped=_metric(metrics, "hydra_stale_dropped_total"),
-        tokens_told=_metric(metrics, "hydra_generated_tokens_total"),
+        tokens_sent=_metric(metrics, "hydra_generated_tokens_total"),
     )
 
 

@@ -109,7 +109,7 @@ class SimulatedTheatre:
             waiting=waiting,
             kv_blocks_held=blocks - free,
             stale_dropped=self.world.stale_dropped,
-            tokens_told=broker.tokens_told,
+            tokens_sent=broker.tokens_sent,
         )
 
     async def kill(self, name: str, *, returns: bool = True) -> None:

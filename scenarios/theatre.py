@@ -35,7 +35,7 @@ class Sight:
     waiting: int = 0
     kv_blocks_held: int = 0
     stale_dropped: int = 0
-    tokens_told: int = 0
+    tokens_sent: int = 0
 
     def holder_of(self, layer: int) -> str:
         """Raises LookupError while nobody holds it."""

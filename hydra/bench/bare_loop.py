@@ -104,10 +104,10 @@ def _run(llama: BareLlama, tokens: Tensor, hidden: Tensor | None, asked: dict[st
     most = asked.get("steps", 1 << 60)
     until_s = began_s + asked.get("seconds", 1e9)
     while steps < most and time.perf_counter() < until_s:
-        made = llama.step(tokens, hidden, start + (steps if "steps" in asked else steps % 32))
+        step_output = llama.step(tokens, hidden, start + (steps if "steps" in asked else steps % 32))
         if hidden is None and llama.end == llama.n_layers:
-            tokens = made % 64
-        made.cpu()
+            tokens = step_output % 64
+        step_output.cpu()
         steps += 1
     return {"steps": steps, "seconds": time.perf_counter() - began_s}
 

@@ -47,9 +47,9 @@ def child(module: str, *args: object) -> Iterator[Child]:
     env = {**os.environ, **huge_pages_env(os.environ), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
         try:
-            made = Child(process)
-            made.greeting.append(made.hear())
-            yield made
+            started = Child(process)
+            started.greeting.append(started.hear())
+            yield started
         finally:
             process.kill()
 

@@ -47,8 +47,8 @@ class InnerCluster:
 
     async def tokens_per_s(self, sessions: int, tokens: int) -> float:
         """All sessions at once; timed from when every one is decoding until the first is about to end."""
-        told = self.coordinator.broker.tokens_told
-        first, last = told + 3 * sessions, told + (tokens - 3) * sessions
+        already_sent = self.coordinator.broker.tokens_sent
+        first, last = already_sent + 3 * sessions, already_sent + (tokens - 3) * sessions
         with trio.fail_after(ROUND_WITHIN_S):
             async with trio.open_nursery() as nursery:
                 for number in range(sessions):
@@ -58,9 +58,9 @@ class InnerCluster:
         return (ended[1] - began[1]) / (ended[0] - began[0])
 
     async def _reaches(self, count: int) -> tuple[float, int]:
-        while (told := self.coordinator.broker.tokens_told) < count:
+        while (tokens_sent := self.coordinator.broker.tokens_sent) < count:
             await trio.sleep(COUNT_POLL_S)
-        return trio.current_time(), told
+        return trio.current_time(), tokens_sent
 
     async def _read(self, number: int, tokens: int) -> None:
         prompt = token_ids([(number * 31 + i) % 250 for i in range(PROMPT_TOKENS)])

@@ -99,9 +99,11 @@ def _memory(cluster: Served, shape: LlamaShape, directory: Path) -> Measured:
     return Measured(ratio=worst, detail=detail)
 
 
-def _device_memory(said: dict[str, int]) -> Measured:
+def _device_memory(by_name: dict[str, int]) -> Measured:
     """Of the first half of the layers. The allocator counts neither the context nor the libraries' own memory."""
-    return Measured(ratio=said["peak_bytes"] / (said["weight_bytes"] + said["kv_bytes"] + ALLOWANCE_BYTES), detail=said)
+    return Measured(
+        ratio=by_name["peak_bytes"] / (by_name["weight_bytes"] + by_name["kv_bytes"] + ALLOWANCE_BYTES), detail=by_name
+    )
 
 
 def process_peak_bytes(pid: int) -> int:

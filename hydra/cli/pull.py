@@ -39,8 +39,8 @@ def pull_model(model: str, settings: Settings, show: Callable[[str], None]) -> d
             raise Complaint(f"{model!r} is a directory of this machine", "only Hub models are pulled", fix, 2)
         hub = HubClient(access, cache_path(settings.model))
         described = HubLibrary(hub).describe(model)
-        told = _Told(show, model)
-        at, folder = _bring(described, hub, settings, told)
+        shown = _Told(show, model)
+        at, folder = _bring(described, hub, settings, shown)
     except RefusalError as error:
         fix = "see above; what has come so far is kept"
         raise Complaint(f"cannot pull {model}", str(error), fix, exit_code_of(error.refusal.code)) from error
@@ -48,24 +48,24 @@ def pull_model(model: str, settings: Settings, show: Callable[[str], None]) -> d
         "model": str(at),
         "folder": described.folder,
         "weights": folder,
-        "bytes_total": told.total,
-        "bytes_fetched": told.total - (told.first or 0),
+        "bytes_total": shown.total,
+        "bytes_fetched": shown.total - (shown.first or 0),
     }
 
 
-def _bring(described: Described, hub: HubClient, settings: Settings, told: "_Told") -> tuple[HubRef, str]:
+def _bring(described: Described, hub: HubClient, settings: Settings, shown: "_Told") -> tuple[HubRef, str]:
     """The commit, and the directory that holds its weights in the end. Raises RefusalError."""
     assert described.hub_commit is not None, "it was described at the Hub"
     at, first = HubRef.of(described.hub_commit), described.sources[0]
     if isinstance(first, Directory):
         n_bytes = sum(tensor.length for tensor in described.tensors)
-        told.show(f"{told.model}: whole in the Hugging Face cache, {first}; nothing is fetched")
-        told.first = told.total = n_bytes
+        shown.show(f"{shown.model}: whole in the Hugging Face cache, {first}; nothing is fetched")
+        shown.first = shown.total = n_bytes
         return at, first.path
     room = CacheRoom(root=cache_path(settings.model) / "ranges", max_bytes=settings.model.max_cache_bytes)
     with closing(RangeCache(room)) as cache, closing(hub.source_of(at, described.files)) as source:
         key = described.spec.fingerprint
-        return at, str(cache.ensure(key, described.files, described.tensors, (source,), told, lambda: False))
+        return at, str(cache.ensure(key, described.files, described.tensors, (source,), shown, lambda: False))
 
 
 @attrs.define

@@ -84,9 +84,9 @@ def _add_errors(app: QuartTrio) -> None:
 
     @app.errorhandler(Exception)
     async def bug(why: Exception) -> Response:
-        found = _refusal_in(why)
-        if found is not None:
-            return await refused(found)
+        response = _refusal_in(why)
+        if response is not None:
+            return await refused(response)
         log.error("a request failed", exc_info=why)
         return json_response(error_body("internal error", "server_error", None, "internal_error"), 500)
 

@@ -139,9 +139,9 @@ class _History:
         """Nine letters and digits: there are templates that refuse any other."""
         while True:
             self._made += 1
-            made = f"call{self._made:05d}"
-            if made not in self.taken:
-                return made
+            call_id = f"call{self._made:05d}"
+            if call_id not in self.taken:
+                return call_id
 
 
 def _function(function: Any, where: str) -> dict[str, Any]:

@@ -45,13 +45,13 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
     @app.post("/api/models/load")
     async def load() -> Response:
         body = await api.encoders.read(await request.get_data(), parse_json)
-        told = await api.cluster.load_model(**_load_request(body))
-        if told.refusal is None and told.model_id:
-            if told.job:
-                api.trials.begin(told.job, told.model_id)
+        reply = await api.cluster.load_model(**_load_request(body))
+        if reply.refusal is None and reply.model_id:
+            if reply.job:
+                api.trials.begin(reply.job, reply.model_id)
             else:
-                await api.trials.prove(told.model_id)
-        return _told(told)
+                await api.trials.prove(reply.model_id)
+        return _told(reply)
 
     @app.get("/api/models/jobs")
     async def jobs() -> Response:
@@ -68,9 +68,9 @@ def add_cluster_routes(app: QuartTrio, api: Api) -> None:
     @app.post("/api/models/unload")
     async def unload() -> Response:
         body = await api.encoders.read(await request.get_data(), parse_json)
-        told = await api.cluster.unload_model(Fields(body).text("model_id", NAME_MAX))
+        reply = await api.cluster.unload_model(Fields(body).text("model_id", NAME_MAX))
         api.tokenizers.keep(await api.cluster.models())
-        return _told(told)
+        return _told(reply)
 
 
 def _load_request(body: dict[str, Any]) -> dict[str, Any]:
@@ -92,13 +92,13 @@ def _job_name(job: str) -> str:
     return job
 
 
-def _told(told: ModelReply) -> Response:
-    if told.refusal is not None:
-        raise RefusalError(told.refusal)
-    content = {"model_id": told.model_id, "state": told.state}
-    if told.state != "loading":
+def _told(reply: ModelReply) -> Response:
+    if reply.refusal is not None:
+        raise RefusalError(reply.refusal)
+    content = {"model_id": reply.model_id, "state": reply.state}
+    if reply.state != "loading":
         return json_response(content)
-    return json_response(content | {"job": told.job}, 202)
+    return json_response(content | {"job": reply.job}, 202)
 
 
 def _job(job: JobStatus) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def _job(job: JobStatus) -> dict[str, Any]:
     }
 
 
-def _status(told: StatusReply) -> dict[str, Any]:
-    content = attrs.asdict(told, filter=lambda field, _: field.name not in ("ask", "samples"))
+def _status(reply: StatusReply) -> dict[str, Any]:
+    content = attrs.asdict(reply, filter=lambda field, _: field.name not in ("ask", "samples"))
     return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 
 

@@ -33,29 +33,29 @@ class Deltas:
         """At least one, and all that wait; empty at the end. What came before a failure is shown before it."""
         if self._failure is not None:
             raise self._failure
-        found: list[Delta] = []
+        deltas: list[Delta] = []
         try:
-            self._add(found, await self.receive.receive())
+            self._add(deltas, await self.receive.receive())
             while self._failure is None:
-                self._add(found, self.receive.receive_nowait())
+                self._add(deltas, self.receive.receive_nowait())
         except (trio.EndOfChannel, trio.WouldBlock):
             pass
-        if not found and self._failure is not None:
+        if not deltas and self._failure is not None:
             raise self._failure
-        return found
+        return deltas
 
-    def _add(self, found: list[Delta], item: Delta | RefusalError) -> None:
+    def _add(self, deltas: list[Delta], item: Delta | RefusalError) -> None:
         if isinstance(item, RefusalError):
             self._failure = item
         else:
-            found.append(item)
+            deltas.append(item)
 
     async def all(self) -> list[Delta]:
         """Every delta there will be."""
-        found: list[Delta] = []
+        deltas: list[Delta] = []
         while some := await self.next():
-            found += some
-        return found
+            deltas += some
+        return deltas
 
 
 @attrs.frozen(kw_only=True)

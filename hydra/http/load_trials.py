@@ -64,10 +64,10 @@ class LoadTrials:
 
     async def verdicts(self, jobs: Iterable[JobStatus]) -> list[JobStatus]:
         """The jobs, none of them ready that may still be refused."""
-        told = list(jobs)
-        if any(job.state == "ready" and job.job in self._open for job in told):
+        known_jobs = list(jobs)
+        if any(job.state == "ready" and job.job in self._open for job in known_jobs):
             await self.judge()
-        return [self._verdict(job) for job in told]
+        return [self._verdict(job) for job in known_jobs]
 
     def _verdict(self, job: JobStatus) -> JobStatus:
         if job.state not in ("loading", "ready"):

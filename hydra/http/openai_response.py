@@ -183,18 +183,18 @@ class Writer:
 
 def merged(deltas: Sequence[Delta]) -> list[Delta]:
     """Deltas of one answer that follow each other as one."""
-    found: list[Delta] = []
+    batch: list[Delta] = []
     for delta in deltas:
-        last = found[-1] if found else None
+        last = batch[-1] if batch else None
         if last is None or last.index != delta.index or last.finish is not None:
-            found.append(delta)
+            batch.append(delta)
             continue
         shown = None if last.shown is None and delta.shown is None else (last.shown or ()) + (delta.shown or ())
-        found[-1] = attrs.evolve(
+        batch[-1] = attrs.evolve(
             last,
             text=last.text + delta.text,
             tokens=last.tokens + delta.tokens,
             finish=delta.finish,
             shown=shown,
         )
-    return found
+    return batch

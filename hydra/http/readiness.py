@@ -44,7 +44,7 @@ class Readiness:
         What is waited for is said when it changes, and every now and then.
         """
         began_s = trio.current_time()
-        told, told_s = "", began_s
+        shown, told_s = "", began_s
         while True:
             try:
                 if needed is not None and (fault := await self._fault_at(needed)) is not None:
@@ -52,9 +52,9 @@ class Readiness:
                 await self.check()
             except RefusalError as error:
                 reason, now_s = error.refusal.message, trio.current_time()
-                if now_s - told_s >= (TELL_EVERY_S if reason == told else TELL_FIRST_S):
+                if now_s - told_s >= (TELL_EVERY_S if reason == shown else TELL_FIRST_S):
                     log.info("not ready yet", waits_s=round(now_s - began_s), why=reason)
-                    told, told_s = reason, now_s
+                    shown, told_s = reason, now_s
             else:
                 return None
             await trio.sleep(LOOK_EVERY_S)

@@ -72,13 +72,13 @@ class Teller:
             text.append(self._read(token))
             if self.watch.stopped:
                 break
-        told = tuple(tokens[: len(text)])
+        taken = tuple(tokens[: len(text)])
         if token.finish and not self.watch.stopped:
             text += (self.watch.push(self.detokenizer.flush()), self.watch.flush())
         return Delta(
             index=self.index,
             text="".join(text),
-            tokens=told,
+            tokens=taken,
             finish="stop" if self.watch.stopped else token.finish,
             shown=tuple(shown) if self.with_logprobs else None,
         )

@@ -91,8 +91,8 @@ def _open_sink(bound: dict[str, str], *, for_people: bool) -> None:
         if for_people:
             return f"{lines} {LOST}: {reason}"
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        told = {"event": f"{lines} {LOST}", "lines": lines, "why": reason, "level": "warning", "timestamp": now}
-        return json.dumps(bound | told)
+        lost_line = {"event": f"{lines} {LOST}", "lines": lines, "why": reason, "level": "warning", "timestamp": now}
+        return json.dumps(bound | lost_line)
 
     if _sink is not None:
         _sink.close(FLUSH_S)

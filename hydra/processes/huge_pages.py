@@ -12,7 +12,7 @@ VARIABLE, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 def huge_pages_env(environ: Mapping[str, str]) -> dict[str, str]:
     """What is to be added to `environ`."""
-    said = environ.get(VARIABLE, "")
-    if TUNABLE in said:
+    value = environ.get(VARIABLE, "")
+    if TUNABLE in value:
         return {}
-    return {VARIABLE: f"{said}:{TUNABLE}=1" if said else f"{TUNABLE}=1"}
+    return {VARIABLE: f"{value}:{TUNABLE}=1" if value else f"{TUNABLE}=1"}

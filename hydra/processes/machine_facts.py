@@ -57,8 +57,8 @@ def _torch() -> tuple[str | None, frozenset[str] | None]:
 
 def built_for(version_py: str) -> frozenset[str] | None:
     """What torch/version.py says it was built for; None when it says nothing of the kind."""
-    said = {name: value.strip() for name, value in _BUILT_FOR.findall(version_py)}
-    return frozenset(name for name, value in said.items() if value != "None") if said else None
+    facts = {name: value.strip() for name, value in _BUILT_FOR.findall(version_py)}
+    return frozenset(name for name, value in facts.items() if value != "None") if facts else None
 
 
 def nvidia_devices() -> int:

@@ -101,13 +101,13 @@ class PortHolders:
 
 def _read(file: Path) -> Card | None:
     try:
-        said = json.loads(file.read_text())
+        holder = json.loads(file.read_text())
         return Card(
-            pid=int(said["pid"]),
-            started_s=float(said["started_s"]),
-            name=str(said["name"])[:200],
-            ports=tuple(int(port) for port in said["ports"]),
-            state_dir=str(said["state_dir"]),
+            pid=int(holder["pid"]),
+            started_s=float(holder["started_s"]),
+            name=str(holder["name"])[:200],
+            ports=tuple(int(port) for port in holder["ports"]),
+            state_dir=str(holder["state_dir"]),
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -51,26 +51,26 @@ class ClusterPorts:
     def take(cls, settings: Settings, options: UpOptions, holders: PortHolders) -> "ClusterPorts":
         """Raises Complaint."""
         planned = plan_lanes(settings.zmq, len(options.workers), lan=options.lan, ports=options.ports)
-        made = cls(lanes={}, workers=())
+        parts = cls(lanes={}, workers=())
 
         def hold(name: str, address: HostPort, setting: str) -> HostPort:
             require_token(name, address, settings.cluster.join_token)
             settled, port = settle_port(name, address, setting, holders)
-            made.ports.append(port)
+            parts.ports.append(port)
             return settled
 
-        made.lanes = {
+        parts.lanes = {
             key: hold(f"[zmq] {key}", address, "--ports" if options.ports else f"HYDRA_ZMQ_{key.upper()}, {SECOND}")
             for key, address in planned.lanes.items()
         }
-        made.workers = tuple(
+        parts.workers = tuple(
             (  # port 0: each life of the worker takes its own
                 hold(f"steps to {worker.node_id}", steps, "--ports") if steps.port else steps,
                 hold(f"the store of {worker.node_id}", store, "--ports") if store.port else store,
             )
             for worker, (steps, store) in zip(options.workers, planned.workers, strict=True)
         )
-        return made
+        return parts
 
     def bound(self, zmq: ZmqSettings) -> ZmqSettings:
         """As the coordinator binds them."""

@@ -89,10 +89,10 @@ def _limited(as_kind: Any, limit: Limit) -> Hook:
     def check(value: Any, _: Any) -> Any:
         if value is None and optional:
             return None
-        made = hook(value, as_kind)
-        if not limit.allows(made):
+        result = hook(value, as_kind)
+        if not limit.allows(result):
             raise ValueError(f"{value!r:.40} is outside the limits of its field")
-        return made
+        return result
 
     return check
 
@@ -164,10 +164,10 @@ def _ruled_hook(kind: type) -> Hook:
     rule = RULES.get(kind, no_rule)
 
     def checked(value: Any, as_kind: Any) -> Any:
-        made = plain(value, as_kind)
-        if not rule(made):
+        result = plain(value, as_kind)
+        if not rule(result):
             raise ValueError(f"a {kind.__name__} outside its limits")
-        return made
+        return result
 
     return checked
 
@@ -181,10 +181,10 @@ def _row_hook(kind: type) -> Hook:
     def checked(value: Any, _: Any) -> Any:
         if type(value) is not list or len(value) != len(hooks):
             raise TypeError(f"a {kind.__name__} is a list of {len(hooks)}")
-        made = kind(**{name: hook(entry, as_kind) for entry, (name, as_kind, hook) in zip(value, hooks, strict=True)})
-        if not rule(made):
+        result = kind(**{name: hook(entry, as_kind) for entry, (name, as_kind, hook) in zip(value, hooks, strict=True)})
+        if not rule(result):
             raise ValueError(f"a {kind.__name__} outside its limits")
-        return made
+        return result
 
     return checked
 
@@ -212,22 +212,22 @@ def _id_hook(kind: Any) -> Hook:
 
 
 def _make_converter() -> cattrs.Converter:
-    made = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+    result = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
     for kind in (int, str, float, bool, bytes):
-        made.register_structure_hook(kind, _exactly(kind, PLAIN_LIMITS.get(kind)))
-    made.register_unstructure_hook(float, float)  # an int in a float's place is said as a float
-    made.register_structure_hook_factory(lambda kind: kind in IDS, _id_hook)
-    made.register_structure_hook_factory(_is_tuple, _tuple_hook)
-    made.register_structure_hook_factory(lambda kind: kind in RULES or kind in FIELDS, _ruled_hook)
-    made.register_structure_hook_factory(lambda kind: kind in ROWS, _row_hook)
-    made.register_unstructure_hook_factory(lambda kind: kind in ROWS, _row_unhook)
-    made.register_structure_hook_func(_is_column, _read_column)
-    made.register_unstructure_hook_func(_is_column, _pack_column)
-    made.register_structure_hook(PlainEncoding, lambda name, _: ENCODINGS[name])
-    made.register_unstructure_hook(PlainEncoding, ENCODING_NAMES.__getitem__)
-    made.register_structure_hook(Logprobs, _unpack_logprobs)
-    made.register_unstructure_hook(Logprobs, _pack_logprobs)
-    return made
+        result.register_structure_hook(kind, _exactly(kind, PLAIN_LIMITS.get(kind)))
+    result.register_unstructure_hook(float, float)  # an int in a float's place is said as a float
+    result.register_structure_hook_factory(lambda kind: kind in IDS, _id_hook)
+    result.register_structure_hook_factory(_is_tuple, _tuple_hook)
+    result.register_structure_hook_factory(lambda kind: kind in RULES or kind in FIELDS, _ruled_hook)
+    result.register_structure_hook_factory(lambda kind: kind in ROWS, _row_hook)
+    result.register_unstructure_hook_factory(lambda kind: kind in ROWS, _row_unhook)
+    result.register_structure_hook_func(_is_column, _read_column)
+    result.register_unstructure_hook_func(_is_column, _pack_column)
+    result.register_structure_hook(PlainEncoding, lambda name, _: ENCODINGS[name])
+    result.register_unstructure_hook(PlainEncoding, ENCODING_NAMES.__getitem__)
+    result.register_structure_hook(Logprobs, _unpack_logprobs)
+    result.register_unstructure_hook(Logprobs, _pack_logprobs)
+    return result
 
 
 converter = _make_converter()

@@ -110,13 +110,13 @@ def stories_of(entries: Sequence[RecordedEntry], session: str) -> list[list[Stor
 def _story(entries: Sequence[RecordedEntry], own: Sequence[RecordedEntry], pause: Pause) -> list[StoryLine]:
     mine = [one for one in own if one.process == pause.process and one.entry.session == pause.session]
     until_s = pause.until_s if pause.until_s is not None else float("inf")
-    told = [one for one in entries if pause.covers(one) and _is_told(one)]
-    told += [one for one in mine if pause.from_s <= one.time_s <= until_s and one.entry.kind in _TOLD]
-    shown = next((one.entry.tokens for one in mine if one.entry.kind == "session_interrupted" and one in told), 0)
+    covered = [one for one in entries if pause.covers(one) and _is_told(one)]
+    covered += [one for one in mine if pause.from_s <= one.time_s <= until_s and one.entry.kind in _TOLD]
+    shown = next((one.entry.tokens for one in mine if one.entry.kind == "session_interrupted" and one in covered), 0)
     behind = f", {shown} shown" if shown else ""
     moments = [(pause.from_s, f"the last token of {session_name(mine[0].entry)} before the pause{behind}")]
     groups: dict[object, list[RecordedEntry]] = {}
-    for one in sorted(told, key=lambda one: (min(one.time_s, until_s), _TOLD.index(one.entry.kind), one.id)):
+    for one in sorted(covered, key=lambda one: (min(one.time_s, until_s), _TOLD.index(one.entry.kind), one.id)):
         merged = one.entry.kind in _MERGED
         groups.setdefault((one.entry.kind, one.entry.epoch) if merged else one.id, []).append(one)
     moments += [(group[-1].time_s, _line(group, entries)) for group in groups.values()]

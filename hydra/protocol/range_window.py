@@ -45,7 +45,7 @@ class RangeWindow:
 
     def asks(self) -> list[ChunkRequest]:
         """The questions to put now, each once. Chunks that wait for an earlier one count as open."""
-        made: list[ChunkRequest] = []
+        requests: list[ChunkRequest] = []
         while self._next_ask < self.n_chunks and len(self._open) + len(self._early) < self.open_max:
             done = self._next_ask * self.chunk_bytes
             ask = ChunkRequest(
@@ -58,21 +58,21 @@ class RangeWindow:
             )
             self._open[ask.number] = ask
             self._next_ask += 1
-            made.append(ask)
-        return made
+            requests.append(ask)
+        return requests
 
-    def take(self, told: ChunkReply) -> list[Buffer]:
+    def take(self, reply: ChunkReply) -> list[Buffer]:
         """The bytes that are next in order by now. Raises TheyBrokeTheRules for what does not answer a question."""
-        ask = self._open.pop(told.number, None)
+        ask = self._open.pop(reply.number, None)
         if ask is None:
-            if told.number < self._next_ask:
+            if reply.number < self._next_ask:
                 return []  # a second answer to the same question
-            raise TheyBrokeTheRules(f"chunk {told.number} of {self.file} was never asked for")
-        if len(told.data) != ask.length or told.file_bytes < ask.offset + ask.length:
+            raise TheyBrokeTheRules(f"chunk {reply.number} of {self.file} was never asked for")
+        if len(reply.data) != ask.length or reply.file_bytes < ask.offset + ask.length:
             raise TheyBrokeTheRules(
-                f"{len(told.data)} bytes of {self.file} came where {ask.length} were asked for at {ask.offset}"
+                f"{len(reply.data)} bytes of {self.file} came where {ask.length} were asked for at {ask.offset}"
             )
-        self._early[told.number] = told.data
+        self._early[reply.number] = reply.data
         ready: list[Buffer] = []
         while self._next_out in self._early:
             ready.append(self._early.pop(self._next_out))

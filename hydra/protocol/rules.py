@@ -18,11 +18,11 @@ from hydra.protocol.model.source import HubCommit
 from hydra.protocol.sampling import DefaultSampling, SamplingParams
 
 
-def _rule_tokens(said: Tokens) -> bool:
-    n_rows = len(said.session)
-    columns = (said.attempt, said.position, said.token, said.finish, said.cached)
-    logprobs_fit = said.logprobs is None or len(said.logprobs.chosen) == n_rows
-    known_finish = max(said.finish.tolist(), default=0) < len(FINISHES)
+def _rule_tokens(message: Tokens) -> bool:
+    n_rows = len(message.session)
+    columns = (message.attempt, message.position, message.token, message.finish, message.cached)
+    logprobs_fit = message.logprobs is None or len(message.logprobs.chosen) == n_rows
+    known_finish = max(message.finish.tolist(), default=0) < len(FINISHES)
     return all(len(column) == n_rows for column in columns) and logprobs_fit and known_finish
 
 
@@ -42,8 +42,8 @@ def _rule_default_sampling(default: DefaultSampling) -> bool:
     return _rule_sampling(SamplingParams(**given))
 
 
-def _rule_open(said: Open) -> bool:
-    return said.prompt_tokens <= len(said.history)
+def _rule_open(message: Open) -> bool:
+    return message.prompt_tokens <= len(message.history)
 
 
 def _rule_slice(order: LoadSlice) -> bool:

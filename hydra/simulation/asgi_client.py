@@ -56,7 +56,7 @@ async def exchange(
 
     Without `body_ends` more of it is still to come, and never does. Leaving the block closes the connection.
     """
-    made = Exchange()
+    opened = Exchange()
     route, _, query = path.partition("?")
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     incoming: list[dict[str, Any]] = [{"type": "http.request", "body": content, "more_body": not body_ends}]
@@ -72,34 +72,34 @@ async def exchange(
     async def receive() -> dict[str, Any]:
         if incoming:
             return incoming.pop(0)
-        await made._gone.wait()
+        await opened._gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
         await trio.lowlevel.checkpoint()
         if message["type"] == "http.response.start":
-            made.status = message["status"]
-            made.headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
+            opened.status = message["status"]
+            opened.headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
         else:
-            made.body += message.get("body", b"")
-            made.ended = not message.get("more_body", False)
-        made.tell()
+            opened.body += message.get("body", b"")
+            opened.ended = not message.get("more_body", False)
+        opened.tell()
 
     async def run() -> None:
         await app(scope, receive, send)
-        made.ended = True
-        made.tell()
+        opened.ended = True
+        opened.tell()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        yield made
-        made.leave()
+        yield opened
+        opened.leave()
         with trio.fail_after(10):
-            await made.end()
+            await opened.end()
 
 
 async def ask(app: Any, method: str, path: str, body: Any = None, headers: Headers = ()) -> Exchange:
     """The whole answer."""
-    async with exchange(app, method, path, body, headers) as made:
-        await made.end()
-    return made
+    async with exchange(app, method, path, body, headers) as opened:
+        await opened.end()
+    return opened

@@ -35,10 +35,10 @@ async def read_stream(answer: Exchange) -> AsyncIterator[tuple[tuple[int, ...], 
             if event == b"data: [DONE]":
                 done = True
                 continue
-            said = json.loads(event.removeprefix(b"data: "))
-            if "error" in said:
-                raise _told(said, None)
-            choice = said["choices"][0]
+            chunk = json.loads(event.removeprefix(b"data: "))
+            if "error" in chunk:
+                raise _told(chunk, None)
+            choice = chunk["choices"][0]
             yield tuple(choice["token_ids"]), choice["finish_reason"]
         if answer.ended:
             assert done, f"the stream was cut: {answer.body[-200:]!r}"
@@ -47,7 +47,7 @@ async def read_stream(answer: Exchange) -> AsyncIterator[tuple[tuple[int, ...], 
         await answer.until(lambda now, seen=seen: len(now.body) > seen or now.ended)
 
 
-def _told(said: dict[str, Any], retry_after: str | None) -> Exception:
-    error = said["error"]
+def _told(chunk: dict[str, Any], retry_after: str | None) -> Exception:
+    error = chunk["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["code"] in get_args(RefusalCode), error
     return refuse(error["code"], error["message"], retry_after_s=float(retry_after) if retry_after else None)

@@ -246,9 +246,9 @@ class MemoryNetwork:
         bound: int,
         on_break: Callable[[], None] | None,
     ) -> Pipe:
-        made = Pipe(self, source, target, arrive, bound, on_break)
-        self.pipes.append(made)
-        return made
+        opened = Pipe(self, source, target, arrive, bound, on_break)
+        self.pipes.append(opened)
+        return opened
 
     def dial_all(self) -> None:
         """Something became reachable, perhaps: everybody without a connection tries again."""

@@ -166,8 +166,8 @@ class MemoryWires:
         return MemorySpoke(self._network, self._life, peer, command_addr, bound)
 
     async def dial(self, to: Endpoint, lane: LaneName, timeout_s: float) -> str:
-        made = _StoreKnock if lane == "store" else _StepKnock
-        knock = made(self._network, self._life, to.addr)
+        kind = _StoreKnock if lane == "store" else _StepKnock
+        knock = kind(self._network, self._life, to.addr)
         try:
             with trio.move_on_after(timeout_s):
                 await knock.answered.wait()

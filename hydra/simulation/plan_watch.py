@@ -60,9 +60,9 @@ class PlanWatch:
             if isinstance(effect, Send) and isinstance(order := effect.message, LoadSlice):
                 stages.setdefault(order.route, []).append((effect.to, order.first_layer, order.end_layer))
                 epochs[order.route] = order.epoch
-        for route, made in stages.items():
+        for route, plan in stages.items():
             former = self._plans.get(route)
             why = self._broken.pop(route, None)
-            if why is not None and former is not None and former[1] == tuple(made):
-                self.repeated.append(f"{now_s:.2f} s: {tuple(made)} again, which broke because: {why}")
-            self._plans[route] = (epochs[route], tuple(made))
+            if why is not None and former is not None and former[1] == tuple(plan):
+                self.repeated.append(f"{now_s:.2f} s: {tuple(plan)} again, which broke because: {why}")
+            self._plans[route] = (epochs[route], tuple(plan))

@@ -93,11 +93,11 @@ def _is_place(source: Source) -> bool:
 
 def _states(directory: Path, order: LoadSlice) -> dict[Path, FileIdentity]:
     """Of the files that the order reads, as far as they are there."""
-    found: dict[Path, FileIdentity] = {}
+    identities: dict[Path, FileIdentity] = {}
     for file in {tensor.file for tensor in order.tensors}:
         with suppress(OSError):  # that it is not there, whoever opens it says better
-            found[directory / file] = FileIdentity.of((directory / file).stat())
-    return found
+            identities[directory / file] = FileIdentity.of((directory / file).stat())
+    return identities
 
 
 def hub_opener(access: HubAccess) -> Mapping[type[Source], Opener]:

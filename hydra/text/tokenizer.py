@@ -58,7 +58,7 @@ class ModelTokenizer:
         """Raises RefusalError bad_model. A template that makes no sense is refused when it is asked for."""
         files = read_tokenizer_files(directory, template_file)
         templates = {name: _compiled(source) for name, source in files.templates.items()}
-        literals = "\0".join(made.literals for made in templates.values() if isinstance(made, ChatTemplate))
+        literals = "\0".join(chosen.literals for chosen in templates.values() if isinstance(chosen, ChatTemplate))
         unknown = files.special.get("unk_token") or getattr(files.tokenizer.model, "unk_token", None) or ""
         control = ControlTokens.of(files.tokenizer, literals, unknown)
         vocabulary, least = Vocabulary.of(files.tokenizer), LeastTokens.of(files.tokenizer)

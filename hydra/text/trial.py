@@ -76,19 +76,19 @@ def _try_elsewhere(directory: Path, template_file: Path | None, size: int) -> di
     )
     with child:
         try:
-            said, _ = child.communicate(timeout=START_S + SLOWNESS * cpu_s)
+            output, _ = child.communicate(timeout=START_S + SLOWNESS * cpu_s)
         except subprocess.TimeoutExpired:
             child.kill()
-            said, _ = child.communicate()
-    told = [orjson.loads(line) for line in said.splitlines() if line.endswith("}")]
-    if not told:
+            output, _ = child.communicate()
+    lines = [orjson.loads(line) for line in output.splitlines() if line.endswith("}")]
+    if not lines:
         message = "tokenizer.json was tried in a process of its own, which ran out of time or memory or crashed"
         raise refuse("bad_model", message)
-    if told[0]["why"]:
-        raise refuse("bad_model", told[0]["why"])
-    verdicts = {line["template"]: line["why"] for line in told[1:]}
+    if lines[0]["why"]:
+        raise refuse("bad_model", lines[0]["why"])
+    verdicts = {line["template"]: line["why"] for line in lines[1:]}
     lost = "the chat template was tried in a process of its own, which ran out of time or memory or crashed"
-    failed = {name: verdicts.get(name, lost) for name in told[0]["templates"] if verdicts.get(name, lost)}
+    failed = {name: verdicts.get(name, lost) for name in lines[0]["templates"] if verdicts.get(name, lost)}
     return {name: Refusal(code="invalid_value", message=why, param="messages") for name, why in failed.items()}
 
 
@@ -142,8 +142,8 @@ def _die_after(cpu_s: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, cpu_s)
 
 
-def _say(**said: object) -> None:
-    sys.stdout.write(orjson.dumps(said).decode() + "\n")
+def _say(**output: object) -> None:
+    sys.stdout.write(orjson.dumps(output).decode() + "\n")
     sys.stdout.flush()
 
 

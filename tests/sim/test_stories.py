@@ -286,8 +286,8 @@ def kill_at(number: int, victim: str) -> None:
     "victim", ["w2", "coordinator", *(pytest.param(w, marks=pytest.mark.long) for w in ("w1", "w3"))]
 )
 def test_a_death_after_every_single_message(victim):
-    """Of each two messages one, unless all seeds are played."""
+    """Of each four messages one, unless all seeds are played."""
     total = n_messages(3)
     assert total > 50
-    for number in range(1, total + 1, 1 if n_seeds() >= 1000 else 2):
+    for number in range(1, total + 1, 1 if n_seeds() >= 1000 else 4):
         kill_at(number, victim)

@@ -99,7 +99,7 @@ def test_the_ranges_come_through_the_coordinator_and_nothing_else_leaves_the_hub
                     file.seek(tensor.offset)
                     assert file.read(tensor.length) == whole[tensor.offset : tensor.offset + tensor.length]
             wanted = sum(tensor.length for tensor in ranges)
-            assert coordinator.server.told_bytes == wanted
+            assert coordinator.server.sent_bytes == wanted
             assert sum(length for _, start, length in hub.sent if start > 0) == wanted  # headers begin at 0
         finally:
             cache.close()

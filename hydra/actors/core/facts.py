@@ -17,7 +17,7 @@ from hydra.protocol.refusal import Refusal
 
 @attrs.frozen(kw_only=True)
 class NodeJoined:
-    """A worker was granted a generation."""
+    """Registry -> Planner: a worker was granted a generation."""
 
     node: NodeId
     peer: PeerId
@@ -31,7 +31,7 @@ class NodeJoined:
 
 @attrs.frozen(kw_only=True)
 class NodeLost:
-    """The Registry's last word on one generation; it is never taken back."""
+    """Registry -> Planner: the last word on one generation; it is never taken back."""
 
     node: NodeId
     generation: Generation
@@ -40,8 +40,8 @@ class NodeLost:
 
 @attrs.frozen
 class LaneBroken:
-    """The Post's word to whoever keeps the membership: something that this peer said never arrived, or was more than
-    an actor could bear."""
+    """Gateway -> Registry, Member: something that this peer said never arrived, or was more than an actor could
+    bear."""
 
     peer: PeerId
     why: str = "some of its messages were lost"
@@ -49,7 +49,7 @@ class LaneBroken:
 
 @attrs.frozen
 class Undelivered:
-    """The Post's word to whoever sent this message: it is beyond the limits of its lane, and will never arrive."""
+    """Gateway -> the sender of this message: it is beyond the limits of its lane, and will never arrive."""
 
     to: Address
     message: Message
@@ -58,7 +58,7 @@ class Undelivered:
 
 @attrs.frozen(kw_only=True)
 class NodeSuspect:
-    """No new work for it until it is heard again (`suspect` False)."""
+    """Registry -> Planner: no new work for this node until it is heard again (`suspect` False)."""
 
     node: NodeId
     suspect: bool
@@ -66,11 +66,15 @@ class NodeSuspect:
 
 @attrs.frozen(kw_only=True)
 class FrontendJoined:
+    """Registry -> Planner: a frontend was granted a generation."""
+
     peer: PeerId
 
 
 @attrs.frozen(kw_only=True)
 class FrontendLost:
+    """Registry -> Planner, Broker: the generation of this frontend is over."""
+
     peer: PeerId
 
 

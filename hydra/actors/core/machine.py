@@ -22,7 +22,7 @@ TimerKey: TypeAlias = Hashable
 
 @attrs.frozen
 class Received:
-    """A message from another actor, here or elsewhere."""
+    """Event: a message from another actor, here or elsewhere."""
 
     sender: Address
     message: Message
@@ -30,6 +30,8 @@ class Received:
 
 @attrs.frozen
 class TimerFired:
+    """Event: the time that was set for this key has come."""
+
     key: TimerKey
 
 
@@ -38,7 +40,7 @@ class TimerFired:
 
 @attrs.frozen
 class Send:
-    """A message to an actor, here or elsewhere."""
+    """Effect: a message to an actor, here or elsewhere."""
 
     to: Address
     message: Message
@@ -46,7 +48,7 @@ class Send:
 
 @attrs.frozen
 class Tell:
-    """A fact for a sibling in the same process (it never travels on a wire)."""
+    """Effect: a fact for an actor of the same process (it never travels on a wire)."""
 
     to: ActorName
     fact: Any
@@ -54,7 +56,7 @@ class Tell:
 
 @attrs.frozen
 class SetTimer:
-    """Fire `TimerFired(key)` at `at_s`; a timer of the same key is replaced."""
+    """Effect: fire `TimerFired(key)` at `at_s`; a timer of the same key is replaced."""
 
     key: TimerKey
     at_s: float
@@ -62,6 +64,8 @@ class SetTimer:
 
 @attrs.frozen
 class CancelTimer:
+    """Effect: the timer of this key does not fire."""
+
     key: TimerKey
 
 

@@ -132,10 +132,12 @@ class _Asks:
             case Received(message=ModelsChanged(models=models)):
                 self.models = models
                 self.informed.set()
-            case Received(message=(ModelReply() | JobsReply() | StatusReply() | ReadyReply() | JournalReply()) as told):
-                waiting = self._answers.pop(told.ask, None)
+            case Received(
+                message=(ModelReply() | JobsReply() | StatusReply() | ReadyReply() | JournalReply()) as reply
+            ):
+                waiting = self._answers.pop(reply.ask, None)
                 if waiting is not None:
-                    waiting[1].append(told)
+                    waiting[1].append(reply)
                     waiting[0].set()
             case Joined():
                 self.joined.set()
@@ -218,19 +220,19 @@ class Frontend:
             del self._slots[session]
 
     async def status(self) -> StatusReply:
-        told = await self._asks.ask(
+        reply = await self._asks.ask(
             lambda ask: self._say(STATUS, StatusRequest(ask=ask)), ANSWER_S, "the state of the cluster"
         )
-        assert isinstance(told, StatusReply)
+        assert isinstance(reply, StatusReply)
         first_tokens = self._first_tokens.sample(("frontend", self.parts.identity.node_id))
-        return attrs.evolve(told, samples=(*told.samples, first_tokens))
+        return attrs.evolve(reply, samples=(*reply.samples, first_tokens))
 
     async def ready(self, models: Sequence[str] = ()) -> ReadyReply:
-        told = await self._asks.ask(
+        reply = await self._asks.ask(
             lambda ask: self._say(BROKER, ReadyRequest(ask=ask, models=tuple(models))), ANSWER_S, "readiness"
         )
-        assert isinstance(told, ReadyReply)
-        return told
+        assert isinstance(reply, ReadyReply)
+        return reply
 
     async def load_model(
         self,
@@ -291,16 +293,16 @@ class Frontend:
                 slot.look()
 
     async def _ask_jobs(self, put: Callable[[AskId], None], what: str) -> tuple[JobStatus, ...]:
-        told = await self._asks.ask(put, ANSWER_S, what)
-        assert isinstance(told, JobsReply)
-        if told.refusal is not None:
-            raise RefusalError(told.refusal)
-        return told.jobs
+        reply = await self._asks.ask(put, ANSWER_S, what)
+        assert isinstance(reply, JobsReply)
+        if reply.refusal is not None:
+            raise RefusalError(reply.refusal)
+        return reply.jobs
 
     async def _ask_planner(self, put: Callable[[AskId], None], deadline_s: float, what: str) -> ModelReply:
-        told = await self._asks.ask(put, deadline_s, what)
-        assert isinstance(told, ModelReply)
-        return told
+        reply = await self._asks.ask(put, deadline_s, what)
+        assert isinstance(reply, ModelReply)
+        return reply
 
     def _say(self, to: Address, message: Message) -> None:
         """Raises RefusalError when the message is beyond what the command lane carries."""

@@ -141,7 +141,7 @@ class ClusterStatus:
                 name="hydra_generated_tokens_total",
                 kind="counter",
                 help="Tokens handed to frontends.",
-                value=self.broker.tokens_told,
+                value=self.broker.tokens_sent,
             ),
             Sample(
                 name="hydra_replans_total",

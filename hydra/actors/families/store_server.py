@@ -35,7 +35,7 @@ class StoreServer:
     lender: Lender
     run_blocking: RunBlocking  # abandons what is cancelled: a read that hangs must not hold the process
     auth: str = ""
-    told_bytes: int = attrs.field(default=0, init=False)
+    sent_bytes: int = attrs.field(default=0, init=False)
     refused: int = attrs.field(default=0, init=False)
     dropped: int = attrs.field(default=0, init=False)  # answers that found nobody, or a full queue
     malformed: int = attrs.field(default=0, init=False)
@@ -53,15 +53,12 @@ class StoreServer:
     def samples(self) -> tuple[Sample, ...]:
         """What this end has counted, as metrics."""
         counted = (
-            ("bytes", "Bytes of models' files handed out on the store lane.", self.told_bytes),
-            ("refusals", "Questions on the store lane that were refused.", self.refused),
-            ("dropped", "Answers on the store lane that nobody took.", self.dropped),
-            ("malformed", "Messages refused at the door of the store lane.", self.malformed),
+            ("hydra_store_bytes_total", "Bytes of models' files handed out on the store lane.", self.sent_bytes),
+            ("hydra_store_refusals_total", "Questions on the store lane that were refused.", self.refused),
+            ("hydra_store_dropped_total", "Answers on the store lane that nobody took.", self.dropped),
+            ("hydra_store_malformed_total", "Messages refused at the door of the store lane.", self.malformed),
         )
-        return tuple(
-            Sample(name=f"hydra_store_{what}_total", kind="counter", help=text, value=value)
-            for what, text, value in counted
-        )
+        return tuple(Sample(name=name, kind="counter", help=text, value=value) for name, text, value in counted)
 
     async def _answer_all(self, taking: trio.MemoryReceiveChannel[Delivery]) -> None:
         async for delivery in taking:
@@ -99,4 +96,4 @@ class StoreServer:
             self.dropped += 1
             return
         if isinstance(answer, ChunkReply):
-            self.told_bytes += len(answer.data)
+            self.sent_bytes += len(answer.data)

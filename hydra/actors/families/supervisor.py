@@ -47,36 +47,42 @@ class ChildPlan:
 
 @attrs.frozen
 class Began:
-    """The parent is ready to start its children."""
+    """Event: the parent is ready to start its children."""
 
 
 @attrs.frozen
 class ChildStarted:
+    """Event: the child runs."""
+
     name: NodeId
     pid: int
 
 
 @attrs.frozen
 class ChildBeat:
+    """Event: the child says that it is alive."""
+
     name: NodeId
 
 
 @attrs.frozen
 class ChildUp:
-    """The child says that it has found its place: it listens, or the coordinator has let it in."""
+    """Event: the child says that it has found its place: it listens, or the coordinator has let it in."""
 
     name: NodeId
 
 
 @attrs.frozen
 class ChildReady:
-    """The child says that it can do its work."""
+    """Event: the child says that it can do its work."""
 
     name: NodeId
 
 
 @attrs.frozen
 class ChildGone:
+    """Event: the child has ended."""
+
     name: NodeId
     pid: int
     returncode: int
@@ -84,7 +90,7 @@ class ChildGone:
 
 @attrs.frozen
 class ChildNotStarted:
-    """The machine would not start a process for it."""
+    """Event: the machine would not start a process for it."""
 
     name: NodeId
     reason: str
@@ -92,7 +98,7 @@ class ChildNotStarted:
 
 @attrs.frozen
 class StopAsked:
-    """Ctrl-C, SIGTERM: the first drains, the second stops now."""
+    """Event: Ctrl-C or SIGTERM: the first drains, the second stops now."""
 
 
 # ---------------------------------------------------------------- effects
@@ -100,11 +106,15 @@ class StopAsked:
 
 @attrs.frozen
 class StartChild:
+    """Effect: start this child; answer ChildStarted, or ChildNotStarted."""
+
     name: NodeId
 
 
 @attrs.frozen
 class SignalChild:
+    """Effect: send this signal to the child, if it still has this pid."""
+
     name: NodeId
     pid: int
     number: int
@@ -112,12 +122,12 @@ class SignalChild:
 
 @attrs.frozen
 class SayReady:
-    """All that was promised at start is up: print the ready line."""
+    """Effect: all that was promised at start is up: print the ready line."""
 
 
 @attrs.frozen(kw_only=True)
 class TellDeath:
-    """A child has died and will be started again."""
+    """Effect: say that a child has died and will be started again."""
 
     name: NodeId
     how: str
@@ -127,7 +137,7 @@ class TellDeath:
 
 @attrs.frozen(kw_only=True)
 class TellGivenUp:
-    """A child will not be started again."""
+    """Effect: say that a child will not be started again."""
 
     name: NodeId
     how: str
@@ -137,7 +147,7 @@ class TellGivenUp:
 
 @attrs.frozen(kw_only=True)
 class FinishParent:
-    """The last child is gone. `asked`: because somebody wanted the end, and not by itself."""
+    """Effect: the last child is gone: end. `asked`: because somebody wanted the end, and not by itself."""
 
     exit_code: int
     why: str

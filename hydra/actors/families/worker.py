@@ -201,15 +201,15 @@ class Worker:
     def _teller(self, order: LoadSlice, phase: LoadPhase) -> Progress:
         """A progress that other threads may call; it speaks at the first word, the last, and not too often between."""
         token = trio.lowlevel.current_trio_token()
-        told_bytes, told_s = -1, -math.inf
+        sent_bytes, told_s = -1, -math.inf
 
         def tell(bytes_done: int, bytes_total: int) -> None:
-            nonlocal told_bytes, told_s
+            nonlocal sent_bytes, told_s
             step_bytes = max(PROGRESS_EVERY_BYTES, bytes_total // PROGRESS_STEPS)
-            far = told_bytes < 0 or bytes_done >= min(bytes_total, told_bytes + step_bytes)
-            if bytes_done == told_bytes or not (far or time.monotonic() - told_s > PROGRESS_EVERY_S):
+            far = sent_bytes < 0 or bytes_done >= min(bytes_total, sent_bytes + step_bytes)
+            if bytes_done == sent_bytes or not (far or time.monotonic() - told_s > PROGRESS_EVERY_S):
                 return
-            told_bytes, told_s = bytes_done, time.monotonic()
+            sent_bytes, told_s = bytes_done, time.monotonic()
             moved = SliceMoved(order.route, order.epoch, bytes_done, bytes_total, phase)
             token.run_sync_soon(self.actor_host.post, STAGE, moved)
 

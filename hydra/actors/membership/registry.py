@@ -193,8 +193,8 @@ class Registry:
     def _hello(self, peer: PeerId, hello: Hello, now_s: float) -> list[Effect]:
         refusal = self._refusal(peer, hello, now_s)
         if refusal is not None:
-            told = Send(Address(peer, MEMBER), HelloRefused(refusal=refusal))
-            return [told, NotLetIn(hello.node_id, hello.host, refusal)]
+            answer = Send(Address(peer, MEMBER), HelloRefused(refusal=refusal))
+            return [answer, NotLetIn(hello.node_id, hello.host, refusal)]
         effects = self._raise_term(peer, hello)
         former = self._members.get(hello.node_id)
         if former is not None:
@@ -371,9 +371,9 @@ class Registry:
         return [Tell(PLANNER_NAME, StepVanished(route=late.route, epoch=late.epoch, why=why, stage_index=lost_before))]
 
     def _verdict(self, member: Lease, late: StepOverdue) -> Literal["stuck", "sent it on", "waits"]:
-        said = [p for p in member.progress if p.route == late.route and p.epoch == late.epoch]
-        accepted = max((p.accepted for p in said), default=StepId(0))
-        sent = max((p.sent for p in said), default=StepId(0))
+        reported = [p for p in member.progress if p.route == late.route and p.epoch == late.epoch]
+        accepted = max((p.accepted for p in reported), default=StepId(0))
+        sent = max((p.sent for p in reported), default=StepId(0))
         if sent >= late.step:
             return "sent it on"
         return "stuck" if accepted >= late.step else "waits"

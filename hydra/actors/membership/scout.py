@@ -20,6 +20,8 @@ class RunDial:
 
 @attrs.frozen
 class ScoutBack:
+    """Event: what came of dialling; named are those that did not answer."""
+
     ask: AskId
     unanswered: tuple[Unanswered, ...]
 

@@ -358,5 +358,5 @@ def stalled(model: ServedModel, refusal: Refusal) -> list[Effect]:
     effects: list[Effect] = []
     if model.kept and not model.served and refusal.code != "no_workers":
         effects.append(DesiredModelFailed(refusal))  # neither memory nor a setting comes by waiting
-    told = attrs.evolve(refusal, code="no_workers", retry_after_s=refusal.retry_after_s or RETRY_AFTER_S)
-    return [*effects, Tell(BROKER_NAME, ModelStalled(model_id=model.model_id, refusal=told))]
+    refused = attrs.evolve(refusal, code="no_workers", retry_after_s=refusal.retry_after_s or RETRY_AFTER_S)
+    return [*effects, Tell(BROKER_NAME, ModelStalled(model_id=model.model_id, refusal=refused))]

@@ -70,12 +70,16 @@ class SourceChecked:
 
 @attrs.frozen
 class WasDescribed:
+    """Event: the model directory was read."""
+
     model_path: str  # as asked for
     described: Described
 
 
 @attrs.frozen
 class NotDescribed:
+    """Event: the model directory cannot be read."""
+
     model_path: str
     refusal: Refusal
 

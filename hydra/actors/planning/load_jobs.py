@@ -27,20 +27,20 @@ class Jobs:
         self._begun += 1
         job = f"load-{term}-{self._begun}"
         self._jobs[job] = JobStatus(job=job, model_id=model_id, model_path=model_path, state="loading", nodes=())
-        finished = [name for name, told in self._jobs.items() if told.state != "loading"]
+        finished = [name for name, entry in self._jobs.items() if entry.state != "loading"]
         for name in finished[: max(0, len(self._jobs) - JOBS_MAX)]:
             del self._jobs[name]
         return job
 
     def end(self, job: str, refusal: Refusal | None, route: Route | None) -> None:
         """It is ready, or was refused. Only the first end counts."""
-        told = self._jobs.get(job)
-        if told is None or told.state != "loading":
+        entry = self._jobs.get(job)
+        if entry is None or entry.state != "loading":
             return
         state: Literal["ready", "failed", "cancelled"] = "ready"
         if refusal is not None:
             state = "cancelled" if refusal.code == "cancelled" else "failed"
-        self._jobs[job] = attrs.evolve(told, state=state, nodes=node_loads(route), refusal=refusal)
+        self._jobs[job] = attrs.evolve(entry, state=state, nodes=node_loads(route), refusal=refusal)
 
     def check(self) -> None:
         """Each job under its own name, with a reason if it went wrong and none if not. Raises AssertionError."""
@@ -50,7 +50,7 @@ class Jobs:
             wrong = status.state in ("failed", "cancelled")
             assert (status.refusal is not None) == wrong, f"{name} is {status.state}, because of {status.refusal}"
 
-    def told(self, job: str | None) -> tuple[JobStatus, ...]:
+    def entries(self, job: str | None) -> tuple[JobStatus, ...]:
         """One job, or all of them. Raises RefusalError job_not_found."""
         if job is None:
             return tuple(self._jobs.values())

@@ -125,7 +125,7 @@ class ServedModels:
         """Of a load under way: how far each node of each of its routes has come."""
         loads = {model.job: tuple(n for d in model.deployments for n in node_loads(d.route)) for model in self}
         try:
-            jobs = self.jobs.told(job)
+            jobs = self.jobs.entries(job)
         except RefusalError as error:
             return [Send(sender, JobsReply(ask=ask, refusal=error.refusal))]
         shown = tuple(

@@ -53,7 +53,7 @@ class Broker:
 
     limits: EngineSettings = attrs.field(factory=EngineSettings)
     stale_dropped: int = attrs.field(default=0, init=False)
-    tokens_told: int = attrs.field(default=0, init=False)
+    tokens_sent: int = attrs.field(default=0, init=False)
     _models: dict[str, ModelQueue] = attrs.field(factory=dict, init=False)
     _known: dict[RowKey, tuple[str, Open]] = attrs.field(factory=dict, init=False)
     _arrivals: dict[RowKey, int] = attrs.field(factory=dict, init=False)
@@ -330,7 +330,7 @@ class Broker:
             effects += self._send_tokens(peer, own, result)
         effects += self._settle_failed(scheduler)
         effects += self._serves(route) if sampled else []
-        self.tokens_told += len(sampled)
+        self.tokens_sent += len(sampled)
         for row in sampled.values():
             if row.finish is not None:
                 self._forget(row.key)

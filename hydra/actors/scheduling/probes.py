@@ -78,5 +78,5 @@ class Probes:
     def end(self, session: SessionId, reason: str = "") -> list[Effect]:
         """All who waited are told: ready, or the reason why not."""
         probe = self._under_way.pop(session, None)
-        told: list[Effect] = [ready_told(asker, ask, reason) for asker, ask in (probe.askers if probe else ())]
-        return [*told, CancelTimer(("probe", session))]
+        replies: list[Effect] = [ready_told(asker, ask, reason) for asker, ask in (probe.askers if probe else ())]
+        return [*replies, CancelTimer(("probe", session))]

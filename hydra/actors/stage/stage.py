@@ -39,14 +39,15 @@ FENCE_LEASE_S = 30.0  # for the step in hand when the fence moves; the longest p
 
 @attrs.frozen
 class Publish:
-    """Put this fence on the board and wake the compute thread, which answers ThreadFenced."""
+    """Effect: put this fence on the board and wake the compute thread, which answers ThreadFenced."""
 
     fence: Fence
 
 
 @attrs.frozen
 class ThreadStuck:
-    """The compute thread does not let go of a former epoch. Nothing in this process can free what it holds."""
+    """Effect: the compute thread does not let go of a former epoch: end the process, which alone frees what it
+    holds."""
 
     route: RouteId
     why: str
@@ -54,14 +55,14 @@ class ThreadStuck:
 
 @attrs.frozen
 class RunLoad:
-    """Load on the loader thread; answer SliceIn, or SliceRefused."""
+    """Effect: load on the loader thread; answer SliceIn, or SliceRefused."""
 
     order: LoadSlice
 
 
 @attrs.frozen
 class RunActivate:
-    """Make the pool and warm up on the loader thread; answer Activated, or SliceRefused."""
+    """Effect: make the pool and warm up on the loader thread; answer Activated, or SliceRefused."""
 
     route: RouteId
     epoch: Epoch
@@ -70,7 +71,7 @@ class RunActivate:
 
 @attrs.frozen
 class RunDrop:
-    """Free pool and weights of a route on the loader thread; `weights` False keeps them as inventory."""
+    """Effect: free pool and weights of a route on the loader thread; `weights` False keeps them as inventory."""
 
     route: RouteId
     weights: bool
@@ -81,13 +82,15 @@ class RunDrop:
 
 @attrs.frozen
 class ThreadFenced:
+    """Event: the compute thread works for this epoch and for none before it."""
+
     route: RouteId
     epoch: Epoch
 
 
 @attrs.frozen
 class ThreadTrouble:
-    """The compute thread cannot go on with this epoch: a gap, or a next hop that takes nothing."""
+    """Event: the compute thread cannot go on with this epoch: a gap, or a next hop that takes nothing."""
 
     route: RouteId
     epoch: Epoch
@@ -97,6 +100,8 @@ class ThreadTrouble:
 
 @attrs.frozen
 class SliceMoved:
+    """Event: a load has come so far."""
+
     route: RouteId
     epoch: Epoch
     bytes_done: int
@@ -106,6 +111,8 @@ class SliceMoved:
 
 @attrs.frozen
 class SliceIn:
+    """Event: the slice is in memory."""
+
     route: RouteId
     epoch: Epoch
     facts: SliceFacts
@@ -113,6 +120,8 @@ class SliceIn:
 
 @attrs.frozen
 class SliceRefused:
+    """Event: the slice cannot be loaded, or not be made ready."""
+
     route: RouteId
     epoch: Epoch
     refusal: Refusal
@@ -120,6 +129,8 @@ class SliceRefused:
 
 @attrs.frozen
 class Activated:
+    """Event: the pool is there, and the first step will be no slower than the others."""
+
     route: RouteId
     epoch: Epoch
 

@@ -82,12 +82,12 @@ class Mixture:
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=self.spec.n_experts).tolist()
         sorted_x = x.index_select(0, order.div(self.spec.top_k, rounding_mode="floor"))
-        made = [
+        outputs = [
             self.down[expert](self.inner(self.gate_up[expert](part)))
             for expert, part in enumerate(torch.split(sorted_x, counts))
             if counts[expert]
         ]
-        answers = torch.empty_like(sorted_x).index_copy_(0, order, torch.cat(made))
+        answers = torch.empty_like(sorted_x).index_copy_(0, order, torch.cat(outputs))
         shared = answers.view(*chosen.shape, -1) * share.to(x.dtype).unsqueeze(-1)
         return shared.sum(1)
 

@@ -150,10 +150,10 @@ def forward(
     if part.paged and is_decode(batch):
         columns = decode_columns(batch, rows, pool.block_size, part.views, part.rotaries)
         if captured is not None and captured.takes(columns):
-            made = captured.replay(columns, hidden)
+            output = captured.replay(columns, hidden)
         else:
-            made = decode_rows(part, pool, on_device(columns, pool.block_size, part.device), hidden)
-        return _draw(part, made, batch, rows) if part.is_last else made
+            output = decode_rows(part, pool, on_device(columns, pool.block_size, part.device), hidden)
+        return _draw(part, output, batch, rows) if part.is_last else output
     x = _through(part, pool, batch, rows, hidden)
     return _exit(part, x, batch, rows) if part.is_last else x
 

@@ -37,13 +37,13 @@ class CudaLane:
         with torch.cuda.device(self._device):
             staged, entering = self._bring(hidden)
             with torch.cuda.stream(self._compute):
-                made = work(entering)
+                outcome = work(entering)
             self._copy_out.wait_stream(self._compute)
             with torch.cuda.stream(self._copy_out):
-                result = _fetch(made) if isinstance(made, Tensor) else made.map(_fetch)
+                result = _fetch(outcome) if isinstance(outcome, Tensor) else outcome.map(_fetch)
                 done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 done.record(self._copy_out)
-        return CudaTicket(result, done, (staged, entering, made))
+        return CudaTicket(result, done, (staged, entering, outcome))
 
     def collect(self, ticket: object) -> Outcome:
         assert isinstance(ticket, CudaTicket)

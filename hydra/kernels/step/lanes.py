@@ -39,8 +39,8 @@ class HostLane:
         return ticket
 
 
-def finished(made: Tensor | SampledTensors) -> Outcome:
+def finished(result: Tensor | SampledTensors) -> Outcome:
     """What was computed, read on the host."""
-    if isinstance(made, Tensor):
-        return Outcome(hidden=blob_of(made))
-    return settle(made.map(Tensor.cpu))
+    if isinstance(result, Tensor):
+        return Outcome(hidden=blob_of(result))
+    return settle(result.map(Tensor.cpu))

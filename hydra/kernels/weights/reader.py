@@ -43,7 +43,7 @@ class _Job:
 
     files: Mapping[str, int]  # open descriptors
     todo: deque[_Chunk]
-    told: "SimpleQueue[int | None]"  # bytes of a chunk, or a thread's end
+    chunks_read: "SimpleQueue[int | None]"  # bytes of a chunk, or a thread's end
 
     def take(self) -> _Chunk | None:
         try:
@@ -107,11 +107,11 @@ def _open(folder: Path, source: TensorRange) -> tuple[int, int]:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         raise refuse("bad_model", f"{path} cannot be read for {source.name}: {error.strerror}") from error
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode):
+    identity = os.fstat(file)
+    if not stat.S_ISREG(identity.st_mode):
         os.close(file)
         raise refuse("bad_model", f"{path} cannot be read for {source.name}: it is not a regular file")
-    return file, found.st_size
+    return file, identity.st_size
 
 
 def _chunks(source: TensorRange, target: Tensor) -> Iterator[_Chunk]:
@@ -129,7 +129,7 @@ def _read_all(job: _Job, progress: Progress, total: int, threads: int) -> int:
         try:
             running = threads
             while running:
-                n_bytes = job.told.get()
+                n_bytes = job.chunks_read.get()
                 if n_bytes is None:
                     running -= 1
                     continue
@@ -160,14 +160,14 @@ def _serve(job: _Job) -> None:
         try:
             while (chunk := job.take()) is not None:
                 place.take(chunk.source, chunk.target, partial(_fill, job.files[chunk.source.file], chunk))
-                job.told.put(chunk.source.encoding.n_bytes(tuple(chunk.target.shape)))
+                job.chunks_read.put(chunk.source.encoding.n_bytes(tuple(chunk.target.shape)))
         finally:
             place.settle()
     except BaseException:
         job.todo.clear()
         raise
     finally:
-        job.told.put(None)
+        job.chunks_read.put(None)
 
 
 def _fill(file: int, chunk: _Chunk, buffer: memoryview) -> None:

@@ -96,8 +96,8 @@ class Slabs:
 
     def __init__(self, mover: Mover) -> None:
         self._mover = mover
-        made = [mover.slab(SLAB_BYTES) for _ in range(2)]
-        self._slabs = [_Slab(memory, bytes_of(memory)) for memory in made]
+        slabs = [mover.slab(SLAB_BYTES) for _ in range(2)]
+        self._slabs = [_Slab(memory, bytes_of(memory)) for memory in slabs]
         self._lost: list[tuple[TensorRange, Tensor]] = []
 
     def take(self, source: TensorRange, target: Tensor, fill: Fill) -> None:

@@ -7,10 +7,10 @@ _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w
 
 def hub_parts(model_path: str) -> tuple[str, str] | None:
     """("org/name", revision) when `model_path` has the form org/name[@revision]; the revision is "" when left out."""
-    found = _HUB_ID.fullmatch(model_path)
-    if found is None or ".." in model_path or "--" in found[1]:
+    matched = _HUB_ID.fullmatch(model_path)
+    if matched is None or ".." in model_path or "--" in matched[1]:
         return None
-    return found[1], found[2] or ""
+    return matched[1], matched[2] or ""
 
 
 def default_model_id(model_path: str) -> str:

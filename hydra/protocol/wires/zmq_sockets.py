@@ -30,22 +30,22 @@ def make_socket(
     context: "zmq.Context[Socket]", kind: int, bound: int, bytes_max: int, linger_ms: int = 0, *, redial: bool = True
 ) -> Socket:
     """Every socket's every option. Without `redial` its first connection is its only one."""
-    made = context.socket(kind)
-    made.setsockopt(zmq.LINGER, linger_ms)
-    made.setsockopt(zmq.SNDHWM, bound)
-    made.setsockopt(zmq.RCVHWM, bound)
-    made.setsockopt(zmq.MAXMSGSIZE, bytes_max)
-    made.setsockopt(zmq.RECONNECT_IVL, 50 if redial else -1)
-    made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-    made.setsockopt(zmq.HANDSHAKE_IVL, 5000)
-    made.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-    made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10000)
-    made.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
+    opened = context.socket(kind)
+    opened.setsockopt(zmq.LINGER, linger_ms)
+    opened.setsockopt(zmq.SNDHWM, bound)
+    opened.setsockopt(zmq.RCVHWM, bound)
+    opened.setsockopt(zmq.MAXMSGSIZE, bytes_max)
+    opened.setsockopt(zmq.RECONNECT_IVL, 50 if redial else -1)
+    opened.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    opened.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+    opened.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+    opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10000)
+    opened.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    opened.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
     if kind == zmq.ROUTER:
-        made.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    made.copy_threshold = ZERO_COPY_BYTES
-    return made
+        opened.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    opened.copy_threshold = ZERO_COPY_BYTES
+    return opened
 
 
 def bind(socket: Socket, addr: str) -> str:

@@ -57,9 +57,9 @@ class ZmqStoreHub:
         return await self._ears.hear(self._drain)
 
     def _drain(self) -> list[Delivery]:
-        found: list[Delivery] = []
-        take(self._router, found, from_peer)
-        return found
+        deliveries: list[Delivery] = []
+        take(self._router, deliveries, from_peer)
+        return deliveries
 
     def close(self) -> None:
         self._ears.close()

@@ -80,7 +80,7 @@ class ZmqHub:
         return "" if is_of_this_machine(host) else host
 
     def _drain(self) -> list[Delivery]:
-        found: list[Delivery] = []
+        deliveries: list[Delivery] = []
         for _ in range(RECEIVE_BATCH):
             if not int(self._router.get(zmq.EVENTS)) & zmq.POLLIN:
                 break
@@ -88,8 +88,8 @@ class ZmqHub:
             delivery = from_peer((name.bytes, *receive(self._router, zmq.NOBLOCK)))
             if delivery.peer not in self._hosts:
                 self._remember(delivery.peer, str(name.get("Peer-Address")))
-            found.append(delivery)
-        return found
+            deliveries.append(delivery)
+        return deliveries
 
     def _remember(self, peer: PeerId, host: str) -> None:
         """The table is bounded: who has not been heard of for longest goes, and is asked anew."""
@@ -136,10 +136,10 @@ class ZmqSpoke:
         return await self._ears.hear(self._drain)
 
     def _drain(self) -> list[Delivery]:
-        found: list[Delivery] = []
-        take(self._dealer, found, _from_hub)
-        take(self._sub, found, _from_hub)
-        return found
+        deliveries: list[Delivery] = []
+        take(self._dealer, deliveries, _from_hub)
+        take(self._sub, deliveries, _from_hub)
+        return deliveries
 
     def close(self) -> None:
         self._ears.close()
@@ -157,9 +157,9 @@ class ZmqStepSource:
         return await self._ears.hear(self._drain)
 
     def _drain(self) -> list[tuple[Buffer, ...]]:
-        found: list[tuple[Buffer, ...]] = []
-        take(self._pull, found, _as_it_is)
-        return found
+        deliveries: list[tuple[Buffer, ...]] = []
+        take(self._pull, deliveries, _as_it_is)
+        return deliveries
 
     def close(self) -> None:
         self._ears.close()

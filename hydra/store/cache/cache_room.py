@@ -84,8 +84,8 @@ class CacheRoom:
     def _entries(self) -> Iterator[Path]:
         if not self.root.is_dir():
             return
-        with os.scandir(self.root) as found:
-            yield from [Path(item.path) for item in found if item.is_dir(follow_symlinks=False)]
+        with os.scandir(self.root) as entries:
+            yield from [Path(item.path) for item in entries if item.is_dir(follow_symlinks=False)]
 
 
 def is_of_the_disk(error: OSError) -> bool:
@@ -125,8 +125,8 @@ def _disk_bytes(folder: Path) -> int:
     """What the entry takes on the disk; holes of sparse files take nothing."""
     total = 0
     try:
-        with os.scandir(folder) as found:
-            for item in found:
+        with os.scandir(folder) as entries:
+            for item in entries:
                 total += item.stat(follow_symlinks=False).st_blocks * 512
     except FileNotFoundError:
         return 0  # another process is removing it

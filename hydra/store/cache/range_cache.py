@@ -177,9 +177,9 @@ def _pieces(opened: Sequence[RangeFile]) -> list[FilePiece]:
 
 def _still_missing(opened: Sequence[RangeFile]) -> str:
     sizes = [(file.stored.file, sum(end - start for start, end in file.missing_wanted())) for file in opened]
-    told = [f"{size} bytes of {file}" for file, size in sizes if size]
-    more = f" and of {len(told) - FILES_NAMED_MAX} other files" if len(told) > FILES_NAMED_MAX else ""
-    return ", ".join(told[:FILES_NAMED_MAX]) + more
+    sizes_short = [f"{size} bytes of {file}" for file, size in sizes if size]
+    more = f" and of {len(sizes_short) - FILES_NAMED_MAX} other files" if len(sizes_short) > FILES_NAMED_MAX else ""
+    return ", ".join(sizes_short[:FILES_NAMED_MAX]) + more
 
 
 def _believe(file: RangeFile, chunk: Chunk, sure: set[Chunk]) -> None:

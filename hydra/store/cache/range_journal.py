@@ -69,13 +69,13 @@ class Journal:
         """Takes in the lines; whether the last head among them is ours."""
         ours = False
         for line in raw.split(b"\n"):
-            said = _parsed(line)
-            if "file" in said:
-                ours = said == head
+            entry = _parsed(line)
+            if "file" in entry:
+                ours = entry == head
                 if not ours:
                     self.chunks.clear()
-            elif ours and (chunk := _chunk(said.get("at"), said.get("len"), said.get("sum"), head["size"])):
-                (self.chunks.discard if said.get("bad") is True else self.chunks.add)(chunk)
+            elif ours and (chunk := _chunk(entry.get("at"), entry.get("len"), entry.get("sum"), head["size"])):
+                (self.chunks.discard if entry.get("bad") is True else self.chunks.add)(chunk)
         return ours
 
     def add(self, chunk: Chunk) -> None:
@@ -95,8 +95,8 @@ class Journal:
     def close(self) -> None:
         os.close(self._file)
 
-    def _write(self, said: dict[str, Any]) -> None:
-        line = json.dumps(said, separators=(",", ":")).encode() + b"\n"
+    def _write(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         if os.write(self._file, line) < len(line):  # the rest would make no line of its own
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -110,10 +110,10 @@ def _parsed(line: bytes) -> dict[str, Any]:
     if len(line) > LINE_MAX_BYTES:
         return {}
     try:
-        said = json.loads(line)
+        entry = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return entry if isinstance(entry, dict) else {}
 
 
 def _chunk(offset: object, length: object, digest: object, size_bytes: int) -> Chunk | None:

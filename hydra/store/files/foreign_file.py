@@ -91,8 +91,8 @@ def recognise_weights(opening: bytes) -> Foreign | None:
 
 def is_error_answer(value: dict[str, Any]) -> bool:
     """Whether a JSON object is what a server says in place of a file."""
-    said = value.get("error", value.get("errors"))
-    return bool(said) and isinstance(said, str | dict | list) and value.keys() <= _ERROR_KEYS
+    message = value.get("error", value.get("errors"))
+    return bool(message) and isinstance(message, str | dict | list) and value.keys() <= _ERROR_KEYS
 
 
 def refuse_foreign(opening: bytes, name: str) -> None:

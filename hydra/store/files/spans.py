@@ -17,10 +17,10 @@ class Spans:
 
     @classmethod
     def of(cls, spans: Iterable[Span]) -> "Spans":
-        made = cls()
+        union = cls()
         for start, end in spans:
-            made.add(start, end)
-        return made
+            union.add(start, end)
+        return union
 
     def add(self, start: int, end: int) -> None:
         """Adds [start, end); nothing when it is empty."""

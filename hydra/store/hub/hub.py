@@ -97,16 +97,16 @@ class HubClient:
         at = HubRef(ref.repo, commit)
         files = retry(lambda: self._told(at, lambda: self._list(at)), policy, heard=True)
         folder = self._folder(at)
-        made = Snapshot(ref=at, folder=folder, files=tuple(item for item in files if is_plain_name(item.file)))
+        at_commit = Snapshot(ref=at, folder=folder, files=tuple(item for item in files if is_plain_name(item.file)))
         try:
             for small in _small_files(files):
                 self._bring_small(at, small)
         except SourceFault as fault:
             raise self._unreachable(at, fault) from fault
-        listing = [attrs.asdict(item) for item in made.files]
+        listing = [attrs.asdict(item) for item in at_commit.files]
         write_whole(folder / LISTING, json.dumps(listing).encode())
         write_whole(self._branch(ref), commit.encode())
-        return made
+        return at_commit
 
     def source(self, snapshot: Snapshot) -> HubSource:
         return self.source_of(snapshot.ref, snapshot.files)

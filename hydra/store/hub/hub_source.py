@@ -136,12 +136,13 @@ class HubSource:
             if size is None and tag is None:
                 raise SourceFault(f"{file} came without size and ETag, so nothing says that it is the file: {IMPOSTOR}")
             return
-        told = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-        if told is None:
+        content_range = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if content_range is None:
             raise SourceFault(f"{file} came as a part without a Content-Range")
-        _check_version(stored, None, told[3])
-        if (int(told[1]), int(told[2])) != (offset, offset + length - 1):
-            raise SourceFault(f"{file} came with bytes {told[1]} to {told[2]}; asked for were {offset} and {length} on")
+        _check_version(stored, None, content_range[3])
+        first, last = int(content_range[1]), int(content_range[2])
+        if (first, last) != (offset, offset + length - 1):
+            raise SourceFault(f"{file} came with bytes {first} to {last}; asked for were {offset} and {length} on")
 
     def _failure(self, answer: httpx2.Response, file: str) -> Exception:
         status = answer.status_code

@@ -142,21 +142,21 @@ class HeldOpen:
     @classmethod
     def of(cls, folder: Path, order: LoadSlice, former: "HeldOpen | None" = None) -> "HeldOpen":
         """Also what `former` lent. Raises OSError, and RefusalError bad_model where a name leads out of the folder."""
-        made, stored = cls(), {item.file: item for item in order.files}
+        lender, stored = cls(), {item.file: item for item in order.files}
         try:
             for tensor in order.tensors:
-                if tensor.file not in made._files:
+                if tensor.file not in lender._files:
                     real = locate(folder, tensor.file)
                     if real is None:
                         raise FileNotFoundError(folder / tensor.file)
-                    made._files[tensor.file] = [HeldFile.open(real, tensor.file, stored.get(tensor.file))]
-                made._files[tensor.file][0].lend([(tensor.offset, tensor.offset + tensor.length)])
+                    lender._files[tensor.file] = [HeldFile.open(real, tensor.file, stored.get(tensor.file))]
+                lender._files[tensor.file][0].lend([(tensor.offset, tensor.offset + tensor.length)])
             for held in former.files() if former is not None else ():
-                made._inherit(held)
+                lender._inherit(held)
         except BaseException:
-            made.close()
+            lender.close()
             raise
-        return made
+        return lender
 
     def files(self) -> list[HeldFile]:
         return [held for files in self._files.values() for held in files]

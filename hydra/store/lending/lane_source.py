@@ -66,8 +66,8 @@ class LaneSource:
                 reasons.append(f"{endpoint}: {error}")
                 may_hold = True
                 self._shun(endpoint)
-        told = "; ".join(reasons) or "nobody to ask"
-        raise SourceFault(told) if may_hold else SourceUnfit(told)
+        reason = "; ".join(reasons) or "nobody to ask"
+        raise SourceFault(reason) if may_hold else SourceUnfit(reason)
 
     def _read_from(self, endpoint: Endpoint, file: str, offset: int, length: int) -> Generator[bytes, None, None]:
         """One line, one window. Raises SourceUnfit and SourceFault."""
@@ -115,7 +115,7 @@ def lane_opener(
 
 
 def _fault(refusal: Refusal) -> SourceFault:
-    told = f"{refusal.code}: {refusal.message}"
+    reason = f"{refusal.code}: {refusal.message}"
     if refusal.code == "timeout":
-        return SourceFault(told, retry_after_s=refusal.retry_after_s)
-    return SourceUnfit(told)
+        return SourceFault(reason, retry_after_s=refusal.retry_after_s)
+    return SourceUnfit(reason)

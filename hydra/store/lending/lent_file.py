@@ -99,9 +99,9 @@ class HeldFile:
         with self.lock:
             if self.opened is None:
                 return None
-            made = HeldFile(self.file, os.dup(self.opened), self.identity, self.chunks)
-        made.lend(self.spans)
-        return made
+            held = HeldFile(self.file, os.dup(self.opened), self.identity, self.chunks)
+        held.lend(self.spans)
+        return held
 
     def has(self, offset: int, length: int) -> bool:
         return not self.spans.missing(offset, offset + length)

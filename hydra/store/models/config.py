@@ -33,10 +33,10 @@ class ModelConfig:
 
 def read_config(directory: Path) -> ModelConfig:
     """Reads config.json and generation_config.json. Raises RefusalError: bad_model, unsupported."""
-    found = read_json_file(directory, CONFIG_FILE)
-    if found is None:
+    content = read_json_file(directory, CONFIG_FILE)
+    if content is None:
         raise refuse("bad_model", f"{directory} has no {CONFIG_FILE}. Give a directory in the Hugging Face layout.")
-    config, raw = Values(found[0], CONFIG_FILE), found[1]
+    config, raw = Values(content[0], CONFIG_FILE), content[1]
     family = _family(config)
     _refuse_quantised(config)
     shape = family.read(config, family.architecture)
@@ -46,11 +46,11 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def _family(config: Values) -> Family:
-    said = config.get("architectures")
-    name = said[0] if isinstance(said, list) and len(said) == 1 else None
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
     family = FAMILIES.get(name) or FAMILIES.get(_with_head(name)) if isinstance(name, str) else None
     if family is None:
-        raise config.unsupported("architectures", said, "one of " + ", ".join(FAMILIES))
+        raise config.unsupported("architectures", architectures, "one of " + ", ".join(FAMILIES))
     if config.has("model_type") and config.get("model_type") != family.model_type:
         raise config.unsupported("model_type", config.get("model_type"), f"{family.model_type!r} for {name}")
     return family
@@ -63,7 +63,9 @@ def _with_head(base: str) -> str:
 
 def _refuse_quantised(config: Values) -> None:
     for key in ("quantization_config", "compression_config", "quantization"):
-        said = config.get(key)
-        if said is not None:
-            method = said.get("quant_method", said) if isinstance(said, dict) else said
+        architectures = config.get(key)
+        if architectures is not None:
+            method = (
+                architectures.get("quant_method", architectures) if isinstance(architectures, dict) else architectures
+            )
             raise config.unsupported(key, method, "a model with unquantised weights")

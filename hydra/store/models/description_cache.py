@@ -116,13 +116,13 @@ def _written_s(path: Path) -> float:
 
 def _small_files(directory: Path) -> dict[str, bytes]:
     """By their names below the directory. Raises OSError, and RefusalError where one leads out of it."""
-    found: dict[str, bytes] = {}
+    parts: dict[str, bytes] = {}
     templates = [path.name for path in (directory / TEMPLATES).glob("*.jinja")]
     for folder, name in [*((".", name) for name in sorted(SMALL_FILES)), *((TEMPLATES, name) for name in templates)]:
         real = locate(directory, name, folder.rstrip("/"))
         if real is not None and real.stat().st_size <= SMALL_MAX_BYTES:
-            found[name if folder == "." else f"{folder}{name}"] = real.read_bytes()
-    return found
+            parts[name if folder == "." else f"{folder}{name}"] = real.read_bytes()
+    return parts
 
 
 def _digest_of_files(files: dict[str, bytes]) -> str:

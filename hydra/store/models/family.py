@@ -172,15 +172,15 @@ def read_softcap(config: Values, key: str, default: float | None) -> float | Non
 
 def read_layer_types(config: Values, n_layers: int, default: Callable[[int], bool]) -> tuple[bool, ...]:
     """Whether each layer has the sliding window: from `layer_types`, or by the family's rule."""
-    said = config.get("layer_types")
-    if said is None:
+    kinds = config.get("layer_types")
+    if kinds is None:
         return tuple(default(layer) for layer in range(n_layers))
-    if not isinstance(said, list) or len(said) != n_layers:
-        raise config.bad(f"layer_types must name the attention of each of {n_layers} layers, not {shown(said)}")
-    for kind in said:
+    if not isinstance(kinds, list) or len(kinds) != n_layers:
+        raise config.bad(f"layer_types must name the attention of each of {n_layers} layers, not {shown(kinds)}")
+    for kind in kinds:
         if kind not in (SLIDING, FULL):
             raise config.unsupported("an entry of layer_types", kind, f"{SLIDING!r} or {FULL!r}")
-    return tuple(kind == SLIDING for kind in said)
+    return tuple(kind == SLIDING for kind in kinds)
 
 
 def windows_of(config: Values, sliding: Sequence[bool], window: int | None) -> tuple[int, ...]:

@@ -81,8 +81,8 @@ class HubAccess:
 
 def _hf_cache(first: Callable[..., str]) -> Path:
     """The directory in which huggingface_hub keeps what it fetches; `first` reads the first variable that is set."""
-    if told := first("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        return _expanded(told)
+    if folder := first("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        return _expanded(folder)
     if home := first("HF_HOME"):
         return _expanded(home) / "hub"
     return _expanded(first("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"

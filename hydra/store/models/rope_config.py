@@ -57,36 +57,36 @@ class RopeDefaults:
 def read_rope(config: Values, habits: RopeDefaults, head_dim: int, max_positions: int) -> RopeSpec:
     """The one rope of a whole model. Raises RefusalError: bad_model, unsupported."""
     old, new = config.nested("rope_scaling"), config.nested("rope_parameters")
-    said = old if old is not None and old.keys() else new  # as in transformers, the old spelling replaces the new
-    return rope_of(said or Values({}, config.file), config, habits, head_dim, max_positions)
+    scaling = old if old is not None and old.keys() else new  # as in transformers, the old spelling replaces the new
+    return rope_of(scaling or Values({}, config.file), config, habits, head_dim, max_positions)
 
 
-def rope_of(said: Values, config: Values, habits: RopeDefaults, head_dim: int, max_positions: int) -> RopeSpec:
-    """`said` is the rope's own object; what it leaves open `config` may say."""
-    kind = _kind(said, habits)
-    unknown = sorted(said.keys() - _COMMON_KEYS - _KEYS[kind])
+def rope_of(scaling: Values, config: Values, habits: RopeDefaults, head_dim: int, max_positions: int) -> RopeSpec:
+    """`scaling` is the rope's own object; what it leaves open `config` may say."""
+    kind = _kind(scaling, habits)
+    unknown = sorted(scaling.keys() - _COMMON_KEYS - _KEYS[kind])
     if unknown:
-        raise said.unsupported(f"a key of rope type {kind!r}", unknown[0], "what this type of scaling is made of")
-    source = said if said.has("rope_theta") else config
+        raise scaling.unsupported(f"a key of rope type {kind!r}", unknown[0], "what this type of scaling is made of")
+    source = scaling if scaling.has("rope_theta") else config
     plain = RopeSpec(
         kind=kind,
         theta=source.number("rope_theta", THETA_MAX, habits.theta),
-        dim=_dim(said, config, habits, head_dim),
+        dim=_dim(scaling, config, habits, head_dim),
     )
     match kind:
         case "linear":
-            return attrs.evolve(plain, factor=said.number("factor", FACTOR_MAX))
+            return attrs.evolve(plain, factor=scaling.number("factor", FACTOR_MAX))
         case "dynamic":
             if plain.dim <= 2:
-                raise said.bad(f"dynamic scaling needs more than {plain.dim} rotated channels")
-            factor = said.number("factor", FACTOR_MAX)
+                raise scaling.bad(f"dynamic scaling needs more than {plain.dim} rotated channels")
+            factor = scaling.number("factor", FACTOR_MAX)
             return attrs.evolve(plain, factor=factor, original_max_positions=max_positions)
         case "llama3":
-            return _llama3(plain, said, _original(said, config, habits, max_positions))
+            return _llama3(plain, scaling, _original(scaling, config, habits, max_positions))
         case "yarn":
-            return _yarn(plain, said, _original(said, config, habits, max_positions))
+            return _yarn(plain, scaling, _original(scaling, config, habits, max_positions))
         case "longrope":
-            return _longrope(plain, said, _original(said, config, habits, max_positions), max_positions)
+            return _longrope(plain, scaling, _original(scaling, config, habits, max_positions), max_positions)
         case _:
             return plain
 
@@ -109,19 +109,19 @@ def reach(rope: RopeSpec, max_positions: int) -> int:
     return max(1, min(stretched, POSITIONS_MAX))
 
 
-def _kind(said: Values, habits: RopeDefaults) -> RopeKind:
-    spelled = said.get("rope_type") if said.has("rope_type") else said.get("type")
+def _kind(scaling: Values, habits: RopeDefaults) -> RopeKind:
+    spelled = scaling.get("rope_type") if scaling.has("rope_type") else scaling.get("type")
     kind = "default" if spelled is None else _SPELLINGS.get(spelled) if isinstance(spelled, str) else None
     if kind is None or kind not in habits.kinds:
-        raise said.unsupported("rope type", spelled, " or ".join(repr(known) for known in habits.kinds))
+        raise scaling.unsupported("rope type", spelled, " or ".join(repr(known) for known in habits.kinds))
     return kind
 
 
-def _dim(said: Values, config: Values, habits: RopeDefaults, head_dim: int) -> int:
+def _dim(scaling: Values, config: Values, habits: RopeDefaults, head_dim: int) -> int:
     key = "partial_rotary_factor"
-    if said.has(key) and config.has(key) and said.get(key) != config.get(key):
-        raise said.bad(f"{key} is {shown(said.get(key))}, but {shown(config.get(key))} for the model")
-    source = said if said.has(key) else config
+    if scaling.has(key) and config.has(key) and scaling.get(key) != config.get(key):
+        raise scaling.bad(f"{key} is {shown(scaling.get(key))}, but {shown(config.get(key))} for the model")
+    source = scaling if scaling.has(key) else config
     share = source.number(key, 1.0, habits.share)
     if share != 1.0 and not habits.partial:
         raise source.unsupported(key, share, "1")
@@ -131,40 +131,40 @@ def _dim(said: Values, config: Values, habits: RopeDefaults, head_dim: int) -> i
     return dim
 
 
-def _original(said: Values, config: Values, habits: RopeDefaults, max_positions: int) -> int:
+def _original(scaling: Values, config: Values, habits: RopeDefaults, max_positions: int) -> int:
     """The context of pretraining: a value of the config itself goes before one of the rope's own object."""
     key = "original_max_position_embeddings"
-    inner = said.integer(key, POSITIONS_MAX, least=2) if said.has(key) else None
+    inner = scaling.integer(key, POSITIONS_MAX, least=2) if scaling.has(key) else None
     outer = config.integer(key, POSITIONS_MAX, least=2) if config.has(key) else habits.original_max_positions
     if inner is not None and outer is not None and inner != outer:
-        raise said.bad(f"{key} is {inner}, but {outer} for the model")
+        raise scaling.bad(f"{key} is {inner}, but {outer} for the model")
     return outer or inner or max_positions
 
 
-def _llama3(plain: RopeSpec, said: Values, original: int) -> RopeSpec:
-    low = said.number("low_freq_factor", FACTOR_MAX)
-    high = said.number("high_freq_factor", FACTOR_MAX)
+def _llama3(plain: RopeSpec, scaling: Values, original: int) -> RopeSpec:
+    low = scaling.number("low_freq_factor", FACTOR_MAX)
+    high = scaling.number("high_freq_factor", FACTOR_MAX)
     if high <= low:
-        raise said.bad(f"high_freq_factor must be above low_freq_factor {low:g}, not {high:g}")
+        raise scaling.bad(f"high_freq_factor must be above low_freq_factor {low:g}, not {high:g}")
     return attrs.evolve(
         plain,
-        factor=said.number("factor", FACTOR_MAX),
+        factor=scaling.number("factor", FACTOR_MAX),
         low_freq_factor=low,
         high_freq_factor=high,
         original_max_positions=original,
     )
 
 
-def _yarn(plain: RopeSpec, said: Values, original: int) -> RopeSpec:
-    factor = said.number("factor", FACTOR_MAX)
-    fast, slow = said.number("beta_fast", FACTOR_MAX, 32.0), said.number("beta_slow", FACTOR_MAX, 1.0)
+def _yarn(plain: RopeSpec, scaling: Values, original: int) -> RopeSpec:
+    factor = scaling.number("factor", FACTOR_MAX)
+    fast, slow = scaling.number("beta_fast", FACTOR_MAX, 32.0), scaling.number("beta_slow", FACTOR_MAX, 1.0)
     if fast < slow or plain.theta <= 1.0:
-        raise said.bad(f"yarn needs beta_fast {fast:g} >= beta_slow {slow:g} and a rope_theta above 1")
-    if said.has("attention_factor"):
-        attention_factor = said.number("attention_factor", FACTOR_MAX)
+        raise scaling.bad(f"yarn needs beta_fast {fast:g} >= beta_slow {slow:g} and a rope_theta above 1")
+    if scaling.has("attention_factor"):
+        attention_factor = scaling.number("attention_factor", FACTOR_MAX)
     else:
         scale, all_scale = (
-            said.number(key, FACTOR_MAX, 0.0, zero=True) if said.has(key) else 0.0
+            scaling.number(key, FACTOR_MAX, 0.0, zero=True) if scaling.has(key) else 0.0
             for key in ("mscale", "mscale_all_dim")
         )
         both = bool(scale and all_scale)
@@ -175,7 +175,7 @@ def _yarn(plain: RopeSpec, said: Values, original: int) -> RopeSpec:
         original_max_positions=original,
         beta_fast=fast,
         beta_slow=slow,
-        truncate=said.boolean("truncate", True),
+        truncate=scaling.boolean("truncate", True),
         attention_factor=attention_factor,
     )
 
@@ -184,24 +184,24 @@ def _yarn_scale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _longrope(plain: RopeSpec, said: Values, original: int, max_positions: int) -> RopeSpec:
-    factor = said.number("factor", FACTOR_MAX) if said.has("factor") else max_positions / original
-    if said.has("attention_factor"):
-        attention_factor = said.number("attention_factor", FACTOR_MAX)
+def _longrope(plain: RopeSpec, scaling: Values, original: int, max_positions: int) -> RopeSpec:
+    factor = scaling.number("factor", FACTOR_MAX) if scaling.has("factor") else max_positions / original
+    if scaling.has("attention_factor"):
+        attention_factor = scaling.number("attention_factor", FACTOR_MAX)
     else:
         attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return attrs.evolve(
         plain,
         original_max_positions=original,
-        short_factors=_factors(said, "short_factor", plain.dim // 2),
-        long_factors=_factors(said, "long_factor", plain.dim // 2),
+        short_factors=_factors(scaling, "short_factor", plain.dim // 2),
+        long_factors=_factors(scaling, "long_factor", plain.dim // 2),
         attention_factor=attention_factor,
     )
 
 
-def _factors(said: Values, key: str, count: int) -> tuple[float, ...]:
-    value = said.get(key)
+def _factors(scaling: Values, key: str, count: int) -> tuple[float, ...]:
+    value = scaling.get(key)
     numbers = value if isinstance(value, list) else []
     if len(numbers) != count or not all(type(item) in (int, float) and 0 < item <= FACTOR_MAX for item in numbers):
-        raise said.bad(f"{key} must be {count} numbers above 0, not {shown(value)}")
+        raise scaling.bad(f"{key} must be {count} numbers above 0, not {shown(value)}")
     return tuple(float(item) for item in numbers)

@@ -121,13 +121,13 @@ class Budget:
             raise BudgetSpent("it computes with numbers that are too large")
         return value
 
-    def received(self, made: Any) -> Any:
+    def received(self, result: Any) -> Any:
         """Pays for what an operation has made; what is made lazily is paid for as it comes."""
-        if isinstance(made, str | list | tuple | Mapping):
-            self.build(len(made))
-        elif isinstance(made, Iterator):
-            return self.counted(made)
-        return self.number(made)
+        if isinstance(result, str | list | tuple | Mapping):
+            self.build(len(result))
+        elif isinstance(result, Iterator):
+            return self.counted(result)
+        return self.number(result)
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """`items`, each for a turn."""

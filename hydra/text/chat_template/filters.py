@@ -46,16 +46,16 @@ def metered_filters() -> dict[str, Callable[..., Any]]:
     }  # fmt: skip
     jinjas: dict[str, Any] = {name: FILTERS[name] for name in SHALLOW | DEEP}
     jinjas = {
-        name: _metered(made, deep=name in DEEP, walks=name not in GLANCES, pieces=name in PIECES)
-        for name, made in jinjas.items()
+        name: _metered(function, deep=name in DEEP, walks=name not in GLANCES, pieces=name in PIECES)
+        for name, function in jinjas.items()
     }
-    return jinjas | {name: _metered(made, deep=False) for name, made in own.items()}
+    return jinjas | {name: _metered(function, deep=False) for name, function in own.items()}
 
 
 def metered_tests() -> dict[str, Callable[..., Any]]:
     """Every test (`x is ...`) by name."""
     jinjas: dict[str, Any] = dict(TESTS)
-    return {name: _metered(made, deep=name in COMPARING_TESTS) for name, made in jinjas.items()}
+    return {name: _metered(function, deep=name in COMPARING_TESTS) for name, function in jinjas.items()}
 
 
 def _metered(work: Callable[..., Any], *, deep: bool, walks: bool = True, pieces: bool = False) -> Callable[..., Any]:

@@ -146,8 +146,8 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
             "counted": _counted, "concatenated": _concatenated, "weighed": _weigh_one, "sliced": _sliced,
             "literal": _literal, "key": _plain_key, "toll": _pay_toll,
         }  # fmt: skip
-        made: Any = metered_filters() | {f"{name} ": meter for name, meter in meters.items()}
-        self.filters = made
+        result: Any = metered_filters() | {f"{name} ": meter for name, meter in meters.items()}
+        self.filters = result
         tests: Any = metered_tests()
         self.tests = tests
 
@@ -189,10 +189,10 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
                 budget.build(_times(left) * _times(right))
             elif operator == "+":
                 budget.build(size_of(left) + size_of(right))
-        made = super().call_binop(context, operator, left, right)
-        if isinstance(made, complex):
+        result = super().call_binop(context, operator, left, right)
+        if isinstance(result, complex):
             raise TemplateError("roots of negative numbers are not supported")
-        return budget.number(made)
+        return budget.number(result)
 
 
 class TemplateNamespace(Namespace):

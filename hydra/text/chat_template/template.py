@@ -73,11 +73,11 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
         """Raises RefusalError invalid_value: it refuses these messages, makes no sense, or spends its budget."""
-        said = {**values, "messages": list(messages)}
+        named = {**values, "messages": list(messages)}
         try:
-            with spending(Budget(characters_of(said))) as budget:
+            with spending(Budget(characters_of(named))) as budget:
                 pieces: list[str] = []
-                for piece in self.compiled.generate(said):
+                for piece in self.compiled.generate(named):
                     budget.work()
                     budget.emit(len(piece))
                     pieces.append(piece)

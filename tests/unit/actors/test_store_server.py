@@ -87,7 +87,7 @@ async def open_lane(disk=None):
 async def test_a_chunk_is_told_with_its_number_and_the_size_of_its_file(autojump_clock):
     async with open_lane() as lane:
         assert await lane.ask(ASK) == ChunkReply(number=5, file_bytes=len(FILE), data=FILE[100:150])
-        assert lane.server.told_bytes == 50 and not lane.server.refused
+        assert lane.server.sent_bytes == 50 and not lane.server.refused
         told = {sample.name: sample.value for sample in lane.server.samples()}
         assert told["hydra_store_bytes_total"] == 50 and sum(told.values()) == 50
 
@@ -110,7 +110,7 @@ async def test_refusals_are_typed_and_cost_no_read_without_the_token(changes, co
         answer = await lane.ask(attrs.evolve(ASK, **changes))
         assert isinstance(answer, ChunkRefused)
         assert (answer.number, answer.refusal.code) == (5, code)
-        assert lane.server.refused == 1 and lane.server.told_bytes == 0
+        assert lane.server.refused == 1 and lane.server.sent_bytes == 0
         assert lane.disk.reads == (0 if code == "unauthorized" else 1)
 
 
@@ -168,7 +168,7 @@ async def test_an_asker_that_vanished_costs_its_answer_and_nothing_else(autojump
         lane.disk.delay_s = 0.001
         assert isinstance(await lane.ask(ASK), ChunkReply)
         await trio.sleep(5)
-        assert lane.server.dropped == 4 and lane.server.told_bytes == 50
+        assert lane.server.dropped == 4 and lane.server.sent_bytes == 50
 
 
 async def test_an_asker_that_takes_nothing_loses_answers_and_delays_nobody(autojump_clock):

@@ -58,7 +58,13 @@ def rows_of(model: Published) -> list[Row]:
     return [Row(prompt(30 + n, n, model.spec.vocab), table) for n, table in zip(PROMPTS, TABLES, strict=True)]
 
 
-@pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: f"{len(cuts) + 1}-stages")
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        pytest.param(cuts, id=f"{len(cuts) + 1}-stages", marks=[pytest.mark.long] if len(cuts) % 2 else [])
+        for cuts in CUTS
+    ],
+)
 def test_greedy_tokens_of_a_ragged_batch(model: Published, told: list[list[int]], cuts: tuple[int, ...]) -> None:
     assert ragged_greedy(Pipeline(model, cuts, kv_blocks=180), model) == told
 

@@ -17,8 +17,9 @@ from hydra.actors.core.authority import SPEAKERS
 from hydra.actors.core.gateway import ACCEPTS
 from hydra.protocol.batch import Step, StepResult
 from hydra.protocol.messages import Message
+from hydra.protocol.messages.journal import JournalKind
 from hydra.protocol.store_lane import ChunkRefused, ChunkReply, ChunkRequest
-from tests.unit.house.sources import HOUSE, constructed, files, matched, relative, tree
+from tests.unit.house.sources import HOUSE, ROOT, constructed, files, matched, relative, tree
 
 SPEC = (HOUSE / "protocol" / "SPEC.md").read_text()
 KINDS = {kind.__name__: kind for kind in typing.get_args(Message)}
@@ -58,6 +59,7 @@ MESSAGES, OTHERS = (
     {row[0].strip("`"): row for row in table("| message | from | to | when |", text)}
     for text in (SPEC, SPEC.split("On the data and the store lane", 1)[1])
 )
+METRIC = re.compile(r"hydra_[a-z]\w+")
 QUEUES = table("| queue | holds | bound | file | when it is full |")
 
 
@@ -151,57 +153,69 @@ def test_a_message_of_another_lane_is_made_and_taken():
 
 # ---------------------------------------------------------------- effects, events and facts inside a process
 
-SECTION = re.compile(r"^# -{10,} (?:effects|events)")
+WORD = re.compile(r"(Event|Effect|[\w, ]+ -> [\w, ]+): (.*)", re.DOTALL)
 
 
 def declared(path):
-    """Classes that a machine's file declares as effects or events: in a section of them, or by their first word."""
-    source, names, in_section = path.read_text().splitlines(), [], False
-    last_line = 0
+    """(name, what it is, of whom, meaning) of what an actor's file declares: the first word about a class says it."""
     for node in tree(path).body:
-        before = source[last_line : node.lineno - 1]
-        in_section = in_section or any(SECTION.match(line) for line in before)
-        last_line = node.end_lineno
-        if not isinstance(node, ast.ClassDef):
-            in_section = in_section and isinstance(node, ast.Expr)
-            continue
-        frozen = any("frozen" in ast.unparse(decorator) for decorator in node.decorator_list)
-        in_section = in_section and frozen
-        if in_section or (ast.get_docstring(node) or "").startswith(("Effect", "Event")):
-            names.append(node.name)
-    return names
+        said = WORD.match(ast.get_docstring(node) or "") if isinstance(node, ast.ClassDef) else None
+        if said:
+            first, means = said[1], " ".join(said[2].split())
+            where = f"`{relative(path).removeprefix('actors/')}`"
+            yield node.name, *(("fact", first) if "->" in first else (first.lower(), where)), means
 
 
-def facts_of_the_house():
-    return [
-        name
-        for name, kind in inspect.getmembers(facts, inspect.isclass)
-        if attrs.has(kind) and kind.__module__ == facts.__name__
-    ]
+INSIDE = [row for path in files() if relative(path).startswith("actors/") for row in declared(path)]
 
 
-INSIDE = [
-    *(("core/facts.py", name) for name in facts_of_the_house()),
-    *(
-        (relative(path).removeprefix("actors/"), name)
-        for path in files()
-        if relative(path).startswith("actors/")
-        for name in declared(path)
-    ),
-]
+def test_what_is_said_inside_a_process_is_in_the_contract():
+    listed = [(name.strip("`"), *rest) for name, *rest in table("| name | is a | of | means |")]
+    assert listed == INSIDE
 
 
-def test_the_sections_are_found():
-    names = {name for _, name in INSIDE}
-    assert {"NodeJoined", "Send", "RunLoad", "SliceIn", "StartChild", "ChildBeat", "Broadcast", "Opened"} <= names
+def test_every_fact_says_whose_it_is():
+    kinds = [name for name, kind in inspect.getmembers(facts, inspect.isclass) if kind.__module__ == facts.__name__]
+    assert set(kinds) == {name for name, word, *_ in INSIDE if word == "fact"}
 
 
 def test_what_actors_of_a_process_say_is_made_and_handled():
     sources = trees_of(["actors/", "processes/"])
     made = set().union(*(constructed(source) for source in sources))
     handled = set().union(*(matched(source) for source in sources))
-    assert not [f"{file}: nothing makes a {name}" for file, name in INSIDE if name not in made]
-    assert not [f"{file}: nothing has a case for {name}" for file, name in INSIDE if name not in handled]
+    assert not [f"nothing makes a {name}" for name, *_ in INSIDE if name not in made]
+    assert not [f"nothing has a case for {name}" for name, *_ in INSIDE if name not in handled]
+
+
+# ---------------------------------------------------------------- the journal
+
+
+def test_an_entry_of_the_journal_has_its_kind_in_the_contract():
+    rows = table("| kind | written by | means, and what it fills beside")
+    kinds = [kind for cell, *_ in rows for kind in re.findall(r"`(\w+)`", cell)]
+    assert sorted(kinds) == sorted(typing.get_args(JournalKind))
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_a_metric_has_its_name_in_the_contract():
+    """Whatever string in the code is the name of one, with the kind that it is declared with."""
+    named = {
+        node.value
+        for path in files()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and METRIC.fullmatch(node.value)
+    }
+    rows = table("| metric | kind | means |")
+    assert sorted(named) == [name.strip("`") for name, *_ in rows]
+    ends = {"counter": "_total", "histogram": "_seconds"}
+    assert not [name for name, kind, _ in rows if not name.strip("`").endswith(ends.get(kind, ""))]
+
+
+def test_what_readers_are_told_of_metrics_is_there():
+    readme = METRIC.findall((ROOT / "README.md").read_text())
+    assert readme and set(readme) <= {name.strip("`") for name, *_ in table("| metric | kind | means |")}
 
 
 # ---------------------------------------------------------------- queues
