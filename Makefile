@@ -2,7 +2,7 @@
 # it makes a private environment in .venv and installs the tested set into it.
 
 PYTHON ?= python3
-SEEDS ?= 60
+SEEDS ?= 36
 ARGS ?=
 GPU ?=
 BIN := .venv/bin

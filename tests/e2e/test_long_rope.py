@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.cluster import running_cluster
 from tests.e2e.served import all_at_once, complete, save_long_rope, wait_whole, with_answers
 
@@ -11,6 +13,7 @@ ORIGINAL_TOKENS = 40
 LENGTHS = (3, 20, 37, 39, 40, 41, 70)  # before the switch, about it, and beyond it
 
 
+@pytest.mark.long
 def test_a_row_goes_over_the_switch_of_its_rope_as_in_transformers(tmp_path: Path) -> None:
     directory = tmp_path / "phi3"
     phi3 = with_answers(directory, save_long_rope(directory, ORIGINAL_TOKENS), LENGTHS)

@@ -192,7 +192,7 @@ def test_a_worker_that_the_hop_before_cannot_reach_is_left_out_until_it_can(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("port", [RESULTS, STORE])
+@pytest.mark.parametrize("port", [RESULTS, pytest.param(STORE, marks=pytest.mark.long)])
 def test_a_worker_that_cannot_reach_the_coordinators_lanes_is_left_out_until_it_can(
     port: int, cluster: RunningCluster, far: str, machines: TwoMachines, untied: Served
 ) -> None:
@@ -203,7 +203,7 @@ def test_a_worker_that_cannot_reach_the_coordinators_lanes_is_left_out_until_it_
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("machine", "port"), [("b", PIPELINE), ("a", RESULTS)])
+@pytest.mark.parametrize(("machine", "port"), [("b", PIPELINE), pytest.param("a", RESULTS, marks=pytest.mark.long)])
 def test_steps_that_vanish_on_the_way_end_the_route_and_not_the_stream(
     machine: str, port: int, cluster: RunningCluster, far: str, machines: TwoMachines, untied: Served
 ) -> None:

@@ -1,7 +1,6 @@
-"""Simulations run without log lines, which cost more than the arithmetic, and with a seed count from outside."""
+"""Simulations run without log lines, which cost more than the arithmetic."""
 
 import logging
-import os
 
 import pytest
 import structlog
@@ -15,8 +14,3 @@ def quiet_log():
     )
     yield
     structlog.configure(**kept)
-
-
-def n_seeds() -> int:
-    """HYDRA_SEEDS: 60 in `make test`, 2,000 in `make test-all`."""
-    return int(os.environ.get("HYDRA_SEEDS", "100"))

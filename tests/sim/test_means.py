@@ -20,7 +20,7 @@ from hydra.simulation.plan_watch import PlanWatch
 from hydra.simulation.pocket_model import pocket_spec
 from hydra.simulation.shape import Shape
 from hydra.simulation.world import World, open_world
-from tests.sim.conftest import n_seeds
+from tests.sample import n_seeds
 from tests.sim.swarm import LASTING, MEANS, SURVIVED, means_plot, play_means
 from tests.sim.test_stories import PROMPTS, THREE, eight_in_the_middle, tell
 

@@ -8,7 +8,7 @@ import trio
 from hydra.protocol.sampling import GREEDY, SamplingParams
 from hydra.simulation.pocket_model import FRAIL, FRAIL_FOR
 from hydra.simulation.shape import Shape
-from tests.sim.conftest import n_seeds
+from tests.sample import n_seeds
 from tests.sim.swarm import broken_row_plot, play_broken_row, play_short_memory
 from tests.sim.test_stories import PROMPTS, eight_in_the_middle, tell
 

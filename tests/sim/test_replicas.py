@@ -5,7 +5,7 @@ import trio
 
 from hydra.simulation.pocket_model import MODEL_ID
 from hydra.simulation.world import Shape, World
-from tests.sim.conftest import n_seeds
+from tests.sample import n_seeds
 from tests.sim.swarm import play_replicas, replicas_plot
 from tests.sim.test_stories import PROMPTS, tell
 

@@ -19,7 +19,7 @@ from hydra.protocol.store_lane import ChunkRefused, decode_answer, encode_ask
 from hydra.protocol.wires.wire import LineBroken
 from hydra.simulation.determinism import run_sim
 from hydra.simulation.memory_wire import Link, MemoryNetwork, MemoryWires, uniform
-from tests.sim.conftest import n_seeds
+from tests.sample import n_seeds
 
 CHUNK = 64
 SILENCE_S = 5.0

@@ -11,7 +11,7 @@ from hydra.simulation.determinism import run_sim
 from hydra.simulation.pocket_model import POISON
 from hydra.simulation.shape import Shape
 from hydra.simulation.world import World, open_world
-from tests.sim.conftest import n_seeds
+from tests.sample import plays_all
 
 THREE = Shape(workers=3, layers=9)
 PROMPTS = [[(7 * n + i) % 250 for i in range(5 + 9 * n)] for n in range(8)]
@@ -289,5 +289,5 @@ def test_a_death_after_every_single_message(victim):
     """Of each four messages one, unless all seeds are played."""
     total = n_messages(3)
     assert total > 50
-    for number in range(1, total + 1, 1 if n_seeds() >= 1000 else 4):
+    for number in range(1, total + 1, 1 if plays_all() else 4):
         kill_at(number, victim)

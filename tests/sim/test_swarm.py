@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tests.sim.conftest import n_seeds
+from tests.sample import n_seeds
 from tests.sim.swarm import FAULT_KINDS, play_means, play_seed, plot_of
 
 PARTS = 20

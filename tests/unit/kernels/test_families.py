@@ -11,12 +11,13 @@ from hydra.kernels.model.slice import forward
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.batch import Batch, OpenRow, int32
 from hydra.protocol.model.layer_spec import MoeSpec
+from tests.sample import plays_all
 from tests.unit.kernels.bench import ROUTE, Pipeline, Published, Row, greedy, order, prompt, quiet
 from tests.unit.kernels.family_models import SHAPES, Shape, publish_family, publish_gentle
 
 CUTS = ((), (1,), (1, 3), (1, 2, 3))  # 1 to 4 stages of 4 layers; the later ones have stages of one layer
 PROMPTS = (5, 23, 44)  # tokens; short of, and beyond, the windows and original contexts of the shapes
-NEW = 64
+NEW = 64 if plays_all() else 44  # tokens; with the longest prompt beyond every window and original context
 TABLES = ([*range(60)], [*range(119, 59, -1)], [120 + (7 * i) % 60 for i in range(60)])  # a run, and scattered
 
 PARAMETERS = [pytest.param(s, id=s.name, marks=[pytest.mark.long] if s.long else []) for s in SHAPES]
