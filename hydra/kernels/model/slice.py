@@ -24,6 +24,7 @@ from hydra.kernels.model.rotary import Rotary, lengths, make_rotary
 from hydra.kernels.model.softmax_attention import attention_view
 from hydra.kernels.sampling.sampler import Pick, SampledTensors, sample
 from hydra.kernels.tensors import to_device
+from hydra.kernels.weights.encoded.encoded_linear import EncodedEmbedding, EncodedLinear
 from hydra.kernels.weights.linear import Linear, PlainLinear
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.batch import Batch, OpenRow
@@ -46,6 +47,12 @@ class Head:
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
+class Embedding(Protocol):
+    """Ids of tokens (int64 [n]) to hidden states [n, hidden]."""
+
+    def __call__(self, ids: Tensor) -> Tensor: ...
+
+
 @attrs.frozen(eq=False, kw_only=True)
 class Slice:
     """Exactly the first slice has an embedding it reads tokens with, exactly the last a head.
@@ -60,7 +67,7 @@ class Slice:
     caches: tuple[CacheSpec, ...]  # one per block
     views: tuple[View, ...]
     rotaries: tuple[Rotary, ...]
-    embedding: Tensor | None
+    embedding: Embedding | None
     embedding_scale: Tensor | None  # None: 1
     head: Head | None
     paged: bool  # in a step of one token per row, attention is one call per layer
@@ -106,7 +113,7 @@ def build_slice(
         caches=tuple(layer.cache for layer in layers),
         views=views,
         rotaries=tuple(make_rotary(rope, device) for rope in ropes),
-        embedding=parts["embedding"].tensors["embedding"] if first_layer == 0 else None,
+        embedding=_embedding(parts["embedding"], dtype) if first_layer == 0 else None,
         embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
         head=_head(spec, parts) if end_layer == spec.n_layers else None,
         paged=paged,
@@ -114,13 +121,22 @@ def build_slice(
     )
 
 
+def _embedding(weights: PartWeights, dtype: torch.dtype) -> Embedding:
+    encoded = weights.encoded.get("embedding")
+    if encoded is not None:
+        return EncodedEmbedding(encoded, dtype)
+    table = weights.tensors["embedding"]
+    return lambda ids: functional.embedding(ids, table)
+
+
 def _head(spec: ModelSpec, parts: Mapping[Part, PartWeights]) -> Head:
-    """A tied head is the embedding's own matrix, plain as it must be for looking up."""
+    """A tied head is the embedding's own matrix, as it is looked up in: plain, or encoded."""
     ends = parts["norm"].tensors
     norm = make_norm(spec.decoder.norm, ends["final_norm"], ends.get("final_norm_bias"))
     if spec.tied:
         bias = parts["head"].tensors["head_bias"] if spec.decoder.head_bias else None
-        linear: Linear = PlainLinear(parts["embedding"].tensors["embedding"], bias)
+        encoded, plain = parts["embedding"].encoded, parts["embedding"].tensors
+        linear: Linear = EncodedLinear(encoded["embedding"], bias) if encoded else PlainLinear(plain["embedding"], bias)
     else:
         linear = parts["head"].linears["head"]
     return Head(norm, linear, spec.decoder.logit_softcap)
@@ -203,7 +219,7 @@ def _entry(part: Slice, tokens: Tensor | None, hidden: Tensor | None) -> Tensor:
         assert hidden is not None
         return hidden
     assert tokens is not None
-    x = functional.embedding(tokens, part.embedding)
+    x = part.embedding(tokens)
     return x if part.embedding_scale is None else x * part.embedding_scale
 
 

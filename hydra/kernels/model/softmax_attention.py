@@ -4,6 +4,8 @@ Projections that read the same input are one matrix, so it is two products aroun
 view of the step's plan and its own table of rotations; neither norms nor residuals of its layer.
 """
 
+from collections.abc import Mapping
+
 import attrs
 import torch
 from torch import Tensor
@@ -15,8 +17,9 @@ from hydra.kernels.model.layer_context import LayerContext
 from hydra.kernels.model.norms import make_norm
 from hydra.kernels.model.rotary import RotaryTable, RotaryTables, Turn, rotate, rotate_some
 from hydra.kernels.weights.linear import Linear
-from hydra.kernels.weights.part_weights import PartTensors, PartWeights
+from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.model.layer_spec import SoftmaxAttentionSpec
+from hydra.protocol.model.model_spec import WeightRole
 
 
 @attrs.frozen(eq=False)
@@ -64,7 +67,7 @@ def _make_attend(spec: SoftmaxAttentionSpec, context: LayerContext) -> Attend:
     return Attend(context.view, mix, make_decode(plain, spec.softcap, context.device))
 
 
-def _make_turn(spec: SoftmaxAttentionSpec, tensors: PartTensors) -> Turn:
+def _make_turn(spec: SoftmaxAttentionSpec, tensors: Mapping[WeightRole, Tensor]) -> Turn:
     """The rotation of queries and keys side by side, behind their norms where there are any."""
     turn: Turn = rotate if spec.rope.dim == spec.head_dim else rotate_some
     if spec.qk_norm is None:

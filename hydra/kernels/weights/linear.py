@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hydra.kernels.weights.encoded.encoded_linear import EncodedLinear
+from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
+from hydra.kernels.weights.encoded_rows import EncodedRows
+
 _ROWS_HINT = 16  # the layout oneDNN chooses for a few rows is as good for one and for thousands; that for one is not
 _ops = torch.ops.mkldnn
 
@@ -58,6 +62,22 @@ class PackedLinear:
         return product
 
 
+@attrs.frozen(eq=False)
+class StackedLinear:
+    """Linears of one input: their outputs one behind the other."""
+
+    parts: tuple[Linear, ...]
+    bias: Tensor | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(part.n_bytes for part in self.parts) + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        output = torch.cat([part(x) for part in self.parts], -1)
+        return output if self.bias is None else output.add_(self.bias)
+
+
 def packs_linears(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether matrices of this kind have a packed form here."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -72,3 +92,14 @@ def make_linear(matrix: Tensor, bias: Tensor | None = None) -> Linear:
     if not packs_linears(matrix.dtype, matrix.device):
         return PlainLinear(matrix, bias)
     return PackedLinear(_ops._reorder_linear_weight(matrix, _ROWS_HINT), bias)
+
+
+def make_encoded_linear(rows: EncodedRows, bias: Tensor | None = None) -> Linear:
+    """Of a matrix of which something is encoded: one product for each of its pieces."""
+    if len(rows.pieces) == 1:
+        return _of_piece(rows.pieces[0], bias)
+    return StackedLinear(tuple(_of_piece(piece, None) for piece in rows.pieces), bias)
+
+
+def _of_piece(piece: EncodedMatrix | Tensor, bias: Tensor | None) -> Linear:
+    return make_linear(piece, bias) if isinstance(piece, Tensor) else EncodedLinear(piece, bias)

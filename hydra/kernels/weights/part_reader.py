@@ -1,16 +1,27 @@
 """The parts a model's weights come in, read: filled by place, and refused unless every row of every matrix is there.
 
-Fused matrices are filled in place, because the rows of each published tensor stay together. Knows canonical places, no
-published names, no route and no memory limit.
+Fused matrices are filled in place, because the rows of each published tensor stay together; one that stays encoded is
+kept as the pieces that it is published in. Knows canonical places, no published names, no route and no memory limit.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import attrs
 import torch
 from torch import Tensor
 
+from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
+from hydra.kernels.weights.encoded_reader import (
+    EncodedSource,
+    check_lengths,
+    read_encoded,
+    read_plain,
+    shifted,
+    sides_of,
+)
+from hydra.kernels.weights.encoded_rows import EncodedExperts, EncodedRows
 from hydra.kernels.weights.part_weights import PartTensors
 from hydra.kernels.weights.reader import read_ranges
 from hydra.kernels.weights.weight_memory import weight_memory
@@ -20,6 +31,19 @@ from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import refuse
 
 _Block: TypeAlias = tuple[WeightRole, int | None]  # a matrix, or one expert's share of it
+_Piece: TypeAlias = tuple[int | None, EncodedMatrix | Tensor]  # the expert that it belongs to, if any
+
+
+@attrs.frozen(eq=False)
+class _PartPlan:
+    """One part before anything is read. `apart` are matrices of which something is encoded: each of their published
+    tensors is read alone; `converted` are plain tensors that are not as their maker had them.
+    """
+
+    tensors: dict[WeightRole, Tensor]  # to be filled
+    straight: list[tuple[TensorRange, Tensor]]
+    converted: list[tuple[EncodedSource, Tensor]]
+    apart: dict[WeightRole, list[EncodedSource]]
 
 
 def fetch_parts(
@@ -33,15 +57,28 @@ def fetch_parts(
 ) -> tuple[dict[Part, PartTensors], int]:
     """Reads exactly these parts' ranges; returns them and the bytes read. Refuses: bad_model, unsupported."""
     sources = _by_part(parts, tensors)
-    filled_parts: dict[Part, PartTensors] = {}
-    wanted: list[tuple[TensorRange, Tensor]] = []
-    for part in sorted(parts, key=str):
-        shapes = part_shapes(shape, part)
-        filled_parts[part] = {role: weight_memory(size, dtype, device) for role, size in shapes.items()}
-        wanted += _placed(part, filled_parts[part], sources[part])
-    read_bytes = read_ranges(folder, wanted, progress)
-    _check_norms([(source, target) for source, target in wanted if is_norm(place_of(source).role)])
-    return filled_parts, read_bytes
+    plans = {part: _plan(shape, part, sources[part], dtype, device) for part in sorted(parts, key=str)}
+    total = sum(source.length for part in parts for source in sources[part])
+    straight = [pair for plan in plans.values() for pair in plan.straight]
+    read_bytes = read_ranges(folder, straight, shifted(progress, 0, total)) if straight else 0
+    filled: dict[Part, PartTensors] = {}
+    for part, plan in plans.items():
+        apart: dict[WeightRole, EncodedRows | EncodedExperts] = {}
+        for converted, target in plan.converted:
+            here = shifted(progress, read_bytes, total)
+            target.copy_(read_plain(folder, converted.values, converted.head_dim, dtype, device, here))
+            read_bytes += converted.n_bytes
+        for role, published in plan.apart.items():
+            pieces: list[_Piece] = []
+            for source in published:
+                matrix = read_encoded(folder, source, dtype, device, shifted(progress, read_bytes, total))
+                pieces.append((place_of(source.values).expert, matrix))
+                read_bytes += source.n_bytes
+            apart[role] = _joined(pieces)
+        filled[part] = {**plan.tensors, **apart}
+    norms = [pair for plan in plans.values() for pair in _norms(plan)]
+    _check_norms(norms)
+    return filled, read_bytes
 
 
 def _check_norms(norms: Sequence[tuple[TensorRange, Tensor]]) -> None:
@@ -66,7 +103,52 @@ def _by_part(parts: Collection[Part], tensors: Sequence[TensorRange]) -> dict[Pa
     return sources
 
 
-def _placed(part: Part, weights: PartTensors, sources: Iterable[TensorRange]) -> list[tuple[TensorRange, Tensor]]:
+def _plan(
+    shape: ModelShape, part: Part, sources: Sequence[TensorRange], dtype: torch.dtype, device: torch.device
+) -> _PartPlan:
+    values = [source for source in sources if place_of(source).side == "values"]
+    beside = sides_of(values, [source for source in sources if place_of(source).side != "values"])
+    encoded = {place_of(source).role for source in values if source.encoding.kept_bytes(source.shape) is not None}
+    memory = {
+        role: torch.empty(size, device="meta") if role in encoded else weight_memory(size, dtype, device)
+        for role, size in part_shapes(shape, part).items()
+    }
+    plan = _PartPlan({role: tensor for role, tensor in memory.items() if not tensor.is_meta}, [], [], {})
+    head_dim = shape.decoder.layer(part).attention.head_dim if isinstance(part, int) else 0
+    for (values_range, target), sides in zip(_placed(part, memory, values), beside, strict=True):
+        source, place = EncodedSource(values_range, sides, head_dim), place_of(values_range)
+        if target.is_meta:
+            check_lengths(source)
+            plan.apart.setdefault(place.role, []).append(source)
+        elif sides:
+            raise refuse("bad_model", f"{values_range.file}: {values_range.name} is plain, and has scales beside it")
+        elif place.converted:
+            check_lengths(source)
+            plan.converted.append((source, target))
+        else:
+            plan.straight.append((values_range, target))
+    for published in plan.apart.values():
+        published.sort(key=lambda source: (place_of(source.values).expert or 0, place_of(source.values).first_row))
+    return plan
+
+
+def _joined(pieces: Sequence[_Piece]) -> EncodedRows | EncodedExperts:
+    if pieces[0][0] is None:
+        return EncodedRows(tuple(piece for _, piece in pieces))
+    by_expert: dict[int | None, list[EncodedMatrix | Tensor]] = {}
+    for expert, piece in pieces:
+        by_expert.setdefault(expert, []).append(piece)
+    return EncodedExperts(tuple(EncodedRows(tuple(rows)) for rows in by_expert.values()))
+
+
+def _norms(plan: _PartPlan) -> list[tuple[TensorRange, Tensor]]:
+    filled = [*plan.straight, *((source.values, target) for source, target in plan.converted)]
+    return [(source, target) for source, target in filled if is_norm(place_of(source).role)]
+
+
+def _placed(
+    part: Part, weights: Mapping[WeightRole, Tensor], sources: Iterable[TensorRange]
+) -> list[tuple[TensorRange, Tensor]]:
     """Each range with the memory it fills; together they must fill all of the part, and no row twice."""
     wanted: list[tuple[TensorRange, Tensor]] = []
     filled: dict[_Block, list[tuple[int, int, TensorRange]]] = {}
@@ -89,7 +171,7 @@ def _placed(part: Part, weights: PartTensors, sources: Iterable[TensorRange]) ->
     return wanted
 
 
-def _target(weights: PartTensors, source: TensorRange) -> Tensor:
+def _target(weights: Mapping[WeightRole, Tensor], source: TensorRange) -> Tensor:
     """The contiguous rows of a canonical matrix that a range fills."""
     place = place_of(source)
     matrix = weights.get(place.role)

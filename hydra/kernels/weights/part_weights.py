@@ -10,10 +10,12 @@ from typing import TypeAlias
 import attrs
 from torch import Tensor
 
-from hydra.kernels.weights.linear import Linear, PlainLinear, make_linear
+from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
+from hydra.kernels.weights.encoded_rows import EncodedExperts, EncodedRows
+from hydra.kernels.weights.linear import Linear, PlainLinear, make_encoded_linear, make_linear
 from hydra.protocol.model.model_spec import WeightRole
 
-PartTensors: TypeAlias = Mapping[WeightRole, Tensor]  # a part as it was read
+PartTensors: TypeAlias = Mapping[WeightRole, Tensor | EncodedRows | EncodedExperts]  # a part as it was read
 
 _LINEARS: dict[WeightRole, WeightRole] = {  # and the role of the bias that belongs to each
     "qkv": "qkv_bias",
@@ -27,34 +29,44 @@ _LINEARS: dict[WeightRole, WeightRole] = {  # and the role of the bias that belo
 @attrs.frozen(eq=False)
 class PartWeights:
     """By role; one that is absent is one that the model does not have. A bias lies in its linear; the matrices of
-    experts are linears one by one, by expert.
+    experts are linears one by one, by expert. `encoded` is an embedding that is looked up in as it is stored.
     """
 
     tensors: Mapping[WeightRole, Tensor]
     linears: Mapping[WeightRole, Linear]
     experts: Mapping[WeightRole, tuple[Linear, ...]]
+    encoded: Mapping[WeightRole, EncodedMatrix]
 
     @property
     def n_bytes(self) -> int:
-        each = (linear.n_bytes for linears in self.experts.values() for linear in linears)
-        alone = (linear.n_bytes for linear in self.linears.values())
-        return sum(tensor.nbytes for tensor in self.tensors.values()) + sum(alone) + sum(each)
+        linears = [*self.linears.values(), *(linear for linears in self.experts.values() for linear in linears)]
+        plain = sum(tensor.nbytes for tensor in self.tensors.values())
+        encoded = sum(matrix.n_bytes for matrix in self.encoded.values())
+        return plain + encoded + sum(linear.n_bytes for linear in linears)
 
 
 def make_part_weights(read: PartTensors) -> PartWeights:
     """The same weights, their matrices as the device multiplies by them fastest.
 
     An embedding stays plain: its rows are looked up, also where it is the head as well. So does a router: the choice of
-    experts hangs on its last bits.
+    experts hangs on its last bits. What was encoded stays so.
     """
-    tensors = dict(read)
+    tensors = {role: one for role, one in read.items() if isinstance(one, Tensor)}
     linears: dict[WeightRole, Linear] = {}
     experts: dict[WeightRole, tuple[Linear, ...]] = {}
-    for role, tensor in read.items():
-        if role in _LINEARS:
-            linears[role] = make_linear(tensors.pop(role), tensors.pop(_LINEARS[role], None))
-        elif role == "router":
-            linears[role] = PlainLinear(tensors.pop(role))
-        elif tensor.dim() == 3:
-            experts[role] = tuple(make_linear(matrix) for matrix in tensors.pop(role))
-    return PartWeights(tensors, linears, experts)
+    encoded: dict[WeightRole, EncodedMatrix] = {}
+    for role, matrix in read.items():
+        match matrix:
+            case EncodedExperts(experts=each):
+                experts[role] = tuple(make_encoded_linear(rows) for rows in each)
+            case EncodedRows(pieces=(whole,)) if role == "embedding" and not isinstance(whole, Tensor):
+                encoded[role] = whole
+            case EncodedRows():
+                linears[role] = make_encoded_linear(matrix, tensors.pop(_LINEARS[role], None))
+            case Tensor() if role in _LINEARS:
+                linears[role] = make_linear(tensors.pop(role), tensors.pop(_LINEARS[role], None))
+            case Tensor() if role == "router":
+                linears[role] = PlainLinear(tensors.pop(role))
+            case Tensor() if matrix.dim() == 3:
+                experts[role] = tuple(make_linear(one) for one in tensors.pop(role))
+    return PartWeights(tensors, linears, experts, encoded)

@@ -66,13 +66,18 @@ def read_ranges(
 
 
 def _check_length(source: TensorRange, target: Tensor) -> None:
-    needed = source.encoding.n_bytes(tuple(target.shape))
+    needed = _bytes_into(source, target)
     if source.length != needed or source.offset < 0:
         raise refuse(
             "bad_model",
             f"{source.file}: {source.name} has {source.length} bytes of {source.encoding.name} at "
             f"{source.offset}, but its shape {tuple(target.shape)} needs {needed}",
         )
+
+
+def _bytes_into(source: TensorRange, target: Tensor) -> int:
+    """Of a file, that fill this tensor: one of bytes takes them as they are."""
+    return target.numel() * staging.landing_dtype(source, target).itemsize
 
 
 def _open_files(folder: Path, sources: Sequence[TensorRange], opened: ExitStack) -> dict[str, int]:
@@ -114,7 +119,7 @@ def _open(folder: Path, source: TensorRange) -> tuple[int, int]:
 
 
 def _chunks(source: TensorRange, target: Tensor) -> Iterator[_Chunk]:
-    item_bytes = source.encoding.n_bytes((1,))
+    item_bytes = staging.landing_dtype(source, target).itemsize
     flat, step = target.view(-1), staging.chunk_bytes(target) // item_bytes
     for first in range(0, target.numel(), step):
         yield _Chunk(source, source.offset + first * item_bytes, flat[first : first + step])
@@ -159,7 +164,7 @@ def _serve(job: _Job) -> None:
         try:
             while (chunk := job.take()) is not None:
                 place.take(chunk.source, chunk.target, partial(_fill, job.files[chunk.source.file], chunk))
-                job.chunks_read.put(chunk.source.encoding.n_bytes(tuple(chunk.target.shape)))
+                job.chunks_read.put(_bytes_into(chunk.source, chunk.target))
         finally:
             place.settle()
     except BaseException:

@@ -35,16 +35,12 @@ class EncodedLinear:
 
 
 @attrs.frozen(eq=False)
-class StackedLinear:
-    """Linears of one input side by side: their outputs one behind the other."""
+class EncodedEmbedding:
+    """Rows of an encoded matrix, looked up and decoded."""
 
-    parts: tuple[EncodedLinear, ...]
-    bias: Tensor | None = None
+    matrix: EncodedMatrix
+    dtype: torch.dtype
 
-    @property
-    def n_bytes(self) -> int:
-        return sum(part.n_bytes for part in self.parts) + (0 if self.bias is None else self.bias.nbytes)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        output = torch.cat([part(x) for part in self.parts], -1)
-        return output if self.bias is None else output.add_(self.bias)
+    def __call__(self, ids: Tensor) -> Tensor:
+        """int64 [n] to [n, columns]."""
+        return self.matrix.take(ids).decode(self.dtype)

@@ -33,9 +33,17 @@ class EncodedMatrix(Protocol):
         """Some of the rows: a range of them without a copy, or those with these indices (int64) in their order."""
         ...
 
+    def to(self, device: torch.device) -> "EncodedMatrix":
+        """The same matrix there."""
+        ...
+
     def decode(self, dtype: torch.dtype) -> Tensor:
         """All of it, [rows, columns]: computed in float32, then rounded to `dtype`."""
         ...
+
+
+def _moved(side: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if side is None else side.to(device)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -85,6 +93,17 @@ class GroupedMatrix:
         zeros = None if self.zeros is None else self.zeros[rows]
         minima = None if self.minima is None else self.minima[rows]
         return attrs.evolve(self, codes=self.codes[rows], scales=self.scales[rows], zeros=zeros, minima=minima)
+
+    def to(self, device: torch.device) -> "GroupedMatrix":
+        return attrs.evolve(
+            self,
+            codes=self.codes.to(device),
+            scales=self.scales.to(device),
+            zeros=_moved(self.zeros, device),
+            minima=_moved(self.minima, device),
+            table=_moved(self.table, device),
+            order=_moved(self.order, device),
+        )
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         scales = self._spread(self.scales.to(torch.float32))
@@ -137,6 +156,9 @@ class BlockMatrix:
     def take(self, rows: slice | Tensor) -> "BlockMatrix":
         return attrs.evolve(self, data=self.data[rows])
 
+    def to(self, device: torch.device) -> "BlockMatrix":
+        return attrs.evolve(self, data=self.data.to(device))
+
     def decode(self, dtype: torch.dtype) -> Tensor:
         return decode_blocks(self.encoding.name, self.data).to(dtype)
 
@@ -170,6 +192,9 @@ class Float8Matrix:
         """Rows that are not whole tiles get scales of their own."""
         index = torch.arange(self.rows, device=self.device)[rows] // self.group_rows
         return attrs.evolve(self, codes=self.codes[rows], scales=self.scales[index], group_rows=1)
+
+    def to(self, device: torch.device) -> "Float8Matrix":
+        return attrs.evolve(self, codes=self.codes.to(device), scales=self.scales.to(device))
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         down = self.scales.repeat_interleave(self.group_rows, 0)[: self.rows]
