@@ -11,7 +11,6 @@ import attrs
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.attention.paged_attention import StepPlan, View, plan_step
@@ -24,7 +23,8 @@ from hydra.kernels.model.rotary import Rotary, lengths, make_rotary
 from hydra.kernels.model.softmax_attention import attention_view
 from hydra.kernels.sampling.sampler import Pick, SampledTensors, sample
 from hydra.kernels.tensors import to_device
-from hydra.kernels.weights.encoded.encoded_linear import EncodedEmbedding, EncodedLinear
+from hydra.kernels.weights.embedding import Embedding, make_embedding
+from hydra.kernels.weights.encoded.encoded_linear import EncodedLinear
 from hydra.kernels.weights.linear import Linear, PlainLinear
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.batch import Batch, OpenRow
@@ -45,12 +45,6 @@ class Head:
         """[n, hidden] to logits [n, vocab] in float32."""
         logits = self.linear(self.norm(x)).to(torch.float32)
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
-
-
-class Embedding(Protocol):
-    """Ids of tokens (int64 [n]) to hidden states [n, hidden]."""
-
-    def __call__(self, ids: Tensor) -> Tensor: ...
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -113,20 +107,12 @@ def build_slice(
         caches=tuple(layer.cache for layer in layers),
         views=views,
         rotaries=tuple(make_rotary(rope, device) for rope in ropes),
-        embedding=_embedding(parts["embedding"], dtype) if first_layer == 0 else None,
+        embedding=make_embedding(parts["embedding"], dtype) if first_layer == 0 else None,
         embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
         head=_head(spec, parts) if end_layer == spec.n_layers else None,
         paged=paged,
         steady=paged and all(block.feed_forward.steady for block in blocks),
     )
-
-
-def _embedding(weights: PartWeights, dtype: torch.dtype) -> Embedding:
-    encoded = weights.encoded.get("embedding")
-    if encoded is not None:
-        return EncodedEmbedding(encoded, dtype)
-    table = weights.tensors["embedding"]
-    return lambda ids: functional.embedding(ids, table)
 
 
 def _head(spec: ModelSpec, parts: Mapping[Part, PartWeights]) -> Head:

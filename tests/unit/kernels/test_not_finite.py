@@ -62,7 +62,7 @@ def pipeline(model: Published, fill: float) -> Pipeline:
 @torch.inference_mode()
 def damage(line: Pipeline) -> None:
     """The embedding of one token."""
-    embedding = line.runners[0]._routes[ROUTE].slice.embedding
+    embedding = line.runners[0]._routes[ROUTE].slice.embedding.matrix
     embedding[BAD] = float("nan")
 
 

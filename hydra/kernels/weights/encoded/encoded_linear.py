@@ -1,11 +1,10 @@
-"""Products with an encoded matrix, and rows looked up in one.
+"""Products with an encoded matrix.
 
 A few rows of input are multiplied by what the device is fastest with; many rows by tiles that are decoded one after the
 other, so that no more than one tile is ever held in full. Knows no layer and no model.
 """
 
 import attrs
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,15 +31,3 @@ class EncodedLinear:
             tile = self.matrix.take(slice(first, first + step)).decode(x.dtype)
             output[:, first : first + step] = functional.linear(x, tile)
         return output if self.bias is None else output.add_(self.bias)
-
-
-@attrs.frozen(eq=False)
-class EncodedEmbedding:
-    """Rows of an encoded matrix, looked up and decoded."""
-
-    matrix: EncodedMatrix
-    dtype: torch.dtype
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """int64 [n] to [n, columns]."""
-        return self.matrix.take(ids).decode(self.dtype)
