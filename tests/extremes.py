@@ -21,7 +21,7 @@ from hydra.protocol.batch import Logprobs, int32
 from hydra.protocol.messages.generations import Tokens
 from hydra.protocol.messages.plans import LoadSlice
 from hydra.protocol.model.decoder_spec import DecoderSpec
-from hydra.protocol.model.encoding import ENCODINGS, Encoding
+from hydra.protocol.model.encoding import NAMED_ENCODINGS, Encoding
 from hydra.protocol.model.layer_spec import LayerSpec, NormSpec
 from hydra.protocol.model.model_spec import ModelSpec
 from hydra.protocol.model.part_size import PartSize
@@ -66,6 +66,8 @@ class Extremes:
             return self.rng.choice(args)
         if origin is np.ndarray:
             return self.column(self.rng.choice((0, 1, 3, 40)))
+        if kind == Encoding:
+            return self.rng.choice(tuple(NAMED_ENCODINGS.values()))  # `bend` makes others of their names
         if origin in (typing.Union, types.UnionType):
             return self._either(args)
         if origin is tuple:
@@ -75,8 +77,6 @@ class Extremes:
             return self.tokens(self.rng.choice((0, 1, 3)))
         if kind is Logprobs:
             return self.logprobs(self.rng.choice((0, 1, 3)))
-        if kind is Encoding:
-            return self.rng.choice(tuple(ENCODINGS.values()))  # `bend` makes others of their names
         if kind is ModelSpec:
             return self.spec()
         if kind is DecoderSpec:

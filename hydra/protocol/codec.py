@@ -20,12 +20,12 @@ from hydra.protocol.blob import Buffer, Frames
 from hydra.protocol.columns import INT32, column_of, lowest
 from hydra.protocol.faults import MessageTooBig, TheyBrokeTheRules
 from hydra.protocol.ids import ActorName
-from hydra.protocol.limits import ALTERNATIVES_MAX, FIELDS, IDS, INT63_MAX, PLAIN_LIMITS, Limit, Range
+from hydra.protocol.limits import ALTERNATIVES_MAX, FIELDS, IDS, INT63_MAX, NAME_MAX, PLAIN_LIMITS, Limit, Range
 from hydra.protocol.messages import Message
 from hydra.protocol.messages.generations import Tokens
 from hydra.protocol.messages.membership import Beacon, Heartbeat, HeartbeatSeen
 from hydra.protocol.messages.plans import LoadSlice
-from hydra.protocol.model.encoding import ENCODING_NAMES, ENCODINGS, PlainEncoding
+from hydra.protocol.model.encoding import Encoding, encoding_of
 from hydra.protocol.model.layer_spec import FeedForwardSpec
 from hydra.protocol.model.model_spec import Place, TensorRange
 from hydra.protocol.model.part_size import PartSize
@@ -195,6 +195,12 @@ def _row_unhook(kind: type) -> Callable[[Any], list[Any]]:
     return lambda value: [hook(getattr(value, name)) for name, hook in hooks]
 
 
+def _named_encoding(name: Any) -> Encoding:
+    if type(name) is not str or len(name) > NAME_MAX:
+        raise TypeError("an encoding is said by its name")
+    return encoding_of(name)
+
+
 # ---------------------------------------------------------------- the converter
 
 
@@ -223,8 +229,8 @@ def _make_converter() -> cattrs.Converter:
     result.register_unstructure_hook_factory(lambda kind: kind in ROWS, _row_unhook)
     result.register_structure_hook_func(_is_column, _read_column)
     result.register_unstructure_hook_func(_is_column, _pack_column)
-    result.register_structure_hook(PlainEncoding, lambda name, _: ENCODINGS[name])
-    result.register_unstructure_hook(PlainEncoding, ENCODING_NAMES.__getitem__)
+    result.register_structure_hook_func(lambda kind: kind == Encoding, lambda name, _: _named_encoding(name))
+    result.register_unstructure_hook_func(lambda kind: kind == Encoding, lambda encoding: encoding.name)
     result.register_structure_hook(Logprobs, _unpack_logprobs)
     result.register_unstructure_hook(Logprobs, _pack_logprobs)
     return result

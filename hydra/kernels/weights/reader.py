@@ -22,7 +22,6 @@ from torch import Tensor
 
 from hydra.kernels.weights import staging
 from hydra.kernels.weights.staging import Staging
-from hydra.protocol.model.encoding import ENCODING_NAMES
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import refuse
@@ -71,7 +70,7 @@ def _check_length(source: TensorRange, target: Tensor) -> None:
     if source.length != needed or source.offset < 0:
         raise refuse(
             "bad_model",
-            f"{source.file}: {source.name} has {source.length} bytes of {ENCODING_NAMES[source.encoding]} at "
+            f"{source.file}: {source.name} has {source.length} bytes of {source.encoding.name} at "
             f"{source.offset}, but its shape {tuple(target.shape)} needs {needed}",
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hydra.kernels.tensors import TORCH_DTYPES, bytes_of
+from hydra.protocol.model.encoding import PlainEncoding
 from hydra.protocol.model.model_spec import TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 
@@ -43,8 +44,16 @@ def chunk_bytes(target: Tensor) -> int:
     return SLAB_BYTES if target.device.type == "cuda" else HOST_CHUNK_BYTES
 
 
+def landing_dtype(source: TensorRange, target: Tensor) -> torch.dtype:
+    """What the bytes of a range are taken for as they arrive: what is not plain, or is wanted as bytes, for those."""
+    encoding = source.encoding
+    if isinstance(encoding, PlainEncoding) and target.dtype != torch.uint8:
+        return TORCH_DTYPES[encoding.dtype]
+    return torch.uint8
+
+
 def is_straight(source: TensorRange, target: Tensor) -> bool:
-    return target.device.type == "cpu" and target.dtype == TORCH_DTYPES[source.encoding.dtype]
+    return target.device.type == "cpu" and target.dtype == landing_dtype(source, target)
 
 
 class Staging:
@@ -72,7 +81,7 @@ class Staging:
             self._slabs.settle()
 
     def _convert(self, source: TensorRange, target: Tensor, fill: Fill) -> None:
-        stored = TORCH_DTYPES[source.encoding.dtype]
+        stored = landing_dtype(source, target)
         n_bytes = target.numel() * stored.itemsize
         if self._scratch is None:
             self._scratch = torch.empty(HOST_CHUNK_BYTES, dtype=torch.uint8)
@@ -105,7 +114,7 @@ class Slabs:
         self._slabs.reverse()
         if slab.moved is not None:
             slab.moved.synchronize()
-        stored = TORCH_DTYPES[source.encoding.dtype]
+        stored = landing_dtype(source, target)
         n_bytes = target.numel() * stored.itemsize
         fill(slab.content[:n_bytes])
         landed = slab.memory[:n_bytes].view(stored)

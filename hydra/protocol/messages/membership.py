@@ -12,7 +12,7 @@ from hydra.protocol.ids import Epoch, Generation, NodeId, RouteId, StepId
 from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.refusal import Refusal
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 MemberRole = Literal["worker", "frontend", "parent"]
 NodeState = Literal["joining", "ready", "suspect", "unreachable", "draining", "lost"]
 Kernels = Literal["torch", "triton"]  # what decodes: torch's own alone, or with ours for one token per row

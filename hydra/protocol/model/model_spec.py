@@ -110,23 +110,37 @@ class ModelSpec(ModelShape):
         return self.slice_size(first_layer, end_layer).memory_bytes(dtype)
 
 
+WeightSide = Literal["values", "scale", "zero", "order", "second_scale", "second_offset", "table"]
+"""What of a matrix a tensor holds: its values, or what they are decoded with. `order` is the group of each column."""
+Converted = Literal["", "interleaved", "plus_one"]
+"""What a converter changed and a reader undoes: the rows of each head in pairs for a rope that turns neighbours, or 1
+added to a norm."""
+
+
 @attrs.frozen(kw_only=True)
 class Place:
     """Where a published tensor belongs in the canonical matrices (see `layout`).
 
     From row `first_row` on, of the matrix `role` in layer `layer` (None: at the ends), there of expert `expert`
-    (None: the matrix has none, or the tensor holds all of them).
+    (None: the matrix has none, or the tensor holds all of them). A matrix that lies in several tensors has one range of
+    `values` and one for each other side, all with the same place but for `side`.
     """
 
     role: WeightRole
     layer: int | None = None
     first_row: int = 0
     expert: int | None = None
+    side: WeightSide = "values"
+    converted: Converted = ""
 
 
 @attrs.frozen(kw_only=True)
 class TensorRange:
-    """One tensor's bytes in a described model: where they lie, what they must turn out to be, and where they go."""
+    """One tensor's bytes in a described model: where they lie, what they must turn out to be, and where they go.
+
+    The shape of values is that of the matrix, rows out by columns in, however its encoding packs them; that of any
+    other side is as it is stored.
+    """
 
     name: str  # as published; only for people
     file: str  # relative to the model directory, one path component

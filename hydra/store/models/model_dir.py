@@ -14,10 +14,10 @@ import attrs
 import structlog
 
 from hydra.protocol.model.dtype import Dtype
-from hydra.protocol.model.encoding import ENCODINGS
+from hydra.protocol.model.encoding import PLAIN_ENCODINGS, PlainEncoding
 from hydra.protocol.model.layout import Part, part_of
 from hydra.protocol.model.model_spec import Described, ModelSpec, StoredFile, TensorRange
-from hydra.protocol.model.part_size import PartSize, total_size
+from hydra.protocol.model.part_size import PartSize, tensor_size, total_size
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import is_plain_name, open_directory, read_json_file, shown
 from hydra.store.files.foreign_file import unfinished
@@ -167,9 +167,9 @@ def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header
         raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which does not hold it.")
     if stored.shape != shape:
         raise refuse("bad_model", f"{name!r} in {file} has shape {stored.shape}; config.json asks for {shape}.")
-    encoding = ENCODINGS.get(stored.file_dtype)
+    encoding = PLAIN_ENCODINGS.get(stored.file_dtype)
     if encoding is None:
-        known = ", ".join(ENCODINGS)
+        known = ", ".join(PLAIN_ENCODINGS)
         raise refuse("unsupported", f"{name!r} in {file} is stored as {stored.file_dtype}; supported are {known}.")
     return TensorRange(
         name=name,
@@ -204,9 +204,9 @@ def _spec(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: st
     per_part: dict[Part, list[PartSize]] = {}
     per_dtype: Counter[Dtype] = Counter()
     for tensor in tensors:
-        numbers = math.prod(tensor.shape)
-        per_dtype[tensor.encoding.dtype] += numbers
-        per_part.setdefault(part_of(tensor), []).append(PartSize(numbers, tensor.length))
+        if isinstance(tensor.encoding, PlainEncoding):
+            per_dtype[tensor.encoding.dtype] += math.prod(tensor.shape)
+        per_part.setdefault(part_of(tensor), []).append(tensor_size(tensor.encoding, tensor.shape))
     sizes = {part: total_size(parts) for part, parts in per_part.items()}
     nothing = total_size(())
     return ModelSpec(

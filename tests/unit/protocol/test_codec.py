@@ -27,7 +27,7 @@ from hydra.protocol.messages.models import LoadModel
 from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.cache_spec import PagedKvSpec
 from hydra.protocol.model.decoder_spec import DecoderSpec, decoder_of, plain_decoder, plain_layer
-from hydra.protocol.model.encoding import BF16, ENCODINGS, Encoding
+from hydra.protocol.model.encoding import BF16, NAMED_ENCODINGS, Encoding
 from hydra.protocol.model.layer_spec import LayerSpec, MoeSpec, NormSpec, SoftmaxAttentionSpec
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
 from hydra.protocol.model.part_size import PartSize
@@ -65,6 +65,8 @@ def strategy(kind):
         return st.sampled_from(args)
     if origin is np.ndarray:
         return st.lists(COUNTS, max_size=5).map(int32)
+    if kind == Encoding:
+        return st.sampled_from(list(NAMED_ENCODINGS.values()))
     if origin in (typing.Union, types.UnionType):
         return st.one_of([st.none() if arg is type(None) else strategy(arg) for arg in args])
     if origin is tuple:
@@ -94,8 +96,6 @@ def strategy(kind):
         JournalEntries: {"first": st.integers(1, 99)},
         JournalEntry: dict.fromkeys(("actor", "node", "response_id"), HOSTS),
     }
-    if kind is Encoding:
-        return st.sampled_from(list(ENCODINGS.values()))
     if kind is ModelSpec:  # as many sizes as layers
         size = strategy(PartSize)
         spec = st.builds(ModelSpec, **fields)
@@ -345,7 +345,7 @@ def test_a_slice_lies_within_its_model(change):
         codec.decode(sentence("LoadSlice", fields_of(SLICE) | change))
 
 
-ROW = ["n", "f", 0, 8, "F32", [2], ["down", 0, 0, None]]
+ROW = ["n", "f", 0, 8, "F32", [2], ["down", 0, 0, None, "values", ""]]
 
 
 @pytest.mark.parametrize(
@@ -356,11 +356,11 @@ ROW = ["n", "f", 0, 8, "F32", [2], ["down", 0, 0, None]]
         [*ROW, 1],
         [*ROW[:-1], "down"],
         [*ROW[:-1], ["down", 0, 0]],
-        [*ROW[:-1], ["down", 0, -1, None]],
-        [*ROW[:-1], ["down", -1, 0, None]],
-        [*ROW[:-1], ["down", 0, 0, -1]],
-        [*ROW[:-1], ["down", True, 0, None]],
-        [*ROW[:-1], ["sideways", 0, 0, None]],
+        [*ROW[:-1], ["down", 0, -1, None, "values", ""]],
+        [*ROW[:-1], ["down", -1, 0, None, "values", ""]],
+        [*ROW[:-1], ["down", 0, 0, -1, "values", ""]],
+        [*ROW[:-1], ["down", True, 0, None, "values", ""]],
+        [*ROW[:-1], ["sideways", 0, 0, None, "values", ""]],
         ["n", "../f", *ROW[2:]],
         ["n", "f", -1, *ROW[3:]],
         [7, *ROW[1:]],

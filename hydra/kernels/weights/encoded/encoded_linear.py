@@ -1,0 +1,50 @@
+"""Products with an encoded matrix, and rows looked up in one.
+
+A few rows of input are multiplied by what the device is fastest with; many rows by tiles that are decoded one after the
+other, so that no more than one tile is ever held in full. Knows no layer and no model.
+"""
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
+
+TILE_NUMBERS = 4 << 20  # decoded at once: 16 MB in float32
+
+
+@attrs.frozen(eq=False)
+class EncodedLinear:
+    """x [n, columns] times the transpose of an encoded matrix, plus the bias where there is one: [n, rows]."""
+
+    matrix: EncodedMatrix
+    bias: Tensor | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        return self.matrix.n_bytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        step = max(1, TILE_NUMBERS // self.matrix.columns)
+        output = x.new_empty(x.shape[0], self.matrix.rows)
+        for first in range(0, self.matrix.rows, step):
+            tile = self.matrix.take(slice(first, first + step)).decode(x.dtype)
+            output[:, first : first + step] = functional.linear(x, tile)
+        return output if self.bias is None else output.add_(self.bias)
+
+
+@attrs.frozen(eq=False)
+class StackedLinear:
+    """Linears of one input side by side: their outputs one behind the other."""
+
+    parts: tuple[EncodedLinear, ...]
+    bias: Tensor | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(part.n_bytes for part in self.parts) + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        output = torch.cat([part(x) for part in self.parts], -1)
+        return output if self.bias is None else output.add_(self.bias)
