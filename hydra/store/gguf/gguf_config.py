@@ -11,7 +11,7 @@ from hydra.protocol.refusal import refuse
 from hydra.store.files.directory import shown
 from hydra.store.gguf.arch_keys import ArchKeys
 from hydra.store.gguf.gguf_content import GgufContent
-from hydra.store.gguf.gguf_metadata import Metadata, MetaArray
+from hydra.store.gguf.gguf_metadata import MetaArray, Metadata
 from hydra.store.gguf.gguf_rope import rope_parameters
 
 WINDOW_MAX, LAYERS_MAX, WIDTH_MAX, HEADS_MAX, EXPERTS_MAX = 1 << 24, 1024, 1 << 20, 1024, 4096
@@ -53,7 +53,8 @@ def generation_of(metadata: Metadata, tokens: list[str], types: list[int]) -> Co
     ends = [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
     ids = {token: number for number, token in enumerate(tokens)}
     ends += [ids[text] for text in ENDS if text in ids and types[ids[text]] == CONTROL]
-    config: Config = {"eos_token_id": list(dict.fromkeys(end for end in ends if type(end) is int and end < len(tokens)))}
+    known = dict.fromkeys(end for end in ends if type(end) is int and end < len(tokens))
+    config: Config = {"eos_token_id": list(known)}
     bos = metadata.get("tokenizer.ggml.bos_token_id")
     return config | ({"bos_token_id": bos} if type(bos) is int and bos < len(tokens) else {})
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 import attrs
 import numpy as np
 
+from hydra.protocol.model.model_name import GGUF_SUFFIX
 from hydra.protocol.refusal import refuse
 from hydra.store.files.directory import shown
 from hydra.store.formats.safetensors_header import StoredTensor
 from hydra.store.gguf.gguf_header import GgufHeader
 from hydra.store.gguf.gguf_metadata import Metadata, shortest
 
-SUFFIX = ".gguf"
 PARTS_MAX = 999
 VECTOR_MAX_BYTES = 1 << 20
 
@@ -26,13 +26,13 @@ ReadBytes = Callable[[str, int, int], bytes]  # of a file: so many bytes from an
 
 
 def is_gguf(name: str) -> bool:
-    return name.lower().endswith(SUFFIX)
+    return name.lower().endswith(GGUF_SUFFIX)
 
 
 def first_part(file: str) -> str:
     """The file that opens the model which `file` is a part of."""
     match = _PART.fullmatch(file)
-    return file if match is None else f"{match['stem']}-00001-of-{match['count']}{file[-len(SUFFIX) :]}"
+    return file if match is None else f"{match['stem']}-00001-of-{match['count']}{file[-len(GGUF_SUFFIX) :]}"
 
 
 def parts_of(file: str) -> tuple[str, ...]:
@@ -43,14 +43,8 @@ def parts_of(file: str) -> tuple[str, ...]:
     count = int(match["count"])
     if not 1 <= count <= PARTS_MAX:
         raise refuse("bad_model", f"The GGUF file {file} says that it is one of {count}; 1 to {PARTS_MAX} are read.")
-    ending = file[-len(SUFFIX) :]
+    ending = file[-len(GGUF_SUFFIX) :]
     return tuple(f"{match['stem']}-{number:05d}-of-{match['count']}{ending}" for number in range(1, count + 1))
-
-
-def stem_of(file: str) -> str:
-    """A file's name without its ending, and without the number of a part."""
-    match = _PART.fullmatch(file)
-    return file.removesuffix(SUFFIX) if match is None else match["stem"]
 
 
 @attrs.frozen
@@ -110,7 +104,8 @@ class GgufContent:
 
 def _check_part(metadata: Metadata, number: int, count: int) -> None:
     """That a file is the part that its name says, as far as it says so itself."""
-    said = [metadata.integer(f"split.{what}", 0, 1 << 16, default) for what, default in (("no", number), ("count", count))]
-    if said[1] not in (count, 0) or said[0] != number:
-        what = f"says that it is part {said[0] + 1} of {said[1]}, not {number + 1} of {count}"
+    own_number = metadata.integer("split.no", 0, 1 << 16, number)
+    own_count = metadata.integer("split.count", 0, 1 << 16, count) or 1
+    if (own_number, own_count) != (number, count):
+        what = f"says that it is part {own_number + 1} of {own_count}, not {number + 1} of {count}"
         raise refuse("bad_model", f"The GGUF file {metadata.file} {what}: give the first file by its own name.")

@@ -121,8 +121,9 @@ def _opening(cursor: "_Cursor") -> tuple[int, int]:
     if not cursor.raw.startswith(MAGIC):
         if len(cursor.raw) < len(MAGIC) and cursor.file_bytes >= len(MAGIC):
             raise _TooShort(FIRST_BYTES)
-        known = recognise_weights(cursor.raw)
-        raise cursor.bad("does not begin with 'GGUF', so it is no GGUF file" if known is None else str(known).rstrip("."))
+        foreign = recognise_weights(cursor.raw)
+        what = "does not begin with 'GGUF', so it is no GGUF file" if foreign is None else str(foreign).rstrip(".")
+        raise cursor.bad(what)
     cursor.at = len(MAGIC)
     version = cursor.unpack("<I", "its version")
     if version not in VERSIONS:

@@ -115,9 +115,7 @@ def _pre_tokenizer(metadata: Metadata) -> PreTokenizer:
     return PRE_TOKENIZERS[name]
 
 
-def _sentencepiece(
-    metadata: Metadata, architecture: str, tokens: list[str], types: list[int]
-) -> tuple[Json, bool]:
+def _sentencepiece(metadata: Metadata, architecture: str, tokens: list[str], types: list[int]) -> tuple[Json, bool]:
     spaced = architecture in _SPACED
     if spaced:  # runs of blanks are stored as such
         tokens = [BLANK * len(token) if not token.strip(" ") else token for token in tokens]
@@ -218,7 +216,9 @@ def _frame(metadata: Metadata, special: dict[str, int], *, opens: bool) -> Json 
     last = special.get("eos_token") if metadata.boolean("tokenizer.ggml.add_eos_token", False) else None
     if first is None and last is None:
         return None
-    before, after = ([] if end is None else [{"SpecialToken": {"id": tokens[end], "type_id": 0}}] for end in (first, last))
+    before, after = (
+        [] if end is None else [{"SpecialToken": {"id": tokens[end], "type_id": 0}}] for end in (first, last)
+    )
     ends = [end for end in (first, last) if end is not None]
     one, other = ({"Sequence": {"id": side, "type_id": 0}} for side in "AB")
     return {

@@ -14,7 +14,9 @@ def implied_merges(tokens: Sequence[str], vocab: Mapping[str, int], scores: Sequ
     for token, score in zip(tokens, scores, strict=True):
         if len(token) > PIECE_MAX:
             continue
-        halves = [(token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in vocab and token[at:] in vocab]
+        halves = [
+            (token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in vocab and token[at:] in vocab
+        ]
         halves.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
         found += [(score, len(left), len(right), left, right) for left, right in halves]
     found.sort(key=lambda merge: merge[:3], reverse=True)

@@ -6,7 +6,6 @@ directory would have are made from the metadata, in the cache. Refuses to know w
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,18 +14,19 @@ from typing import Protocol
 import attrs
 
 from hydra.protocol.model.encoding import PlainEncoding
+from hydra.protocol.model.model_name import gguf_stem
 from hydra.protocol.model.model_spec import Described, StoredFile, TensorRange
 from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import locate, shown
 from hydra.store.formats.safetensors_header import Header, StoredTensor
+from hydra.store.gguf.ggml_types import GGML_TYPES
 from hydra.store.gguf.gguf_config import architecture_of
-from hydra.store.gguf.gguf_content import GgufContent, first_part, is_gguf, parts_of, stem_of
+from hydra.store.gguf.gguf_content import GgufContent, first_part, is_gguf, parts_of
 from hydra.store.gguf.gguf_folder import FORMAT, model_folder
 from hydra.store.gguf.gguf_header import GgufHeader, read_gguf_header
 from hydra.store.gguf.gguf_names import EMBEDDING, HEAD, LAYERS, NORM, GgufNames, names_of
 from hydra.store.gguf.gguf_rope import ROPE_TENSORS
-from hydra.store.gguf.ggml_types import GGML_TYPES
 from hydra.store.models.config import read_config
 from hydra.store.models.model_dir import describe, log, spec_of
 from hydra.store.models.names import Expected, Names, Slot, expected_tensors
@@ -80,7 +80,7 @@ def describe_path(model_path: str, cache_dir: Path, *, tied: bool | None = None)
         return describe(model_path, tied=tied)
     folder, file = place
     files = LocalGguf(folder)
-    described = describe_gguf(files, file, str(folder / file), stem_of(file), cache_dir)
+    described = describe_gguf(files, file, str(folder / file), gguf_stem(file), cache_dir)
     return attrs.evolve(described, sources=(Directory(str(folder)),))
 
 
@@ -145,7 +145,8 @@ def _as_names(names: GgufNames) -> Names:
 
 
 def _stored_name(name: str) -> tuple[str, int | None]:
-    """(the tensor that holds it, which of the experts in there): "blk.0.ffn_up_exps.3.weight" is in "..._exps.weight"."""
+    """(the tensor that holds it, which of the experts in there): "blk.0.ffn_up_exps.3.weight" is in
+    "blk.0.ffn_up_exps.weight"."""
     stem, _, suffix = name.rpartition(".")
     whole, _, number = stem.rpartition(".")
     if whole.endswith("_exps") and number.isdecimal():
@@ -158,7 +159,9 @@ def _range(content: GgufContent, names: GgufNames, expected: Expected) -> Tensor
     name, expert = _stored_name(expected.name)
     stored = content.tensors.get(name)
     if stored is None:
-        raise refuse("bad_model", f"The GGUF file {content.file} lacks the tensor {name!r}, which its metadata asks for.")
+        raise refuse(
+            "bad_model", f"The GGUF file {content.file} lacks the tensor {name!r}, which its metadata asks for."
+        )
     tensor, shape = stored.tensor, expected.shape
     encoding = _TYPES[tensor.file_dtype].encoding
     if encoding is None or (len(shape) == 1 and not isinstance(encoding, PlainEncoding)):
@@ -166,9 +169,9 @@ def _range(content: GgufContent, names: GgufNames, expected: Expected) -> Tensor
         what = "only F32, F16 and BF16 are, for a vector" if encoding is not None else f"supported are {known}"
         raise refuse("unsupported", f"{name!r} in {stored.file} is stored as {tensor.file_dtype}; {what}.")
     n_experts = 1 if expert is None else tensor.shape[0]
-    if tensor.shape[len(tensor.shape) - len(shape) :] != shape or math.prod(tensor.shape) != n_experts * math.prod(shape):
-        wanted = shape if expert is None else f"{shape} for each expert"
-        raise refuse("bad_model", f"{name!r} in {stored.file} has shape {tensor.shape}; its metadata asks for {wanted}.")
+    if tensor.shape != (shape if expert is None else (n_experts, *shape)):
+        what = f"{name!r} in {stored.file} has shape {tensor.shape}; its metadata asks for {shape}"
+        raise refuse("bad_model", f"{what}{'' if expert is None else ' for each expert'}.")
     if (expert or 0) >= n_experts:
         raise refuse("bad_model", f"{name!r} in {stored.file} holds {n_experts} experts; its metadata asks for more.")
     length = encoding.n_bytes(shape)
