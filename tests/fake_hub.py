@@ -100,7 +100,7 @@ class FakeHub:
 
 def tag_of(content: bytes, name: str) -> str:
     """As the Hub has it: SHA-256 of large files, git's blob id of small ones."""
-    if name.endswith(".safetensors"):
+    if name.endswith((".safetensors", ".gguf")):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -108,7 +108,7 @@ def tag_of(content: bytes, name: str) -> str:
 def _entry(name: str, content: bytes) -> dict[str, object]:
     oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": oid}
-    if name.endswith(".safetensors"):
+    if name.endswith((".safetensors", ".gguf")):
         entry["lfs"] = {"oid": tag_of(content, name), "size": len(content), "pointerSize": 134}
     return entry
 
@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         tag = self.hub.tags.get(name, tag_of(content, name))
         headers = {"ETag": f'"{tag}"', "X-Repo-Commit": self.hub.commit(repo)}
-        weights = name.endswith(".safetensors")
+        weights = name.endswith((".safetensors", ".gguf"))
         if weights and self.hub.redirect_to:
             headers |= {"X-Linked-ETag": headers.pop("ETag"), "X-Linked-Size": str(len(content))}
             self._head(302, headers | {"Location": self.hub.redirect_to + self.path, "Content-Length": "0"})

@@ -43,7 +43,7 @@ def plan_request(
     try:
         described = _describe(model, settings)
     except RefusalError as error:
-        fix = "give a directory with config.json and safetensors files, or a Hub id"
+        fix = "give a directory with config.json and safetensors files, a GGUF file, or a Hub id"
         raise Complaint(
             error.refusal.message, "the model cannot be planned for", fix, exit_code_of(error.refusal.code)
         ) from error
@@ -64,7 +64,7 @@ def plan_request(
 def _describe(model: str, settings: Settings) -> Described:
     """Of a Hub model only the small files and the headers of its weights are fetched, into the cache."""
     if not isinstance(parse_ref(model), HubRef):
-        return LocalLibrary().describe(model)
+        return LocalLibrary(cache_dir=cache_path(settings.model)).describe(model)
     from hydra.store.hub.hub import HubClient
     from hydra.store.hub.hub_library import HubLibrary
 

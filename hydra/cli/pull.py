@@ -36,16 +36,16 @@ def pull_model(model: str, settings: Settings, show: Callable[[str], None]) -> d
         ref = parse_ref(model)
         if not isinstance(ref, HubRef):
             fix = "load it by its path; to fetch a model of that name, run this in another directory"
-            raise Complaint(f"{model!r} is a directory of this machine", "only Hub models are pulled", fix, 2)
+            raise Complaint(f"{model!r} is on this machine", "only Hub models are pulled", fix, 2)
         hub = HubClient(access, cache_path(settings.model))
         described = HubLibrary(hub).describe(model)
         shown = _Told(show, model)
-        at, folder = _bring(described, hub, settings, shown)
+        folder = _bring(described, hub, settings, shown)
     except RefusalError as error:
         fix = "see above; what has come so far is kept"
         raise Complaint(f"cannot pull {model}", str(error), fix, exit_code_of(error.refusal.code)) from error
     return {
-        "model": str(at),
+        "model": described.model_path,
         "folder": described.folder,
         "weights": folder,
         "bytes_total": shown.total,
@@ -53,19 +53,19 @@ def pull_model(model: str, settings: Settings, show: Callable[[str], None]) -> d
     }
 
 
-def _bring(described: Described, hub: HubClient, settings: Settings, shown: "_Told") -> tuple[HubRef, str]:
-    """The commit, and the directory that holds its weights in the end. Raises RefusalError."""
+def _bring(described: Described, hub: HubClient, settings: Settings, shown: "_Told") -> str:
+    """The directory that holds its weights in the end. Raises RefusalError."""
     assert described.hub_commit is not None, "it was described at the Hub"
     at, first = HubRef.of(described.hub_commit), described.sources[0]
     if isinstance(first, Directory):
         n_bytes = sum(tensor.length for tensor in described.tensors)
         shown.show(f"{shown.model}: whole in the Hugging Face cache, {first}; nothing is fetched")
         shown.first = shown.total = n_bytes
-        return at, first.path
+        return first.path
     room = CacheRoom(root=cache_path(settings.model) / "ranges", max_bytes=settings.model.max_cache_bytes)
     with closing(RangeCache(room)) as cache, closing(hub.source_of(at, described.files)) as source:
         key = described.spec.fingerprint
-        return at, str(cache.ensure(key, described.files, described.tensors, (source,), shown, lambda: False))
+        return str(cache.ensure(key, described.files, described.tensors, (source,), shown, lambda: False))
 
 
 @attrs.define

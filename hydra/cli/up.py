@@ -86,7 +86,7 @@ def up_command(
     )
 
     model_path = absolute_model(settings.model.path or str(ensure_demo_model(cache_dir)))
-    check_model(model_path, settings.model.max_model_len)
+    check_model(model_path, settings.model.max_model_len, cache_dir)
     settings = attrs.evolve(settings, model=attrs.evolve(settings.model, path=model_path))
     options = UpOptions(
         workers=chosen_workers,
@@ -125,14 +125,14 @@ def check_chat_template(file: Path) -> None:
 
 
 def absolute_model(text: str) -> str:
-    """An absolute directory, or a Hub id as it was written. Raises Complaint (exit 7)."""
+    """An absolute path, or a Hub id as it was written. Raises Complaint (exit 7)."""
     from hydra.protocol.refusal import RefusalError
     from hydra.store.models.model_ref import parse_ref
 
     try:
         ref = parse_ref(text)
     except RefusalError as error:
-        fix = "give a directory with config.json and safetensors files, or a Hub id"
+        fix = "give a directory with config.json and safetensors files, a GGUF file, or a Hub id"
         raise Complaint(f"no model {text!r}", str(error), fix, 7) from error
     return str(ref.absolute()) if isinstance(ref, Path) else text
 

@@ -75,18 +75,21 @@ def check_writable(directory: Path, setting: str) -> None:
         log.warning("little room is left on this disk", directory=str(directory), free_mb=free_bytes // 1_000_000)
 
 
-def check_model(model: str, max_model_len: int) -> None:
-    """A directory is described from its config and headers. A model of the Hub is for the coordinator to ask about."""
+def check_model(model: str, max_model_len: int, cache_dir: Path) -> None:
+    """A directory or a GGUF file is described from its config and headers. A model of the Hub is for the coordinator to
+    ask about.
+    """
     from hydra.actors.planning.split import check_max_model_len
-    from hydra.store.files.directory import locate, open_directory
-    from hydra.store.models.model_dir import describe
+    from hydra.store.files.directory import locate
+    from hydra.store.models.gguf_model import describe_path
     from hydra.store.models.model_ref import HubRef, parse_ref
 
     try:
         if isinstance(parse_ref(model), HubRef):
             return
-        described = describe(model, tied=True)  # whether a second head is the first once more takes time to find out
-        if locate(open_directory(model), "tokenizer.json") is None:
+        # whether a second head is the first once more takes time to find out
+        described = describe_path(model, cache_dir, tied=True)
+        if locate(Path(described.folder), "tokenizer.json") is None:
             cause = f"{model} has no tokenizer.json"
             fix = "put the tokenizer.json and tokenizer_config.json that belong to this model beside its weights"
             raise Complaint("requests to this model could not be answered", cause, fix, 7)

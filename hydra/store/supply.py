@@ -45,7 +45,7 @@ class StoreSupply:
         why_not: list[str] = []
         for directory in self._directories(order.sources):
             self._seen = _states(Path(directory), order)
-            reason = why_unlike(directory, order.spec)
+            reason = why_unlike(directory, order.spec, order.files)
             if reason is None:
                 return attrs.evolve(order, sources=(Directory(directory),))
             why_not.append(reason)

@@ -13,7 +13,7 @@ import attrs
 import structlog
 import trio
 
-from hydra.protocol.model.model_name import hub_parts
+from hydra.protocol.model.model_name import hub_name
 from hydra.protocol.model.model_spec import ModelCard
 from hydra.protocol.refusal import Refusal, RefusalError
 from hydra.text.file_versions import FilesIdentity, identity_of
@@ -31,10 +31,12 @@ log = structlog.get_logger()
 
 def is_model_at(card: ModelCard, asked: str) -> bool:
     """Whether this is the model at `asked`: a directory, or a Hub id, of which the card names the commit as well."""
-    own, wanted = card.hub_commit, hub_parts(asked)
+    own, wanted = card.hub_commit, hub_name(asked)
     if own is None or wanted is None:
         return card.model_path in (asked, os.path.normpath(asked))
-    return own.repo == wanted[0]
+    here = hub_name(card.model_path)
+    gguf = "" if here is None else here.gguf  # a file, of which `asked` may have said no more than the quantisation
+    return own.repo == wanted.repo and bool(gguf) == bool(wanted.gguf) and wanted.gguf.lower() in gguf.lower()
 
 
 @attrs.frozen

@@ -117,13 +117,18 @@ class HubClient:
 
     def header(self, snapshot: Snapshot, stored: StoredFile, source: HubSource) -> bytes:
         """The length and the JSON that open a safetensors file, as stored there; by Range, kept in the cache."""
-        kept = snapshot.folder / ".hydra" / "headers" / f"{stored.file}.{stored.tag[:64]}"
+        return self.kept_bytes(snapshot, stored, lambda: _read_header(source, stored))
+
+    def kept_bytes(self, snapshot: Snapshot, stored: StoredFile, fetch: Callable[[], bytes], part: str = "") -> bytes:
+        """A little of a weights file, as `fetch` brings it: its header, or the part of this name; kept in the cache."""
+        name = f"{stored.file}.{stored.tag[:64]}" + (f".{part}" if part else "")
+        kept = snapshot.folder / ".hydra" / "headers" / name
         if kept.exists():
             return kept.read_bytes()
         if self.access.offline:
             raise self._missing(snapshot.ref, f"the header of {stored.file}", "offline mode is on")
         try:
-            raw = retry(lambda: _read_header(source, stored), self.policy, heard=self._spoke)
+            raw = retry(fetch, self.policy, heard=self._spoke)
         except SourceFault as fault:
             raise self._unreachable(snapshot.ref, fault) from fault
         write_whole(kept, raw)

@@ -22,7 +22,9 @@ from hydra.store.cache.range_source import SourceFault
 from hydra.store.formats.safetensors_header import Header, StoredTensor, parse_header, read_weights_header
 from hydra.store.hub.hf_cache import find_blob
 from hydra.store.hub.hub import HubClient, Snapshot
+from hydra.store.hub.hub_gguf import HubGguf, describe_one
 from hydra.store.hub.hub_source import HubSource
+from hydra.store.models.gguf_model import LocalGguf
 from hydra.store.models.local_copy import why_unlike
 from hydra.store.models.model_dir import INDEX, SINGLE, describe_files
 from hydra.store.models.model_ref import HubRef
@@ -93,7 +95,7 @@ def describe_hub_model(hub: HubClient, ref: HubRef) -> Described:
         if hub.access.offline:
             return _at_hand(hub, ref, "offline mode is on")
         if ref.is_commit and hub.is_cached(ref):
-            return _described(hub, hub.cached(ref, ""))
+            return _described(hub, hub.cached(ref, ""), ref.gguf)
         try:
             snapshot = hub.snapshot(ref, briefly=hub.is_cached(ref) or any(_commits_at_hand(hub, ref)))
         except SourceFault as fault:
@@ -104,22 +106,26 @@ def describe_hub_model(hub: HubClient, ref: HubRef) -> Described:
                 reason=str(fault),
             )
             return model
-        return _described(hub, snapshot)
+        return _described(hub, snapshot, ref.gguf)
     except OSError as error:
         raise unusable(hub.cache_dir, error) from error
 
 
-def _described(hub: HubClient, snapshot: Snapshot) -> Described:
+def _described(hub: HubClient, snapshot: Snapshot, gguf: str) -> Described:
     """As the Hub lists it. Its weights are read from the Hugging Face cache where that holds all of them."""
     directory = hub.hf_cache.snapshot(snapshot.ref)
     with closing(hub.source(snapshot)) as source:
-        files = HubFiles(hub, snapshot, source, directory)
-        files.fetch_headers()
-        model = describe_files(files, str(snapshot.ref), snapshot.ref.repo)
+        if gguf:
+            stored = HubGguf(hub, snapshot, source, directory)
+            model = describe_one(stored, stored.names(), attrs.evolve(snapshot.ref, gguf=gguf), hub.cache_dir)
+        else:
+            files = HubFiles(hub, snapshot, source, directory)
+            files.fetch_headers()
+            model = describe_files(files, str(snapshot.ref), snapshot.ref.repo)
     hub_source = snapshot.ref.as_source
     if directory is None:
         return attrs.evolve(model, sources=(hub_source,))
-    reason = why_unlike(str(directory), model.spec)
+    reason = why_unlike(str(directory), model.spec, model.files)
     if reason is not None:
         log.info("the Hugging Face cache has not all of this model; its weights there are not used", reason=reason)
         return attrs.evolve(model, sources=(hub_source,))
@@ -135,12 +141,16 @@ def _at_hand(hub: HubClient, ref: HubRef, why: str) -> Described:
         directory = hub.hf_cache.snapshot(at)
         try:
             if hub.is_cached(at):
-                return _described(hub, hub.cached(at, why))
+                return _described(hub, hub.cached(at, why), ref.gguf)
         except RefusalError as refusal:
             reasons.append(refusal)
         try:
             if directory is not None:
-                model = describe_files(LocalFiles(directory), str(at), at.repo)
+                files, named = LocalFiles(directory), attrs.evolve(at, gguf=ref.gguf)
+                if ref.gguf:
+                    model = describe_one(LocalGguf(directory), files.names(), named, hub.cache_dir)
+                else:
+                    model = describe_files(files, str(at), at.repo)
                 return attrs.evolve(model, sources=(Directory(str(directory)), at.as_source))
         except RefusalError as refusal:
             reasons.append(_not_whole(at, directory, refusal))

@@ -8,13 +8,14 @@ import attrs
 from hydra.protocol.model.model_spec import Described
 from hydra.store.hub.hub import HubClient
 from hydra.store.hub.hub_files import describe_hub_model
+from hydra.store.models.gguf_model import describe_path
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubRef, parse_ref
 
 
 @attrs.frozen
 class HubLibrary(LocalLibrary):
-    """Directories, and the models of a Hub by their ids. A directory that exists is never taken for an id."""
+    """Directories and GGUF files, and the models of a Hub by their ids. What exists here is never taken for an id."""
 
     hub: HubClient
 
@@ -23,4 +24,4 @@ class HubLibrary(LocalLibrary):
         ref = parse_ref(model_path)
         if isinstance(ref, HubRef):
             return describe_hub_model(self.hub, ref)
-        return super().describe(model_path)
+        return describe_path(model_path, self.hub.cache_dir)

@@ -13,6 +13,7 @@ import structlog
 from hydra.protocol.model.model_spec import Described, TensorRange
 from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import Refusal, RefusalError
+from hydra.store.gguf.gguf_content import is_gguf
 from hydra.store.models.description_cache import DescriptionCache
 from hydra.store.models.library import LocalLibrary
 
@@ -61,6 +62,8 @@ def files_are_there(described: Described) -> bool:
     """Whether config and weights lie where the description says; weights that are to be fetched lie nowhere yet."""
     is_directory = described.hub_commit is None  # then `folder` may be a copy
     files = [Path(described.model_path if is_directory else described.folder) / "config.json"]
+    if is_directory and is_gguf(described.model_path):
+        files = []  # its config is in the weights
     if isinstance(weights := described.sources[0], Directory):
         files += [Path(weights.path) / stored.file for stored in described.files]
     try:

@@ -63,7 +63,7 @@ def describe_files(files: WeightFiles, model_path: str, default_id: str, *, tied
     return Described(
         model_path=model_path,
         default_id=default_id,
-        spec=_spec(config, tensors, _fingerprint(config.raw, shards, stored, untied=untied is not None)),
+        spec=spec_of(config, tensors, _fingerprint(config.raw, shards, stored, untied=untied is not None)),
         tensors=tensors,
         files=stored,
         folder=str(files.folder),
@@ -200,7 +200,8 @@ def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[Sto
     return digest.hexdigest()
 
 
-def _spec(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:
+def spec_of(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:
+    """The config's shape with the sizes of its parts, which are those of the tensors."""
     per_part: dict[Part, list[PartSize]] = {}
     per_dtype: Counter[Dtype] = Counter()
     for tensor in tensors:
@@ -212,7 +213,7 @@ def _spec(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: st
     return ModelSpec(
         **attrs.asdict(config.shape, recurse=False),
         fingerprint=fingerprint,
-        stored_dtype=per_dtype.most_common(1)[0][0],
+        stored_dtype=max(per_dtype, key=lambda dtype: per_dtype[dtype], default="float32"),
         layer_sizes=tuple(sizes[layer] for layer in range(config.shape.n_layers)),
         embedding_size=sizes["embedding"],
         head_size=sizes.get("head", nothing),

@@ -1,6 +1,7 @@
-"""What MODEL means: a directory of this machine, or `org/name[@revision]` at a Hub; and how that Hub is reached.
+"""What MODEL means: a directory or a GGUF file of this machine, or `org/name[@revision][:GGUF]` at a Hub; and how that
+Hub is reached.
 
-Promises: an existing directory always wins, and access to the Hub is a value that is handed on, never a global. The
+Promises: what exists here always wins, and access to the Hub is a value that is handed on, never a global. The
 environment means what it means to huggingface_hub; a variable that is set to nothing counts as not set. Refuses to know
 what is in a model. The token is shown nowhere: not in a representation, so not in a log.
 """
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import attrs
 
-from hydra.protocol.model.model_name import hub_parts
+from hydra.protocol.model.model_name import hub_name
 from hydra.protocol.model.source import HubCommit
 from hydra.protocol.refusal import refuse
+from hydra.store.gguf.gguf_content import is_gguf
 
 ENDPOINT = "https://huggingface.co"
 REVISION = "main"
@@ -24,13 +26,14 @@ _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 @attrs.frozen
 class HubRef:
-    """One repository at one revision: a branch, a tag or a commit."""
+    """One repository at one revision: a branch, a tag or a commit; and which of its GGUF files, if one is meant."""
 
     repo: str  # org/name
     revision: str = REVISION
+    gguf: str = ""  # a file's name, or the quantisation in it
 
     def __str__(self) -> str:
-        return f"{self.repo}@{self.revision}"
+        return f"{self.repo}@{self.revision}" + (f":{self.gguf}" if self.gguf else "")
 
     @classmethod
     def of(cls, source: HubCommit) -> "HubRef":
@@ -93,18 +96,18 @@ def _expanded(path: str) -> Path:
 
 
 def parse_ref(model: str) -> Path | HubRef:
-    """Raises RefusalError model_not_found when `model` is neither a directory nor has the form of a Hub id."""
+    """Raises RefusalError model_not_found when `model` is nothing here and has not the form of a Hub id."""
     try:
         path = Path(model).expanduser()
-        if model and path.is_dir():
+        if model and (path.is_dir() or (is_gguf(path.name) and path.is_file())):
             return path
     except (OSError, ValueError, RuntimeError):  # no permission, a NUL in the path, ~somebody unknown
         pass
-    parts = hub_parts(model)
-    if parts is not None:
-        return HubRef(parts[0], parts[1] or REVISION)
+    name = hub_name(model)
+    if name is not None:
+        return HubRef(name.repo, name.revision or REVISION, name.gguf)
     raise refuse(
         "model_not_found",
-        f"There is no model directory at {model!r}, and it is no Hub id of the form org/name[@revision]. "
-        "Check the path.",
+        f"There is no model directory or GGUF file at {model!r}, and it is no Hub id of the form "
+        "org/name[@revision][:FILE.gguf]. Check the path.",
     )

@@ -161,16 +161,16 @@ def damaged(tmp_path: Path, how: str) -> Path:
 @pytest.mark.parametrize("how", ["no config", "no tokenizer", "another family", "cut weights"])
 def test_a_model_that_could_not_be_served_is_told_before_anybody_is_started(tmp_path, how):
     with pytest.raises(Complaint) as caught:
-        check_model(str(damaged(tmp_path, how)), 0)
+        check_model(str(damaged(tmp_path, how)), 0, tmp_path)
     assert caught.value.exit_code == 7
 
 
 def test_more_positions_than_the_model_has_are_a_usage_error(tmp_path):
     model = str(ensure_demo_model(tmp_path))
-    check_model(model, 2048)
-    check_model("org/name", 10**6)  # the coordinator asks the Hub
+    check_model(model, 2048, tmp_path)
+    check_model("org/name", 10**6, tmp_path)  # the coordinator asks the Hub
     with pytest.raises(Complaint, match="max_model_len 4096") as caught:
-        check_model(model, 4096)
+        check_model(model, 4096, tmp_path)
     assert caught.value.exit_code == 2
 
 

@@ -226,13 +226,13 @@ def test_half_a_small_file_does_not_stay(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fault", [PermissionError(errno.EACCES, "denied"), OSError(errno.EIO, "I/O error")])
 def test_a_directory_that_cannot_be_looked_at_is_passed_over(saved, monkeypatch, fault):
-    spec = LocalLibrary().describe(str(saved / "single")).spec
+    described = LocalLibrary().describe(str(saved / "single"))
 
     def fail(path):
         raise fault
 
     monkeypatch.setattr(Path, "is_dir", fail)
-    assert "/models/m" in why_unlike("/models/m", spec)
+    assert "/models/m" in why_unlike("/models/m", described.spec, described.files)
 
 
 def test_a_lock_is_all_that_stays_of_an_entry_that_never_was(cached, tmp_path):
