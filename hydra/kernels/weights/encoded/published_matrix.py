@@ -66,7 +66,7 @@ class PublishedMatrix:
                          f"{' or '.join(str(number) for number in bits)} bits")  # fmt: skip
         for side in self.raw:
             if side != "values" and side not in known:
-                raise self.bad(f"{self.encoding.scheme} has no {_WORDS[side]}, but some stand beside it")
+                raise self.bad(f"{self.encoding.scheme} has no {_WORDS[side]}, but the files do")
         if self.rows < 1 or self.columns * self.encoding.bits % 8:
             raise refuse("unsupported", f"{self.name}: {self.rows} rows of {self.columns} columns are no whole bytes")
         needed, there = self.encoding.n_bytes((self.rows, self.columns)), self.raw["values"].numel()
@@ -81,14 +81,16 @@ class PublishedMatrix:
     def side(self, side: WeightSide, encodings: Collection[str], *shapes: Shape) -> Tensor:
         """That side as one of these shapes; dimensions of length one may stand elsewhere in what is stored."""
         if side not in self.raw:
-            raise self.bad(f"its {_WORDS[side]} are missing")
+            raise self.bad(f"it lacks its {_WORDS[side]}")
         encoding, stored = self.stored[side]
         if encoding.name not in encodings:
-            raise self.bad(f"its {_WORDS[side]} are stored as {encoding.name}, not as {' or '.join(encodings)}")
+            raise self.bad(f"its {_WORDS[side]}: stored as {encoding.name}, not as {' or '.join(encodings)}")
         shape = next((shape for shape in shapes if _without_ones(shape) == _without_ones(stored)), None)
         if shape is None:
-            raise self.bad(f"its {_WORDS[side]} have shape {stored}; {self.rows} x {self.columns} numbers in groups of "
+            raise self.bad(f"its {_WORDS[side]}: of shape {stored}; {self.rows} x {self.columns} numbers in groups of "
                            f"{self.group_columns} need {shapes[0]}")  # fmt: skip
+        if self.raw[side].numel() != encoding.n_bytes(stored):
+            raise self.bad(f"its {_WORDS[side]}: of {self.raw[side].numel()} bytes, not {encoding.n_bytes(stored)}")
         return self.raw[side].view(_DTYPES[encoding.name]).view(shape)
 
     def bad(self, what: str) -> RefusalError:

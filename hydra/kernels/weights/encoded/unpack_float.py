@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hydra.kernels.weights.encoded.block_decoders import half_of_exponent
 from hydra.kernels.weights.encoded.code_bytes import row_pieces
 from hydra.kernels.weights.encoded.encoded_matrix import Float8Matrix, GroupedMatrix
 from hydra.kernels.weights.encoded.published_matrix import FLOATS, PublishedMatrix
 from hydra.protocol.model.encoding import Shape
 from hydra.protocol.refusal import refuse
 
-FLOAT4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_FLOAT4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 STATE_BYTES_MAX = 4096  # of bitsandbytes' JSON; it writes some 200
 
 
@@ -33,9 +34,13 @@ def unpack_float8(matrix: PublishedMatrix) -> Float8Matrix:
 
 
 def unpack_mxfp4(matrix: PublishedMatrix) -> GroupedMatrix:
-    """Neighbours share a byte, as gpt-oss and compressed-tensors have them; the scale is a power of two."""
+    """Neighbours share a byte, as gpt-oss and compressed-tensors have them; the scale is a power of two.
+
+    Half of it is kept and the table is doubled: so even the largest exponent gives numbers and not infinity alone.
+    """
     exponents = matrix.side("scale", ("U8", "F8_E8M0"), (matrix.rows, matrix.groups)).view(torch.uint8)
-    return _looked_up(matrix, matrix.raw["values"], _power_of_two(exponents), _float4_table(exponents.device))
+    table = _float4_table(exponents.device) * 2
+    return _looked_up(matrix, matrix.raw["values"], half_of_exponent(exponents), table)
 
 
 def unpack_nvfp4(matrix: PublishedMatrix) -> GroupedMatrix:
@@ -73,12 +78,7 @@ def _looked_up(matrix: PublishedMatrix, codes: Tensor, scales: Tensor, table: Te
 
 
 def _float4_table(device: torch.device) -> Tensor:
-    return torch.tensor(FLOAT4_VALUES, dtype=torch.float32, device=device)
-
-
-def _power_of_two(exponents: Tensor) -> Tensor:
-    """2 ** (byte - 127) as bfloat16, which holds all of them; 255 is infinity."""
-    return (exponents.to(torch.int16) << 7).masked_fill_(exponents == 0, 1 << 6).view(torch.bfloat16)
+    return torch.tensor(_FLOAT4_VALUES, dtype=torch.float32, device=device)
 
 
 def _nested_scales(matrix: PublishedMatrix, state: dict[str, Any]) -> Tensor:
