@@ -35,7 +35,7 @@ def first_part(file: str) -> str:
     return file if match is None else f"{match['stem']}-00001-of-{match['count']}{file[-len(GGUF_SUFFIX) :]}"
 
 
-def parts_of(file: str) -> tuple[str, ...]:
+def gguf_parts(file: str) -> tuple[str, ...]:
     """The names of all files of a model, of which `file` is the first or the only one."""
     match = _PART.fullmatch(file)
     if match is None:

@@ -17,7 +17,7 @@ from hydra.store.files.directory import shown
 from hydra.store.files.foreign_file import recognise_weights
 from hydra.store.formats.safetensors_header import Header, StoredTensor
 from hydra.store.gguf.ggml_types import GGML_TYPES, unknown_type
-from hydra.store.gguf.gguf_metadata import ITEM_BYTES, MetaArray, Metadata, MetaValue
+from hydra.store.gguf.gguf_metadata import META_ITEM_BYTES, MetaArray, Metadata, MetaValue
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -141,7 +141,7 @@ def _opening(cursor: "_Cursor") -> tuple[int, int]:
 
 def _value(cursor: "_Cursor", what: str) -> MetaValue:
     kind = cursor.unpack("<I", what)
-    if kind in ITEM_BYTES:
+    if kind in META_ITEM_BYTES:
         return _scalar(cursor, kind, what)
     if kind == _STRING:
         return cursor.text(what, HEADER_MAX_BYTES)
@@ -149,8 +149,8 @@ def _value(cursor: "_Cursor", what: str) -> MetaValue:
         raise cursor.bad(f"gives {what} the unknown type {kind}")
     item, count = cursor.unpack("<I", what), cursor.unpack("<Q", what)
     start = cursor.at
-    if item in ITEM_BYTES:
-        cursor.skip(count * ITEM_BYTES[item], what)
+    if item in META_ITEM_BYTES:
+        cursor.skip(count * META_ITEM_BYTES[item], what)
     elif item == _STRING:
         cursor.skip_strings(count, what)
     else:

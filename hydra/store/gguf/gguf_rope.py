@@ -88,6 +88,8 @@ def _llama3(keys: ArchKeys, theta: float, dim: int) -> dict[str, Any]:
     """The parameters whose factors these are."""
     stored = keys.content.vector(ROPE_FREQS)
     factor = max(stored, default=1.0)
+    if math.isclose(factor, round(factor), rel_tol=TOLERANCE):
+        factor = float(round(factor))
     original = keys.integer("rope.scaling.original_context_length", 2, POSITIONS_MAX, LLAMA3_ORIGINAL)
     made = _llama3_factors(theta, dim, factor, original)
     if len(made) != len(stored) or not np.allclose(made, stored, rtol=TOLERANCE, atol=0):

@@ -16,7 +16,7 @@ from hydra.store.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from hydra.store.gguf.sentencepiece_merges import implied_merges
 
 TOKENS, TYPES, SCORES, MERGES = (f"tokenizer.ggml.{key}" for key in ("tokens", "token_type", "scores", "merges"))
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 TEMPLATES_MAX = 16
 BLANK = "\u2581"

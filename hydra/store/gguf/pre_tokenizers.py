@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-Step = dict[str, Any]
+Cut = dict[str, Any]
 
 _CONTRACTED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,11 +31,11 @@ _DEEPSEEK3 = (
 )
 
 
-def _split(expression: str) -> Step:
+def _split(expression: str) -> Cut:
     return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
 
 
-def _byte_level(*, splits: bool) -> Step:
+def _byte_level(*, splits: bool) -> Cut:
     """`splits`: by GPT-2's own expression."""
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": splits}
 
@@ -45,7 +45,7 @@ class PreTokenizer:
     """`whole_words`: a word that is in the vocabulary is that token, whatever the merges say; `opens`: a text begins
     with the first token unless the file says otherwise."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[Cut, ...]
     whole_words: bool = False
     opens: bool = False
 

@@ -22,7 +22,7 @@ from hydra.store.files.directory import locate, shown
 from hydra.store.formats.safetensors_header import Header, StoredTensor
 from hydra.store.gguf.ggml_types import GGML_TYPES
 from hydra.store.gguf.gguf_config import architecture_of
-from hydra.store.gguf.gguf_content import GgufContent, first_part, is_gguf, parts_of
+from hydra.store.gguf.gguf_content import GgufContent, first_part, gguf_parts, is_gguf
 from hydra.store.gguf.gguf_folder import FORMAT, model_folder
 from hydra.store.gguf.gguf_header import GgufHeader, read_gguf_header
 from hydra.store.gguf.gguf_names import EMBEDDING, HEAD, LAYERS, NORM, GgufNames, names_of
@@ -110,7 +110,7 @@ def gguf_fingerprint(folder: Path, file: str) -> str:
 def open_content(files: GgufFiles, file: str) -> GgufContent:
     """`file` is the first part, or all. Raises RefusalError: bad_model, unsupported."""
     headers: dict[str, GgufHeader] = {}
-    for part in parts_of(file):
+    for part in gguf_parts(file):
         header = files.header(part)
         if header is None:
             raise refuse("bad_model", f"The GGUF model {file} lacks its part {part}. Complete the download.")
