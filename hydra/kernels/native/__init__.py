@@ -1,0 +1,6 @@
+"""Products on the CPU in C: few rows of float32 with matrices as they are stored. The sources lie here; they are
+compiled by a process's front door (`hydra.processes.native_build`), never by this room, and loaded from where it says.
+
+May import: nothing of Hydra.
+Refuses to know: what a matrix is for, and how a compiler is called.
+"""

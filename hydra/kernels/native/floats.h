@@ -1,0 +1,77 @@
+/* Products in floats: of plain matrices, of float8, and of codes whose table holds any numbers. Every output is one
+   chain of eight lanes over its columns, however many outputs are computed at once. */
+
+#ifndef HYDRA_FLOATS_H
+#define HYDRA_FLOATS_H
+
+#include "integers.h"
+
+enum { DENSE_ROWS = 4, DENSE_TILE = 3 };
+
+INLINE floats_t load_numbers(const uint8_t *row, int kind, int64_t column) {
+    if (kind == IS_F32) return load_floats((const float *)row + column);
+    const uint16_t *at = (const uint16_t *)row + column;
+    return kind == IS_BF16 ? load_bf16(at) : load_f16(at);
+}
+
+/* `n` rows of the matrix times `rows` rows of input, columns [first, end) of them, added to `sums` [n][rows]. */
+MANY void dense_tile(const uint8_t *const *w, int n, const float *const *x, int rows, int kind, int64_t first,
+                       int64_t end, floats_t sums[DENSE_ROWS][DENSE_TILE]) {
+    floats_t own[DENSE_ROWS][DENSE_TILE];
+    for (int i = 0; i < n; i++)
+        for (int r = 0; r < rows; r++) own[i][r] = sums[i][r];
+    for (int64_t column = first; column < end; column += 8) {
+        floats_t in[DENSE_TILE];
+        for (int r = 0; r < rows; r++) in[r] = load_floats(x[r] + column);
+        for (int i = 0; i < n; i++) {
+            floats_t number = load_numbers(w[i], kind, column);
+            for (int r = 0; r < rows; r++) own[i][r] = fma_floats(number, in[r], own[i][r]);
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int r = 0; r < rows; r++) sums[i][r] = own[i][r];
+}
+
+/* One row of float8: each tile across has a scale. `x` has nought beyond the columns, up to a multiple of 8. */
+MANY void float8_row(const matrix_t *m, const uint8_t *codes, const float *const *x, int rows, const float *scale,
+                       float *into) {
+    floats_t sums[TILE];
+    for (int r = 0; r < rows; r++) sums[r] = no_floats();
+    for (int64_t first = 0, group = 0; first < m->columns; first += m->group_columns, group++) {
+        int64_t end = first + m->group_columns < m->columns ? first + m->group_columns : m->columns, column = first;
+        floats_t own[TILE], wide = all_floats(scale[group] * 256.0f);
+        for (int r = 0; r < rows; r++) own[r] = no_floats();
+        for (; column + 8 <= end; column += 8) {
+            floats_t number = load_f8(codes + column);
+            for (int r = 0; r < rows; r++) own[r] = fma_floats(number, load_floats(x[r] + column), own[r]);
+        }
+        if (column < end) { /* only at the end of a row */
+            uint8_t last[8] = {0};
+            memcpy(last, codes + column, (size_t)(end - column));
+            floats_t number = load_f8(last);
+            for (int r = 0; r < rows; r++) own[r] = fma_floats(number, load_floats(x[r] + column), own[r]);
+        }
+        for (int r = 0; r < rows; r++) sums[r] = fma_floats(own[r], wide, sums[r]);
+    }
+    for (int r = 0; r < rows; r++) into[r] = sum_floats(sums[r]);
+}
+
+/* One row of codes of 4 bits with any table: the numbers of 8 columns, then their products. `scale` has one per 8. */
+MANY void table_row(const matrix_t *m, const uint8_t *codes, const float *const *x, int rows, const float *scale,
+                      float *into) {
+    floats_t sums[TILE];
+    for (int r = 0; r < rows; r++) sums[r] = no_floats();
+    for (int64_t column = 0; column < m->columns; column += 8) {
+        float numbers[8] = {0};
+        int64_t here = m->columns - column < 8 ? m->columns - column : 8;
+        for (int64_t i = 0; i < here; i++) {
+            uint8_t both = codes[(column + i) / 2];
+            numbers[i] = m->float_table[i % 2 ? both >> 4 : both & 15];
+        }
+        floats_t number = mul_floats(load_floats(numbers), all_floats(scale[column / 8]));
+        for (int r = 0; r < rows; r++) sums[r] = fma_floats(number, load_floats(x[r] + column), sums[r]);
+    }
+    for (int r = 0; r < rows; r++) into[r] = sum_floats(sums[r]);
+}
+
+#endif

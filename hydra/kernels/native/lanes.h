@@ -1,0 +1,290 @@
+/* Vectors of 32 bytes and what is computed with them, the same on every processor: AVX2 (with AVX-512's and AVX's dot
+   products where they are there), NEON, or plain C that a compiler may vectorise as it can. Knows no weight format.
+
+   bytes_t: 32 bytes; words_t: 16 int16; ints_t: 8 int32; floats_t: 8 float. Every operation here gives the same bits
+   whatever surrounds it: sums of integers are exact, and `sum_floats` adds in one fixed order. */
+
+#ifndef HYDRA_LANES_H
+#define HYDRA_LANES_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* ---- numbers of 16 bits, one at a time ---- */
+
+INLINE float float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE float float_of_bf16(uint16_t bits) { return float_of_bits((uint32_t)bits << 16); }
+
+INLINE float float_of_f16_plain(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, rest = bits & 0x7fffu;
+    if (rest >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+    if (rest < 0x400u) { /* subnormal: rest * 2^-24 */
+        float value = (float)rest * 0x1p-24f;
+        return sign ? -value : value;
+    }
+    return float_of_bits(sign | ((rest << 13) + 0x38000000u));
+}
+
+INLINE uint16_t u16_at(const uint8_t *at) {
+    uint16_t value;
+    memcpy(&value, at, 2);
+    return value;
+}
+
+INLINE uint32_t u32_at(const uint8_t *at) {
+    uint32_t value;
+    memcpy(&value, at, 4);
+    return value;
+}
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(HYDRA_PLAIN)
+/* ================================================= AVX2 ================================================= */
+#include <immintrin.h>
+#define HYDRA_LANES "avx2"
+#define MANY INLINE /* loops of which there is one for each number of rows of input */
+
+typedef __m256i bytes_t;
+typedef __m256i words_t;
+typedef __m256i ints_t;
+typedef __m256 floats_t;
+
+INLINE float float_of_f16(uint16_t bits) { return _cvtsh_ss(bits); }
+
+INLINE bytes_t load_bytes(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
+INLINE void store_bytes(void *at, bytes_t v) { _mm256_storeu_si256((__m256i *)at, v); }
+INLINE words_t load_words(const int16_t *at) { return _mm256_load_si256((const __m256i *)at); }
+INLINE bytes_t low_nibbles(bytes_t v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+INLINE bytes_t high_nibbles(bytes_t v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+INLINE bytes_t or_bytes(bytes_t a, bytes_t b) { return _mm256_or_si256(a, b); }
+/* bits [from, from + width) of every byte, moved to `to` */
+INLINE bytes_t bits_of(bytes_t v, int from, int width, int to) {
+    __m256i mask = _mm256_set1_epi8((char)(((1 << width) - 1) << to));
+    __m256i moved = from >= to ? _mm256_srl_epi16(v, _mm_cvtsi32_si128(from - to))
+                               : _mm256_sll_epi16(v, _mm_cvtsi32_si128(to - from));
+    return _mm256_and_si256(moved, mask);
+}
+/* 16 bytes: their low halves, then their high halves */
+INLINE bytes_t halves_of(const uint8_t *at) {
+    __m128i v = _mm_loadu_si128((const __m128i *)at);
+    return low_nibbles(_mm256_insertf128_si256(_mm256_castsi128_si256(v), _mm_srli_epi16(v, 4), 1));
+}
+/* bit b of `bits` as bit `to` of byte b */
+INLINE bytes_t spread_bits(uint32_t bits, int to) {
+    const __m256i which = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3,
+                                           3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ull);
+    __m256i v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), which), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(v, bit), _mm256_set1_epi8((char)(1 << to)));
+}
+INLINE bytes_t look_up(const uint8_t table[16], bytes_t codes) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), codes);
+}
+INLINE words_t even_bytes(bytes_t v) { return _mm256_and_si256(v, _mm256_set1_epi16(255)); }
+INLINE words_t odd_bytes(bytes_t v) { return _mm256_srli_epi16(v, 8); }
+INLINE words_t even_signed(bytes_t v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
+INLINE words_t odd_signed(bytes_t v) { return _mm256_srai_epi16(v, 8); }
+
+INLINE ints_t no_ints(void) { return _mm256_setzero_si256(); }
+INLINE ints_t add_ints(ints_t a, ints_t b) { return _mm256_add_epi32(a, b); }
+/* lane i: sum + a[2i] * b[2i] + a[2i+1] * b[2i+1] */
+INLINE ints_t add_dot_words(ints_t sum, words_t a, words_t b) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpwssd_epi32(sum, a, b);
+#elif defined(__AVXVNNI__)
+    return _mm256_dpwssd_avx_epi32(sum, a, b);
+#else
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+#endif
+}
+INLINE ints_t dot_words(words_t a, words_t b) { return _mm256_madd_epi16(a, b); }
+/* lane i: bytes 4i to 4i+3 of codes (0 to 63) times those of x, of two pairs of vectors */
+INLINE ints_t dot_bytes(bytes_t a, bytes_t xa) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpbusd_epi32(_mm256_setzero_si256(), a, xa);
+#elif defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), a, xa);
+#else
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(a, xa), _mm256_set1_epi16(1));
+#endif
+}
+INLINE ints_t dot_bytes_2(bytes_t a, bytes_t xa, bytes_t b, bytes_t xb) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpbusd_epi32(dot_bytes(a, xa), b, xb);
+#elif defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(dot_bytes(a, xa), b, xb);
+#else
+    __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(a, xa), _mm256_maddubs_epi16(b, xb));
+    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+#endif
+}
+
+INLINE floats_t no_floats(void) { return _mm256_setzero_ps(); }
+INLINE floats_t load_floats(const float *at) { return _mm256_loadu_ps(at); }
+INLINE void store_floats(float *at, floats_t v) { _mm256_storeu_ps(at, v); }
+INLINE floats_t all_floats(float value) { return _mm256_set1_ps(value); }
+INLINE floats_t floats_of(ints_t v) { return _mm256_cvtepi32_ps(v); }
+INLINE floats_t mul_floats(floats_t a, floats_t b) { return _mm256_mul_ps(a, b); }
+INLINE floats_t fma_floats(floats_t a, floats_t b, floats_t c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE float sum_floats(floats_t v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+INLINE floats_t load_bf16(const uint16_t *at) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at)), 16));
+}
+INLINE floats_t load_f16(const uint16_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
+INLINE floats_t load_u8(const uint8_t *at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+/* eight e4m3 as floats of 2^-8 their value: they become f16 by a shift; for 127 and 255, which are no numbers, 1.875 */
+INLINE floats_t load_f8(const uint8_t *at) {
+    __m128i v = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)at)); /* the sign is the sign of 16 bits */
+    v = _mm_and_si128(_mm_slli_epi16(v, 7), _mm_set1_epi16((short)0xbfff));
+    return _mm256_cvtph_ps(v);
+}
+/* two numbers, each four times; four numbers, each twice */
+INLINE floats_t spread_2(const float *at) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(at)), _mm_broadcast_ss(at + 1), 1);
+}
+INLINE floats_t spread_4(const float *at) {
+    const __m256i which = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(at)), which);
+}
+#define PREFETCH(at) _mm_prefetch((const char *)(at), _MM_HINT_T0)
+
+#else
+/* ======================================= NEON, and everything else ======================================= */
+#if defined(__ARM_NEON) && defined(__aarch64__) && !defined(HYDRA_PLAIN)
+#include <arm_neon.h>
+#define HYDRA_NEON 1
+#define HYDRA_LANES "neon"
+#else
+#define HYDRA_LANES "plain"
+#endif
+
+#define MANY static
+#define HYDRA_ONE_LOOP 1 /* compilers take minutes over more of these */
+
+typedef struct { uint8_t v[32]; } bytes_t;
+typedef struct { int16_t v[16]; } words_t;
+typedef struct { int32_t v[8]; } ints_t;
+typedef struct { float v[8]; } floats_t;
+#define EACH(n) for (int i = 0; i < (n); i++)
+
+INLINE float float_of_f16(uint16_t bits) { return float_of_f16_plain(bits); }
+
+INLINE bytes_t load_bytes(const void *at) { bytes_t r; memcpy(r.v, at, 32); return r; }
+INLINE void store_bytes(void *at, bytes_t v) { memcpy(at, v.v, 32); }
+INLINE words_t load_words(const int16_t *at) { words_t r; memcpy(r.v, at, 32); return r; }
+INLINE bytes_t low_nibbles(bytes_t v) { EACH(32) v.v[i] &= 15; return v; }
+INLINE bytes_t high_nibbles(bytes_t v) { EACH(32) v.v[i] >>= 4; return v; }
+INLINE bytes_t or_bytes(bytes_t a, bytes_t b) { EACH(32) a.v[i] |= b.v[i]; return a; }
+INLINE bytes_t bits_of(bytes_t v, int from, int width, int to) {
+    EACH(32) v.v[i] = (uint8_t)(((v.v[i] >> from) & ((1 << width) - 1)) << to);
+    return v;
+}
+INLINE bytes_t halves_of(const uint8_t *at) {
+    bytes_t r;
+    EACH(16) { r.v[i] = at[i] & 15; r.v[16 + i] = at[i] >> 4; }
+    return r;
+}
+INLINE bytes_t spread_bits(uint32_t bits, int to) {
+    bytes_t r;
+    EACH(32) r.v[i] = (uint8_t)(((bits >> i) & 1) << to);
+    return r;
+}
+INLINE bytes_t look_up(const uint8_t table[16], bytes_t codes) {
+    EACH(32) codes.v[i] = table[codes.v[i] & 15];
+    return codes;
+}
+INLINE words_t even_bytes(bytes_t v) { words_t r; EACH(16) r.v[i] = v.v[2 * i]; return r; }
+INLINE words_t odd_bytes(bytes_t v) { words_t r; EACH(16) r.v[i] = v.v[2 * i + 1]; return r; }
+INLINE words_t even_signed(bytes_t v) { words_t r; EACH(16) r.v[i] = (int8_t)v.v[2 * i]; return r; }
+INLINE words_t odd_signed(bytes_t v) { words_t r; EACH(16) r.v[i] = (int8_t)v.v[2 * i + 1]; return r; }
+
+INLINE ints_t no_ints(void) { ints_t r; EACH(8) r.v[i] = 0; return r; }
+INLINE ints_t add_ints(ints_t a, ints_t b) { EACH(8) a.v[i] += b.v[i]; return a; }
+INLINE ints_t dot_words(words_t a, words_t b) {
+    ints_t r;
+#if defined(HYDRA_NEON)
+    for (int half = 0; half < 2; half++) {
+        int16x8_t p = vld1q_s16(a.v + 8 * half), q = vld1q_s16(b.v + 8 * half);
+        int32x4_t low = vmull_s16(vget_low_s16(p), vget_low_s16(q)), high = vmull_high_s16(p, q);
+        vst1q_s32(r.v + 4 * half, vpaddq_s32(low, high));
+    }
+#else
+    EACH(8) r.v[i] = (int32_t)a.v[2 * i] * b.v[2 * i] + (int32_t)a.v[2 * i + 1] * b.v[2 * i + 1];
+#endif
+    return r;
+}
+INLINE ints_t add_dot_words(ints_t sum, words_t a, words_t b) { return add_ints(sum, dot_words(a, b)); }
+INLINE ints_t dot_bytes(bytes_t a, bytes_t xa) {
+    ints_t r;
+#if defined(HYDRA_NEON) && defined(__ARM_FEATURE_DOTPROD)
+    for (int half = 0; half < 2; half++) {
+        int8x16_t p = vreinterpretq_s8_u8(vld1q_u8(a.v + 16 * half));
+        int8x16_t q = vreinterpretq_s8_u8(vld1q_u8(xa.v + 16 * half));
+        vst1q_s32(r.v + 4 * half, vdotq_s32(vdupq_n_s32(0), p, q));
+    }
+#else
+    EACH(8) {
+        r.v[i] = 0;
+        for (int j = 0; j < 4; j++) r.v[i] += (int32_t)a.v[4 * i + j] * (int8_t)xa.v[4 * i + j];
+    }
+#endif
+    return r;
+}
+INLINE ints_t dot_bytes_2(bytes_t a, bytes_t xa, bytes_t b, bytes_t xb) {
+    return add_ints(dot_bytes(a, xa), dot_bytes(b, xb));
+}
+
+INLINE floats_t all_floats(float value) { floats_t r; EACH(8) r.v[i] = value; return r; }
+INLINE floats_t no_floats(void) { return all_floats(0.0f); }
+INLINE floats_t load_floats(const float *at) { floats_t r; memcpy(r.v, at, 32); return r; }
+INLINE void store_floats(float *at, floats_t v) { memcpy(at, v.v, 32); }
+INLINE floats_t floats_of(ints_t v) { floats_t r; EACH(8) r.v[i] = (float)v.v[i]; return r; }
+INLINE floats_t mul_floats(floats_t a, floats_t b) { EACH(8) a.v[i] *= b.v[i]; return a; }
+INLINE floats_t fma_floats(floats_t a, floats_t b, floats_t c) {
+#if defined(HYDRA_NEON)
+    for (int half = 0; half < 8; half += 4)
+        vst1q_f32(c.v + half, vfmaq_f32(vld1q_f32(c.v + half), vld1q_f32(a.v + half), vld1q_f32(b.v + half)));
+#else
+    EACH(8) c.v[i] += a.v[i] * b.v[i];
+#endif
+    return c;
+}
+INLINE float sum_floats(floats_t v) {
+    float a = v.v[0] + v.v[4], b = v.v[1] + v.v[5], c = v.v[2] + v.v[6], d = v.v[3] + v.v[7];
+    return (a + c) + (b + d);
+}
+INLINE floats_t load_bf16(const uint16_t *at) { floats_t r; EACH(8) r.v[i] = float_of_bf16(at[i]); return r; }
+INLINE floats_t load_f16(const uint16_t *at) {
+    floats_t r;
+#if defined(HYDRA_NEON)
+    for (int half = 0; half < 8; half += 4)
+        vst1q_f32(r.v + half, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at + half))));
+#else
+    EACH(8) r.v[i] = float_of_f16_plain(at[i]);
+#endif
+    return r;
+}
+INLINE floats_t load_u8(const uint8_t *at) { floats_t r; EACH(8) r.v[i] = (float)at[i]; return r; }
+INLINE floats_t load_f8(const uint8_t *at) {
+    uint16_t wide[8];
+    EACH(8) wide[i] = (uint16_t)((at[i] & 0x80u) << 8 | (at[i] & 0x7fu) << 7);
+    return load_f16(wide);
+}
+INLINE floats_t spread_2(const float *at) { floats_t r; EACH(8) r.v[i] = at[i / 4]; return r; }
+INLINE floats_t spread_4(const float *at) { floats_t r; EACH(8) r.v[i] = at[i / 2]; return r; }
+#define PREFETCH(at) ((void)(at))
+#endif
+
+#endif

@@ -1,0 +1,101 @@
+"""The compiled products, as ctypes calls them: loaded once per process, from where the front door promised them.
+
+Only a library that this program compiled of its own sources is ever opened. Without a promise, or where nothing could
+be compiled, there is none, and torch's operators do the work. ctypes lets other threads run during a call.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+
+
+class MatrixStruct(ctypes.Structure):
+    """`matrix_t` of matrix.h, field by field."""
+
+    _fields_ = (
+        ("rows", _LONG),
+        ("columns", _LONG),
+        ("row_bytes", _LONG),
+        ("groups", _LONG),
+        ("group_columns", _LONG),
+        ("group_rows", _LONG),
+        ("codes", _POINTER),
+        ("scales", _POINTER),
+        ("zeros", _POINTER),
+        ("minima", _POINTER),
+        ("form", ctypes.c_int32),
+        ("block", ctypes.c_int32),
+        ("number", ctypes.c_int32),
+        ("offset", ctypes.c_int32),
+        ("table_unit", ctypes.c_float),
+        ("table_middle", ctypes.c_int32),
+        ("table", ctypes.c_uint8 * 16),
+        ("float_table", ctypes.c_float * 16),
+    )
+
+
+@attrs.frozen(eq=False)
+class NativeLibrary:
+    """What products.c exports."""
+
+    product: Callable[..., int]
+    decode: Callable[..., int]
+    read: Callable[..., int]
+    lanes: str  # which vectors it was compiled for: avx2, neon, plain
+
+    @classmethod
+    def open(cls, path: Path) -> "NativeLibrary":
+        """Raises OSError for a file that is no library, and AttributeError for one that is not ours."""
+        library = ctypes.CDLL(str(path))
+        library.hydra_product.argtypes = (_POINTER, _POINTER, _INT, _POINTER, _LONG, _INT)
+        library.hydra_decode.argtypes = (_POINTER, _POINTER, _LONG, _LONG, _POINTER, _INT)
+        library.hydra_read.argtypes = (_POINTER, _LONG)
+        library.hydra_read.restype = ctypes.c_uint64
+        library.hydra_lanes.restype = ctypes.c_char_p
+        return cls(
+            product=library.hydra_product,
+            decode=library.hydra_decode,
+            read=library.hydra_read,
+            lanes=library.hydra_lanes().decode(),
+        )
+
+
+Find = Callable[[], Path | None]  # may wait until a compiler is done
+
+
+class _Promise:
+    """At most one of a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._find: Find | None = None
+        self._library: NativeLibrary | None = None
+
+    def make(self, find: Find) -> None:
+        with self._lock:
+            self._find = find
+
+    def keep(self) -> NativeLibrary | None:
+        with self._lock:
+            if self._find is not None:
+                path, self._find = self._find(), None
+                self._library = None if path is None else NativeLibrary.open(path)
+            return self._library
+
+
+_promise = _Promise()
+
+
+def promise_library(find: Find) -> None:
+    """`find` is asked once, by the first that needs the library: the path of one that was tried, or None."""
+    _promise.make(find)
+
+
+def native_library() -> NativeLibrary | None:
+    """The library of this process; waits for one that is being compiled."""
+    return _promise.keep()

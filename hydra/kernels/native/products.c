@@ -1,0 +1,328 @@
+/* Products of 1 to 16 rows of float input with a matrix as it is stored, and rows of such a matrix as floats.
+
+   Compiled by the machine that runs it, for its own processor (see library.py); called through ctypes. Every function
+   returns 0, or 1 where it got no memory or has no way for such a matrix; nothing is written then. Rows of the matrix
+   are shared out among threads; no bit of a result depends on how many they are, nor on how many rows of input there
+   are. */
+
+#include "decode.h"
+#include "floats.h"
+#include "pool.h"
+
+typedef struct {
+    const matrix_t *m;
+    const float *x; /* [rows, columns], followed by at least 8 floats of nought where columns are not whole eights */
+    int64_t x_stride;
+    float *out;
+    int64_t out_stride;
+    activations_t in;
+    int paired, wide;
+    atomic_int failed;
+} product_t;
+
+enum { ROUND_BYTES = 64 };
+
+static int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+
+/* What a thread needs beside the stack: scales, offsets and scales spread out, of one row. */
+static float *row_buffers(const matrix_t *m, float **offset, float **spread) {
+    int64_t group = group_of(m), most = m->columns / 4 + 64;
+    int64_t groups = rounded((m->columns + group - 1) / group, 8) + 64;
+    float *scale = aligned_alloc(ROUND_BYTES, (size_t)rounded((2 * groups + most) * 4, ROUND_BYTES));
+    if (!scale) return NULL;
+    memset(scale, 0, (size_t)(2 * groups + most) * 4);
+    *offset = scale + groups;
+    *spread = scale + 2 * groups;
+    return scale;
+}
+
+/* How many scales a chunk of `unit` columns has: 1, 2, 4, or 8 where groups do not fit it otherwise. */
+static int scales_per(const matrix_t *m, int64_t unit) {
+    int64_t group = m->group_columns;
+    if (group >= m->columns || group % unit == 0) return 1;
+    if (group == unit / 2) return 2;
+    return group == unit / 4 && unit == 64 ? 4 : 8;
+}
+
+#if defined(HYDRA_ONE_LOOP)
+#define WITH_ROWS(rows, call) { const int R = (rows); call; }
+#else
+#define WITH_ROWS(rows, call)                    \
+    switch (rows) {                              \
+    case 1: { enum { R = 1 }; call; break; }     \
+    case 2: { enum { R = 2 }; call; break; }     \
+    case 3: { enum { R = 3 }; call; break; }     \
+    default: { enum { R = 4 }; call; break; }    \
+    }
+#endif
+
+#define BLOCK_CASE(block) \
+    case block: WITH_ROWS(rows, block_row(m, block, codes, &tile, R, spread, into)); break;
+
+static __attribute__((noinline)) void nibble_tile(const matrix_t *m, const uint8_t *codes, const tile_t tile, int rows,
+                                                  const float *spread, int per, float *into) {
+    if (m->offset != TABLE) WITH_ROWS(rows, nibble_row(m, codes, &tile, R, spread, per, 0, into))
+    else {
+        int most = 0;
+        for (int i = 0; i < 16; i++) most = m->table[i] > most ? m->table[i] : most;
+        if (most < 64) WITH_ROWS(rows, nibble_row(m, codes, &tile, R, spread, per, 1, into))
+        else WITH_ROWS(rows, nibble_row(m, codes, &tile, R, spread, per, 2, into))
+    }
+}
+
+static __attribute__((noinline)) void byte_tile(const matrix_t *m, const uint8_t *codes, const tile_t tile, int rows,
+                                                const float *spread, int per, float *into) {
+    if (m->offset == ZEROS) WITH_ROWS(rows, byte_row(m, codes, &tile, R, spread, per, 0, into))
+    else WITH_ROWS(rows, byte_row(m, codes, &tile, R, spread, per, 1, into))
+}
+
+static __attribute__((noinline)) void block_tile(const matrix_t *m, const uint8_t *codes, const tile_t tile, int rows,
+                                                 const float *spread, float *into) {
+    switch (m->block) {
+        BLOCK_CASE(Q5_0)
+        BLOCK_CASE(Q5_1)
+        BLOCK_CASE(Q2_K)
+        BLOCK_CASE(Q3_K)
+        BLOCK_CASE(Q4_K)
+        BLOCK_CASE(Q5_K)
+        BLOCK_CASE(Q6_K)
+        BLOCK_CASE(IQ4_XS)
+    }
+}
+
+static void integer_share(void *work, int64_t first, int64_t end) {
+    product_t *p = work;
+    const matrix_t *m = p->m;
+    float *offset, *spread, *scale = row_buffers(m, &offset, &spread);
+    if (!scale) {
+        atomic_store(&p->failed, 1);
+        return;
+    }
+    const int64_t group = group_of(m), groups = (m->columns + group - 1) / group;
+    const int64_t unit = m->form == NIBBLES ? 64 : 32;
+    const int per = m->form == BLOCKS ? 0 : scales_per(m, unit), minima = has_minima(m);
+    const int plain = m->form == BYTES && m->offset == MIDDLE; /* nothing is added to or taken from the codes */
+    for (int64_t row = first; row < end; row++) {
+        const uint8_t *codes = m->codes + row * m->row_bytes;
+        read_row_scales(m, row, scale, offset);
+        const float *use = m->form == BLOCKS ? scale : spread_scales(scale, group, m->columns, unit, per, spread);
+        if (!minima && !plain)
+            for (int64_t g = 0; g < groups; g++) offset[g] *= -scale[g];
+        for (int at = 0; at < p->in.rows; at += TILE) {
+            int rows = p->in.rows - at < TILE ? p->in.rows - at : TILE;
+            float sums[TILE];
+            tile_t tile;
+            for (int r = 0; r < rows; r++) {
+                tile.planes[r] = p->in.planes + (at + r) * p->in.units * p->in.unit_bytes;
+                tile.scales[r] = p->in.scales + (at + r) * p->in.units;
+            }
+            if (m->form == NIBBLES) nibble_tile(m, codes, tile, rows, use, per, sums);
+            else if (m->form == BYTES) byte_tile(m, codes, tile, rows, use, per, sums);
+            else block_tile(m, codes, tile, rows, use, sums);
+            for (int r = 0; r < rows; r++) {
+                floats_t extra = no_floats();
+                const float *own = p->in.sums + (at + r) * p->in.groups;
+                if (!plain)
+                    for (int64_t g = 0; g < groups; g += 8)
+                        extra = fma_floats(load_floats(offset + g), load_floats(own + g), extra);
+                p->out[(at + r) * p->out_stride + row] = sums[r] + sum_floats(extra);
+            }
+        }
+    }
+    free(scale);
+}
+
+static void float_share(void *work, int64_t first, int64_t end) {
+    product_t *p = work;
+    const matrix_t *m = p->m;
+    float *offset, *spread, *scale = row_buffers(m, &offset, &spread);
+    if (!scale) {
+        atomic_store(&p->failed, 1);
+        return;
+    }
+    for (int64_t row = first; row < end; row++) {
+        const uint8_t *codes = m->codes + row * m->row_bytes;
+        const float *use = scale;
+        if (m->form == FLOAT8) numbers_at(m->scales, m->number, row / m->group_rows * m->groups, m->groups, scale);
+        else {
+            read_row_scales(m, row, scale, offset);
+            use = spread_scales(scale, m->group_columns, m->columns, 8, 1, spread);
+        }
+        for (int at = 0; at < p->in.rows; at += TILE) {
+            int rows = p->in.rows - at < TILE ? p->in.rows - at : TILE;
+            const float *x[TILE];
+            float sums[TILE];
+            for (int r = 0; r < rows; r++) x[r] = p->x + (at + r) * p->x_stride;
+            if (m->form == FLOAT8) WITH_ROWS(rows, float8_row(m, codes, x, R, use, sums))
+            else WITH_ROWS(rows, table_row(m, codes, x, R, use, sums))
+            for (int r = 0; r < rows; r++) p->out[(at + r) * p->out_stride + row] = sums[r];
+        }
+    }
+    free(scale);
+}
+
+#define DENSE_CALL(n, r) dense_tile(w, n, x, r, KIND, from, to, sums[t])
+#if defined(HYDRA_ONE_LOOP)
+#define DENSE_CASES(n, rows) DENSE_CALL(n, rows)
+#else
+#define DENSE_CASES(n, rows)          \
+    if (rows == 1) DENSE_CALL(n, 1);  \
+    else if (rows == 2) DENSE_CALL(n, 2); \
+    else DENSE_CALL(n, 3)
+#endif
+
+enum { DENSE_COLUMNS = 512, DENSE_TILES = (ROWS_MAX + DENSE_TILE - 1) / DENSE_TILE };
+
+/* Four rows of the matrix at a time; over few columns at a time where there are many rows of input, which then stay in
+   the nearest cache. */
+INLINE void dense_rows(product_t *p, int64_t first, int64_t end, const int KIND) {
+    const matrix_t *m = p->m;
+    const int64_t whole = m->columns / 8 * 8, step = p->in.rows <= DENSE_TILE ? whole : DENSE_COLUMNS;
+    for (int64_t row = first; row < end; row += DENSE_ROWS) {
+        int n = end - row < DENSE_ROWS ? (int)(end - row) : DENSE_ROWS;
+        floats_t sums[DENSE_TILES][DENSE_ROWS][DENSE_TILE];
+        const uint8_t *w[DENSE_ROWS];
+        for (int i = 0; i < n; i++) w[i] = m->codes + (row + i) * m->row_bytes;
+        for (int t = 0; t < DENSE_TILES; t++)
+            for (int i = 0; i < DENSE_ROWS; i++)
+                for (int r = 0; r < DENSE_TILE; r++) sums[t][i][r] = no_floats();
+        for (int64_t from = 0; from < whole; from += step) {
+            int64_t to = from + step < whole ? from + step : whole;
+            for (int t = 0; t * DENSE_TILE < p->in.rows; t++) {
+                int at = t * DENSE_TILE, rows = p->in.rows - at < DENSE_TILE ? p->in.rows - at : DENSE_TILE;
+                const float *x[DENSE_TILE];
+                for (int r = 0; r < rows; r++) x[r] = p->x + (at + r) * p->x_stride;
+                if (n == DENSE_ROWS) DENSE_CASES(DENSE_ROWS, rows);
+                else DENSE_CALL(n, rows);
+            }
+        }
+        for (int r = 0; r < p->in.rows; r++)
+            for (int i = 0; i < n; i++) {
+                float sum = sum_floats(sums[r / DENSE_TILE][i][r % DENSE_TILE]);
+                for (int64_t column = whole; column < m->columns; column++)
+                    sum += number_at(w[i], KIND, column) * p->x[r * p->x_stride + column];
+                p->out[r * p->out_stride + row + i] = sum;
+            }
+    }
+}
+
+static void dense_share(void *work, int64_t first, int64_t end) {
+    product_t *p = work;
+    switch (p->m->number) {
+    case IS_F32: dense_rows(p, first, end, IS_F32); break;
+    case IS_BF16: dense_rows(p, first, end, IS_BF16); break;
+    default: dense_rows(p, first, end, IS_F16); break;
+    }
+}
+
+static _Thread_local void *kept;
+static _Thread_local size_t kept_bytes;
+
+/* Memory that a calling thread keeps for its next call. */
+static void *scratch(size_t bytes) {
+    if (bytes > kept_bytes) {
+        free(kept);
+        kept_bytes = (bytes + 65535) / 65536 * 65536;
+        kept = aligned_alloc(ROUND_BYTES, kept_bytes);
+        if (!kept) kept_bytes = 0;
+    }
+    return kept;
+}
+
+static int split_input(product_t *p, const float *x, int rows) {
+    const matrix_t *m = p->m;
+    const int64_t group = group_of(m);
+    int most = 0;
+    for (int i = 0; i < 16; i++) most = m->table[i] > most ? m->table[i] : most;
+    const int wide = m->form == BYTES || (m->form == BLOCKS && m->block == IQ4_XS) || (m->offset == TABLE && most > 63);
+    activations_t *in = &p->in;
+    in->rows = rows;
+    in->units = m->form == NIBBLES ? rounded(m->columns, 64) / 32 : rounded(m->columns, 32) / 32;
+    in->unit_bytes = wide ? WIDE_BYTES : NARROW_BYTES;
+    in->groups = rounded((m->columns + group - 1) / group, 8);
+    size_t planes = (size_t)rounded(rows * in->units * in->unit_bytes, ROUND_BYTES);
+    size_t scales = (size_t)rounded(rows * in->units * 4, ROUND_BYTES);
+    in->planes = scratch(planes + scales + (size_t)(rows * in->groups) * 4);
+    if (!in->planes) return 1;
+    in->scales = (float *)(in->planes + planes);
+    in->sums = (float *)(in->planes + planes + scales);
+    for (int row = 0; row < rows; row++) {
+        split_row(x + row * p->x_stride, m->columns, m->form == NIBBLES, wide, in, row);
+        sum_groups(x + row * p->x_stride, m->columns, group, in->sums + row * in->groups, in->groups);
+    }
+    return 0;
+}
+
+/* out[r, n] = sum over the columns of x[r] * m[n]: x is [rows, columns] with whole rows one behind the other. */
+int hydra_product(const matrix_t *m, const float *x, int rows, float *out, int64_t out_stride, int threads) {
+    if (rows < 1 || rows > ROWS_MAX) return 1;
+    product_t p = {.m = m, .x = x, .x_stride = m->columns, .out = out, .out_stride = out_stride};
+    p.in.rows = rows;
+    const int64_t grain = DENSE_ROWS * (1 + 16384 / (m->row_bytes * DENSE_ROWS + 1));
+    if (m->form == DENSE) {
+        share_out(dense_share, &p, m->rows, grain, threads);
+        return 0;
+    }
+    if (m->form == FLOAT8 || m->offset == FLOAT_TABLE) {
+        if (m->columns % 8) { /* whole vectors are read of every row */
+            int64_t stride = rounded(m->columns, 8);
+            float *copy = scratch((size_t)(rows * stride) * 4);
+            if (!copy) return 1;
+            memset(copy, 0, (size_t)(rows * stride) * 4);
+            for (int r = 0; r < rows; r++) memcpy(copy + r * stride, x + r * m->columns, (size_t)m->columns * 4);
+            p.x = copy, p.x_stride = stride;
+        }
+        share_out(float_share, &p, m->rows, grain, threads);
+        return atomic_load(&p.failed);
+    }
+    if (split_input(&p, x, rows)) return 1;
+    share_out(integer_share, &p, m->rows, grain, threads);
+    return atomic_load(&p.failed);
+}
+
+typedef struct {
+    const matrix_t *m;
+    const int64_t *rows; /* which, or NULL: from `first` on */
+    int64_t first;
+    float *out;
+    atomic_int failed;
+} decoding_t;
+
+static void decode_share(void *work, int64_t first, int64_t end) {
+    decoding_t *d = work;
+    float *offset, *spread, *scale = row_buffers(d->m, &offset, &spread);
+    uint8_t *codes = scale ? malloc((size_t)d->m->columns + 64) : NULL;
+    if (!codes) atomic_store(&d->failed, 1);
+    for (int64_t at = first; codes && at < end; at++) {
+        int64_t row = d->rows ? d->rows[at] : d->first + at;
+        decode_row(d->m, row, scale, offset, codes, d->out + at * d->m->columns);
+    }
+    free(codes);
+    free(scale);
+}
+
+/* `count` rows as floats, one behind the other: those with these numbers, or, of NULL, from `first` on. */
+int hydra_decode(const matrix_t *m, const int64_t *rows, int64_t first, int64_t count, float *out, int threads) {
+    decoding_t d = {.m = m, .rows = rows, .first = first, .out = out};
+    share_out(decode_share, &d, count, 4, threads);
+    return atomic_load(&d.failed);
+}
+
+/* The other side of a measurement: all bytes of a range, read and added up as fast as one thread can. */
+uint64_t hydra_read(const uint8_t *from, int64_t bytes) {
+    ints_t sums[4] = {no_ints(), no_ints(), no_ints(), no_ints()};
+    for (int64_t at = 0; at + 128 <= bytes; at += 128)
+        for (int i = 0; i < 4; i++) {
+            ints_t v;
+            memcpy(&v, from + at + 32 * i, 32);
+            sums[i] = add_ints(sums[i], v);
+        }
+    uint32_t parts[8];
+    uint64_t total = 0;
+    for (int i = 1; i < 4; i++) sums[0] = add_ints(sums[0], sums[i]);
+    memcpy(parts, &sums[0], 32);
+    for (int i = 0; i < 8; i++) total += parts[i];
+    return total;
+}
+
+const char *hydra_lanes(void) { return HYDRA_LANES; }
