@@ -101,7 +101,7 @@ def _to_matrix(source: EncodedSource, raw: Mapping[WeightSide, Tensor]) -> Encod
             return BlockMatrix(encoding=encoding, data=data)
         case GroupEncoding() as encoding:
             sides = {name: (side.encoding, side.shape) for name, side in source.sides.items()}
-            return unpack_matrix(encoding, (rows, columns), raw, sides)
+            return unpack_matrix(encoding, (rows, columns), raw, sides, name=f"{values.file}: {values.name}")
         case other:
             raise refuse("bad_model", f"{values.file}: {values.name} is stored as {other.name}, which is no matrix")
 

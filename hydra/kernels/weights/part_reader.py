@@ -134,11 +134,11 @@ def _plan(
 
 def _joined(pieces: Sequence[_Piece]) -> EncodedRows | EncodedExperts:
     if pieces[0][0] is None:
-        return EncodedRows(tuple(piece for _, piece in pieces))
+        return EncodedRows.of([piece for _, piece in pieces])
     by_expert: dict[int | None, list[EncodedMatrix | Tensor]] = {}
     for expert, piece in pieces:
         by_expert.setdefault(expert, []).append(piece)
-    return EncodedExperts(tuple(EncodedRows(tuple(rows)) for rows in by_expert.values()))
+    return EncodedExperts(tuple(EncodedRows.of(rows) for rows in by_expert.values()))
 
 
 def _norms(plan: _PartPlan) -> list[tuple[TensorRange, Tensor]]:
