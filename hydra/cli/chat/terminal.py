@@ -14,7 +14,7 @@ from types import ModuleType
 import attrs
 
 from hydra.cli.chat.conversation import ShowEnd
-from hydra.cli.chat.terminal_text import without_controls
+from hydra.cli.terminal_text import without_controls
 from hydra.log.standard_streams import discard, print_line
 
 PROMPT = "> "

@@ -19,7 +19,7 @@ from hydra.cli.chat.conversation import (
     ShowEnd,
     ShowPiece,
 )
-from hydra.cli.chat.terminal_text import in_one_line, well_formed, without_controls
+from hydra.cli.terminal_text import in_one_line, well_formed, without_controls
 
 FAILED = AnswerFailed(message="no\nroom", code="does_not_fit", exit_code=3)
 
