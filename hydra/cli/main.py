@@ -7,6 +7,7 @@ from importlib import metadata
 import click
 
 from hydra.cli.bench import bench_command
+from hydra.cli.chat.command import chat_command
 from hydra.cli.children import coordinator_child, frontend_child, worker_child
 from hydra.cli.cluster import load_command, ps_command, status_command, unload_command
 from hydra.cli.events import events_command
@@ -24,6 +25,7 @@ SUBCOMMANDS = (
     status_command,
     ps_command,
     events_command,
+    chat_command,
     load_command,
     unload_command,
     pull_command,

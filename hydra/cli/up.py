@@ -12,14 +12,21 @@ from hydra.complaint import Complaint
 from hydra.log.set_up import set_up_logging
 from hydra.log.standard_streams import print_line
 from hydra.processes.port_range import PortRange
+from hydra.protocol.settings.model import ModelSettings
 from hydra.protocol.settings.server import ServerSettings
-from hydra.settings import Settings, expanded, load_settings, with_paths
+from hydra.settings import CHOICES, Settings, expanded, load_settings, with_paths
 
 log = structlog.get_logger()
 
 
 @click.command("up")
 @click.argument("model", required=False)
+@click.option(
+    "--built-in",
+    type=click.Choice(CHOICES["model", "built_in"]),
+    help="Without MODEL: SmolLM2 out of its package, the cache or, after a question, the Hub (auto); fetch it from the "
+    "Hub without a question (hub); random weights (random).",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="A TOML file (default: ./config.toml if it is there).")
 @click.option("--workers", type=click.IntRange(0, 64), help="Local workers (default: one per GPU, else 2 on the CPU).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, or a list like cuda:0,cuda:1.")
@@ -33,6 +40,7 @@ log = structlog.get_logger()
 @click.option("--lan", is_flag=True, help="Let workers on other machines join (needs [cluster] join_token).")
 def up_command(
     model: str | None,
+    built_in: str | None,
     config: Path | None,
     workers: int | None,
     device: str,
@@ -47,7 +55,7 @@ def up_command(
 ) -> None:
     """Start a cluster on this machine and serve MODEL: a directory, or org/name[@revision] of the Hugging Face Hub.
 
-    Without MODEL it serves a tiny built-in one.
+    Without MODEL it serves a small one that answers, SmolLM2-135M-Instruct, as far as this machine has it.
     """
     from hydra.processes.local_workers import local_workers
     from hydra.processes.machine_facts import MachineFacts
@@ -60,18 +68,16 @@ def up_command(
         ("model", "max_model_len"): max_model_len,
         ("model", "replicas"): replicas,
         ("model", "path"): model,
+        ("model", "built_in"): built_in,
         ("model", "chat_template"): chat_template,
     }
     settings = load_settings(config, flags)
     ports = None if ports_text is None else PortRange.parse(ports_text)
     warn_of_open_http(settings.server.http_addr)
-    if lan and not settings.cluster.join_token:
-        raise Complaint(
-            "--lan needs a join token",
-            "off loopback every process must show one",
-            "set HYDRA_CLUSTER_JOIN_TOKEN (or [cluster] join_token) here and on every worker",
-            6,
-        )
+    check_lan(settings, lan=lan)
+    if built_in is not None and settings.model.path:
+        cause = f"the model is named: {settings.model.path}"
+        raise Complaint("--built-in says what is served without MODEL", cause, "leave one of them out", 2)
     if settings.model.chat_template:
         check_chat_template(expanded("chat_template", settings.model.chat_template))
     settings = with_paths(settings)
@@ -80,14 +86,10 @@ def up_command(
     cache_dir = Path(settings.model.cache_dir)
     check_writable(cache_dir, "[model] cache_dir")
     check_writable(state, "--state-dir")
-    from hydra.processes.up import UpOptions, run_up
-    from hydra.store.models.demo_model import (
-        ensure_demo_model,  # numpy, zmq and trio are for those who have come so far
-    )
+    from hydra.processes.up import UpOptions, run_up  # numpy, zmq and trio are for those who have come so far
 
-    model_path = absolute_model(settings.model.path or str(ensure_demo_model(cache_dir)))
-    check_model(model_path, settings.model.max_model_len, cache_dir)
-    settings = attrs.evolve(settings, model=attrs.evolve(settings.model, path=model_path))
+    settings = attrs.evolve(settings, model=with_model(settings.model))
+    check_model(settings.model.path, settings.model.max_model_len, cache_dir)
     options = UpOptions(
         workers=chosen_workers,
         state_dir=state,
@@ -96,6 +98,27 @@ def up_command(
         any_http=ports is not None and http_addr is None and has_usual_http(settings),
     )
     sys.exit(run_up(settings, options, lambda url: print_line(f"ready {url}")))
+
+
+def check_lan(settings: Settings, *, lan: bool) -> None:
+    """Raises Complaint (exit 6)."""
+    if lan and not settings.cluster.join_token:
+        raise Complaint(
+            "--lan needs a join token",
+            "off loopback every process must show one",
+            "set HYDRA_CLUSTER_JOIN_TOKEN (or [cluster] join_token) here and on every worker",
+            6,
+        )
+
+
+def with_model(model: ModelSettings) -> ModelSettings:
+    """With the path of what is served, and the name of a built-in one if no other is wished for. Raises Complaint."""
+    from hydra.cli.built_in_model import built_in_model
+
+    if model.path:
+        return attrs.evolve(model, path=absolute_model(model.path))
+    built_in = built_in_model(model)
+    return attrs.evolve(model, path=absolute_model(built_in.path), id=model.id or built_in.model_id)
 
 
 def warn_of_open_http(addr: str) -> None:

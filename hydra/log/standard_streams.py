@@ -32,10 +32,10 @@ def print_line(line: str, *, error: bool = False) -> None:
         log.warning("a line could not be printed", line=line, why=str(fault))
         for own in (sys.__stdout__, sys.__stderr__):
             if own is not None and own is stream and not own.closed:
-                _discard(own)
+                discard(own)
 
 
-def _discard(stream: TextIO) -> None:
+def discard(stream: TextIO) -> None:
     """What its buffer still holds would fail once more when the interpreter ends, and be its exit status."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())

