@@ -39,9 +39,26 @@ def fetch_parts(
         shapes = part_shapes(shape, part)
         filled_parts[part] = {role: weight_memory(size, dtype, device) for role, size in shapes.items()}
         wanted += _placed(part, filled_parts[part], sources[part])
-    read_bytes = read_ranges(folder, wanted, progress)
+    read_bytes = _read(folder, wanted, progress)
     _check_norms([(source, target) for source, target in wanted if is_norm(place_of(source).role)])
     return filled_parts, read_bytes
+
+
+def _read(folder: Path, wanted: Sequence[tuple[TensorRange, Tensor]], progress: Progress) -> int:
+    """What lies transposed is read one after the other, behind all else, so that only one is there twice."""
+    straight = [pair for pair in wanted if place_of(pair[0]).converted != "transposed"]
+    transposed = [pair for pair in wanted if place_of(pair[0]).converted == "transposed"]
+    total, done = sum(source.length for source, _ in wanted), 0
+    if straight:
+        done = read_ranges(folder, straight, lambda n_bytes, _: progress(n_bytes, total))
+    for source, target in transposed:
+        lying = weight_memory((target.shape[1], target.shape[0]), target.dtype, target.device)
+        before = done
+        done += read_ranges(
+            folder, [(source, lying)], lambda n_bytes, _, before=before: progress(before + n_bytes, total)
+        )
+        target.copy_(lying.T)
+    return done
 
 
 def _check_norms(norms: Sequence[tuple[TensorRange, Tensor]]) -> None:

@@ -21,6 +21,11 @@ _LINEARS: dict[WeightRole, WeightRole] = {  # and the role of the bias that belo
     "gate_up": "gate_up_bias",
     "down": "down_bias",
     "head": "head_bias",
+    "router": "router_bias",
+}
+_EXPERT_BIASES: dict[WeightRole, WeightRole] = {
+    "expert_gate_up": "expert_gate_up_bias",
+    "expert_down": "expert_down_bias",
 }
 
 
@@ -50,11 +55,15 @@ def make_part_weights(read: PartTensors) -> PartWeights:
     tensors = dict(read)
     linears: dict[WeightRole, Linear] = {}
     experts: dict[WeightRole, tuple[Linear, ...]] = {}
-    for role, tensor in read.items():
+    for role in read:
         if role in _LINEARS:
-            linears[role] = make_linear(tensors.pop(role), tensors.pop(_LINEARS[role], None))
-        elif role == "router":
-            linears[role] = PlainLinear(tensors.pop(role))
-        elif tensor.dim() == 3:
-            experts[role] = tuple(make_linear(matrix) for matrix in tensors.pop(role))
+            made = PlainLinear if role == "router" else make_linear
+            linears[role] = made(tensors.pop(role), tensors.pop(_LINEARS[role], None))
+        elif role in _EXPERT_BIASES:
+            biases = tensors.pop(_EXPERT_BIASES[role], None)
+            matrices = tensors.pop(role)
+            experts[role] = tuple(
+                make_linear(matrix, None if biases is None else biases[expert])
+                for expert, matrix in enumerate(matrices)
+            )
     return PartWeights(tensors, linears, experts)
