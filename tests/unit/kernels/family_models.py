@@ -60,16 +60,29 @@ GEMMA3_ROPES = {
 }
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _SIGLIP = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-_QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64,
-                "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+_QWEN_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
 VISION = {
     "Gemma3Config": {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 8, **_SIGLIP},
     "Mistral3Config": {"model_type": "pixtral", "image_size": 16, "patch_size": 8, "head_dim": 8, **_SIGLIP},
     "Qwen3VLConfig": _QWEN_VISION,
     "Qwen3VLMoeConfig": _QWEN_VISION,
 }
-GROWING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 1.0,
-           "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+GROWING = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 SECTIONS = {"rope_type": "default", "mrope_section": [6, 3, 3], "mrope_interleaved": True}
 OSS = {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 24, "sliding_window": 8}
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "head_dim": 24}

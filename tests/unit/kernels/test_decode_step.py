@@ -23,8 +23,16 @@ from tests.unit.kernels.family_models import SHAPES, publish_family
 from tests.unit.kernels.test_families import ragged_greedy, reference_greedy
 
 CPU = torch.device("cpu")
-NAMES = ("Llama-llama3", "Llama-dynamic", "Mistral-window", "Mixtral-two-of-four", "Phi3-longrope", "Gemma2-window",
-         "GptOss-window", "Ministral3-growing")
+NAMES = (
+    "Llama-llama3",
+    "Llama-dynamic",
+    "Mistral-window",
+    "Mixtral-two-of-four",
+    "Phi3-longrope",
+    "Gemma2-window",
+    "GptOss-window",
+    "Ministral3-growing",
+)
 
 
 @attrs.frozen

@@ -46,9 +46,7 @@ def test_an_encoding_is_made_anew_from_its_name(known):
     assert encoding_of(known.name) == known
 
 
-@pytest.mark.parametrize(
-    "name", ["", "F64", "gptq", "gptq:3:1x32", "x:4:1x32", "gptq:4:1x32:ordered:stored", "q4_0"]
-)
+@pytest.mark.parametrize("name", ["", "F64", "gptq", "gptq:3:1x32", "x:4:1x32", "gptq:4:1x32:ordered:stored", "q4_0"])
 def test_a_name_that_none_has_is_refused(name):
     with pytest.raises(ValueError, match="no encoding is called"):
         encoding_of(name)
