@@ -14,7 +14,7 @@ from hydra.protocol.refusal import refuse
 from hydra.store.files.directory import read_json_file
 from hydra.store.models.config_values import Values
 from hydra.store.models.families import FAMILIES
-from hydra.store.models.families.wrappers import WRAPPERS
+from hydra.store.models.families.wrappers import MULTIMODAL
 from hydra.store.models.family import Family, refuse_the_unread
 from hydra.store.models.generation_config import GenerationDefaults, read_generation
 from hydra.store.models.names import Names
@@ -53,11 +53,11 @@ def _text_model(config: Values) -> tuple[str, Family, Values]:
     """(architecture, the family of what is computed, its own config)."""
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
-    wrapper = WRAPPERS.get(name) if isinstance(name, str) else None
+    wrapper = MULTIMODAL.get(name) if isinstance(name, str) else None
     family = FAMILIES.get(name) or FAMILIES.get(_with_head(name)) if isinstance(name, str) else None
     known = wrapper or family
     if known is None:
-        raise config.unsupported("architectures", architectures, "one of " + ", ".join([*FAMILIES, *WRAPPERS]))
+        raise config.unsupported("architectures", architectures, "one of " + ", ".join([*FAMILIES, *MULTIMODAL]))
     if config.has("model_type") and config.get("model_type") != known.model_type:
         raise config.unsupported("model_type", config.get("model_type"), f"{known.model_type!r} for {name}")
     if wrapper is not None:

@@ -33,7 +33,7 @@ _BIAS_OF: dict[WeightRole, WeightRole] = {
 _SIDES: dict[str, WeightSide] = {"mxfp4_scales": "scale"}
 
 
-Form: TypeAlias = Literal["module", "tensor", "transposed", "either", "mxfp4_blocks", "mxfp4_scales"]
+NameForm: TypeAlias = Literal["module", "tensor", "transposed", "either", "mxfp4_blocks", "mxfp4_scales"]
 """How a name stands for tensors: a module's, with a weight and perhaps a bias behind it, or a tensor's own. Matrices of
 all experts in one tensor: transposed [experts, columns, rows], or either so or not as its shape shows, or in MXFP4."""
 
@@ -44,7 +44,7 @@ class Slot:
 
     role: WeightRole
     section: Section = "all"
-    form: Form = "module"
+    form: NameForm = "module"
 
 
 @attrs.frozen(kw_only=True)
@@ -93,7 +93,7 @@ class Expected:
     name: str
     shape: TensorShape
     place: Place
-    form: Form = "module"
+    form: NameForm = "module"
 
 
 def expected_tensors(shape: ModelShape, names: Names) -> Iterator[Expected]:

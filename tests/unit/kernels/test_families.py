@@ -199,14 +199,14 @@ def test_bfloat16_logits(gentle: Published) -> None:
 
 def test_every_family_has_two_shapes_and_one_in_the_short_run() -> None:
     from hydra.store.models.families import FAMILIES
-    from hydra.store.models.families.wrappers import WRAPPERS
+    from hydra.store.models.families.wrappers import MULTIMODAL
 
     for family in FAMILIES:
         kind = family.removesuffix("ForCausalLM")
         alone = [shape for shape in SHAPES if not shape.text]
         shapes = [shape for shape in alone if shape.config in (f"{kind}Config", f"{kind}TextConfig")]
         assert len(shapes) >= 2 and not all(shape.long for shape in shapes), family
-    for wrapper in WRAPPERS.values():  # the arithmetic is that of a family
+    for wrapper in MULTIMODAL.values():  # the arithmetic is that of a family
         config = f"{wrapper.architecture.removesuffix('ForConditionalGeneration')}Config"
         shapes = [shape for shape in SHAPES if shape.config == config]
         assert len(shapes) >= 2 and {family.model_type for family in wrapper.texts} == {shape.text for shape in shapes}

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from hydra.protocol.model.layer_spec import MoeSpec
 from hydra.protocol.refusal import RefusalError
 from hydra.store.models.config import read_config
-from hydra.store.models.families.wrappers import WRAPPERS
+from hydra.store.models.families.wrappers import MULTIMODAL
 from hydra.store.models.library import LocalLibrary
 from tests.unit.store.test_config_families import MINISTRAL_ROPE, SIZES, assert_filled, windows
 from tests.unit.store.test_name_prefix import bytes_of, configure, prefixed, renamed
@@ -121,7 +121,7 @@ def test_what_is_not_computed_is_refused_by_name(tmp_path, read, text, outer, co
 def test_an_unknown_class_is_told_all_that_are_known(tmp_path):
     with pytest.raises(RefusalError) as refused:
         config_of(tmp_path, "LlavaForConditionalGeneration", {})
-    assert all(name in refused.value.refusal.message for name in (*WRAPPERS, "GptOssForCausalLM"))
+    assert all(name in refused.value.refusal.message for name in (*MULTIMODAL, "GptOssForCausalLM"))
 
 
 # ---------------------------------------------------------------- what lies in the files

@@ -27,7 +27,7 @@ from hydra.store.models.family import (
     windows_of,
     with_windows,
 )
-from hydra.store.models.names import ATTENTION, MLP_NORM, Form, Names, Slot
+from hydra.store.models.names import ATTENTION, MLP_NORM, NameForm, Names, Slot
 from hydra.store.models.rope_config import RopeDefaults, read_rope, rope_of
 
 _YARN = {
@@ -77,7 +77,7 @@ def _moe(config: Values, sizes: Sizes) -> MoeSpec:
     )
 
 
-def _names(experts: dict[str, Form]) -> Names:
+def _names(experts: dict[str, NameForm]) -> Names:
     """`experts`: what stands behind the name of each matrix of experts, and its form."""
     gate_up = {f"mlp.experts.gate_up_proj{end}": Slot("expert_gate_up", form=form) for end, form in experts.items()}
     down = {f"mlp.experts.down_proj{end}": Slot("expert_down", form=form) for end, form in experts.items()}

@@ -60,7 +60,7 @@ _GEMMA3 = {
     "num_key_value_heads": 4,
 }
 
-WRAPPERS: dict[str, Wrapper] = {
+MULTIMODAL: dict[str, Wrapper] = {
     wrapper.architecture: wrapper
     for wrapper in (
         Wrapper(
