@@ -34,7 +34,6 @@ def make_feed_forward(spec: FeedForwardSpec, weights: PartWeights) -> FeedForwar
         case MoeSpec():
             experts = weights.experts["expert_gate_up"], weights.experts["expert_down"]
             inner = _gate(spec.activation) if spec.clamped is None else _clamped_gate(spec.clamped)
-            inner = _of_turns(inner) if spec.interleaved else inner
             return Mixture(spec, weights.linears["router"], *experts, inner)
         case DenseSpec():
             inner = _gate(spec.activation) if spec.gated else _ACTIVATIONS[spec.activation]
@@ -111,19 +110,10 @@ def _clamped_gate(spec: ClampedGateSpec) -> ActivationFn:
     """What gpt-oss has: a limit keeps both factors small, and up has 1 added. May overwrite its argument."""
 
     def gated(gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, -1)
-        gate = gate.clamp_(max=spec.limit)
-        up = up.clamp_(-spec.limit, spec.limit).add_(1)
-        return torch.sigmoid(gate * spec.alpha).mul_(gate).mul_(up)
-
-    return gated
-
-
-def _of_turns(inner: ActivationFn) -> ActivationFn:
-    """For rows in which gate and up take turns."""
-
-    def gated(gate_up: Tensor) -> Tensor:
-        return inner(gate_up.view(*gate_up.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2))
+        gate, up = (gate_up[..., ::2], gate_up[..., 1::2]) if spec.in_turns else gate_up.chunk(2, -1)
+        gate.clamp_(max=spec.limit)
+        up.clamp_(-spec.limit, spec.limit).add_(1)
+        return (gate * spec.alpha).sigmoid_().mul_(gate).mul_(up)
 
     return gated
 

@@ -58,10 +58,14 @@ class DenseSpec:
 
 @attrs.frozen(kw_only=True)
 class ClampedGateSpec:
-    """gate * sigmoid(alpha * gate) * (up + 1), where gate is at most `limit` and up lies between -limit and limit."""
+    """gate * sigmoid(alpha * gate) * (up + 1), where gate is at most `limit` and up lies between -limit and limit.
+
+    `in_turns`: the rows of gate and up take turns in their matrix, gate's first; else all of gate's come first.
+    """
 
     limit: float
     alpha: float
+    in_turns: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -75,7 +79,6 @@ class MoeSpec:
     normalised: bool  # whether the chosen experts' weights are made to sum to 1
     router_bias: bool = False
     expert_bias: bool = False
-    interleaved: bool = False  # the rows of gate and up take turns, gate's first; else all of gate's come first
     clamped: ClampedGateSpec | None = None  # what is done in place of `activation`
 
     def width(self, hidden: int) -> int:

@@ -31,7 +31,6 @@ NAMES = (
     "Phi3-longrope",
     "Gemma2-window",
     "GptOss-window",
-    "Ministral3-growing",
 )
 
 

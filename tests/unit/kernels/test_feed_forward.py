@@ -111,7 +111,7 @@ def test_clamped_gates_with_biases_equal_transformers(dtype, top_k):
     block = GptOssMLP(config).to(dtype)
     spec = MoeSpec(
         n_experts=EXPERTS, top_k=top_k, intermediate=INNER, activation="silu", normalised=True, router_bias=True,
-        expert_bias=True, interleaved=True, clamped=ClampedGateSpec(limit=0.8, alpha=1.5),
+        expert_bias=True, clamped=ClampedGateSpec(limit=0.8, alpha=1.5, in_turns=True),
     )  # fmt: skip
     with torch.inference_mode():
         block.router.weight.copy_(held["router"])
@@ -136,5 +136,6 @@ def test_a_clamped_gate_of_rows_side_by_side_is_the_same_as_in_turns():
     gate, up = held["expert_gate_up"].chunk(2, 1)
     turns = held | {"expert_gate_up": torch.stack((gate, up), 2).flatten(1, 2)}
     beside = make_feed_forward(spec, make_part_weights(held))(x)
-    in_turns = make_feed_forward(attrs.evolve(spec, interleaved=True), make_part_weights(turns))(x)
+    spec = attrs.evolve(spec, clamped=attrs.evolve(spec.clamped, in_turns=True))
+    in_turns = make_feed_forward(spec, make_part_weights(turns))(x)
     torch.testing.assert_close(in_turns, beside)

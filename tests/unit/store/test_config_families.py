@@ -277,7 +277,7 @@ def test_gpt_oss_as_published_and_with_what_it_has_by_default(tmp_path):
     assert (rope.kind, rope.truncate, rope.theta, shape.max_positions) == ("yarn", False, 150_000.0, 131_072)
     assert layer.feed_forward == MoeSpec(
         n_experts=32, top_k=4, intermediate=96, activation="silu", normalised=True, router_bias=True, expert_bias=True,
-        interleaved=True, clamped=ClampedGateSpec(limit=7.0, alpha=1.702),
+        clamped=ClampedGateSpec(limit=7.0, alpha=1.702, in_turns=True),
     )  # fmt: skip
     assert read(tmp_path, "GptOss", num_local_experts=32) == shape
     plain = read(tmp_path, "GptOss", num_local_experts=32, rope_parameters={"rope_type": "default"})

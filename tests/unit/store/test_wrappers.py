@@ -64,6 +64,9 @@ def test_mistral_small_has_either_of_two_text_models(tmp_path):
     new = {"model_type": "ministral3", "head_dim": 128, "rope_parameters": MINISTRAL_ROPE}
     shape = mistral3(tmp_path, new, tie_word_embeddings=False).shape
     assert (shape.decoder.ropes[0].query_growth, shape.tied) == (0.1, False)
+    for outer, inner, tied in ((None, False, False), (None, True, True), (True, False, True), (None, None, True)):
+        said = mistral3(tmp_path, small | {"tie_word_embeddings": inner}, tie_word_embeddings=outer)
+        assert said.shape.tied is tied
 
 
 def test_qwen_3_vl_turns_text_like_any_other_model(tmp_path):

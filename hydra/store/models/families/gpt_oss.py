@@ -70,9 +70,10 @@ def _moe(config: Values, sizes: Sizes) -> MoeSpec:
         normalised=True,  # of a softmax over the chosen ones alone, which comes to the same
         router_bias=True,
         expert_bias=True,
-        interleaved=True,
         clamped=ClampedGateSpec(
-            limit=config.number("swiglu_limit", CAP_MAX, 7.0), alpha=config.number("swiglu_alpha", CAP_MAX, 1.702)
+            limit=config.number("swiglu_limit", CAP_MAX, 7.0),
+            alpha=config.number("swiglu_alpha", CAP_MAX, 1.702),
+            in_turns=True,
         ),
     )
 

@@ -45,8 +45,7 @@ class Wrapper:
         if text is None:
             raise config.bad(f"{self.architecture} has no {TEXT}")
         given = config.get(TEXT)
-        inner = text.boolean("tie_word_embeddings", self.tied)
-        tied = config.boolean("tie_word_embeddings", inner or self.tied)
+        tied = config.boolean("tie_word_embeddings", text.boolean("tie_word_embeddings", self.tied))
         return Values({**self.defaults, **given, "tie_word_embeddings": tied}, text.file)
 
 
