@@ -20,6 +20,11 @@ READ = {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "fun
 INERT = {"annotations"}  # which an answer of the API brings back, and which say nothing to a model
 READ_OF_PARTS = {"type", "text", "refusal"}
 INERT_OF_PARTS = {"cache_control", "annotations"}
+SENSES = {  # kinds of parts that a multimodal model would see or hear, in the shapes of OpenAI's two APIs and of others
+    **dict.fromkeys(("image_url", "image", "input_image", "image_embeds", "image_file"), ("image", "vision")),
+    **dict.fromkeys(("video_url", "video", "input_video"), ("video", "vision")),
+    **dict.fromkeys(("input_audio", "audio_url", "audio"), ("audio", "audio")),
+}
 READ_OF_CALLS = {"id", "type", "function", "index"}
 
 
@@ -99,6 +104,12 @@ class _History:
         """A refusal is what the assistant said."""
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" and not (kind == "refusal" and role == "assistant"):
+            if isinstance(kind, str) and kind in SENSES:
+                what, part_of_model = SENSES[kind]
+                raise _no(
+                    f"{where}.content: {what} parts are not supported, because the model's {part_of_model} part is not "
+                    f"served, only its text part. Send the text alone"
+                )
             raise _no(f"{where}.content: only text parts, and refusals of the assistant, are supported")
         self._overlook("messages.content", part, READ_OF_PARTS | INERT_OF_PARTS)
         return _text(part.get(kind), f"{where}.content: a part's {kind}")

@@ -19,11 +19,11 @@ N_BLOCKS, BLOCK_SIZE = 700, 16
 HEADS = [(32, 8, 128), (4, 1, 64), (5, 5, 80), (14, 2, 256), (6, 2, 24)]
 
 
-@pytest.mark.parametrize("softcap", [None, 20.0])
+@pytest.mark.parametrize(("softcap", "sink"), [(None, None), (20.0, None), (None, 3.0), (20.0, 3.0)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize(("n_heads", "n_kv_heads", "width"), HEADS)
 @pytest.mark.parametrize("n_rows", [1, 3, 40])
-def test_the_kernel_mixes_as_spelled_out(n_rows, n_heads, n_kv_heads, width, dtype, tolerance, softcap):
+def test_the_kernel_mixes_as_spelled_out(n_rows, n_heads, n_kv_heads, width, dtype, tolerance, softcap, sink):
     random = torch.Generator().manual_seed(n_rows)
     keys, values = (torch.randn(N_BLOCKS * BLOCK_SIZE, n_kv_heads, width, generator=random).to(dtype) for _ in range(2))
     heads = torch.randn(n_rows, n_heads + n_kv_heads, width, generator=random).to(dtype)
@@ -33,10 +33,11 @@ def test_the_kernel_mixes_as_spelled_out(n_rows, n_heads, n_kv_heads, width, dty
     first = (reach * torch.rand(n_rows, generator=random) * 0.9).long()
     first[0] = 0
     table = torch.stack([torch.randperm(N_BLOCKS, generator=random)[:313] for _ in range(n_rows)]).to(torch.int32)
-    mix = make_decode(0.3, softcap, DEVICE)
+    sinks = None if sink is None else torch.randn(n_heads, generator=random) * sink
+    mix = make_decode(0.3, softcap, None if sinks is None else sinks.to(DEVICE), DEVICE)
     there = [tensor.to(DEVICE) for tensor in (heads, keys, values, table, reach, first)]
     made = mix(there[0][:, :n_heads], there[1], there[2], PagedRows(*there[3:], BLOCK_SIZE)).cpu().float()
-    spelled = SpelledOut(0.3, softcap, [])
+    spelled = SpelledOut(0.3, softcap, [], sinks)
     rows = PagedRows(table, reach, first, BLOCK_SIZE)
     expected = spelled(query.float(), keys.float(), values.float(), rows)
     assert float((made - expected).abs().max() / expected.abs().max()) < tolerance
@@ -56,7 +57,7 @@ def test_the_kernel_sees_nothing_that_its_row_has_not_written(n_heads, n_kv_head
     for blocks, low, high in zip(table, first.tolist(), reach.tolist(), strict=True):
         at = torch.arange(low, high)
         seen[blocks[at // BLOCK_SIZE].long() * BLOCK_SIZE + at % BLOCK_SIZE] = True
-    mix = make_decode(0.3, softcap, DEVICE)
+    mix = make_decode(0.3, softcap, None, DEVICE)
     rows = PagedRows(table.to(DEVICE), reach.to(DEVICE), first.to(DEVICE), BLOCK_SIZE)
     answers = []
     for fill in (0.0, float("nan")):

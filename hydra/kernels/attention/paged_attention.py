@@ -135,13 +135,13 @@ def _mask(row: _Row, first: int, window: int, dtype: torch.dtype, device: torch.
 Decode: TypeAlias = Callable[[Tensor, Tensor, Tensor, PagedRows], Tensor]
 
 
-def make_decode(scale: float, softcap: float | None, device: torch.device) -> Decode | None:
-    """None where the device has no kernel for it."""
+def make_decode(scale: float, softcap: float | None, sinks: Tensor | None, device: torch.device) -> Decode | None:
+    """`sinks` as in `make_sdpa`. None where the device has no kernel for it."""
     if not runs_triton(device):
         return None
     from hydra.kernels.attention.paged_decode import PagedDecode  # only where there is a Triton
 
-    return PagedDecode(scale, softcap or 0.0, processors(device))
+    return PagedDecode(scale, softcap or 0.0, sinks, processors(device))
 
 
 @attrs.frozen(eq=False)

@@ -18,12 +18,15 @@ _TILE_BYTES = 16384  # of keys held at once
 _SPLITS_MAX = 32
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class PagedDecode:
-    """A layer's way to mix: `scale` multiplies the scores, `softcap` (0: none) bends them below its size."""
+    """A layer's way to mix: `scale` multiplies the scores, `softcap` (0: none) bends them below its size; `sinks` are
+    one more score for each head, which has no value.
+    """
 
     scale: float
     softcap: float
+    sinks: Tensor | None  # float32 [heads]
     processors: int  # of the device: so many programs are wanted at least
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, rows: PagedRows) -> Tensor:
@@ -60,7 +63,16 @@ class PagedDecode:
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         )
         out = torch.empty(n, n_heads * width, dtype=query.dtype, device=query.device)
-        _combine[(n, n_heads)](parts, sums, out, SPLITS=splits, WIDTH=width, WIDTH_PADDED=width_padded)
+        _combine[(n, n_heads)](
+            parts,
+            sums,
+            sums if self.sinks is None else self.sinks,  # a pointer in any case
+            out,
+            SPLITS=splits,
+            WIDTH=width,
+            WIDTH_PADDED=width_padded,
+            SINKS=self.sinks is not None,
+        )
         return out
 
 
@@ -145,15 +157,31 @@ def _attend_split(
 
 
 @triton.jit
-def _combine(parts, sums, out, SPLITS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr):
+def _combine(
+    parts,
+    sums,
+    sinks,
+    out,
+    SPLITS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDTH_PADDED: tl.constexpr,
+    SINKS: tl.constexpr,
+):
     """One head of one row: its splits weighed against each other. An empty split weighs nothing."""
     which = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     split = tl.arange(0, SPLITS)
     channel = tl.arange(0, WIDTH_PADDED)
     top = tl.load(sums + which * SPLITS + split)
     total = tl.load(sums + (tl.num_programs(0) * tl.num_programs(1) + which) * SPLITS + split)
-    weights = tl.exp(top - tl.max(top, 0))
+    highest = tl.max(top, 0)
+    if SINKS:
+        sink = tl.load(sinks + tl.program_id(1))
+        highest = tl.maximum(highest, sink)
+    weights = tl.exp(top - highest)
     at = (which * SPLITS + split)[:, None] * WIDTH + channel[None, :]
     mixed = tl.load(parts + at, mask=(channel < WIDTH)[None, :], other=0.0)
-    answer = tl.sum(mixed * weights[:, None], 0) / tl.sum(total * weights, 0)
+    whole = tl.sum(total * weights, 0)
+    if SINKS:
+        whole += tl.exp(sink - highest)
+    answer = tl.sum(mixed * weights[:, None], 0) / whole
     tl.store(out + which * WIDTH + channel, answer.to(out.dtype.element_ty), mask=channel < WIDTH)

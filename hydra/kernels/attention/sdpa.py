@@ -1,4 +1,4 @@
-"""How queries mix the values of one row's past: by torch's attention, by spelled-out scores where they are bent.
+"""How queries mix the values of one row's past: by torch's attention, by spelled-out scores where it cannot.
 
 On a CUDA device only those of torch's kernels are used that neither plan anew for a length nor spell all scores out.
 cuDNN's plans an execution for every length of the past: tens of milliseconds, which a growing row would pay at every
@@ -22,14 +22,19 @@ SCORES_MAX = 1 << 22  # spelled-out scores held at once, over all heads; a long 
 _FLASH_HEAD_MAX = 256  # channels
 
 _sdpa = functional.scaled_dot_product_attention
+_flash_on_host = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def make_sdpa(scale: float | None, softcap: float | None, dtype: torch.dtype, device: torch.device) -> Mix:
-    """`scale` multiplies the scores (None: 1 / sqrt(d)); `softcap` bends them below its size, and then every mask must
-    be spelled out.
+def make_sdpa(
+    scale: float | None, softcap: float | None, sinks: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Mix:
+    """`scale` multiplies the scores (None: 1 / sqrt(d)); `softcap` bends them below its size; `sinks` (float32 [heads])
+    are one more score for each head, which has no value. With either of the last two every mask must be spelled out.
     """
-    if softcap is not None:
-        return _capped_mix(scale, softcap)
+    if sinks is not None and softcap is None and device.type == "cpu":
+        return _host_mix_with_sinks(scale, sinks)
+    if softcap is not None or sinks is not None:
+        return _spelled_mix(scale, softcap, sinks)
     return _cuda_mix(scale, device, dtype) if device.type == "cuda" else _host_mix(scale)
 
 
@@ -45,6 +50,21 @@ def _host_mix(scale: float | None) -> Mix:
         if not several:
             return _sdpa(query, key, value, scale=scale)
         return _sdpa(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+
+    return mix
+
+
+def _host_mix_with_sinks(scale: float | None, sinks: Tensor) -> Mix:
+    """A sink takes its share of a softmax that was computed without it: 1 - sigmoid(log-sum-exp of the rest - sink)."""
+
+    def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, several: bool) -> Tensor:
+        n_heads = query.shape[1]
+        if several:
+            key, value = _per_head(key, n_heads), _per_head(value, n_heads)
+        mixed, log_sum = _flash_on_host(query, key, value, attn_mask=mask, scale=scale)
+        kept = torch.sigmoid(log_sum - sinks.view(1, n_heads, -1))  # by heads, or by heads that share a key
+        answer: Tensor = mixed.mul_(kept.unsqueeze(-1).to(mixed.dtype))
+        return answer
 
     return mix
 
@@ -75,8 +95,8 @@ def _per_head(shared: Tensor, n_heads: int) -> Tensor:
     return shared.unsqueeze(2).expand(-1, -1, n_heads // shared.shape[1], -1, -1).flatten(1, 2)
 
 
-def _capped_mix(scale: float | None, softcap: float) -> Mix:
-    """The scores spelled out, because SDPA cannot bend them; every mask is spelled out too."""
+def _spelled_mix(scale: float | None, softcap: float | None, sinks: Tensor | None) -> Mix:
+    """The scores spelled out, because SDPA can neither bend them nor add one; every mask is spelled out too."""
 
     def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, several: bool) -> Tensor:
         factor = query.shape[-1] ** -0.5 if scale is None else scale
@@ -86,10 +106,22 @@ def _capped_mix(scale: float | None, softcap: float) -> Mix:
         mixed: list[Tensor] = []
         for first in range(0, query.shape[2], step):
             scores = torch.matmul(grouped[..., first : first + step, :], keys)
-            scores = scores.mul_(factor / softcap).tanh_().mul_(softcap)
+            scores = scores.mul_(factor) if softcap is None else scores.mul_(factor / softcap).tanh_().mul_(softcap)
             if mask is not None:
                 scores += mask[first : first + step]
-            mixed.append(torch.matmul(scores.softmax(-1, dtype=torch.float32).to(query.dtype), values))
+            mixed.append(torch.matmul(_shares(scores, sinks, several).to(query.dtype), values))
         return torch.cat(mixed, -2).flatten(1, 2)
 
     return mix
+
+
+def _shares(scores: Tensor, sinks: Tensor | None, several: bool) -> Tensor:
+    """The softmax of [1, kv heads, heads per key, n, reach], in float32. Of a single token n counts the heads that
+    share a key, and there is one head per key.
+    """
+    if sinks is None:
+        return scores.softmax(-1, dtype=torch.float32)
+    kv_heads = scores.shape[1]
+    one_each = sinks.view(1, kv_heads, -1, 1, 1) if several else sinks.view(1, kv_heads, 1, -1, 1)
+    with_sink = torch.cat((scores.to(torch.float32), one_each.expand(*scores.shape[:-1], 1)), -1)
+    return with_sink.softmax(-1)[..., :-1]

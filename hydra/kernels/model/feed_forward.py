@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hydra.kernels.weights.linear import Linear
 from hydra.kernels.weights.part_weights import PartWeights
-from hydra.protocol.model.layer_spec import Activation, DenseSpec, FeedForwardSpec, MoeSpec
+from hydra.protocol.model.layer_spec import Activation, ClampedGateSpec, DenseSpec, FeedForwardSpec, MoeSpec
 
 ActivationFn: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -33,7 +33,8 @@ def make_feed_forward(spec: FeedForwardSpec, weights: PartWeights) -> FeedForwar
     match spec:
         case MoeSpec():
             experts = weights.experts["expert_gate_up"], weights.experts["expert_down"]
-            return Mixture(spec, weights.linears["router"], *experts, _gate(spec.activation))
+            inner = _gate(spec.activation) if spec.clamped is None else _clamped_gate(spec.clamped)
+            return Mixture(spec, weights.linears["router"], *experts, inner)
         case DenseSpec():
             inner = _gate(spec.activation) if spec.gated else _ACTIVATIONS[spec.activation]
             return Dense(weights.linears["gate_up"], weights.linears["down"], inner)
@@ -101,6 +102,18 @@ def _gate(activation: Activation) -> ActivationFn:
     def gated(gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)
         return act(gate).mul_(up)
+
+    return gated
+
+
+def _clamped_gate(spec: ClampedGateSpec) -> ActivationFn:
+    """What gpt-oss has: a limit keeps both factors small, and up has 1 added. May overwrite its argument."""
+
+    def gated(gate_up: Tensor) -> Tensor:
+        gate, up = (gate_up[..., ::2], gate_up[..., 1::2]) if spec.in_turns else gate_up.chunk(2, -1)
+        gate.clamp_(max=spec.limit)
+        up.clamp_(-spec.limit, spec.limit).add_(1)
+        return (gate * spec.alpha).sigmoid_().mul_(gate).mul_(up)
 
     return gated
 

@@ -30,7 +30,16 @@ from torch import Tensor
 from hydra.protocol.batch import Batch, OpenRow
 from hydra.protocol.model.rope_spec import RopeSpec
 
-RotaryTable: TypeAlias = tuple[Tensor, Tensor]  # (cos, signed sin), each [n, 1, dim] in the slice's dtype
+
+@attrs.frozen(eq=False)
+class RotaryTable:
+    """The rotation of a step's tokens, in the slice's dtype."""
+
+    cos: Tensor  # [n, 1, dim]
+    signed_sin: Tensor  # [n, 1, dim]
+    query_scale: Tensor | None = None  # [n, 1, 1]; None: 1
+
+
 RotaryTables: TypeAlias = Sequence[RotaryTable]  # a slice's, each once
 Turn: TypeAlias = Callable[[Tensor, RotaryTable], Tensor]  # heads [n, heads, head_dim], rotated
 
@@ -50,7 +59,13 @@ class Rotary:
         if self.spec.attention_factor != 1.0:
             cos, sin = cos * self.spec.attention_factor, sin * self.spec.attention_factor
         both = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        return both[0].to(dtype).unsqueeze(1), both[1].to(dtype).unsqueeze(1)
+        grown = self._query_scale(positions).to(dtype).view(-1, 1, 1) if self.spec.query_growth else None
+        return RotaryTable(both[0].to(dtype).unsqueeze(1), both[1].to(dtype).unsqueeze(1), grown)
+
+    def _query_scale(self, positions: Tensor) -> Tensor:
+        """As Llama 4 and Ministral 3 keep attention sharp over long contexts."""
+        contexts = torch.floor(positions / self.spec.original_max_positions)
+        return 1 + self.spec.query_growth * torch.log(1 + contexts)
 
     def _of(self, lengths: Tensor | None) -> Tensor:
         """[dim / 2], or [n, dim / 2] where they differ by token."""
@@ -159,12 +174,11 @@ _FREQUENCIES: dict[str, Callable[[RopeSpec], Tensor]] = {
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Rotary embedding of [n, heads, dim]."""
-    cos, signed_sin = table
     low, high = x.chunk(2, -1)
-    return torch.addcmul(x * cos, torch.cat((high, low), -1), signed_sin)
+    return torch.addcmul(x * table.cos, torch.cat((high, low), -1), table.signed_sin)
 
 
 def rotate_some(x: Tensor, table: RotaryTable) -> Tensor:
     """Of heads wider than the table, the first channels; the rest pass."""
-    dim = table[0].shape[-1]
+    dim = table.cos.shape[-1]
     return torch.cat((rotate(x[..., :dim], table), x[..., dim:]), -1)

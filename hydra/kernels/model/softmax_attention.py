@@ -38,14 +38,17 @@ class SoftmaxAttention:
     def __call__(self, x: Tensor, cache: LayerCache, plan: StepPlan, tables: RotaryTables) -> Tensor:
         rotated = self.n_heads + self.n_kv_heads
         heads = self.qkv(x).view(x.shape[0], rotated + self.n_kv_heads, self.head_dim)
-        query_key = self.turn(heads[:, :rotated], tables[self.table])
+        table = tables[self.table]
+        query_key = self.turn(heads[:, :rotated], table)
         query, key = query_key[:, : self.n_heads], query_key[:, self.n_heads :]
+        if table.query_scale is not None:
+            query = query * table.query_scale
         return self.out(self.attend(query, key, heads[:, rotated:], cache, plan))
 
 
 def attention_view(spec: SoftmaxAttentionSpec) -> View:
     """What a step's plan must have ready for it."""
-    return View(spec.window, spelled_out=spec.softcap is not None)
+    return View(spec.window, spelled_out=spec.softcap is not None or spec.sinks)
 
 
 def make_softmax_attention(spec: SoftmaxAttentionSpec, weights: PartWeights, context: LayerContext) -> SoftmaxAttention:
@@ -57,14 +60,15 @@ def make_softmax_attention(spec: SoftmaxAttentionSpec, weights: PartWeights, con
         head_dim=spec.head_dim,
         turn=_make_turn(spec, weights.tensors),
         table=context.table,
-        attend=_make_attend(spec, context),
+        attend=_make_attend(spec, weights.tensors.get("sinks"), context),
     )
 
 
-def _make_attend(spec: SoftmaxAttentionSpec, context: LayerContext) -> Attend:
+def _make_attend(spec: SoftmaxAttentionSpec, sinks: Tensor | None, context: LayerContext) -> Attend:
     plain = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-    mix = make_sdpa(spec.scale, spec.softcap, context.dtype, context.device)
-    return Attend(context.view, mix, make_decode(plain, spec.softcap, context.device))
+    wide = None if sinks is None else sinks.to(torch.float32)
+    mix = make_sdpa(spec.scale, spec.softcap, wide, context.dtype, context.device)
+    return Attend(context.view, mix, make_decode(plain, spec.softcap, wide, context.device))
 
 
 def _make_turn(spec: SoftmaxAttentionSpec, tensors: Mapping[WeightRole, Tensor]) -> Turn:

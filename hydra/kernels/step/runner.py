@@ -281,6 +281,8 @@ def _check_layer(layer: LayerSpec) -> None:
         raise refuse("bad_model", f"{heads.n_heads} heads cannot share {heads.n_kv_heads} key heads")
     if heads.rope.dim % 2 or not 0 < heads.rope.dim <= heads.head_dim:
         raise refuse("bad_model", f"heads of {heads.head_dim} channels cannot be rotated as the model's spec says")
+    if heads.rope.query_growth and heads.rope.original_max_positions < 1:
+        raise refuse("bad_model", "the model's spec lets queries grow with contexts of no positions")
     if (cache.n_heads, cache.head_dim) != (heads.n_kv_heads, heads.head_dim):
         raise refuse("bad_model", "the model's spec has a cache for other heads than the attention before it has")
     if isinstance(feed_forward, MoeSpec) and feed_forward.top_k > feed_forward.n_experts:

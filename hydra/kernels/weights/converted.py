@@ -24,3 +24,5 @@ def undo(converted: Converted, numbers: Tensor, head_dim: int) -> Tensor:
             return numbers[original_rows(numbers.shape[0], head_dim).to(numbers.device)]
         case "plus_one":
             return numbers - 1
+        case "transposed":
+            return numbers.view(numbers.shape[1], numbers.shape[0]).T

@@ -4,7 +4,7 @@ A part is one layer, the embedding, the final norm or the head: the unit that is
 roles, and neither files nor what the device makes of a matrix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -23,6 +23,11 @@ _LINEARS: dict[WeightRole, WeightRole] = {  # and the role of the bias that belo
     "gate_up": "gate_up_bias",
     "down": "down_bias",
     "head": "head_bias",
+    "router": "router_bias",
+}
+_EXPERT_BIASES: dict[WeightRole, WeightRole] = {
+    "expert_gate_up": "expert_gate_up_bias",
+    "expert_down": "expert_down_bias",
 }
 
 
@@ -58,15 +63,21 @@ def make_part_weights(read: PartTensors) -> PartWeights:
     for role, matrix in read.items():
         match matrix:
             case EncodedExperts(experts=each):
-                experts[role] = tuple(make_encoded_linear(rows) for rows in each)
+                biases = _biases(tensors, role, len(each))
+                experts[role] = tuple(map(make_encoded_linear, each, biases))
             case EncodedRows(pieces=(whole,)) if role == "embedding" and not isinstance(whole, Tensor):
                 encoded[role] = whole
             case EncodedRows():
                 linears[role] = make_encoded_linear(matrix, tensors.pop(_LINEARS[role], None))
             case Tensor() if role in _LINEARS:
-                linears[role] = make_linear(tensors.pop(role), tensors.pop(_LINEARS[role], None))
-            case Tensor() if role == "router":
-                linears[role] = PlainLinear(tensors.pop(role))
-            case Tensor() if matrix.dim() == 3:
-                experts[role] = tuple(make_linear(one) for one in tensors.pop(role))
+                make = PlainLinear if role == "router" else make_linear
+                linears[role] = make(tensors.pop(role), tensors.pop(_LINEARS[role], None))
+            case Tensor() if role in _EXPERT_BIASES:
+                experts[role] = tuple(map(make_linear, tensors.pop(role), _biases(tensors, role, len(matrix))))
     return PartWeights(tensors, linears, experts, encoded)
+
+
+def _biases(tensors: dict[WeightRole, Tensor], role: WeightRole, n_experts: int) -> Sequence[Tensor | None]:
+    """One for each expert."""
+    biases = tensors.pop(_EXPERT_BIASES[role], None)
+    return [None] * n_experts if biases is None else list(biases)

@@ -39,6 +39,7 @@ class SoftmaxAttentionSpec:
     softcap: float | None = None  # c: scores become c * tanh(score / c)
     qkv_bias: bool = False
     out_bias: bool = False
+    sinks: bool = False  # one learned score per head joins the softmax, and its share goes nowhere
 
 
 @attrs.frozen(kw_only=True)
@@ -56,6 +57,18 @@ class DenseSpec:
 
 
 @attrs.frozen(kw_only=True)
+class ClampedGateSpec:
+    """gate * sigmoid(alpha * gate) * (up + 1), where gate is at most `limit` and up lies between -limit and limit.
+
+    `in_turns`: the rows of gate and up take turns in their matrix, gate's first; else all of gate's come first.
+    """
+
+    limit: float
+    alpha: float
+    in_turns: bool = False
+
+
+@attrs.frozen(kw_only=True)
 class MoeSpec:
     """A mixture of gated experts: each token goes to the `top_k` likeliest, by a softmax over all of them."""
 
@@ -64,6 +77,9 @@ class MoeSpec:
     intermediate: int
     activation: Activation
     normalised: bool  # whether the chosen experts' weights are made to sum to 1
+    router_bias: bool = False
+    expert_bias: bool = False
+    clamped: ClampedGateSpec | None = None  # what is done in place of `activation`
 
     def width(self, hidden: int) -> int:
         """As DenseSpec.width, for each expert that a token goes to, with its input and output; and the odds of all."""

@@ -88,6 +88,8 @@ def _attention_shapes(spec: AttentionSpec, hidden: int) -> dict[WeightRole, Tens
         shapes["qkv_bias"] = (rows,)
     if spec.out_bias:
         shapes["out_bias"] = (hidden,)
+    if spec.sinks:
+        shapes["sinks"] = (spec.n_heads,)
     if spec.qk_norm is not None:
         shapes |= {"query_norm": (spec.head_dim,), "key_norm": (spec.head_dim,)}
         if spec.qk_norm.kind == "layer":
@@ -96,18 +98,28 @@ def _attention_shapes(spec: AttentionSpec, hidden: int) -> dict[WeightRole, Tens
 
 
 def _feed_forward_shapes(spec: FeedForwardSpec, hidden: int) -> dict[WeightRole, TensorShape]:
-    inner = spec.intermediate
     match spec:
         case MoeSpec():
-            return {
-                "router": (spec.n_experts, hidden),
-                "expert_gate_up": (spec.n_experts, 2 * inner, hidden),
-                "expert_down": (spec.n_experts, hidden, inner),
-            }
+            return _expert_shapes(spec, hidden)
         case DenseSpec():
+            inner = spec.intermediate
             rows = inner * (2 if spec.gated else 1)
             shapes: dict[WeightRole, TensorShape] = {"gate_up": (rows, hidden), "down": (hidden, inner)}
             return shapes | {"gate_up_bias": (rows,), "down_bias": (hidden,)} if spec.bias else shapes
+
+
+def _expert_shapes(spec: MoeSpec, hidden: int) -> dict[WeightRole, TensorShape]:
+    count, inner = spec.n_experts, spec.intermediate
+    shapes: dict[WeightRole, TensorShape] = {
+        "router": (count, hidden),
+        "expert_gate_up": (count, 2 * inner, hidden),
+        "expert_down": (count, hidden, inner),
+    }
+    if spec.router_bias:
+        shapes["router_bias"] = (count,)
+    if spec.expert_bias:
+        shapes |= {"expert_gate_up_bias": (count, 2 * inner), "expert_down_bias": (count, hidden)}
+    return shapes
 
 
 def _norm_shapes(layer: LayerSpec, hidden: int) -> dict[WeightRole, TensorShape]:

@@ -36,9 +36,13 @@ WeightRole = Literal[
     "gate_up_bias",
     "down",
     "down_bias",
+    "sinks",
     "router",
+    "router_bias",
     "expert_gate_up",
+    "expert_gate_up_bias",
     "expert_down",
+    "expert_down_bias",
     "after_mlp_norm",
     "after_mlp_norm_bias",
     "embedding",
@@ -115,9 +119,9 @@ WeightSide = Literal[
 ]
 """What of a matrix a tensor holds: its values, or what they are decoded with. `order` is the group of each column,
 `second_offset` bitsandbytes' JSON with the offset in it, `shape` the rows and columns that the file says it has."""
-Converted = Literal["", "interleaved", "plus_one"]
-"""What a converter changed and a reader undoes: the rows of each head in pairs for a rope that turns neighbours, or 1
-added to a norm."""
+Converted = Literal["", "interleaved", "plus_one", "transposed"]
+"""What a converter changed and a reader undoes: the rows of each head in pairs for a rope that turns neighbours, 1
+added to a norm, or columns in by rows out, one column after the other."""
 
 
 @attrs.frozen(kw_only=True)

@@ -2,7 +2,7 @@
 
 Promises: whatever it returns is within range and means what the named architecture means by it; what would change the
 arithmetic in a way nobody here computes (other architectures, rope types, activations, quantisation) is refused by
-name. Refuses to know weights and their files.
+name. Of a multimodal model it is the text model's config that is read. Refuses to know weights and their files.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from hydra.protocol.refusal import refuse
 from hydra.store.files.directory import read_json_file
 from hydra.store.models.config_values import Values
 from hydra.store.models.families import FAMILIES
+from hydra.store.models.families.wrappers import MULTIMODAL
 from hydra.store.models.family import Family, refuse_the_unread
 from hydra.store.models.generation_config import GenerationDefaults, read_generation
 from hydra.store.models.names import Names
@@ -37,23 +38,33 @@ def read_config(directory: Path) -> ModelConfig:
     if content is None:
         raise refuse("bad_model", f"{directory} has no {CONFIG_FILE}. Give a directory in the Hugging Face layout.")
     config, raw = Values(content[0], CONFIG_FILE), content[1]
-    family = _family(config)
-    _refuse_quantised(config)
-    shape = family.read(config, family.architecture)
-    refuse_the_unread(config)
-    speech = read_generation(directory, config, shape.vocab)
-    return ModelConfig(raw=raw, shape=shape, names=family.names, speech=speech)
+    architecture, family, text = _text_model(config)
+    names = family.own_quantisation(config)
+    if names is None:
+        _refuse_quantised(config)
+        _refuse_quantised(text)
+    shape = family.read(text, architecture)
+    refuse_the_unread(text)
+    speech = read_generation(directory, [config] if text is config else [config, text], shape.vocab)
+    return ModelConfig(raw=raw, shape=shape, names=names or family.names, speech=speech)
 
 
-def _family(config: Values) -> Family:
+def _text_model(config: Values) -> tuple[str, Family, Values]:
+    """(architecture, the family of what is computed, its own config)."""
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
+    wrapper = MULTIMODAL.get(name) if isinstance(name, str) else None
     family = FAMILIES.get(name) or FAMILIES.get(_with_head(name)) if isinstance(name, str) else None
-    if family is None:
-        raise config.unsupported("architectures", architectures, "one of " + ", ".join(FAMILIES))
-    if config.has("model_type") and config.get("model_type") != family.model_type:
-        raise config.unsupported("model_type", config.get("model_type"), f"{family.model_type!r} for {name}")
-    return family
+    known = wrapper or family
+    if known is None:
+        raise config.unsupported("architectures", architectures, "one of " + ", ".join([*FAMILIES, *MULTIMODAL]))
+    if config.has("model_type") and config.get("model_type") != known.model_type:
+        raise config.unsupported("model_type", config.get("model_type"), f"{known.model_type!r} for {name}")
+    if wrapper is not None:
+        text = wrapper.text(config)
+        return wrapper.architecture, wrapper.family(text), text
+    assert family is not None
+    return family.architecture, family, config
 
 
 def _with_head(base: str) -> str:

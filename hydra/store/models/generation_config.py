@@ -6,6 +6,7 @@ names file, key and value, and says what is done instead. What the file says of 
 contrastive search) is none of its business.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,17 @@ class GenerationDefaults:
     default_sampling: DefaultSampling
 
 
-def read_generation(directory: Path, config: Values, vocab: int) -> GenerationDefaults:
-    """generation_config.json together with `config` (config.json). Raises RefusalError bad_model for a broken file.
+def read_generation(directory: Path, configs: Sequence[Values], vocab: int) -> GenerationDefaults:
+    """generation_config.json together with `configs`: config.json, and the text model's part of it where it has one.
+    Raises RefusalError bad_model for a broken file.
 
-    An answer ends at any end token that either file names: published models name one here and another there. Where
-    both name a first token, generation_config.json counts.
+    An answer ends at any end token that any of them names: published models name one here and another there. Where
+    several name a first token, generation_config.json counts, then the first of `configs`.
     """
     content = read_json_file(directory, GENERATION_CONFIG)
     generation = Values(content[0] if content else {}, GENERATION_CONFIG)
-    bos_ids = [token for file in (generation, config) for token in _token_ids(file, "bos_token_id", vocab)]
-    eos_ids = [token for file in (generation, config) for token in _token_ids(file, "eos_token_id", vocab)]
+    bos_ids = [token for file in (generation, *configs) for token in _token_ids(file, "bos_token_id", vocab)]
+    eos_ids = [token for file in (generation, *configs) for token in _token_ids(file, "eos_token_id", vocab)]
     return GenerationDefaults(
         bos_id=bos_ids[0] if bos_ids else None,
         eos_ids=tuple(dict.fromkeys(eos_ids)),

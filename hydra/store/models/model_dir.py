@@ -7,7 +7,7 @@ it lies within its own files. Refuses to know how weights are read, sent or comp
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -23,9 +23,11 @@ from hydra.store.files.directory import is_plain_name, open_directory, read_json
 from hydra.store.files.foreign_file import unfinished
 from hydra.store.formats.safetensors_header import Header
 from hydra.store.models.config import ModelConfig, read_config
+from hydra.store.models.fused_experts import expert_ranges, wrong_dtype, wrong_shape
 from hydra.store.models.name_prefix import as_stored, why_lacking
 from hydra.store.models.names import ROTARY_CONSTANT, Expected, expected_tensors
 from hydra.store.models.tied_head import own_head
+from hydra.store.models.unserved_parts import sorted_out
 from hydra.store.models.weight_files import LocalFiles, WeightFiles, feed
 
 SINGLE = "model.safetensors"
@@ -58,7 +60,7 @@ def describe_files(files: WeightFiles, model_path: str, default_id: str, *, tied
     shards = {file: header for file, header in shards.items() if file in used}
     _check_stored_once(expected, shards, placed)
     _check_nothing_unaccounted(config, expected, placed.keys() | {name for h in shards.values() for name in h.tensors})
-    tensors = tuple(_tensor(tensor, placed, shards) for tensor in expected.values())
+    tensors = tuple(source for tensor in expected.values() for source in _ranges(tensor, placed, shards))
     stored = _stored_files(files, shards, expected)
     return Described(
         model_path=model_path,
@@ -151,13 +153,17 @@ def _check_nothing_unaccounted(config: ModelConfig, expected: Container[str], st
             count = f": it says {config.shape.n_layers} layers" if beyond else ""
             raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for{count}.")
         outside.append(name)
-    if outside:
+    sorted_names = sorted_out(outside)
+    for part, n_tensors in sorted_names.parts.items():
+        log.info(f"the model's {part} part is not served: only its text part is", n_tensors=n_tensors)
+    if unknown := sorted_names.unknown:
         log.warning(
-            "weights that the architecture does not have are passed over", n=len(outside), first=outside[0][:120]
+            "weights that the architecture does not have are passed over", n=len(unknown), first=unknown[0][:120]
         )
 
 
-def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header]) -> TensorRange:
+def _ranges(expected: Expected, placed: dict[str, str], shards: dict[str, Header]) -> Iterator[TensorRange]:
+    """Of one published tensor: one, or one for each expert."""
     name, shape = expected.name, expected.shape
     if name not in placed:
         raise why_lacking(name, expected.place.role == "head", placed)
@@ -165,13 +171,15 @@ def _tensor(expected: Expected, placed: dict[str, str], shards: dict[str, Header
     stored = shards[file].tensors.get(name)
     if stored is None:
         raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which does not hold it.")
+    if expected.form not in ("module", "tensor"):
+        yield from expert_ranges(expected, file, stored)
+        return
     if stored.shape != shape:
-        raise refuse("bad_model", f"{name!r} in {file} has shape {stored.shape}; config.json asks for {shape}.")
+        raise wrong_shape(name, file, stored, shape)
     encoding = PLAIN_ENCODINGS.get(stored.file_dtype)
     if encoding is None:
-        known = ", ".join(PLAIN_ENCODINGS)
-        raise refuse("unsupported", f"{name!r} in {file} is stored as {stored.file_dtype}; supported are {known}.")
-    return TensorRange(
+        raise wrong_dtype(name, file, stored, tuple(PLAIN_ENCODINGS))
+    yield TensorRange(
         name=name,
         file=file,
         offset=stored.offset,

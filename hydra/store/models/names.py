@@ -5,11 +5,12 @@ Promises: what a table expects of a model fills its canonical matrices exactly. 
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Literal, TypeAlias
 
 import attrs
 
 from hydra.protocol.model.layout import Part, Section, TensorShape, part_shapes, section_rows
-from hydra.protocol.model.model_spec import ModelShape, Place, WeightRole
+from hydra.protocol.model.model_spec import ModelShape, Place, WeightRole, WeightSide
 
 ROTARY_CONSTANT = "rotary_emb.inv_freq"  # old files carry it; transformers too computes it from the config instead
 
@@ -25,9 +26,16 @@ _BIAS_OF: dict[WeightRole, WeightRole] = {
     "gate_up": "gate_up_bias",
     "down": "down_bias",
     "after_mlp_norm": "after_mlp_norm_bias",
+    "router": "router_bias",
     "final_norm": "final_norm_bias",
     "head": "head_bias",
 }
+_SIDES: dict[str, WeightSide] = {"mxfp4_scales": "scale"}
+
+
+NameForm: TypeAlias = Literal["module", "tensor", "transposed", "either", "mxfp4_blocks", "mxfp4_scales"]
+"""How a name stands for tensors: a module's, with a weight and perhaps a bias behind it, or a tensor's own. Matrices of
+all experts in one tensor: transposed [experts, columns, rows], or either so or not as its shape shows, or in MXFP4."""
 
 
 @attrs.frozen
@@ -36,6 +44,7 @@ class Slot:
 
     role: WeightRole
     section: Section = "all"
+    form: NameForm = "module"
 
 
 @attrs.frozen(kw_only=True)
@@ -79,11 +88,12 @@ MLP_NORM: dict[str, Slot] = {"post_attention_layernorm": Slot("mlp_norm")}
 
 @attrs.frozen
 class Expected:
-    """A published tensor that a model must have."""
+    """A published tensor that a model must have; its shape is that of the canonical matrix, whatever its form."""
 
     name: str
     shape: TensorShape
     place: Place
+    form: NameForm = "module"
 
 
 def expected_tensors(shape: ModelShape, names: Names) -> Iterator[Expected]:
@@ -101,16 +111,33 @@ def _of_part(shape: ModelShape, part: Part, modules: Mapping[str, Slot], prefix:
     layer = part if isinstance(part, int) else None
     spec = None if layer is None else shape.decoder.layer(layer)
     for module, slot in modules.items():
-        for role, suffix in ((slot.role, ".weight"), (_BIAS_OF.get(slot.role), ".bias")):
-            if role is None or role not in shapes:
+        for role, suffix in _tensors_of(slot):
+            if role not in shapes:
                 continue
             for expert, number, size in _blocks(module, shapes[role]):
                 rows = section_rows(spec, role, slot.section, size[0])
                 yield Expected(
                     f"{prefix}{module.replace('{expert}', number)}{suffix}",
                     (rows.count, *size[1:]),
-                    Place(role=role, layer=layer, first_row=rows.first, expert=expert),
+                    Place(
+                        role=role,
+                        layer=layer,
+                        first_row=rows.first,
+                        expert=expert,
+                        side=_SIDES.get(slot.form, "values"),
+                    ),
+                    slot.form,
                 )
+
+
+def _tensors_of(slot: Slot) -> Iterator[tuple[WeightRole, str]]:
+    """The role of each tensor that a name stands for, and what stands behind the name."""
+    if slot.form != "module":
+        yield slot.role, ""
+        return
+    yield slot.role, ".weight"
+    if slot.role in _BIAS_OF:
+        yield _BIAS_OF[slot.role], ".bias"
 
 
 def _blocks(module: str, size: TensorShape) -> Iterator[tuple[int | None, str, TensorShape]]:

@@ -52,6 +52,8 @@ class RopeDefaults:
     partial: bool = False  # whether a head may be rotated in part
     share: float = 1.0  # of a head, where the config is silent
     original_max_positions: int | None = None  # where the config is silent; None: what max_position_embeddings says
+    sections: bool = False  # whether channels are divided among time, height and width: all the same for text
+    growing_queries: bool = False  # whether queries may grow with their position
 
 
 def read_rope(config: Values, habits: RopeDefaults, head_dim: int, max_positions: int) -> RopeSpec:
@@ -64,7 +66,7 @@ def read_rope(config: Values, habits: RopeDefaults, head_dim: int, max_positions
 def rope_of(scaling: Values, config: Values, habits: RopeDefaults, head_dim: int, max_positions: int) -> RopeSpec:
     """`scaling` is the rope's own object; what it leaves open `config` may say."""
     kind = _kind(scaling, habits)
-    unknown = sorted(scaling.keys() - _COMMON_KEYS - _KEYS[kind])
+    unknown = sorted(scaling.keys() - _COMMON_KEYS - _KEYS[kind] - _own_keys(habits))
     if unknown:
         raise scaling.unsupported(f"a key of rope type {kind!r}", unknown[0], "what this type of scaling is made of")
     source = scaling if scaling.has("rope_theta") else config
@@ -84,11 +86,23 @@ def rope_of(scaling: Values, config: Values, habits: RopeDefaults, head_dim: int
         case "llama3":
             return _llama3(plain, scaling, _original(scaling, config, habits, max_positions))
         case "yarn":
-            return _yarn(plain, scaling, _original(scaling, config, habits, max_positions))
+            yarn = _yarn(plain, scaling, _original(scaling, config, habits, max_positions))
+            return attrs.evolve(yarn, query_growth=_query_growth(scaling)) if habits.growing_queries else yarn
         case "longrope":
             return _longrope(plain, scaling, _original(scaling, config, habits, max_positions), max_positions)
         case _:
             return plain
+
+
+def _own_keys(habits: RopeDefaults) -> frozenset[str]:
+    sections = {"mrope_section", "mrope_interleaved"} if habits.sections else set()
+    growth = {"llama_4_scaling_beta", "max_position_embeddings"} if habits.growing_queries else set()
+    return frozenset(sections | growth)
+
+
+def _query_growth(scaling: Values) -> float:
+    key = "llama_4_scaling_beta"
+    return scaling.number(key, FACTOR_MAX, zero=True) if scaling.has(key) else 0.0
 
 
 def reach(rope: RopeSpec, max_positions: int) -> int:

@@ -70,6 +70,33 @@ def test_refusals_are_the_assistants_alone():
             history(message)
 
 
+@pytest.mark.parametrize(
+    ("part", "what", "sense"),
+    [
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, "image", "vision"),
+        ({"type": "input_image", "image_url": "http://x/y.png"}, "image", "vision"),
+        ({"type": "image"}, "image", "vision"),
+        ({"type": "video_url", "video_url": {"url": "http://x/y.mp4"}}, "video", "vision"),
+        ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "audio", "audio"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("role", ["user", "assistant", "tool"])
+def test_what_a_model_would_see_or_hear_is_refused_as_that(role, part, what, sense):
+    with pytest.raises(RefusalError) as refused:
+        history({"role": role, "content": [{"type": "text", "text": "What is this?"}, part]})
+    refusal = refused.value.refusal
+    assert (refusal.code, refusal.param) == ("invalid_value", "messages")
+    assert f"messages[1].content: {what} parts" in refusal.message
+    assert f"the model's {sense} part is not served" in refusal.message
+
+
+@pytest.mark.parametrize("kind", ["file", 3, ["image"], None])
+def test_other_parts_are_refused_as_before(kind):
+    with pytest.raises(RefusalError, match="only text parts"):
+        history(USER | {"content": [{"type": kind}]})
+
+
 def test_calls_of_the_older_api_are_calls():
     messages = history(
         {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"at": "x"}'}},

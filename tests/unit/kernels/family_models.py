@@ -24,6 +24,7 @@ class Shape:
     seed: int
     changes: dict[str, object] = attrs.field(factory=dict, hash=False)
     long: bool = False  # part of the full sweeps only
+    text: str = ""  # of a multimodal model: the model_type of the text model, whose config `changes` are
 
     @property
     def name(self) -> str:
@@ -57,6 +58,33 @@ GEMMA3_ROPES = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+_SIGLIP = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_QWEN_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
+VISION = {
+    "Gemma3Config": {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 8, **_SIGLIP},
+    "Mistral3Config": {"model_type": "pixtral", "image_size": 16, "patch_size": 8, "head_dim": 8, **_SIGLIP},
+    "Qwen3VLConfig": _QWEN_VISION,
+    "Qwen3VLMoeConfig": _QWEN_VISION,
+}
+GROWING = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+SECTIONS = {"rope_type": "default", "mrope_section": [6, 3, 3], "mrope_interleaved": True}
+OSS = {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 24, "sliding_window": 8}
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "head_dim": 24}
 
 SHAPES = (
@@ -98,6 +126,27 @@ SHAPES = (
     Shape("scaled", "Gemma3TextConfig", 0, {"head_dim": 16, "sliding_window": 5, "sliding_window_pattern": 3,
           "rope_parameters": GEMMA3_ROPES, "num_key_value_heads": 1, "final_logit_softcapping": 20.0}),
     Shape("biased", "Gemma3TextConfig", 1, {"head_dim": 16, "attention_bias": True, "sliding_window": 300}, long=True),
+    Shape("growing", "Ministral3Config", 1, {"head_dim": 24, **rope(**GROWING)}),
+    Shape("window", "Ministral3Config", 2, {"head_dim": 16, "sliding_window": 9, "tie_word_embeddings": True,
+          **rope(**GROWING | {"llama_4_scaling_beta": 0.3, "attention_factor": 1.2})}, long=True),
+    Shape("window", "Gemma3Config", 0, {"head_dim": 24, "sliding_window": 8, "sliding_window_pattern": 2,
+          "tie_word_embeddings": True}, text="gemma3_text", long=True),
+    Shape("untied", "Gemma3Config", 0, {"head_dim": 16, "sliding_window": 5, "rope_parameters": GEMMA3_ROPES,
+          "num_key_value_heads": 1}, text="gemma3_text", long=True),
+    Shape("mistral", "Mistral3Config", 3, {"head_dim": 24, "sliding_window": None}, text="mistral",
+          long=True),
+    Shape("ministral3", "Mistral3Config", 6, {"head_dim": 16, "tie_word_embeddings": True, **rope(**GROWING)},
+          text="ministral3", long=True),
+    Shape("sections", "Qwen3VLConfig", 3, {"head_dim": 24, **rope(**SECTIONS)}, text="qwen3_vl_text", long=True),
+    Shape("yarn", "Qwen3VLConfig", 0, {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True,
+          **rope(**YARN, mrope_section=[4, 2, 2])}, text="qwen3_vl_text", long=True),
+    Shape("fused", "Qwen3VLMoeConfig", 1, {**MOE, **rope(**SECTIONS)}, text="qwen3_vl_moe_text"),
+    Shape("mixed", "Qwen3VLMoeConfig", 2, {**MOE, "num_experts": 4, "mlp_only_layers": [1],
+          "moe_intermediate_size": 32, **rope(**SECTIONS)}, text="qwen3_vl_moe_text", long=True),
+    Shape("window", "GptOssConfig", 0, OSS),
+    Shape("plain-rope", "GptOssConfig", 0, {**OSS, "num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 16,
+          "num_key_value_heads": 4, "attention_bias": False, "swiglu_limit": 0.5, **rope(rope_type="default")},
+          long=True),
 )  # fmt: skip
 
 
@@ -117,16 +166,36 @@ def publish_gentle(path: Path, shape: Shape) -> Published:
 
 def random_model(shape: Shape, spread: float, **changes: object) -> transformers.PreTrainedModel:
     torch.manual_seed(shape.seed + zlib.crc32(shape.name.encode()))
-    config = getattr(transformers, shape.config)(**(SIZES | shape.changes | changes))
-    kind = f"{shape.config.removesuffix('TextConfig').removesuffix('Config')}ForCausalLM"
-    reference = getattr(transformers, kind)(config).eval()
+    config = (_multimodal if shape.text else _plain)(shape, SIZES | shape.changes | changes)
+    kind = shape.config.removesuffix("TextConfig").removesuffix("Config")
+    reference = getattr(transformers, f"{kind}{'ForConditionalGeneration' if shape.text else 'ForCausalLM'}")(config)
     with torch.no_grad():
         for name, tensor in reference.named_parameters():
             if "norm" in name and name.endswith("weight"):
                 tensor.uniform_(1 - spread, 1 + spread).sub_(float(shape.config.startswith("Gemma")))
-            elif name.endswith("bias"):
+            elif name.endswith(("bias", "sinks")):
                 tensor.uniform_(-spread, spread)
-    return reference
+    return reference.eval()
+
+
+def _plain(shape: Shape, said: dict[str, object]) -> transformers.PreTrainedConfig:
+    return getattr(transformers, shape.config)(**said)
+
+
+def _multimodal(shape: Shape, said: dict[str, object]) -> transformers.PreTrainedConfig:
+    """Beside the text model stands a small vision part; no prompt has a token that asks for it."""
+    tokens = dict.fromkeys(IMAGE_TOKENS, VOCAB + 1)
+    return getattr(transformers, shape.config)(
+        text_config=said | {"model_type": shape.text},
+        vision_config=VISION[shape.config],
+        tie_word_embeddings=said.get("tie_word_embeddings", False),
+        initializer_range=said["initializer_range"],
+        **tokens,
+    )
+
+
+def text_model(reference: transformers.PreTrainedModel) -> torch.nn.Module:
+    return getattr(reference.model, "language_model", reference.model)
 
 
 @torch.no_grad()
@@ -134,25 +203,29 @@ def choose_clearly(reference: transformers.PreTrainedModel) -> None:
     """Gives every token a class, in a channel of its own that the layers hardly write to, and every class its own
     order of the experts, well apart: no last bit of a number chooses an expert. Dense models stay as they are.
     """
-    layers = reference.model.layers
-    routers = [layer.mlp.gate.weight for layer in layers if hasattr(layer.mlp, "gate")]
+    text = text_model(reference)
+    layers = text.layers
+    chosen_by = [getattr(layer.mlp, "gate", getattr(layer.mlp, "router", None)) for layer in layers]
+    routers = [router for router in chosen_by if router is not None]
     if not routers:
         return
-    n_experts = len(routers[0])
+    embedding = text.embed_tokens.weight
+    n_experts = len(routers[0].weight)
     channels, other = slice(0, n_experts), 0.1
     for name, tensor in layers.named_parameters():
-        if name.endswith(("o_proj.weight", "mlp.down_proj.weight")):
+        if name.endswith(("o_proj.weight", "mlp.down_proj.weight", "o_proj.bias", "mlp.down_proj.bias")):
             tensor[channels] *= other
-        elif name.endswith("experts.down_proj"):  # [experts, hidden, inner]
-            tensor[:, channels] *= other
-    token = torch.arange(reference.config.vocab_size)
-    embedding = reference.model.embed_tokens.weight
+        elif name.endswith(("experts.down_proj", "experts.down_proj_bias")):  # [experts, hidden (, inner)]
+            transposed = tensor.shape[1] != embedding.shape[1]  # as gpt-oss has it
+            tensor[(..., channels) if transposed else (slice(None), channels)] *= other
+    token = torch.arange(len(embedding))
     embedding[:, channels] *= other
     embedding[token, token % n_experts] = 0.7
     expert, kind = torch.arange(n_experts)[:, None], torch.arange(n_experts)
     for router in routers:
-        router *= other
-        router[:, channels] = 0.2 * ((expert + kind) % n_experts - (n_experts - 1) / 2)
+        for tensor in router.parameters():
+            tensor *= other
+        router.weight[:, channels] = 0.2 * ((expert + kind) % n_experts - (n_experts - 1) / 2)
 
 
 def published(path: Path, reference: transformers.PreTrainedModel) -> Published:

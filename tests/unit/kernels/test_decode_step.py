@@ -23,7 +23,15 @@ from tests.unit.kernels.family_models import SHAPES, publish_family
 from tests.unit.kernels.test_families import ragged_greedy, reference_greedy
 
 CPU = torch.device("cpu")
-NAMES = ("Llama-llama3", "Llama-dynamic", "Mistral-window", "Mixtral-two-of-four", "Phi3-longrope", "Gemma2-window")
+NAMES = (
+    "Llama-llama3",
+    "Llama-dynamic",
+    "Mistral-window",
+    "Mixtral-two-of-four",
+    "Phi3-longrope",
+    "Gemma2-window",
+    "GptOss-window",
+)
 
 
 @attrs.frozen
@@ -33,6 +41,7 @@ class SpelledOut:
     scale: float
     softcap: float | None
     called: list[int]
+    sinks: Tensor | None = None
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, rows: PagedRows) -> Tensor:
         self.called.append(len(query))
@@ -44,7 +53,10 @@ class SpelledOut:
             scores = torch.einsum("hd,phd->hp", asked, key) * self.scale
             if self.softcap:
                 scores = self.softcap * torch.tanh(scores / self.softcap)
-            answers.append(torch.einsum("hp,phd->hd", scores.softmax(-1), value).flatten())
+            if self.sinks is not None:
+                scores = torch.cat((scores, self.sinks[:, None].to(scores.dtype)), 1)
+            shares = scores.softmax(-1)[:, : len(at)]
+            answers.append(torch.einsum("hp,phd->hd", shares, value).flatten())
         return torch.stack(answers)
 
 
@@ -82,7 +94,7 @@ def called(monkeypatch) -> Called:
     monkeypatch.setattr("hydra.kernels.model.slice.runs_triton", lambda device: True)
     monkeypatch.setattr(
         "hydra.kernels.model.softmax_attention.make_decode",
-        lambda scale, softcap, device: SpelledOut(scale, softcap, made.paged),
+        lambda scale, softcap, sinks, device: SpelledOut(scale, softcap, made.paged, sinks),
     )
     monkeypatch.setattr(
         "hydra.kernels.step.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, made.captured)

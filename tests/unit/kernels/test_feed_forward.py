@@ -1,15 +1,17 @@
 """Mixtures of experts: the plain sum over the chosen ones, however tokens are batched."""
 
+import attrs
 import pytest
 import torch
 from torch.nn import functional
-from transformers import MixtralConfig, Qwen3MoeConfig
+from transformers import GptOssConfig, MixtralConfig, Qwen3MoeConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from hydra.kernels.model.feed_forward import make_feed_forward
 from hydra.kernels.weights.part_weights import make_part_weights
-from hydra.protocol.model.layer_spec import MoeSpec
+from hydra.protocol.model.layer_spec import ClampedGateSpec, MoeSpec
 
 HIDDEN, INNER, EXPERTS = 32, 24, 6
 
@@ -91,3 +93,49 @@ def test_mixtures_equal_transformers(kind, dtype):
         said = mixture(held, 2, normalised=kind == "mixtral")(x).float()
     error = (said - expected).abs().max() / expected.abs().max()
     assert error < (2e-6 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
+def test_clamped_gates_with_biases_equal_transformers(dtype, top_k):
+    """Limits that bite on both sides, rows of gate and up in turns, and biases in the router and the experts."""
+    held = weights(4, dtype)
+    held |= {
+        "router_bias": torch.randn(EXPERTS).to(dtype),
+        "expert_gate_up_bias": torch.randn(EXPERTS, 2 * INNER).to(dtype),
+        "expert_down_bias": torch.randn(EXPERTS, HIDDEN).to(dtype),
+    }
+    config = GptOssConfig(
+        **SIZES, num_local_experts=EXPERTS, num_experts_per_tok=top_k, swiglu_limit=0.8, swiglu_alpha=1.5
+    )
+    block = GptOssMLP(config).to(dtype)
+    spec = MoeSpec(
+        n_experts=EXPERTS, top_k=top_k, intermediate=INNER, activation="silu", normalised=True, router_bias=True,
+        expert_bias=True, clamped=ClampedGateSpec(limit=0.8, alpha=1.5, in_turns=True),
+    )  # fmt: skip
+    with torch.inference_mode():
+        block.router.weight.copy_(held["router"])
+        block.router.bias.copy_(held["router_bias"])
+        block.experts.gate_up_proj.copy_(held["expert_gate_up"].transpose(1, 2))
+        block.experts.gate_up_proj_bias.copy_(held["expert_gate_up_bias"])
+        block.experts.down_proj.copy_(held["expert_down"].transpose(1, 2))
+        block.experts.down_proj_bias.copy_(held["expert_down_bias"])
+        x = torch.randn(40, HIDDEN).to(dtype)
+        expected = block(x.unsqueeze(0))[0].squeeze(0).float()
+        said = make_feed_forward(spec, make_part_weights(held))(x).float()
+    error = (said - expected).abs().max() / expected.abs().max()
+    assert error < (2e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_a_clamped_gate_of_rows_side_by_side_is_the_same_as_in_turns():
+    spec = MoeSpec(
+        n_experts=EXPERTS, top_k=2, intermediate=INNER, activation="silu", normalised=True,
+        clamped=ClampedGateSpec(limit=0.8, alpha=1.702),
+    )  # fmt: skip
+    held, x = weights(5), torch.randn(9, HIDDEN)
+    gate, up = held["expert_gate_up"].chunk(2, 1)
+    turns = held | {"expert_gate_up": torch.stack((gate, up), 2).flatten(1, 2)}
+    beside = make_feed_forward(spec, make_part_weights(held))(x)
+    spec = attrs.evolve(spec, clamped=attrs.evolve(spec.clamped, in_turns=True))
+    in_turns = make_feed_forward(spec, make_part_weights(turns))(x)
+    torch.testing.assert_close(in_turns, beside)

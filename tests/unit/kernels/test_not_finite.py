@@ -42,7 +42,7 @@ def path(request, monkeypatch) -> str:
         monkeypatch.setattr("hydra.kernels.model.slice.runs_triton", lambda device: True)
         monkeypatch.setattr(
             "hydra.kernels.model.softmax_attention.make_decode",
-            lambda scale, softcap, device: SpelledOut(scale, softcap, []),
+            lambda scale, softcap, sinks, device: SpelledOut(scale, softcap, [], sinks),
         )
         monkeypatch.setattr("hydra.kernels.step.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, []))
     return request.param

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_scale
 
 from hydra.kernels.model.rotary import lengths, make_rotary
 from hydra.protocol.batch import Batch, OpenRow, int32
@@ -55,6 +56,18 @@ YARN = {"factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0}
 def test_frequencies_are_those_of_transformers(ours, theirs):
     expected, _ = ROPE_INIT_FUNCTIONS[ours.kind](theirs)
     assert torch.equal(make_rotary(ours, CPU).frequencies, expected)
+
+
+def test_queries_grow_with_their_position():
+    rope = spec("yarn", original_max_positions=16, factor=4.0, beta_fast=32.0, beta_slow=1.0, query_growth=0.1)
+    positions = torch.tensor([0, 15, 16, 17, 31, 32, 1000, 262_143])
+    table = make_rotary(rope, CPU).tables(positions, None, torch.float32)
+    assert torch.equal(table.query_scale.view(1, 1, -1, 1), get_llama_4_attn_scale(positions[None], 0.1, 16))
+    assert table.query_scale.view(-1)[:2].tolist() == [1.0, 1.0]
+    assert (
+        make_rotary(attrs.evolve(rope, query_growth=0.0), CPU).tables(positions, None, torch.float32).query_scale
+        is None
+    )
 
 
 @pytest.mark.parametrize("length", [1, 4096, 4097, 131_072])

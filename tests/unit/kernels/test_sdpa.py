@@ -51,6 +51,39 @@ def test_one_token(cuda_mix):
     )
 
 
+def with_sinks(query, key, value, mask, sinks):
+    """Spelled out, one key for each head: a softmax over the scores and the sink, whose share is dropped."""
+    group = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(group, 1).transpose(-1, -2) * 0.3
+    scores = scores if mask is None else scores + mask
+    shares = torch.cat((scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)), -1).softmax(-1)[..., :-1]
+    return shares @ value.repeat_interleave(group, 1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])  # another one spells the scores out
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("size", [0.0, 3.0, 300.0])
+def test_sinks_take_their_share(device, kv_heads, size):
+    sinks = torch.tensor([1.0, -1.0, 0.3, 0.7]) * size
+    mixes = mix.make_sdpa(0.3, None, sinks, torch.float32, torch.device(device))
+    query, key, value = heads(4, LENGTH, 1), heads(kv_heads, REACH, 2), heads(kv_heads, REACH, 3)
+    for mask in (spelled_out(LENGTH, REACH), spelled_out(LENGTH, REACH).tril_(REACH - LENGTH)):
+        reached = mixes(query, key, value, mask, True)
+        assert torch.allclose(reached, with_sinks(query, key, value, mask, sinks), atol=1e-6)
+    one = query[:, :, :1].view(1, kv_heads, -1, 16)
+    expected = with_sinks(query[:, :, :1], key, value, None, sinks)
+    assert torch.allclose(mixes(one, key, value, None, False).view(1, 4, 1, 16), expected, atol=1e-6)
+
+
+def test_sinks_beside_bent_scores():
+    sinks, far = torch.tensor([0.5, -0.5, 0.1, 2.0]), 1e6  # a cap that bends nothing
+    query, key, value = heads(4, LENGTH, 1), heads(2, REACH, 2), heads(2, REACH, 3)
+    reached = mix.make_sdpa(0.3, far, sinks, torch.float32, torch.device("cpu"))(
+        query, key, value, spelled_out(LENGTH, REACH), True
+    )
+    assert torch.allclose(reached, with_sinks(query, key, value, spelled_out(LENGTH, REACH), sinks), atol=1e-4)
+
+
 def test_a_chunk_on_a_cuda_device_needs_no_memory_for_its_mask(monkeypatch):
     """Only where the mask is the plain causal one; columns stay on the host here."""
     monkeypatch.setattr(

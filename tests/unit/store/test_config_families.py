@@ -8,7 +8,7 @@ import pytest
 
 from hydra.protocol.model.cache_spec import PagedKvSpec
 from hydra.protocol.model.decoder_spec import LengthRule
-from hydra.protocol.model.layer_spec import DenseSpec, MoeSpec, NormSpec
+from hydra.protocol.model.layer_spec import ClampedGateSpec, DenseSpec, MoeSpec, NormSpec
 from hydra.protocol.model.layout import part_shapes, slice_parts
 from hydra.protocol.model.rope_spec import RopeSpec
 from hydra.protocol.refusal import RefusalError
@@ -33,6 +33,12 @@ LLAMA3 = {
 }
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 7 + [3]}
 PLAIN = RopeSpec(kind="default", theta=10_000.0, dim=16)
+EXTRA = {
+    "MixtralForCausalLM": {"num_local_experts": 3},
+    "Qwen3MoeForCausalLM": {"num_experts": 3, "decoder_sparse_step": 2},
+    "GptOssForCausalLM": {"num_local_experts": 4, "head_dim": 16},
+    "Ministral3ForCausalLM": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+}
 
 
 def read(path, architecture, **said):
@@ -59,8 +65,11 @@ def refused(path, architecture, **said):
 def test_each_family_is_known_by_its_architecture():
     assert set(FAMILIES) == {
         f"{name}ForCausalLM"
-        for name in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen3Moe", "Phi", "Phi3", "Gemma2", "Gemma3")
-    }
+        for name in (
+            "Llama", "Mistral", "Ministral3", "Mixtral", "Qwen2", "Qwen3", "Qwen3Moe", "Phi", "Phi3", "Gemma2",
+            "Gemma3", "GptOss",
+        )
+    }  # fmt: skip
 
 
 def _part(place):
@@ -74,25 +83,27 @@ def _part(place):
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_the_table_of_names_fills_every_canonical_matrix(tmp_path, architecture):
     """No row is left out and none is named twice, in either kind of layer."""
-    extra = {"num_local_experts": 3} if architecture == "MixtralForCausalLM" else {}
-    if architecture == "Qwen3MoeForCausalLM":
-        extra = {"num_experts": 3, "decoder_sparse_step": 2}
-    shape = read(tmp_path, architecture.removesuffix("ForCausalLM"), **extra)
-    expected = list(expected_tensors(shape, FAMILIES[architecture].names))
+    shape = read(tmp_path, architecture.removesuffix("ForCausalLM"), **EXTRA.get(architecture, {}))
+    assert_filled(shape, FAMILIES[architecture].names)
+
+
+def assert_filled(shape, names):
+    expected = list(expected_tensors(shape, names))
     assert len({tensor.name for tensor in expected}) == len(expected)
     rows = {}
     for tensor in expected:
         place = tensor.place
-        taken = rows.setdefault((_part(place), place.role, place.expert), set())
-        new = set(range(place.first_row, place.first_row + tensor.shape[0]))
-        assert not new & taken
-        taken |= new
+        fused = len(tensor.shape) == 3  # one tensor for all experts
+        for expert in range(tensor.shape[0]) if fused else (place.expert,):
+            taken = rows.setdefault((_part(place), place.role, expert), set())
+            new = set(range(place.first_row, place.first_row + tensor.shape[-2 if fused else 0]))
+            assert not new & taken
+            taken |= new
     wanted = {}
     for part in slice_parts(shape, 0, shape.n_layers):
         for role, size in part_shapes(shape, part).items():
-            experts = range(size[0]) if role.startswith("expert") else (None,)
-            height = size[1] if role.startswith("expert") else size[0]
-            wanted |= {(part, role, expert): set(range(height)) for expert in experts}
+            experts = range(size[0]) if len(size) == 3 else (None,)
+            wanted |= {(part, role, expert): set(range(size[-2 if len(size) > 1 else 0])) for expert in experts}
     assert rows == wanted
 
 
@@ -228,6 +239,49 @@ def test_gemma_3_in_its_older_and_newer_spelling(tmp_path):
     heads = [layer.attention for layer in shape.decoder.layers]
     assert [one.rope for one in heads] == [local, local, full, local] and len(shape.decoder.kinds) == 2
     assert windows(shape) == (512, 512, 0, 512) and {one.qk_norm for one in heads} == {shape.decoder.norm}
+
+
+MINISTRAL_ROPE = {
+    "type": "yarn", "rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0,
+    "original_max_position_embeddings": 16_384, "max_position_embeddings": 262_144, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+
+
+def test_ministral_3(tmp_path):
+    shape = read(tmp_path, "Ministral3", model_type="ministral3", head_dim=128, max_position_embeddings=262_144,
+                 rope_parameters=MINISTRAL_ROPE, sliding_window=None)  # fmt: skip
+    (rope,) = shape.decoder.ropes
+    assert (rope.kind, rope.factor, rope.original_max_positions, rope.query_growth) == ("yarn", 16.0, 16_384, 0.1)
+    assert (rope.theta, rope.attention_factor, windows(shape)) == (1e6, 1.0, (0,) * 4)
+    assert (shape.max_positions, shape.decoder.norm.eps) == (262_144, 1e-5)
+
+
+GPT_OSS = {
+    "model_type": "gpt_oss", "head_dim": 64, "num_local_experts": 32, "num_experts_per_tok": 4, "experts_per_token": 4,
+    "attention_bias": True, "hidden_act": "silu", "swiglu_limit": 7.0, "initial_context_length": 4096,
+    "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 150_000, "sliding_window": 128,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "output_router_logits": False,
+    "rope_scaling": {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+        "rope_type": "yarn", "truncate": False,
+    },
+}  # fmt: skip
+
+
+def test_gpt_oss_as_published_and_with_what_it_has_by_default(tmp_path):
+    shape = read(tmp_path, "GptOss", **GPT_OSS)
+    layer, (rope,) = shape.decoder.layer(1), shape.decoder.ropes
+    assert windows(shape) == (128, 0, 128, 0) and len(shape.decoder.kinds) == 2
+    assert (layer.attention.sinks, layer.attention.qkv_bias, layer.attention.out_bias) == (True, True, True)
+    assert (rope.kind, rope.truncate, rope.theta, shape.max_positions) == ("yarn", False, 150_000.0, 131_072)
+    assert layer.feed_forward == MoeSpec(
+        n_experts=32, top_k=4, intermediate=96, activation="silu", normalised=True, router_bias=True, expert_bias=True,
+        clamped=ClampedGateSpec(limit=7.0, alpha=1.702, in_turns=True),
+    )  # fmt: skip
+    assert read(tmp_path, "GptOss", num_local_experts=32) == shape
+    plain = read(tmp_path, "GptOss", num_local_experts=32, rope_parameters={"rope_type": "default"})
+    assert plain.decoder.ropes == (RopeSpec(kind="default", theta=150_000.0, dim=64),)
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -381,6 +435,14 @@ REFUSED = [
     ("Qwen3Moe", {"num_experts": 4, "mlp_only_layers": "0"}, "bad_model", "mlp_only_layers"),
     ("Qwen3Moe", {"num_experts": 4, "decoder_sparse_step": 0}, "bad_model", "decoder_sparse_step"),
     ("Mistral", {"num_key_value_heads": ...}, "bad_model", "num_key_value_heads"),
+    ("Mistral", {"rope_scaling": YARN | {"llama_4_scaling_beta": 0.1}}, "unsupported", "llama_4_scaling_beta"),
+    ("Ministral3", {"rope_parameters": {"rope_type": "default"}}, "unsupported", "default"),
+    ("Ministral3", {"rope_parameters": YARN | {"llama_4_scaling_beta": "a"}}, "bad_model", "llama_4_scaling_beta"),
+    ("GptOss", {}, "bad_model", "num_experts"),
+    ("GptOss", {"num_local_experts": 4, "hidden_act": "gelu"}, "unsupported", "gelu"),
+    ("GptOss", {"num_local_experts": 4, "swiglu_limit": 0}, "bad_model", "swiglu_limit"),
+    ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 4}, "bad_model", "num_experts_per_tok"),
+    ("GptOss", {"num_local_experts": 4, "sliding_window": None}, "bad_model", "sliding_window"),
 ]
 
 

@@ -1,4 +1,6 @@
-"""Mistral, a Llama with a sliding window, and Mixtral, which has experts in place of the dense feed-forward."""
+"""Mistral, a Llama with a sliding window, Ministral 3, whose queries grow with their position, and Mixtral, which has
+experts in place of the dense feed-forward.
+"""
 
 import attrs
 
@@ -27,6 +29,16 @@ def _read_mistral(config: Values, architecture: str) -> ModelShape:
     return sizes.shape(architecture, plain_decoder(sizes.n_layers, layer))
 
 
+def _read_ministral3(config: Values, architecture: str) -> ModelShape:
+    sizes = read_sizes(config, max_positions=262_144, kv_heads=True, head_dim=128)
+    norm = NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, 1e-5))
+    dense = DenseSpec(intermediate=sizes.intermediate, activation=read_activation(config, SILU, "silu"))
+    habits = RopeDefaults(kinds=("yarn",), theta=1_000_000.0, growing_queries=True)
+    rope = read_rope(config, habits, sizes.head_dim, sizes.max_positions)
+    attention = attrs.evolve(sizes.attention(rope), window=read_window(config, None) or 0)
+    return sizes.shape(architecture, plain_decoder(sizes.n_layers, paged_layer(attention, dense, norm)))
+
+
 def _read_mixtral(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=131_072, kv_heads=True)
     experts = config.integer("num_local_experts", EXPERTS_MAX)
@@ -47,6 +59,12 @@ MISTRAL = Family(
     model_type="mistral",
     names=Names(layer={**ATTENTION, **MLP_NORM, **DENSE}),
     read=_read_mistral,
+)
+MINISTRAL3 = Family(
+    architecture="Ministral3ForCausalLM",
+    model_type="ministral3",
+    names=Names(layer={**ATTENTION, **MLP_NORM, **DENSE}),
+    read=_read_ministral3,
 )
 MIXTRAL = Family(
     architecture="MixtralForCausalLM",

@@ -1,8 +1,10 @@
-"""Qwen2 (biases on queries, keys and values), Qwen3 (norms on queries and keys instead) and its mixture of experts."""
+"""Qwen2 (biases on queries, keys and values), Qwen3 (norms on queries and keys instead) and its mixture of experts; the
+text models of Qwen3-VL, in which all experts of a layer lie in one tensor.
+"""
 
 import attrs
 
-from hydra.protocol.model.decoder_spec import decoder_of
+from hydra.protocol.model.decoder_spec import DecoderSpec, decoder_of
 from hydra.protocol.model.layer_spec import Activation, DenseSpec, LayerSpec, MoeSpec, NormSpec
 from hydra.protocol.model.model_spec import ModelShape
 from hydra.store.files.directory import shown
@@ -23,12 +25,14 @@ from hydra.store.models.family import (
 from hydra.store.models.names import ATTENTION, DENSE, HEAD_NORMS, MLP_NORM, Names, Slot
 from hydra.store.models.rope_config import RopeDefaults, read_rope
 
+_VL_ROPE = RopeDefaults(theta=500_000.0, sections=True)
 
-def _layer(config: Values, sizes: Sizes) -> LayerSpec:
+
+def _layer(config: Values, sizes: Sizes, habits: RopeDefaults | None = None) -> LayerSpec:
     """Without biases and window."""
     norm = NormSpec(kind="rms", eps=config.number("rms_norm_eps", 1.0, 1e-6))
     dense = DenseSpec(intermediate=sizes.intermediate, activation=read_activation(config, SILU, "silu"))
-    rope = read_rope(config, RopeDefaults(), sizes.head_dim, sizes.max_positions)
+    rope = read_rope(config, habits or RopeDefaults(), sizes.head_dim, sizes.max_positions)
     return paged_layer(sizes.attention(rope), dense, norm)
 
 
@@ -68,14 +72,32 @@ def _read_qwen3(config: Values, architecture: str) -> ModelShape:
 def _read_qwen3_moe(config: Values, architecture: str) -> ModelShape:
     sizes = read_sizes(config, max_positions=32_768, kv_heads=True)
     window, plain = _window(config) or 0, _layer(config, sizes)
-    moe = _moe(config, plain.feed_forward.activation)
-    sparse = _sparse(config, sizes.n_layers)
+    moe = _moe(config, plain.feed_forward.activation, normalised=config.boolean("norm_topk_prob"))
     (dense,) = with_windows(_with_head_norms(config, plain), [window])
-    mixed = attrs.evolve(dense, feed_forward=moe)
-    return sizes.shape(architecture, decoder_of((mixed if it_is else dense for it_is in sparse), plain.norm))
+    return sizes.shape(architecture, _mixed(config, sizes, dense, moe))
 
 
-def _moe(config: Values, activation: Activation) -> MoeSpec:
+def _read_qwen3_vl(config: Values, architecture: str) -> ModelShape:
+    sizes = read_sizes(config, max_positions=128_000, kv_heads=True, head_dim=128)
+    layer = _with_head_norms(config, _layer(config, sizes, _VL_ROPE))
+    return sizes.shape(architecture, decoder_of([layer] * sizes.n_layers, layer.norm))
+
+
+def _read_qwen3_vl_moe(config: Values, architecture: str) -> ModelShape:
+    sizes = read_sizes(config, max_positions=128_000, kv_heads=True)
+    dense = _with_head_norms(config, _layer(config, sizes, _VL_ROPE))
+    if not config.boolean("norm_topk_prob", True):
+        raise config.unsupported("norm_topk_prob", False, "true")
+    moe = _moe(config, dense.feed_forward.activation, normalised=True)
+    return sizes.shape(architecture, _mixed(config, sizes, dense, moe))
+
+
+def _mixed(config: Values, sizes: Sizes, dense: LayerSpec, moe: MoeSpec) -> DecoderSpec:
+    sparse = attrs.evolve(dense, feed_forward=moe)
+    return decoder_of((sparse if it_is else dense for it_is in _sparse(config, sizes.n_layers)), dense.norm)
+
+
+def _moe(config: Values, activation: Activation, *, normalised: bool) -> MoeSpec:
     keys = [key for key in ("num_experts", "num_local_experts") if config.has(key)] or ["num_experts"]
     counts = {config.integer(key, EXPERTS_MAX) for key in keys}
     if len(counts) > 1:
@@ -86,7 +108,7 @@ def _moe(config: Values, activation: Activation) -> MoeSpec:
         top_k=config.integer("num_experts_per_tok", experts, min(8, experts)),
         intermediate=config.integer("moe_intermediate_size", 2**20, 768),
         activation=activation,
-        normalised=config.boolean("norm_topk_prob"),
+        normalised=normalised,
     )
 
 
@@ -128,4 +150,26 @@ QWEN3_MOE = Family(
         }
     ),
     read=_read_qwen3_moe,
+)
+QWEN3_VL = Family(
+    architecture="Qwen3VLForConditionalGeneration",
+    model_type="qwen3_vl_text",
+    names=QWEN3.names,
+    read=_read_qwen3_vl,
+)
+QWEN3_VL_MOE = Family(
+    architecture="Qwen3VLMoeForConditionalGeneration",
+    model_type="qwen3_vl_moe_text",
+    names=Names(
+        layer={
+            **ATTENTION,
+            **HEAD_NORMS,
+            **MLP_NORM,
+            **DENSE,
+            "mlp.gate": Slot("router"),
+            "mlp.experts.gate_up_proj": Slot("expert_gate_up", form="either"),
+            "mlp.experts.down_proj": Slot("expert_down", form="either"),
+        }
+    ),
+    read=_read_qwen3_vl_moe,
 )
