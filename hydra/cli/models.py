@@ -15,7 +15,10 @@ from hydra.settings import load_settings
 @click.option("--config", type=click.Path(path_type=Path), help="A TOML file (default: ./config.toml if it is there).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a line.")
 def pull_command(model: str, config: Path | None, as_json: bool) -> None:
-    """Fetch MODEL, org/name[@revision] of the Hub, into this machine's cache. May be interrupted and run again."""
+    """Fetch MODEL, org/name[@revision][:GGUF] of the Hub, into this machine's cache.
+
+    May be interrupted and run again.
+    """
     from hydra.cli.pull import pull_model
 
     set_up_logging("pull")

@@ -15,14 +15,14 @@ from hydra.store.models.model_ref import HubRef, parse_ref
 
 @attrs.frozen(kw_only=True)
 class NamedModel:
-    """What is sent to the cluster, and whether a directory of that name is on this machine."""
+    """What is sent to the cluster, and whether something of that name is on this machine."""
 
     sent: str
     is_here: bool
 
     @classmethod
     def read(cls, typed: str) -> "NamedModel":
-        """What is neither a directory here nor an id of the Hub may be a path that exists where the coordinator runs:
+        """What is nothing here and no id of the Hub may be a path that exists where the coordinator runs:
         absolute as well, for its working directory is nobody's business.
         """
         try:

@@ -175,7 +175,7 @@ class Described:
     and chat template lie on the coordinator's machine. Left empty, both are `model_path`.
     """
 
-    model_path: str  # an absolute directory, or org/name@commit
+    model_path: str  # an absolute directory or GGUF file, or org/name@commit[:FILE.gguf]
     default_id: str
     spec: ModelSpec
     tensors: tuple[TensorRange, ...]  # of the whole model

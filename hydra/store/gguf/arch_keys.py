@@ -13,7 +13,15 @@ from hydra.store.gguf.gguf_content import GgufContent
 from hydra.store.gguf.gguf_metadata import MetaValue
 
 # Keys that are of no consequence here, and values with which others are of none.
-_SILENT = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.layer_norm_epsilon"})
+_SILENT = frozenset(
+    {
+        "vocab_size",
+        "tensor_data_layout",
+        "attention.layer_norm_epsilon",
+        "rope.scaling.finetuned",
+        "rope.scaling.original_context_length",
+    }
+)
 _NEUTRAL: Mapping[str, tuple[MetaValue, ...]] = {
     "attention.causal": (True,),
     "attention.sliding_window": (0,),

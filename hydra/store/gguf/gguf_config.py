@@ -24,7 +24,7 @@ ENDS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
     "[EOT]", "<end_of_utterance>", "<｜end▁of▁sentence｜>",
 )  # fmt: skip
-CONTROL = 3  # a token's type
+FOUND_WHOLE = (3, 4)  # types of tokens: control, and added ones
 
 Config = dict[str, Any]
 
@@ -52,11 +52,11 @@ def generation_of(metadata: Metadata, tokens: list[str], types: list[int]) -> Co
     """generation_config.json: where an answer begins and ends."""
     ends = [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
     ids = {token: number for number, token in enumerate(tokens)}
-    ends += [ids[text] for text in ENDS if text in ids and types[ids[text]] == CONTROL]
-    known = dict.fromkeys(end for end in ends if type(end) is int and end < len(tokens))
+    ends += [ids[text] for text in ENDS if text in ids and types[ids[text]] in FOUND_WHOLE]
+    known = dict.fromkeys(end for end in ends if type(end) is int and 0 <= end < len(tokens))
     config: Config = {"eos_token_id": list(known)}
     bos = metadata.get("tokenizer.ggml.bos_token_id")
-    return config | ({"bos_token_id": bos} if type(bos) is int and bos < len(tokens) else {})
+    return config | ({"bos_token_id": bos} if type(bos) is int and 0 <= bos < len(tokens) else {})
 
 
 def _common(keys: ArchKeys) -> Config:

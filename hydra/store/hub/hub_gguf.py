@@ -29,9 +29,9 @@ from hydra.store.hub.hf_cache import find_blob
 from hydra.store.hub.hub import HubClient, Snapshot
 from hydra.store.hub.hub_source import HubSource
 from hydra.store.models.gguf_model import GgufFiles, LocalGguf, describe_gguf
+from hydra.store.models.model_dir import LISTED
 from hydra.store.models.model_ref import HubRef
 
-LISTED = 40  # files that a refusal names
 _NO_MODEL = re.compile(r"(^|[-_.])(mmproj|imatrix)([-_.]|$)", re.IGNORECASE)
 
 

@@ -27,7 +27,7 @@ from hydra.store.gguf.gguf_folder import FORMAT, model_folder
 from hydra.store.gguf.gguf_header import GgufHeader, read_gguf_header
 from hydra.store.gguf.gguf_names import EMBEDDING, HEAD, LAYERS, NORM, GgufNames, names_of
 from hydra.store.gguf.gguf_rope import ROPE_TENSORS
-from hydra.store.models.config import read_config
+from hydra.store.models.config import ModelConfig, read_config
 from hydra.store.models.model_dir import describe, log, spec_of
 from hydra.store.models.names import Expected, Names, Slot, expected_tensors
 from hydra.store.models.weight_files import LocalFiles, feed
@@ -124,7 +124,7 @@ def describe_gguf(files: GgufFiles, file: str, model_path: str, default_id: str,
     architecture = architecture_of(content.metadata)
     names = names_of(architecture, content.tensors.keys())
     folder = model_folder(content, cache_dir)
-    config = read_config(folder)
+    config = _config(folder, file)
     expected = tuple(expected_tensors(config.shape, _as_names(names)))
     _check_nothing_unaccounted(content, {_stored_name(tensor.name)[0] for tensor in expected})
     tensors = tuple(_range(content, names, tensor) for tensor in expected)
@@ -137,6 +137,14 @@ def describe_gguf(files: GgufFiles, file: str, model_path: str, default_id: str,
         files=stored,
         folder=str(folder),
     )
+
+
+def _config(folder: Path, file: str) -> ModelConfig:
+    try:
+        return read_config(folder)
+    except RefusalError as error:
+        refusal = error.refusal
+        raise refuse(refusal.code, f"The GGUF file {file}, read as a config: {refusal.message}") from error
 
 
 def _as_names(names: GgufNames) -> Names:

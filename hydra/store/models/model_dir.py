@@ -16,13 +16,15 @@ import structlog
 from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.encoding import PLAIN_ENCODINGS, PlainEncoding
 from hydra.protocol.model.layout import Part, part_of
+from hydra.protocol.model.model_name import hub_name
 from hydra.protocol.model.model_spec import Described, ModelSpec, StoredFile, TensorRange
 from hydra.protocol.model.part_size import PartSize, tensor_size, total_size
 from hydra.protocol.refusal import RefusalError, refuse
-from hydra.store.files.directory import is_plain_name, open_directory, read_json_file, shown
+from hydra.store.files.directory import is_plain_name, locate, open_directory, read_json_file, shown
 from hydra.store.files.foreign_file import unfinished
 from hydra.store.formats.safetensors_header import Header
-from hydra.store.models.config import ModelConfig, read_config
+from hydra.store.gguf.gguf_content import is_gguf
+from hydra.store.models.config import CONFIG_FILE, ModelConfig, read_config
 from hydra.store.models.fused_experts import expert_ranges, wrong_dtype, wrong_shape
 from hydra.store.models.name_prefix import as_stored, why_lacking
 from hydra.store.models.names import ROTARY_CONSTANT, Expected, expected_tensors
@@ -32,6 +34,7 @@ from hydra.store.models.weight_files import LocalFiles, WeightFiles, feed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LISTED = 40  # GGUF files that a refusal names
 
 log = structlog.get_logger()
 
@@ -46,6 +49,7 @@ def describe(model_path: str, *, tied: bool | None = None) -> Described:
 
 def describe_files(files: WeightFiles, model_path: str, default_id: str, *, tied: bool | None = None) -> Described:
     """The same for files that may lie elsewhere; where to read the weights is then for the caller to say."""
+    _refuse_gguf_alone(files, model_path)
     config = read_config(files.folder)
     opened, placed = _stored_names(files)
     config = attrs.evolve(config, names=as_stored(config.names, placed))
@@ -114,6 +118,17 @@ def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: Conta
         )
         for file, header in sorted(shards.items())
     )
+
+
+def _refuse_gguf_alone(files: WeightFiles, model_path: str) -> None:
+    """A place with GGUF files and nothing else: which of them is meant must be said."""
+    if locate(files.folder, CONFIG_FILE) is not None:
+        return
+    named = sorted(name for name in files.names() if is_gguf(name))
+    if named:
+        one = f"{model_path}{'/' if hub_name(model_path) is None else ':'}{named[0]}"
+        what = f"{model_path} holds GGUF files and no {CONFIG_FILE}: {', '.join(named[:LISTED])}"
+        raise refuse("bad_model", f"{what}. Name the one that is meant, as in {one}.")
 
 
 def _no_weights(files: WeightFiles) -> RefusalError:

@@ -234,8 +234,7 @@ def test_a_broken_file_is_refused(tmp_path, case):
         LocalLibrary(cache_dir=tmp_path / "cache").describe(str(path))
     assert time.monotonic() - started_s < REFUSED_WITHIN_S
     assert caught.value.refusal.code == case.code
-    message = str(caught.value)
-    assert "broken.gguf" in message or "config.json" in message, message
+    assert "broken.gguf" in str(caught.value)
 
 
 def test_a_vast_header_is_refused_before_it_is_walked(tmp_path):
