@@ -110,8 +110,11 @@ class ModelSpec(ModelShape):
         return self.slice_size(first_layer, end_layer).memory_bytes(dtype)
 
 
-WeightSide = Literal["values", "scale", "zero", "order", "second_scale", "second_offset", "table"]
-"""What of a matrix a tensor holds: its values, or what they are decoded with. `order` is the group of each column."""
+WeightSide = Literal[
+    "values", "scale", "zero", "order", "second_scale", "second_offset", "table", "second_table"
+]  # fmt: skip
+"""What of a matrix a tensor holds: its values, or what they are decoded with. `order` is the group of each column,
+`second_offset` bitsandbytes' quant_state: a JSON object with the number that is added to nested scales."""
 Converted = Literal["", "interleaved", "plus_one"]
 """What a converter changed and a reader undoes: the rows of each head in pairs for a rope that turns neighbours, or 1
 added to a norm."""

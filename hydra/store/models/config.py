@@ -1,14 +1,15 @@
 """config.json of a model, as checked numbers.
 
 Promises: whatever it returns is within range and means what the named architecture means by it; what would change the
-arithmetic in a way nobody here computes (other architectures, rope types, activations, quantisation) is refused by
-name. Refuses to know weights and their files.
+arithmetic in a way nobody here computes (other architectures, rope types, activations, ways of quantising) is refused
+by name. Refuses to know weights and their files.
 """
 
 from pathlib import Path
 
 import attrs
 
+from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.model_spec import ModelShape
 from hydra.protocol.refusal import refuse
 from hydra.store.files.directory import read_json_file
@@ -17,6 +18,8 @@ from hydra.store.models.families import FAMILIES
 from hydra.store.models.family import Family, refuse_the_unread
 from hydra.store.models.generation_config import GenerationDefaults, read_generation
 from hydra.store.models.names import Names
+from hydra.store.models.quantised.quantisation import Quantisation
+from hydra.store.models.quantised.read_quantisation import read_quantisation
 
 CONFIG_FILE = "config.json"
 
@@ -29,6 +32,8 @@ class ModelConfig:
     shape: ModelShape
     names: Names
     speech: GenerationDefaults
+    quantisation: Quantisation | None = None
+    dtype: Dtype = "bfloat16"  # of what is quantised; of other models the files say it
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -38,11 +43,13 @@ def read_config(directory: Path) -> ModelConfig:
         raise refuse("bad_model", f"{directory} has no {CONFIG_FILE}. Give a directory in the Hugging Face layout.")
     config, raw = Values(content[0], CONFIG_FILE), content[1]
     family = _family(config)
-    _refuse_quantised(config)
+    quantisation = read_quantisation(config)
     shape = family.read(config, family.architecture)
     refuse_the_unread(config)
     speech = read_generation(directory, config, shape.vocab)
-    return ModelConfig(raw=raw, shape=shape, names=family.names, speech=speech)
+    return ModelConfig(
+        raw=raw, shape=shape, names=family.names, speech=speech, quantisation=quantisation, dtype=_dtype(config)
+    )
 
 
 def _family(config: Values) -> Family:
@@ -61,11 +68,8 @@ def _with_head(base: str) -> str:
     return f"{base.removesuffix('Model').removesuffix('Text')}ForCausalLM" if base.endswith("Model") else ""
 
 
-def _refuse_quantised(config: Values) -> None:
-    for key in ("quantization_config", "compression_config", "quantization"):
-        architectures = config.get(key)
-        if architectures is not None:
-            method = (
-                architectures.get("quant_method", architectures) if isinstance(architectures, dict) else architectures
-            )
-            raise config.unsupported(key, method, "a model with unquantised weights")
+def _dtype(config: Values) -> Dtype:
+    """What a quantised model is computed in: most of its numbers have no dtype of their own."""
+    names: dict[object, Dtype] = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+    stated = config.get("dtype") if config.has("dtype") else config.get("torch_dtype")
+    return names.get(stated, "bfloat16") if isinstance(stated, str) else "bfloat16"

@@ -46,9 +46,7 @@ def test_an_encoding_is_made_anew_from_its_name(known):
     assert encoding_of(known.name) == known
 
 
-@pytest.mark.parametrize(
-    "name", ["", "F64", "gptq", "gptq:3:1x32", "x:4:1x32", "gptq:4:1x32:ordered:stored", "q4_0"]
-)
+@pytest.mark.parametrize("name", ["", "F64", "gptq", "gptq:3:1x32", "x:4:1x32", "gptq:4:1x32:ordered:stored", "q4_0"])
 def test_a_name_that_none_has_is_refused(name):
     with pytest.raises(ValueError, match="no encoding is called"):
         encoding_of(name)
@@ -59,7 +57,7 @@ def test_what_is_kept_as_it_is_stored_does_not_grow_with_the_dtype():
     assert size == PartSize(64, 10 * 40 + 256, 10 * 40)
     assert size.memory_bytes("float32") - size.memory_bytes("float16") == 128
     scales = 128 * 2 * 2 + 128 * 2  # of two bytes, with a zero of one
-    assert GROUPED[1].kept_bytes((128, 256)) == 128 * 128 + scales + 4 * 256
+    assert GROUPED[1].kept_bytes((128, 256)) == 128 * 128 + scales + 8 * 256
     assert GROUPED[2].n_groups((130, 128)) == 2 and GROUPED[3].n_groups((130, 128)) == 1
 
 

@@ -1,0 +1,104 @@
+"""Integers with a scale for each group: as compressed-tensors packs them, as GPTQ and AutoRound do, as AWQ does, and
+one byte for each number.
+"""
+
+import attrs
+
+from hydra.protocol.model.encoding import GroupEncoding
+from hydra.store.models.quantised.scheme import FLOATS, Layout, StoredMatrix, n_groups
+
+WORD_BITS = 32
+
+
+@attrs.frozen
+class Packed:
+    """compressed-tensors' pack-quantized: words of 32 bits along the columns; the zeros along the rows."""
+
+    encoding: GroupEncoding
+    values = ".weight_packed"
+
+    def layout(self, matrix: StoredMatrix) -> Layout:
+        encoding = self.encoding
+        rows, columns, bits = matrix.rows, matrix.columns, encoding.bits
+        groups = n_groups(columns, encoding.group_columns)
+        values = matrix.need(self.values, ("I32",), (rows, -(-columns * bits // WORD_BITS)))
+        sides = [matrix.side("scale", ".weight_scale", FLOATS, (rows, groups))]
+        if encoding.zero == "stored":
+            packed = (-(-rows * bits // WORD_BITS), groups)
+            sides.append(matrix.side("zero", ".weight_zero_point", ("I32",), packed))
+        if encoding.ordered:
+            sides.append(matrix.side("order", ".weight_g_idx", ("I32", "I64"), (columns,)))
+        if matrix.find(".weight_shape") is not None:  # the shape that config.json says, once more
+            matrix.need(".weight_shape", ("I64", "I32"), (2,))
+        return Layout(encoding=encoding, values=values, sides=tuple(sides), ignored=(".weight_shape",))
+
+
+@attrs.frozen
+class Gptq:
+    """GPTQ's: words along the columns, which are its first dimension; scales and zeros by group, then by row."""
+
+    encoding: GroupEncoding
+    values = ".qweight"
+
+    def layout(self, matrix: StoredMatrix) -> Layout:
+        encoding = self.encoding
+        rows, columns, bits = matrix.rows, matrix.columns, encoding.bits
+        groups = n_groups(columns, encoding.group_columns)
+        _check_whole_words(matrix, columns * bits, "columns")
+        _check_whole_words(matrix, rows * bits, "rows")
+        values = matrix.need(self.values, ("I32",), (columns * bits // WORD_BITS, rows))
+        sides = [
+            matrix.side("scale", ".scales", FLOATS, (groups, rows)),
+            matrix.side("zero", ".qzeros", ("I32",), (groups, rows * bits // WORD_BITS)),
+        ]
+        if groups > 1 and (encoding.ordered or matrix.find(".g_idx") is not None):
+            # also without desc_act: it says then that column i is of group i // g, and where it says something else
+            # nobody may compute as if it did not
+            sides.append(matrix.side("order", ".g_idx", ("I32", "I64"), (columns,)))
+        return Layout(encoding=encoding, values=values, sides=tuple(sides), ignored=(".g_idx",) if groups == 1 else ())
+
+
+@attrs.frozen
+class Awq:
+    """AutoAWQ's "gemm": words along the rows, which are its second dimension."""
+
+    encoding: GroupEncoding
+    values = ".qweight"
+
+    def layout(self, matrix: StoredMatrix) -> Layout:
+        encoding = self.encoding
+        rows, columns, bits = matrix.rows, matrix.columns, encoding.bits
+        groups = n_groups(columns, encoding.group_columns)
+        _check_whole_words(matrix, rows * bits, "rows")
+        words = rows * bits // WORD_BITS
+        values = matrix.need(self.values, ("I32",), (columns, words))
+        sides = (
+            matrix.side("scale", ".scales", FLOATS, (groups, rows)),
+            matrix.side("zero", ".qzeros", ("I32",), (groups, words)),
+        )
+        return Layout(encoding=encoding, values=values, sides=sides)
+
+
+@attrs.frozen
+class Int8:
+    """compressed-tensors' int-quantized: a byte for each number, also for those of fewer bits."""
+
+    encoding: GroupEncoding
+    values = ".weight"
+
+    def layout(self, matrix: StoredMatrix) -> Layout:
+        rows, columns = matrix.rows, matrix.columns
+        groups = n_groups(columns, self.encoding.group_columns)
+        values = matrix.need(self.values, ("I8",), (rows, columns))
+        scale = matrix.side("scale", ".weight_scale", FLOATS, (rows, groups), *_flat(rows, groups))
+        return Layout(encoding=self.encoding, values=values, sides=(scale,))
+
+
+def _flat(rows: int, groups: int) -> tuple[tuple[int, ...], ...]:
+    """Also (rows,), where each row has one scale."""
+    return ((rows,),) if groups == 1 else ()
+
+
+def _check_whole_words(matrix: StoredMatrix, n_bits: int, what: str) -> None:
+    if n_bits % WORD_BITS:
+        raise matrix.unsupported(f"whose {what} fill no whole words of {WORD_BITS} bits")
