@@ -22,7 +22,7 @@ MATCHING_S = 1.0  # of computing, all attempts of one model together
 
 _REPEAT = re.compile(r"\{(\d{0,4})(,?)(\d{0,4})\}")
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
-_LITERAL = re.compile(r"[\w.]*", re.ASCII)
+_LITERAL = re.compile(r"(?:[\w.]*\w)?", re.ASCII)  # a dot at its end would stand for anything
 
 
 @attrs.define
@@ -65,7 +65,8 @@ class Skips:
     """`modules_to_not_convert` as transformers reads it: a pattern means a name that it is the end of, or that begins
     with it up to a dot, as it stands or as an expression."""
 
-    ends: tuple[str, ...]
+    ends: frozenset[str]
+    end_lengths: frozenset[int]
     begins: frozenset[str]
     expressions: tuple["re.Pattern[str]", ...]
     matching: Matching
@@ -78,10 +79,13 @@ class Skips:
         for pattern in others:
             matching.compile(pattern)
         expressions = tuple(re.compile(rf"(?:{pattern}){_BOUNDARY}") for pattern in others)
-        return cls(tuple(patterns), frozenset(literal), expressions, matching)
+        lengths = frozenset(len(pattern) for pattern in patterns)
+        return cls(frozenset(patterns), lengths, frozenset(literal), expressions, matching)
 
     def skip(self, name: str) -> bool:
-        if name.endswith(self.ends) or not self.begins.isdisjoint(_beginnings(name)):
+        if any(name[max(0, len(name) - length) :] in self.ends for length in self.end_lengths):
+            return True
+        if not self.begins.isdisjoint(_beginnings(name)):
             return True
         return any(self.matching.match(expression, name) for expression in self.expressions)
 
