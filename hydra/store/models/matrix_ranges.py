@@ -12,7 +12,7 @@ import structlog
 
 from hydra.protocol.model.encoding import PLAIN_ENCODINGS, Encoding
 from hydra.protocol.model.model_spec import TensorRange, WeightRole, WeightSide
-from hydra.protocol.refusal import RefusalError, refuse
+from hydra.protocol.refusal import refuse
 from hydra.store.models.name_prefix import why_lacking
 from hydra.store.models.names import Expected, Names
 from hydra.store.models.quantised.quantisation import ModuleKind, Quantisation
@@ -129,7 +129,7 @@ class MatrixRanges:
         name, shape = expected.name, expected.shape
         located = self.stored.find(name)
         if located is None:
-            raise self._lacks(expected)
+            raise why_lacking(name, expected.place.role == "head", self.stored.placed)
         file, stored = located
         if stored.shape != shape:
             raise refuse("bad_model", f"{name!r} in {file} has shape {stored.shape}; config.json asks for {shape}.")
@@ -139,18 +139,6 @@ class MatrixRanges:
             raise refuse("unsupported", f"{name!r} in {file} is stored as {stored.file_dtype}; supported are {known}.")
         (source,) = _ranges(expected, "values", located, encoding, shape, whole=True)
         return source
-
-    def _lacks(self, expected: Expected) -> RefusalError:
-        module = expected.name.removesuffix(".weight")
-        mark = next((mark for mark in VALUES if module + mark in self.stored.placed), None)
-        if mark is not None and self.quantisation is None:
-            return refuse(
-                "bad_model",
-                f"{self.stored.placed[module + mark]} holds {module + mark!r}, so the model is quantised, but "
-                "config.json does not say how: it lacks quantization_config. Take that from quantize_config.json or "
-                "quant_config.json, where the model has one, and add its quant_method.",
-            )
-        return why_lacking(expected.name, expected.place.role == "head", self.stored.placed)
 
 
 def _ranges(

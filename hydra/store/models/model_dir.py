@@ -23,7 +23,7 @@ from hydra.store.files.directory import is_plain_name, open_directory, read_json
 from hydra.store.files.foreign_file import unfinished
 from hydra.store.formats.safetensors_header import Header
 from hydra.store.models.config import ModelConfig, read_config
-from hydra.store.models.matrix_ranges import OF_ACTIVATIONS, VALUES, MatrixRanges, with_plain_names
+from hydra.store.models.matrix_ranges import MARKS, OF_ACTIVATIONS, VALUES, MatrixRanges, with_plain_names
 from hydra.store.models.name_prefix import as_stored
 from hydra.store.models.names import ROTARY_CONSTANT, expected_tensors
 from hydra.store.models.stored_tensors import StoredTensors
@@ -32,6 +32,10 @@ from hydra.store.models.weight_files import LocalFiles, WeightFiles, feed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_NOT_SAID_HOW = (
+    ": the model is quantised, and quantization_config, which says how, is missing. Take it from quantize_config.json "
+    "or quant_config.json, where the model has one, and add its quant_method"
+)
 
 log = structlog.get_logger()
 
@@ -171,8 +175,12 @@ def _check_nothing_unaccounted(config: ModelConfig, known: Container[str], store
         if _is_spare(config, name) and not beyond:
             continue
         if name.startswith(within):
-            count = f": it says {config.shape.n_layers} layers" if beyond else ""
-            raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for{count}.")
+            reason = f": it says {config.shape.n_layers} layers" if beyond else ""
+            if config.quantisation is None and name.endswith(MARKS):
+                reason = _NOT_SAID_HOW
+            raise refuse(
+                "bad_model", f"The weights hold {shown(name)}, which config.json does not account for{reason}."
+            )
         outside.append(name)
     if outside:
         log.warning(

@@ -27,7 +27,7 @@ class Packed:
             packed = (-(-rows * bits // WORD_BITS), groups)
             sides.append(matrix.side("zero", ".weight_zero_point", ("I32",), packed))
         if encoding.ordered:
-            sides.append(matrix.side("order", ".weight_g_idx", ("I32", "I64"), (columns,)))
+            sides.append(matrix.side("order", ".weight_g_idx", ("I32",), (columns,)))
         if matrix.find(".weight_shape") is not None:  # the shape that config.json says, once more
             matrix.need(".weight_shape", ("I64", "I32"), (2,))
         return Layout(encoding=encoding, values=values, sides=tuple(sides), ignored=(".weight_shape",))
@@ -54,7 +54,7 @@ class Gptq:
         if groups > 1 and (encoding.ordered or matrix.find(".g_idx") is not None):
             # also without desc_act: it says then that column i is of group i // g, and where it says something else
             # nobody may compute as if it did not
-            sides.append(matrix.side("order", ".g_idx", ("I32", "I64"), (columns,)))
+            sides.append(matrix.side("order", ".g_idx", ("I32",), (columns,)))
         return Layout(encoding=encoding, values=values, sides=tuple(sides), ignored=(".g_idx",) if groups == 1 else ())
 
 

@@ -188,4 +188,4 @@ def test_twenty_thousand_modules_and_a_thousand_names_are_matched_at_once():
     for layer in range(48):
         for expert in range(400):
             assert not skips.skip(f"model.layers.{layer}.mlp.experts.{expert}.gate_proj")
-    assert time.thread_time() - began_s < 1.0
+    assert time.thread_time() - began_s < 2.0
