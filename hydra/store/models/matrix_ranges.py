@@ -11,7 +11,7 @@ import attrs
 import structlog
 
 from hydra.protocol.model.encoding import PLAIN_ENCODINGS, Encoding
-from hydra.protocol.model.model_spec import TensorRange, WeightRole, WeightSide
+from hydra.protocol.model.model_spec import Place, TensorRange, WeightRole, WeightSide
 from hydra.protocol.refusal import refuse
 from hydra.store.models.name_prefix import why_lacking
 from hydra.store.models.names import Expected, Names
@@ -152,7 +152,7 @@ def _ranges(
 ) -> Iterator[TensorRange]:
     """One for each expert of a tensor that holds all of them, unless they stay together; else one."""
     file, stored = located
-    place = attrs.evolve(expected.place, side=side)
+    place = expected.place
     if whole or len(expected.shape) < 3:
         experts: tuple[int | None, ...] = (place.expert,)
     else:
@@ -166,8 +166,20 @@ def _ranges(
             length=length,
             encoding=encoding,
             shape=shape,
-            place=attrs.evolve(place, expert=expert),
+            place=place if side == "values" and expert == place.expert else _beside(place, side, expert),
         )
+
+
+def _beside(place: Place, side: WeightSide, expert: int | None) -> Place:
+    """Built by hand: there are tens of thousands of them."""
+    return Place(
+        role=place.role,
+        layer=place.layer,
+        first_row=place.first_row,
+        expert=expert,
+        side=side,
+        converted=place.converted,
+    )
 
 
 def _aliases(names: Names, module: str, kind: ModuleKind) -> Iterator[str]:

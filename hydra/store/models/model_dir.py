@@ -32,6 +32,7 @@ from hydra.store.models.weight_files import LocalFiles, WeightFiles, feed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+INDEX_MAX_BYTES = 16 << 20  # quantised mixtures of experts have four tensors for each matrix, and about 10 MB
 _NOT_SAID_HOW = (
     ": the model is quantised, and quantization_config, which says how, is missing. Take it from quantize_config.json "
     "or quant_config.json, where the model has one, and add its quant_method"
@@ -105,7 +106,7 @@ def _stored_names(files: WeightFiles) -> tuple[dict[str, Header], dict[str, str]
     """For each stored tensor the file it is in; and the header of that file where it is the only one."""
     if (header := files.header(SINGLE)) is not None:
         return {SINGLE: header}, dict.fromkeys(header.tensors, SINGLE)
-    index = read_json_file(files.folder, INDEX)
+    index = read_json_file(files.folder, INDEX, INDEX_MAX_BYTES)
     if index is None:
         raise _no_weights(files)
     placed = index[0].get("weight_map")
