@@ -31,7 +31,7 @@ _KINDS: dict[WeightRole, ModuleKind] = {
 }
 # Beside a module's name: what only a quantised one has.
 VALUES = (".weight_packed", ".qweight")
-MARKS = (
+QUANTISED_MARKS = (
     *VALUES, ".weight_scale", ".weight_scale_inv", ".weight_global_scale", ".weight_zero_point", ".weight_g_idx",
     ".weight_scale_2", ".scales", ".qzeros", ".g_idx", ".weight.absmax", ".weight.quant_map", ".SCB", "_blocks",
     "_scales", "_scale_inv",
@@ -96,7 +96,7 @@ class MatrixRanges:
                 return scheme  # for it to say what is missing
             self.unquantised.append(module)
             return None
-        mark = next((mark for mark in MARKS if module + mark in self.stored.placed), ".weight")
+        mark = next((mark for mark in QUANTISED_MARKS if module + mark in self.stored.placed), ".weight")
         raise refuse(
             "bad_model",
             f"{self.stored.placed[module + mark]} holds {module + mark!r}, but {quantisation.where} leaves "
@@ -104,7 +104,7 @@ class MatrixRanges:
         )
 
     def _is_encoded(self, module: str) -> bool:
-        if any(module + mark in self.stored.placed for mark in MARKS):
+        if any(module + mark in self.stored.placed for mark in QUANTISED_MARKS):
             return True
         located = self.stored.find(f"{module}.weight") or self.stored.find(module)
         return located is not None and located[1].file_dtype not in PLAIN_ENCODINGS

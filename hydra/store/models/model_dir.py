@@ -23,7 +23,7 @@ from hydra.store.files.directory import is_plain_name, open_directory, read_json
 from hydra.store.files.foreign_file import unfinished
 from hydra.store.formats.safetensors_header import Header
 from hydra.store.models.config import ModelConfig, read_config
-from hydra.store.models.matrix_ranges import MARKS, OF_ACTIVATIONS, VALUES, MatrixRanges, with_plain_names
+from hydra.store.models.matrix_ranges import OF_ACTIVATIONS, QUANTISED_MARKS, VALUES, MatrixRanges, with_plain_names
 from hydra.store.models.name_prefix import as_stored
 from hydra.store.models.names import ROTARY_CONSTANT, expected_tensors
 from hydra.store.models.stored_tensors import StoredTensors
@@ -177,7 +177,7 @@ def _check_nothing_unaccounted(config: ModelConfig, known: Container[str], store
             continue
         if name.startswith(within):
             reason = f": it says {config.shape.n_layers} layers" if beyond else ""
-            if config.quantisation is None and name.endswith(MARKS):
+            if config.quantisation is None and name.endswith(QUANTISED_MARKS):
                 reason = _NOT_SAID_HOW
             raise refuse(
                 "bad_model", f"The weights hold {shown(name)}, which config.json does not account for{reason}."

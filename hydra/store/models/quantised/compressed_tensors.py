@@ -15,7 +15,7 @@ from hydra.store.files.directory import shown
 from hydra.store.models.config_values import Values
 from hydra.store.models.quantised.float_schemes import Float8, PackedFloat4
 from hydra.store.models.quantised.integer_schemes import Int8, Packed
-from hydra.store.models.quantised.name_patterns import Names
+from hydra.store.models.quantised.name_patterns import TargetNames
 from hydra.store.models.quantised.quantisation import ModuleKind, Quantisation
 from hydra.store.models.quantised.scheme import Scheme
 from hydra.store.models.quantised.words import GROUP_MAX, is_absent, refuse_unknown, strings
@@ -68,8 +68,8 @@ def read_compressed_tensors(config: Values) -> Quantisation:
         schemes |= dict.fromkeys(strings(group, "targets"), _scheme(config, group))
     if activations:
         log.info("the config quantises activations; here only weights are, and activations are computed with in full")
-    targets = Names.of(schemes, groups.file)
-    ignored = Names.of(strings(config, "ignore"), f"{config.file}: ignore")
+    targets = TargetNames.of(schemes, groups.file)
+    ignored = TargetNames.of(strings(config, "ignore"), f"{config.file}: ignore")
 
     def scheme_of(module: str, kind: ModuleKind) -> Scheme | None:
         target = targets.first(module, CLASSES[kind])

@@ -3,7 +3,8 @@
 import attrs
 
 from hydra.protocol.model.encoding import GroupEncoding
-from hydra.store.models.quantised.scheme import FLOATS, Layout, StoredMatrix, StoredSide, TensorShape, n_groups
+from hydra.protocol.model.layout import TensorShape
+from hydra.store.models.quantised.scheme import FLOATS, MatrixLayout, StoredMatrix, StoredSide, n_groups
 
 
 @attrs.frozen
@@ -18,7 +19,7 @@ class Float8:
     def values(self) -> str:
         return "" if self.fused else ".weight"
 
-    def layout(self, matrix: StoredMatrix) -> Layout:
+    def layout(self, matrix: StoredMatrix) -> MatrixLayout:
         encoding = self.encoding
         rows, columns = matrix.rows, matrix.columns
         down, across = n_groups(rows, encoding.group_rows), n_groups(columns, encoding.group_columns)
@@ -29,7 +30,7 @@ class Float8:
             shapes.append(())
         values = matrix.need(self.values, ("F8_E4M3",), (rows, columns))
         scale = matrix.side("scale", self.scale, (*FLOATS, "F8_E8M0"), *shapes)
-        return Layout(encoding=encoding, values=values, sides=(scale,))
+        return MatrixLayout(encoding=encoding, values=values, sides=(scale,))
 
 
 @attrs.frozen
@@ -39,13 +40,13 @@ class Mxfp4Blocks:
     encoding: GroupEncoding
     values = "_blocks"
 
-    def layout(self, matrix: StoredMatrix) -> Layout:
+    def layout(self, matrix: StoredMatrix) -> MatrixLayout:
         width = self.encoding.group_columns
         _check_whole_groups(matrix, width)
         blocks = (matrix.rows, matrix.columns // width)
         values = matrix.need(self.values, ("U8",), (*blocks, width // 2))
         scale = matrix.side("scale", "_scales", ("U8", "F8_E8M0"), blocks)
-        return Layout(encoding=self.encoding, values=values, sides=(scale,))
+        return MatrixLayout(encoding=self.encoding, values=values, sides=(scale,))
 
 
 @attrs.frozen
@@ -55,7 +56,7 @@ class PackedFloat4:
     encoding: GroupEncoding
     values = ".weight_packed"
 
-    def layout(self, matrix: StoredMatrix) -> Layout:
+    def layout(self, matrix: StoredMatrix) -> MatrixLayout:
         encoding = self.encoding
         _check_whole_groups(matrix, encoding.group_columns)
         rows, columns = matrix.rows, matrix.columns
@@ -66,7 +67,7 @@ class PackedFloat4:
         ]
         if encoding.scheme == "nvfp4":
             sides.append(matrix.side("second_scale", ".weight_global_scale", ("F32",), (1,), ()))
-        return Layout(encoding=encoding, values=values, sides=tuple(sides))
+        return MatrixLayout(encoding=encoding, values=values, sides=tuple(sides))
 
 
 def _check_whole_groups(matrix: StoredMatrix, width: int) -> None:

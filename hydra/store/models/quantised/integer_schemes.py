@@ -5,7 +5,7 @@ one byte for each number.
 import attrs
 
 from hydra.protocol.model.encoding import GroupEncoding
-from hydra.store.models.quantised.scheme import FLOATS, Layout, StoredMatrix, n_groups
+from hydra.store.models.quantised.scheme import FLOATS, MatrixLayout, StoredMatrix, n_groups
 
 WORD_BITS = 32
 
@@ -17,7 +17,7 @@ class Packed:
     encoding: GroupEncoding
     values = ".weight_packed"
 
-    def layout(self, matrix: StoredMatrix) -> Layout:
+    def layout(self, matrix: StoredMatrix) -> MatrixLayout:
         encoding = self.encoding
         rows, columns, bits = matrix.rows, matrix.columns, encoding.bits
         groups = n_groups(columns, encoding.group_columns)
@@ -30,7 +30,7 @@ class Packed:
             sides.append(matrix.side("order", ".weight_g_idx", ("I32",), (columns,)))
         if matrix.find(".weight_shape") is not None:  # the shape that config.json says, once more
             matrix.need(".weight_shape", ("I64", "I32"), (2,))
-        return Layout(encoding=encoding, values=values, sides=tuple(sides), ignored=(".weight_shape",))
+        return MatrixLayout(encoding=encoding, values=values, sides=tuple(sides), ignored=(".weight_shape",))
 
 
 @attrs.frozen
@@ -40,7 +40,7 @@ class Gptq:
     encoding: GroupEncoding
     values = ".qweight"
 
-    def layout(self, matrix: StoredMatrix) -> Layout:
+    def layout(self, matrix: StoredMatrix) -> MatrixLayout:
         encoding = self.encoding
         rows, columns, bits = matrix.rows, matrix.columns, encoding.bits
         groups = n_groups(columns, encoding.group_columns)
@@ -55,7 +55,9 @@ class Gptq:
             # also without desc_act: it says then that column i is of group i // g, and where it says something else
             # nobody may compute as if it did not
             sides.append(matrix.side("order", ".g_idx", ("I32",), (columns,)))
-        return Layout(encoding=encoding, values=values, sides=tuple(sides), ignored=(".g_idx",) if groups == 1 else ())
+        return MatrixLayout(
+            encoding=encoding, values=values, sides=tuple(sides), ignored=(".g_idx",) if groups == 1 else ()
+        )
 
 
 @attrs.frozen
@@ -65,7 +67,7 @@ class Awq:
     encoding: GroupEncoding
     values = ".qweight"
 
-    def layout(self, matrix: StoredMatrix) -> Layout:
+    def layout(self, matrix: StoredMatrix) -> MatrixLayout:
         encoding = self.encoding
         rows, columns, bits = matrix.rows, matrix.columns, encoding.bits
         groups = n_groups(columns, encoding.group_columns)
@@ -76,7 +78,7 @@ class Awq:
             matrix.side("scale", ".scales", FLOATS, (groups, rows)),
             matrix.side("zero", ".qzeros", ("I32",), (groups, words)),
         )
-        return Layout(encoding=encoding, values=values, sides=sides)
+        return MatrixLayout(encoding=encoding, values=values, sides=sides)
 
 
 @attrs.frozen
@@ -86,12 +88,12 @@ class Int8:
     encoding: GroupEncoding
     values = ".weight"
 
-    def layout(self, matrix: StoredMatrix) -> Layout:
+    def layout(self, matrix: StoredMatrix) -> MatrixLayout:
         rows, columns = matrix.rows, matrix.columns
         groups = n_groups(columns, self.encoding.group_columns)
         values = matrix.need(self.values, ("I8",), (rows, columns))
         scale = matrix.side("scale", ".weight_scale", FLOATS, (rows, groups), *_flat(rows, groups))
-        return Layout(encoding=self.encoding, values=values, sides=(scale,))
+        return MatrixLayout(encoding=self.encoding, values=values, sides=(scale,))
 
 
 def _flat(rows: int, groups: int) -> tuple[tuple[int, ...], ...]:

@@ -91,7 +91,7 @@ class Skips:
 
 
 @attrs.frozen(eq=False)
-class Names:
+class TargetNames:
     """`targets` and `ignore` as compressed-tensors reads them: a whole name, or with "re:" before it an expression that
     a name begins with. In the order in which a module takes its scheme: names, then expressions by the alphabet."""
 
@@ -100,7 +100,7 @@ class Names:
     matching: Matching
 
     @classmethod
-    def of(cls, patterns: Iterable[str], where: str) -> "Names":
+    def of(cls, patterns: Iterable[str], where: str) -> "TargetNames":
         matching = Matching(where)
         unique = dict.fromkeys(patterns)
         expressions = [

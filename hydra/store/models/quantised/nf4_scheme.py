@@ -7,7 +7,7 @@ the offset of nested scales: it goes along as a side, for whoever decodes.
 import attrs
 
 from hydra.protocol.model.encoding import GroupEncoding
-from hydra.store.models.quantised.scheme import FLOATS, Layout, StoredMatrix, StoredSide
+from hydra.store.models.quantised.scheme import FLOATS, MatrixLayout, StoredMatrix, StoredSide
 from hydra.store.models.stored_tensors import Located
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -23,7 +23,7 @@ class Nf4:
     nested: bool
     values = ".weight"
 
-    def layout(self, matrix: StoredMatrix) -> Layout:
+    def layout(self, matrix: StoredMatrix) -> MatrixLayout:
         values = self._values(matrix)
         block, n_blocks = self._blocks(matrix)
         encoding = GroupEncoding("nf4", 4, 1, block, nested=self.nested)
@@ -38,7 +38,7 @@ class Nf4:
                 matrix.side("second_scale", ".weight.nested_absmax", ("F32",), (n_second,)),
                 matrix.side("second_table", ".weight.nested_quant_map", ("F32",), (256,)),
             ]
-        return Layout(encoding=encoding, values=values, sides=tuple(sides))
+        return MatrixLayout(encoding=encoding, values=values, sides=tuple(sides))
 
     def _values(self, matrix: StoredMatrix) -> Located:
         """Flat bytes, in whatever dtype they were kept (bnb_4bit_quant_storage)."""

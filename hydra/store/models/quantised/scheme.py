@@ -10,12 +10,12 @@ from typing import Protocol
 import attrs
 
 from hydra.protocol.model.encoding import NAMED_ENCODINGS, Encoding, GroupEncoding
+from hydra.protocol.model.layout import TensorShape
 from hydra.protocol.model.model_spec import WeightSide
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.models.stored_tensors import Located
 
 FLOATS = ("BF16", "F16", "F32")
-TensorShape = tuple[int, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -28,7 +28,7 @@ class StoredSide:
 
 
 @attrs.frozen(kw_only=True)
-class Layout:
+class MatrixLayout:
     """A matrix's values and sides. `ignored` are suffixes of tensors that were looked at and are not needed."""
 
     encoding: GroupEncoding
@@ -85,7 +85,7 @@ class StoredMatrix:
 class Scheme(Protocol):
     """One way of storing a matrix, as a config describes it."""
 
-    def layout(self, matrix: StoredMatrix) -> Layout:
+    def layout(self, matrix: StoredMatrix) -> MatrixLayout:
         """Raises RefusalError: bad_model, unsupported."""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hydra.protocol.refusal import RefusalError
 from hydra.store.models.config_values import Values
-from hydra.store.models.quantised.name_patterns import MATCHING_S, NAME_MAX, Matching, Names, Skips
+from hydra.store.models.quantised.name_patterns import MATCHING_S, NAME_MAX, Matching, Skips, TargetNames
 from hydra.store.models.quantised.read_quantisation import read_quantisation
 from tests.unit.store.quantised.checkpoints import AUTO_ROUND, AWQ, FP8, GPTQ, INT4, NF4, compressed
 
@@ -55,7 +55,7 @@ def test_a_list_of_modules_is_matched_as_transformers_does():
     ],
 )
 def test_targets_are_matched_as_compressed_tensors_does(targets, name, kinds, taken):
-    assert Names.of(targets, "here").first(name, kinds) == taken
+    assert TargetNames.of(targets, "here").first(name, kinds) == taken
 
 
 def schemes(quantization_config, *modules, kind="linear"):
