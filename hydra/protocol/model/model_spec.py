@@ -111,10 +111,10 @@ class ModelSpec(ModelShape):
 
 
 WeightSide = Literal[
-    "values", "scale", "zero", "order", "second_scale", "second_offset", "table", "second_table"
-]  # fmt: skip
+    "values", "scale", "zero", "order", "second_scale", "second_offset", "table", "second_table", "shape"
+]
 """What of a matrix a tensor holds: its values, or what they are decoded with. `order` is the group of each column,
-`second_offset` bitsandbytes' quant_state: a JSON object with the number that is added to nested scales."""
+`second_offset` bitsandbytes' JSON with the offset in it, `shape` the rows and columns that the file says it has."""
 Converted = Literal["", "interleaved", "plus_one"]
 """What a converter changed and a reader undoes: the rows of each head in pairs for a rope that turns neighbours, or 1
 added to a norm."""

@@ -96,7 +96,8 @@ class MatrixRanges:
                 return scheme  # for it to say what is missing
             self.unquantised.append(module)
             return None
-        mark = next((mark for mark in QUANTISED_MARKS if module + mark in self.stored.placed), ".weight")
+        marks = (*QUANTISED_MARKS, ".weight", "")
+        mark = next(mark for mark in marks if module + mark in self.stored.placed)
         raise refuse(
             "bad_model",
             f"{self.stored.placed[module + mark]} holds {module + mark!r}, but {quantisation.where} leaves "

@@ -70,7 +70,7 @@ def describe_files(files: WeightFiles, model_path: str, default_id: str, *, tied
     return Described(
         model_path=model_path,
         default_id=default_id,
-        spec=_spec(config, tensors, _fingerprint(config.raw, shards, stored_files, untied=untied)),
+        spec=spec_of(config, tensors, _fingerprint(config.raw, shards, stored_files, untied=untied)),
         tensors=tensors,
         files=stored_files,
         folder=str(files.folder),
@@ -216,7 +216,8 @@ def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[Sto
     return digest.hexdigest()
 
 
-def _spec(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:
+def spec_of(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:
+    """The config's shape with the sizes of its parts, which are those of the tensors."""
     per_part: dict[Part, list[PartSize]] = {}
     per_dtype: Counter[Dtype] = Counter()
     for tensor in tensors:
@@ -226,10 +227,11 @@ def _spec(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: st
         per_part.setdefault(part_of(tensor), []).append(size(tensor.encoding, tensor.shape))
     sizes = {part: total_size(parts) for part, parts in per_part.items()}
     nothing = total_size(())
+    stored = max(per_dtype, key=lambda dtype: per_dtype[dtype], default=config.dtype)
     return ModelSpec(
         **attrs.asdict(config.shape, recurse=False),
         fingerprint=fingerprint,
-        stored_dtype=per_dtype.most_common(1)[0][0] if config.quantisation is None else config.dtype,
+        stored_dtype=stored if config.quantisation is None else config.dtype,
         layer_sizes=tuple(sizes[layer] for layer in range(config.shape.n_layers)),
         embedding_size=sizes["embedding"],
         head_size=sizes.get("head", nothing),

@@ -6,7 +6,7 @@ activations is passed over: they are computed with in full.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -101,24 +101,19 @@ def _scheme(config: Values, group: Values) -> Scheme | None:
     if format_ == "dense":
         return None
     symmetric = weights.boolean("symmetric", True)
-    if not symmetric and format_ != "pack-quantized":
-        raise weights.unsupported("symmetric", False, f"true with {format_}")
     rows, columns = _group_shape(weights, _STRATEGIES[format_])
     if kind == "float":
+        if not symmetric:
+            raise weights.unsupported("symmetric", False, "true with floats")
         return _float_scheme(weights, format_, bits, (rows, columns))
     if kind != "int" or format_ not in ("pack-quantized", "int-quantized", "naive-quantized"):
         raise weights.unsupported("type", kind, f"'int' or 'float' as {format_} holds it")
-    if format_ != "pack-quantized":
-        if bits not in (4, 8):
-            raise weights.unsupported("num_bits", bits, "4 or 8")
-        return Int8(GroupEncoding("int8", 8, rows, columns))
     if bits not in (4, 8):
         raise weights.unsupported("num_bits", bits, "4 or 8")
-    return Packed(
-        GroupEncoding(
-            "packed", bits, rows, columns, zero="none" if symmetric else "stored", ordered=_is_ordered(weights)
-        )
-    )
+    zero: Literal["none", "stored"] = "none" if symmetric else "stored"
+    if format_ != "pack-quantized":
+        return Int8(GroupEncoding("int8", 8, rows, columns, zero))
+    return Packed(GroupEncoding("packed", bits, rows, columns, zero, ordered=_is_ordered(weights)))
 
 
 def _float_scheme(weights: Values, format_: str, bits: int, group: tuple[int, int]) -> Scheme:
@@ -146,9 +141,9 @@ def _inferred(group: Values, bits: int, kind: Any) -> str:
 
 _STRATEGIES: dict[str, Sequence[str]] = {
     "pack-quantized": ("group", "channel"),
-    "int-quantized": ("group", "channel"),
+    "int-quantized": ("tensor", "channel", "group"),
     "float-quantized": ("tensor", "channel", "group", "block"),
-    "naive-quantized": ("tensor", "channel", "group", "block"),
+    "naive-quantized": ("tensor", "channel", "group"),
     "nvfp4-pack-quantized": ("tensor_group",),
     "mxfp4-pack-quantized": ("group",),
 }

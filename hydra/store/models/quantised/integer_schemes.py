@@ -5,6 +5,7 @@ one byte for each number.
 import attrs
 
 from hydra.protocol.model.encoding import GroupEncoding
+from hydra.protocol.model.layout import TensorShape
 from hydra.store.models.quantised.scheme import FLOATS, MatrixLayout, StoredMatrix, n_groups
 
 WORD_BITS = 32
@@ -28,9 +29,9 @@ class Packed:
             sides.append(matrix.side("zero", ".weight_zero_point", ("I32",), packed))
         if encoding.ordered:
             sides.append(matrix.side("order", ".weight_g_idx", ("I32",), (columns,)))
-        if matrix.find(".weight_shape") is not None:  # the shape that config.json says, once more
-            matrix.need(".weight_shape", ("I64", "I32"), (2,))
-        return MatrixLayout(encoding=encoding, values=values, sides=tuple(sides), ignored=(".weight_shape",))
+        if matrix.find(".weight_shape") is not None:
+            sides.append(matrix.side("shape", ".weight_shape", ("I64", "I32"), (2,)))
+        return MatrixLayout(encoding=encoding, values=values, sides=tuple(sides))
 
 
 @attrs.frozen
@@ -89,16 +90,15 @@ class Int8:
     values = ".weight"
 
     def layout(self, matrix: StoredMatrix) -> MatrixLayout:
-        rows, columns = matrix.rows, matrix.columns
-        groups = n_groups(columns, self.encoding.group_columns)
+        encoding, rows, columns = self.encoding, matrix.rows, matrix.columns
+        groups = n_groups(columns, encoding.group_columns)
+        by_row = ((rows, groups), *(((rows,),) if groups == 1 else ()))
+        shapes: tuple[TensorShape, ...] = by_row if encoding.group_rows else ((1,), (), (1, 1))
         values = matrix.need(self.values, ("I8",), (rows, columns))
-        scale = matrix.side("scale", ".weight_scale", FLOATS, (rows, groups), *_flat(rows, groups))
-        return MatrixLayout(encoding=self.encoding, values=values, sides=(scale,))
-
-
-def _flat(rows: int, groups: int) -> tuple[tuple[int, ...], ...]:
-    """Also (rows,), where each row has one scale."""
-    return ((rows,),) if groups == 1 else ()
+        sides = [matrix.side("scale", ".weight_scale", FLOATS, *shapes)]
+        if encoding.zero == "stored":
+            sides.append(matrix.side("zero", ".weight_zero_point", ("I8",), *shapes))
+        return MatrixLayout(encoding=encoding, values=values, sides=tuple(sides))
 
 
 def _check_whole_words(matrix: StoredMatrix, n_bits: int, what: str) -> None:

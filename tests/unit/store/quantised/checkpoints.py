@@ -91,7 +91,8 @@ def awq(rows: int, columns: int) -> Tensors:
 
 def nf4(rows: int, columns: int, *, nested: bool) -> Tensors:
     blocks = rows * columns // 64
-    state = b'{"quant_type": "nf4", "blocksize": 64}'
+    state = json.dumps({"quant_type": "nf4", "blocksize": 64, "shape": [rows, columns], "nested_blocksize": 256,
+                        "nested_offset": 0.5}).encode()  # fmt: skip
     tensors = {
         ".weight": octets(rows * columns // 2, 1),
         ".weight.absmax": octets(blocks) if nested else floats(blocks),
@@ -206,12 +207,14 @@ def _w(suffix: str, encoding: str) -> tuple[str, str, str, tuple[int, ...]]:
     return "values", suffix, encoding, (256, 256)
 
 
+STATE_BYTES = nf4(256, 256, nested=True)[".weight.quant_state.bitsandbytes__nf4"].numel()
+SHAPE = ("shape", ".weight_shape", "I64", (2,))
 FLOAT8 = {"num_bits": 8, "type": "float", "strategy": "channel"}
 CHECKPOINTS = {
     "packed": Checkpoint(
         compressed("pack-quantized", INT4),
         packed,
-        (_w(".weight_packed", "packed:4:1x128"), ("scale", ".weight_scale", "F16", (256, 2))),
+        (_w(".weight_packed", "packed:4:1x128"), ("scale", ".weight_scale", "F16", (256, 2)), SHAPE),
     ),
     "packed, with zeros": Checkpoint(
         compressed("pack-quantized", INT4 | {"symmetric": False}),
@@ -220,6 +223,7 @@ CHECKPOINTS = {
             _w(".weight_packed", "packed:4:1x128:stored"),
             ("scale", ".weight_scale", "F16", (256, 2)),
             ("zero", ".weight_zero_point", "I32", (32, 2)),
+            SHAPE,
         ),
     ),
     "packed, ordered": Checkpoint(
@@ -229,17 +233,31 @@ CHECKPOINTS = {
             _w(".weight_packed", "packed:4:1x128:ordered"),
             ("scale", ".weight_scale", "F16", (256, 2)),
             ("order", ".weight_g_idx", "I32", (256,)),
+            SHAPE,
         ),
     ),
     "packed, 8 bits by row": Checkpoint(
         compressed("pack-quantized", {"num_bits": 8, "type": "int", "strategy": "channel", "group_size": None}),
         lambda rows, columns: packed(rows, columns, bits=8, group=0),
-        (_w(".weight_packed", "packed:8:1x0"), ("scale", ".weight_scale", "F16", (256, 1))),
+        (_w(".weight_packed", "packed:8:1x0"), ("scale", ".weight_scale", "F16", (256, 1)), SHAPE),
     ),
     "int8": Checkpoint(
         compressed("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}),
         lambda rows, columns: {".weight": octets(rows, columns).view(torch.int8), ".weight_scale": halves(rows, 1)},
         (_w(".weight", "int8:8:1x0"), ("scale", ".weight_scale", "F16", (256, 1))),
+    ),
+    "int8 by tensor, with zeros": Checkpoint(
+        compressed("int-quantized", {"num_bits": 8, "type": "int", "strategy": "tensor", "symmetric": False}),
+        lambda rows, columns: {
+            ".weight": octets(rows, columns).view(torch.int8),
+            ".weight_scale": halves(1),
+            ".weight_zero_point": octets(1).view(torch.int8),
+        },
+        (
+            _w(".weight", "int8:8:0x0:stored"),
+            ("scale", ".weight_scale", "F16", (1,)),
+            ("zero", ".weight_zero_point", "I8", (1,)),
+        ),
     ),
     "float8 by row": Checkpoint(
         compressed("float-quantized", FLOAT8),
@@ -362,7 +380,7 @@ CHECKPOINTS = {
             _w(".weight", "nf4:4:1x64:nested"),
             ("scale", ".weight.absmax", "U8", (1024,)),
             ("table", ".weight.quant_map", "F32", (16,)),
-            ("second_offset", ".weight.quant_state.bitsandbytes__nf4", "U8", (38,)),
+            ("second_offset", ".weight.quant_state.bitsandbytes__nf4", "U8", (STATE_BYTES,)),
             ("second_scale", ".weight.nested_absmax", "F32", (4,)),
             ("second_table", ".weight.nested_quant_map", "F32", (256,)),
         ),
@@ -374,7 +392,7 @@ CHECKPOINTS = {
             _w(".weight", "nf4:4:1x64"),
             ("scale", ".weight.absmax", "F32", (1024,)),
             ("table", ".weight.quant_map", "F32", (16,)),
-            ("second_offset", ".weight.quant_state.bitsandbytes__nf4", "U8", (38,)),
+            ("second_offset", ".weight.quant_state.bitsandbytes__nf4", "U8", (STATE_BYTES,)),
         ),
     ),
 }

@@ -83,8 +83,11 @@ def of_tensors() -> Iterator[Case]:
     for base in KINDS:
         for suffix in sides(base):
             name = MODULE + suffix
-            yield Case(f"{base}: no {suffix}", base, partial(rewritten, change=partial(dropped, name=name)), (name,))
-            wrong = "I64" if suffix.strip(".") != "weight" else "BOOL"
+            if suffix != ".weight_shape":  # which need not be there
+                yield Case(
+                    f"{base}: no {suffix}", base, partial(rewritten, change=partial(dropped, name=name)), (name,)
+                )
+            wrong = "F64" if suffix.strip(".") != "weight" else "BOOL"
             change = partial(retyped, name=name, dtype=wrong)
             yield Case(f"{base}: {suffix} as {wrong}", base, partial(rewritten, change=change), (WEIGHTS, name))
         for number, (label, by) in enumerate(RESHAPES.items()):
