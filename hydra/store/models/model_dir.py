@@ -172,10 +172,10 @@ def _check_nothing_unaccounted(config: ModelConfig, known: Container[str], store
     within = (config.names.layers, *(f"{module}." for module in config.names.ends()))
     outside: list[str] = []
     for name in sorted(name for name in stored if name not in known):
-        beyond = (config.names.layer_of(name) or 0) >= config.shape.n_layers
-        if _is_spare(config, name) and not beyond:
+        if _is_spare(config, name):
             continue
         if name.startswith(within):
+            beyond = (config.names.layer_of(name) or 0) >= config.shape.n_layers
             reason = f": it says {config.shape.n_layers} layers" if beyond else ""
             if config.quantisation is None and name.endswith(QUANTISED_MARKS):
                 reason = _NOT_SAID_HOW
