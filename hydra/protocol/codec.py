@@ -30,6 +30,7 @@ from hydra.protocol.model.layer_spec import FeedForwardSpec
 from hydra.protocol.model.model_spec import Place, TensorRange
 from hydra.protocol.model.part_size import PartSize
 from hydra.protocol.model.source import Source
+from hydra.protocol.range_list import fold, unfold
 from hydra.protocol.rules import RULES, no_rule
 
 CONTROL_BYTES_MAX = 4 << 20
@@ -195,6 +196,21 @@ def _row_unhook(kind: type) -> Callable[[Any], list[Any]]:
     return lambda value: [hook(getattr(value, name)) for name, hook in hooks]
 
 
+def _is_ranges(kind: Any) -> bool:
+    return bool(kind == tuple[TensorRange, ...])
+
+
+def _ranges_hook(kind: Any) -> Hook:
+    """Unfolded, and then each of them as strictly as if it had come alone."""
+    hook = converter.get_structure_hook(TensorRange)
+    return lambda value, _: tuple([hook(row, TensorRange) for row in unfold(value)])
+
+
+def _ranges_unhook(kind: Any) -> Callable[[Any], list[Any]]:
+    hook = converter.get_unstructure_hook(TensorRange)
+    return lambda ranges: fold([hook(source) for source in ranges])
+
+
 def _named_encoding(name: Any) -> Encoding:
     if type(name) is not str or len(name) > NAME_MAX:
         raise TypeError("an encoding is said by its name")
@@ -224,6 +240,8 @@ def _make_converter() -> cattrs.Converter:
     result.register_unstructure_hook(float, float)  # an int in a float's place is said as a float
     result.register_structure_hook_factory(lambda kind: kind in IDS, _id_hook)
     result.register_structure_hook_factory(_is_tuple, _tuple_hook)
+    result.register_structure_hook_factory(_is_ranges, _ranges_hook)
+    result.register_unstructure_hook_factory(_is_ranges, _ranges_unhook)
     result.register_structure_hook_factory(lambda kind: kind in RULES or kind in FIELDS, _ruled_hook)
     result.register_structure_hook_factory(lambda kind: kind in ROWS, _row_hook)
     result.register_unstructure_hook_factory(lambda kind: kind in ROWS, _row_unhook)

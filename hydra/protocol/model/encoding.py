@@ -110,10 +110,11 @@ class GroupEncoding:
 
     def kept_bytes(self, shape: Shape) -> int | None:
         """Codes, and for each group a scale (of 4 bytes with float8, else of 2) and a zero of one byte if there is one;
-        the order of its columns."""
+        the order of its columns, as indices of 8 bytes; and the table of 16 numbers where codes are places in one."""
         rows, columns = math.prod(shape[:-1]), shape[-1]
         each = (4 if self.scheme in ("float8", "nf4") else 2) + (self.zero != "none")
-        return rows * columns * self.bits // 8 + self.n_groups(shape) * each + (4 * columns if self.ordered else 0)
+        beside = (8 * columns if self.ordered else 0) + (64 if self.scheme in ("mxfp4", "nvfp4", "nf4") else 0)
+        return rows * columns * self.bits // 8 + self.n_groups(shape) * each + beside
 
 
 Encoding: TypeAlias = PlainEncoding | SideEncoding | BlockEncoding | GroupEncoding

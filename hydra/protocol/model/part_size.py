@@ -32,6 +32,11 @@ def tensor_size(encoding: Encoding, shape: tuple[int, ...]) -> PartSize:
     return PartSize(0, stored_bytes, kept_bytes)
 
 
+def side_size(encoding: Encoding, shape: tuple[int, ...]) -> PartSize:
+    """Of what stands beside a matrix's values: its memory is counted with them."""
+    return PartSize(0, encoding.n_bytes(shape))
+
+
 def stored_size(numbers: int, encoding: Encoding) -> PartSize:
     """Of so many numbers that are stored in one way."""
     return tensor_size(encoding, (numbers,))

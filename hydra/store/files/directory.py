@@ -98,18 +98,18 @@ def blob_name(directory: Path, name: str) -> str | None:
     return target.name if in_cache and _ETAG.fullmatch(target.name) else None
 
 
-def read_json_file(directory: Path, name: str) -> tuple[dict[str, Any], bytes] | None:
+def read_json_file(directory: Path, name: str, max_bytes: int = JSON_MAX_BYTES) -> tuple[dict[str, Any], bytes] | None:
     """The object in a JSON file together with the bytes it was read from; None when there is no such file."""
     real = locate(directory, name)
     if real is None:
         return None
     try:
         with real.open("rb") as file:
-            raw = file.read(JSON_MAX_BYTES + 1)
+            raw = file.read(max_bytes + 1)
     except OSError as error:
         raise refuse("bad_model", f"{name} in {directory} cannot be read: {error}.") from error
-    if len(raw) > JSON_MAX_BYTES:
-        raise refuse("bad_model", f"{name} in {directory} is larger than {JSON_MAX_BYTES} bytes.")
+    if len(raw) > max_bytes:
+        raise refuse("bad_model", f"{name} in {directory} is larger than {max_bytes} bytes.")
     return parse_object(raw, name), raw
 
 

@@ -28,7 +28,8 @@ from hydra.store.models.gguf_model import LocalGguf
 from hydra.store.models.local_copy import why_unlike
 from hydra.store.models.model_dir import INDEX, SINGLE, describe_files
 from hydra.store.models.model_ref import HubRef
-from hydra.store.models.weight_files import LocalFiles, Located
+from hydra.store.models.stored_tensors import Located
+from hydra.store.models.weight_files import LocalFiles
 
 THREADS = 8
 

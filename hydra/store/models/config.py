@@ -3,12 +3,15 @@
 Promises: whatever it returns is within range and means what the named architecture means by it; what would change the
 arithmetic in a way nobody here computes (other architectures, rope types, activations, quantisation) is refused by
 name. Of a multimodal model it is the text model's config that is read. Refuses to know weights and their files.
+arithmetic in a way nobody here computes (other architectures, rope types, activations, ways of quantising) is refused
+by name. Refuses to know weights and their files.
 """
 
 from pathlib import Path
 
 import attrs
 
+from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.model_spec import ModelShape
 from hydra.protocol.refusal import refuse
 from hydra.store.files.directory import read_json_file
@@ -18,6 +21,8 @@ from hydra.store.models.families.wrappers import MULTIMODAL
 from hydra.store.models.family import Family, refuse_the_unread
 from hydra.store.models.generation_config import GenerationDefaults, read_generation
 from hydra.store.models.names import Names
+from hydra.store.models.quantised.quantisation import Quantisation
+from hydra.store.models.quantised.read_quantisation import read_quantisation
 
 CONFIG_FILE = "config.json"
 
@@ -30,6 +35,8 @@ class ModelConfig:
     shape: ModelShape
     names: Names
     speech: GenerationDefaults
+    quantisation: Quantisation | None = None
+    dtype: Dtype = "bfloat16"  # of what is quantised; of other models the files say it
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -39,14 +46,15 @@ def read_config(directory: Path) -> ModelConfig:
         raise refuse("bad_model", f"{directory} has no {CONFIG_FILE}. Give a directory in the Hugging Face layout.")
     config, raw = Values(content[0], CONFIG_FILE), content[1]
     architecture, family, text = _text_model(config)
-    names = family.own_quantisation(config)
-    if names is None:
-        _refuse_quantised(config)
-        _refuse_quantised(text)
+    quantisation = read_quantisation(config)
+    if quantisation is None and text is not config:
+        quantisation = read_quantisation(text)
     shape = family.read(text, architecture)
     refuse_the_unread(text)
     speech = read_generation(directory, [config] if text is config else [config, text], shape.vocab)
-    return ModelConfig(raw=raw, shape=shape, names=names or family.names, speech=speech)
+    return ModelConfig(
+        raw=raw, shape=shape, names=family.names, speech=speech, quantisation=quantisation, dtype=_dtype(config, text)
+    )
 
 
 def _text_model(config: Values) -> tuple[str, Family, Values]:
@@ -72,11 +80,8 @@ def _with_head(base: str) -> str:
     return f"{base.removesuffix('Model').removesuffix('Text')}ForCausalLM" if base.endswith("Model") else ""
 
 
-def _refuse_quantised(config: Values) -> None:
-    for key in ("quantization_config", "compression_config", "quantization"):
-        architectures = config.get(key)
-        if architectures is not None:
-            method = (
-                architectures.get("quant_method", architectures) if isinstance(architectures, dict) else architectures
-            )
-            raise config.unsupported(key, method, "a model with unquantised weights")
+def _dtype(*configs: Values) -> Dtype:
+    """What a quantised model is computed in: most of its numbers have no dtype of their own."""
+    names: dict[object, Dtype] = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+    stated = [config.get(key) for config in configs for key in ("dtype", "torch_dtype") if config.has(key)]
+    return next((names[name] for name in stated if isinstance(name, str) and name in names), "bfloat16")

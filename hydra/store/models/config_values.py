@@ -45,6 +45,10 @@ class Values:
         """Of the values that are not null."""
         return frozenset(key for key, value in self._raw.items() if value is not None)
 
+    def names(self) -> tuple[str, ...]:
+        """The same in the order of the file."""
+        return tuple(key for key, value in self._raw.items() if value is not None)
+
     def integer(self, key: str, limit: int, default: int | None = None, *, least: int = 1) -> int:
         value = self.get(key)
         if value is None:

@@ -21,7 +21,7 @@ from hydra.store.files.directory import locate
 from hydra.store.files.small_files import SMALL_FILES, SMALL_MAX_BYTES, TEMPLATES
 from hydra.store.files.whole_file import write_whole
 
-FORMAT = 3
+FORMAT = 4
 DESCRIPTIONS_MAX = 32
 ENTRY_MAX_BYTES = 64 << 20  # the largest mixtures of experts have about 10 MB
 SUFFIX, FILES_SUFFIX = ".description", ".files"

@@ -66,15 +66,12 @@ _ARITHMETIC: dict[str, tuple[object, ...]] = {
 
 @attrs.frozen(kw_only=True)
 class Family:
-    """`read` returns the shape; it has looked at every key that it understands. `own_quantisation` is a form that only
-    this family is published in: what its tensors are called if the config says so, else None.
-    """
+    """`read` returns the shape; it has looked at every key that it understands."""
 
     architecture: str
     model_type: str
     names: Names
     read: Callable[[Values, str], ModelShape]
-    own_quantisation: Callable[[Values], Names | None] = lambda config: None
 
 
 @attrs.frozen(kw_only=True)

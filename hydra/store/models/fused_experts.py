@@ -9,14 +9,12 @@ from collections.abc import Iterator
 
 import attrs
 
-from hydra.protocol.model.encoding import PLAIN_ENCODINGS, SIDE_ENCODINGS, Encoding, GroupEncoding
+from hydra.protocol.model.encoding import PLAIN_ENCODINGS, Encoding
 from hydra.protocol.model.layout import TensorShape
 from hydra.protocol.model.model_spec import Converted, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.formats.safetensors_header import StoredTensor
 from hydra.store.models.names import Expected
-
-MXFP4 = GroupEncoding(scheme="mxfp4", bits=4, group_rows=1, group_columns=32)
 
 
 @attrs.frozen
@@ -35,7 +33,7 @@ def expert_ranges(expected: Expected, file: str, stored: StoredTensor) -> Iterat
     length = stored.length // n_experts
     for expert in range(n_experts):
         yield TensorRange(
-            name=f"{expected.name}[{expert}]",
+            name=expected.name,
             file=file,
             offset=stored.offset + expert * length,
             length=length,
@@ -47,16 +45,7 @@ def expert_ranges(expected: Expected, file: str, stored: StoredTensor) -> Iterat
 
 def _share(expected: Expected, file: str, stored: StoredTensor) -> _Share:
     n_experts, rows, columns = expected.shape
-    groups = columns // MXFP4.group_columns
     match expected.form:
-        case "mxfp4_blocks" | "mxfp4_scales" if columns % MXFP4.group_columns:
-            raise refuse("bad_model", f"{expected.name!r} in {file} needs rows of whole groups of 32, not {columns}.")
-        case "mxfp4_blocks":
-            _check(expected, file, stored, (n_experts, rows, groups, 16), ("U8",))
-            return _Share(MXFP4, (rows, columns))
-        case "mxfp4_scales":
-            _check(expected, file, stored, (n_experts, rows, groups), ("U8",))
-            return _Share(SIDE_ENCODINGS["U8"], (rows, groups))
         case "either" if stored.shape == expected.shape:
             _check(expected, file, stored, expected.shape, tuple(PLAIN_ENCODINGS))
             return _Share(PLAIN_ENCODINGS[stored.file_dtype], (rows, columns))

@@ -7,34 +7,40 @@ it lies within its own files. Refuses to know how weights are read, sent or comp
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 import attrs
 import structlog
 
 from hydra.protocol.model.dtype import Dtype
-from hydra.protocol.model.encoding import PLAIN_ENCODINGS, PlainEncoding
-from hydra.protocol.model.layout import Part, part_of
+from hydra.protocol.model.encoding import PlainEncoding
+from hydra.protocol.model.layout import Part, part_of, place_of
 from hydra.protocol.model.model_name import hub_name
 from hydra.protocol.model.model_spec import Described, ModelSpec, StoredFile, TensorRange
-from hydra.protocol.model.part_size import PartSize, tensor_size, total_size
+from hydra.protocol.model.part_size import PartSize, side_size, tensor_size, total_size
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import is_plain_name, locate, open_directory, read_json_file, shown
 from hydra.store.files.foreign_file import unfinished
 from hydra.store.formats.safetensors_header import Header
 from hydra.store.gguf.gguf_content import is_gguf
 from hydra.store.models.config import CONFIG_FILE, ModelConfig, read_config
-from hydra.store.models.fused_experts import expert_ranges, wrong_dtype, wrong_shape
-from hydra.store.models.name_prefix import as_stored, why_lacking
-from hydra.store.models.names import ROTARY_CONSTANT, Expected, expected_tensors
+from hydra.store.models.matrix_ranges import OF_ACTIVATIONS, QUANTISED_MARKS, VALUES, MatrixRanges, with_plain_names
+from hydra.store.models.name_prefix import as_stored
+from hydra.store.models.names import ROTARY_CONSTANT, expected_tensors
+from hydra.store.models.stored_tensors import StoredTensors
 from hydra.store.models.tied_head import own_head
 from hydra.store.models.unserved_parts import sorted_out
 from hydra.store.models.weight_files import LocalFiles, WeightFiles, feed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+INDEX_MAX_BYTES = 16 << 20  # quantised mixtures of experts have four tensors for each matrix, and about 10 MB
 LISTED = 40  # GGUF files that a refusal names
+_NOT_SAID_HOW = (
+    ": the model is quantised, and quantization_config, which says how, is missing. Take it from quantize_config.json "
+    "or quant_config.json, where the model has one, and add its quant_method"
+)
 
 log = structlog.get_logger()
 
@@ -52,39 +58,60 @@ def describe_files(files: WeightFiles, model_path: str, default_id: str, *, tied
     _refuse_gguf_alone(files, model_path)
     config = read_config(files.folder)
     opened, placed = _stored_names(files)
-    config = attrs.evolve(config, names=as_stored(config.names, placed))
-    head = f"{config.names.head}.weight"
-    expected = _by_name(config)
-    shards = opened or _open_shards(files, placed, {*expected, head})
-    untied = own_head(files, config.names, shards, tied=tied) if config.shape.tied else None
-    if untied is not None:
-        config = attrs.evolve(config, shape=attrs.evolve(config.shape, tied=False))
-        expected, placed = _by_name(config), {**placed, head: untied}
-    used = {placed.get(name) for name in expected}
-    shards = {file: header for file, header in shards.items() if file in used}
-    _check_stored_once(expected, shards, placed)
-    _check_nothing_unaccounted(config, expected, placed.keys() | {name for h in shards.values() for name in h.tensors})
-    tensors = tuple(source for tensor in expected.values() for source in _ranges(tensor, placed, shards))
-    stored = _stored_files(files, shards, expected)
+    config = attrs.evolve(config, names=as_stored(config.names, with_plain_names(placed)))
+    shards = opened or _open_shards(files, placed, _wanted(config, placed))
+    config, placed, untied = _untied(files, config, placed, shards, tied=tied)
+    stored = StoredTensors(placed=placed, shards=shards, index=INDEX)
+    expected = tuple(expected_tensors(config.shape, config.names))
+    if config.quantisation is None:  # then nothing else is needed to say what is wrong with the names
+        _check_names(config, {tensor.name for tensor in expected}, stored)
+    matrices = MatrixRanges(names=config.names, quantisation=config.quantisation, stored=stored)
+    tensors = matrices.of(expected)
+    used = {tensor.name for tensor in tensors}
+    if config.quantisation is not None:
+        _check_names(config, used | matrices.ignored, stored)
+    shards = {file: shards[file] for file in sorted({tensor.file for tensor in tensors})}
+    stored_files = _stored_files(files, shards, used)
     return Described(
         model_path=model_path,
         default_id=default_id,
-        spec=spec_of(config, tensors, _fingerprint(config.raw, shards, stored, untied=untied is not None)),
+        spec=spec_of(config, tensors, _fingerprint(config.raw, shards, stored_files, untied=untied)),
         tensors=tensors,
-        files=stored,
+        files=stored_files,
         folder=str(files.folder),
     )
 
 
-def _by_name(config: ModelConfig) -> dict[str, Expected]:
-    return {tensor.name: tensor for tensor in expected_tensors(config.shape, config.names)}
+def _wanted(config: ModelConfig, placed: Container[str]) -> Callable[[str], bool]:
+    """Whether a tensor is needed to describe the model: of a quantised one all in its layers and ends may be."""
+    if config.quantisation is not None:
+        within = (config.names.layers, *(f"{module}." for module in config.names.ends()))
+        return lambda name: name.startswith(within)
+    return {*(tensor.name for tensor in expected_tensors(config.shape, config.names)), _head(config)}.__contains__
+
+
+def _head(config: ModelConfig) -> str:
+    return f"{config.names.head}.weight"
+
+
+def _untied(
+    files: WeightFiles, config: ModelConfig, placed: dict[str, str], shards: dict[str, Header], *, tied: bool | None
+) -> tuple[ModelConfig, dict[str, str], bool]:
+    """The same, or where a head is stored that must be used against the config's word, with that head and True."""
+    if not config.shape.tied:
+        return config, placed, False
+    untied = attrs.evolve(config, shape=attrs.evolve(config.shape, tied=False))
+    if any(config.names.head + suffix in placed for suffix in VALUES):
+        return untied, placed, True  # quantised, and so by itself not the embedding
+    file = own_head(files, config.names, shards, tied=tied)
+    return (config, placed, False) if file is None else (untied, {**placed, _head(config): file}, True)
 
 
 def _stored_names(files: WeightFiles) -> tuple[dict[str, Header], dict[str, str]]:
     """For each stored tensor the file it is in; and the header of that file where it is the only one."""
     if (header := files.header(SINGLE)) is not None:
         return {SINGLE: header}, dict.fromkeys(header.tensors, SINGLE)
-    index = read_json_file(files.folder, INDEX)
+    index = read_json_file(files.folder, INDEX, INDEX_MAX_BYTES)
     if index is None:
         raise _no_weights(files)
     placed = index[0].get("weight_map")
@@ -96,11 +123,11 @@ def _stored_names(files: WeightFiles) -> tuple[dict[str, Header], dict[str, str]
     return {}, placed
 
 
-def _open_shards(files: WeightFiles, placed: dict[str, str], wanted: set[str]) -> dict[str, Header]:
+def _open_shards(files: WeightFiles, placed: dict[str, str], is_wanted: Callable[[str], bool]) -> dict[str, Header]:
     """The headers of the files that hold wanted tensors."""
     shards: dict[str, Header] = {}
     for name, file in placed.items():
-        if name not in wanted or file in shards:
+        if file in shards or not is_wanted(name):
             continue
         header = files.header(file)
         if header is None:
@@ -109,12 +136,12 @@ def _open_shards(files: WeightFiles, placed: dict[str, str], wanted: set[str]) -
     return shards
 
 
-def _stored_files(files: WeightFiles, shards: dict[str, Header], expected: Container[str]) -> tuple[StoredFile, ...]:
+def _stored_files(files: WeightFiles, shards: dict[str, Header], used: Container[str]) -> tuple[StoredFile, ...]:
     return tuple(
         StoredFile(
             file=file,
             size_bytes=header.file_bytes,
-            tag=files.tag(file, header, [tensor for name, tensor in header.tensors.items() if name in expected]),
+            tag=files.tag(file, header, [tensor for name, tensor in header.tensors.items() if name in used]),
         )
         for file, header in sorted(shards.items())
     )
@@ -145,28 +172,32 @@ def _no_weights(files: WeightFiles) -> RefusalError:
     )
 
 
-def _check_stored_once(expected: Container[str], shards: dict[str, Header], placed: dict[str, str]) -> None:
-    for file, header in shards.items():
+def _check_names(config: ModelConfig, known: Container[str], stored: StoredTensors) -> None:
+    for file, header in stored.shards.items():
         for name in header.tensors:
-            if name in expected and placed.get(name, file) != file:
-                raise refuse("bad_model", f"{INDEX} puts {name!r} into {placed[name]}, but {file} holds it.")
+            if name in known and stored.placed.get(name, file) != file:
+                raise refuse("bad_model", f"{INDEX} puts {name!r} into {stored.placed[name]}, but {file} holds it.")
+    _check_nothing_unaccounted(config, known, stored.names())
 
 
-def _check_nothing_unaccounted(config: ModelConfig, expected: Container[str], stored: Iterable[str]) -> None:
+def _check_nothing_unaccounted(config: ModelConfig, known: Container[str], stored: Iterable[str]) -> None:
     """A weight of a layer (or an end) that the config does not ask for: the config is not this model's.
 
     What lies outside the decoder is passed over as transformers does, and said aloud.
     """
     within = (config.names.layers, *(f"{module}." for module in config.names.ends()))
-    tied_head = f"{config.names.head}.weight" if config.shape.tied else None  # it was compared
     outside: list[str] = []
-    for name in sorted(name for name in stored if name not in expected):
-        if name == tied_head or name.endswith(f".{ROTARY_CONSTANT}"):
+    for name in sorted(name for name in stored if name not in known):
+        if _is_spare(config, name):
             continue
         if name.startswith(within):
             beyond = (config.names.layer_of(name) or 0) >= config.shape.n_layers
-            count = f": it says {config.shape.n_layers} layers" if beyond else ""
-            raise refuse("bad_model", f"The weights hold {shown(name)}, which config.json does not account for{count}.")
+            reason = f": it says {config.shape.n_layers} layers" if beyond else ""
+            if config.quantisation is None and name.endswith(QUANTISED_MARKS):
+                reason = _NOT_SAID_HOW
+            raise refuse(
+                "bad_model", f"The weights hold {shown(name)}, which config.json does not account for{reason}."
+            )
         outside.append(name)
     sorted_names = sorted_out(outside)
     for part, n_tensors in sorted_names.parts.items():
@@ -177,32 +208,13 @@ def _check_nothing_unaccounted(config: ModelConfig, expected: Container[str], st
         )
 
 
-def _ranges(expected: Expected, placed: dict[str, str], shards: dict[str, Header]) -> Iterator[TensorRange]:
-    """Of one published tensor: one, or one for each expert."""
-    name, shape = expected.name, expected.shape
-    if name not in placed:
-        raise why_lacking(name, expected.place.role == "head", placed)
-    file = placed[name]
-    stored = shards[file].tensors.get(name)
-    if stored is None:
-        raise refuse("bad_model", f"{INDEX} puts {name!r} into {file}, which does not hold it.")
-    if expected.form not in ("module", "tensor"):
-        yield from expert_ranges(expected, file, stored)
-        return
-    if stored.shape != shape:
-        raise wrong_shape(name, file, stored, shape)
-    encoding = PLAIN_ENCODINGS.get(stored.file_dtype)
-    if encoding is None:
-        raise wrong_dtype(name, file, stored, tuple(PLAIN_ENCODINGS))
-    yield TensorRange(
-        name=name,
-        file=file,
-        offset=stored.offset,
-        length=stored.length,
-        encoding=encoding,
-        shape=stored.shape,
-        place=expected.place,
-    )
+def _is_spare(config: ModelConfig, name: str) -> bool:
+    """Whether a tensor of a layer or an end may be there although nothing asks for it."""
+    if (config.shape.tied and name == _head(config)) or name.endswith(f".{ROTARY_CONSTANT}"):
+        return True  # that head was compared
+    if config.quantisation is None:
+        return False
+    return name.rpartition(".")[2] in OF_ACTIVATIONS or (config.quantisation.spare_biases and name.endswith(".bias"))
 
 
 def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[StoredFile, ...], *, untied: bool) -> str:
@@ -230,13 +242,15 @@ def spec_of(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: 
     for tensor in tensors:
         if isinstance(tensor.encoding, PlainEncoding):
             per_dtype[tensor.encoding.dtype] += math.prod(tensor.shape)
-        per_part.setdefault(part_of(tensor), []).append(tensor_size(tensor.encoding, tensor.shape))
+        size = tensor_size if place_of(tensor).side == "values" else side_size
+        per_part.setdefault(part_of(tensor), []).append(size(tensor.encoding, tensor.shape))
     sizes = {part: total_size(parts) for part, parts in per_part.items()}
     nothing = total_size(())
+    stored = max(per_dtype, key=lambda dtype: per_dtype[dtype], default=config.dtype)
     return ModelSpec(
         **attrs.asdict(config.shape, recurse=False),
         fingerprint=fingerprint,
-        stored_dtype=max(per_dtype, key=lambda dtype: per_dtype[dtype], default="float32"),
+        stored_dtype=stored if config.quantisation is None else config.dtype,
         layer_sizes=tuple(sizes[layer] for layer in range(config.shape.n_layers)),
         embedding_size=sizes["embedding"],
         head_size=sizes.get("head", nothing),

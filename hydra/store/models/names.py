@@ -33,9 +33,9 @@ _BIAS_OF: dict[WeightRole, WeightRole] = {
 _SIDES: dict[str, WeightSide] = {"mxfp4_scales": "scale"}
 
 
-NameForm: TypeAlias = Literal["module", "tensor", "transposed", "either", "mxfp4_blocks", "mxfp4_scales"]
+NameForm: TypeAlias = Literal["module", "tensor", "transposed", "either"]
 """How a name stands for tensors: a module's, with a weight and perhaps a bias behind it, or a tensor's own. Matrices of
-all experts in one tensor: transposed [experts, columns, rows], or either so or not as its shape shows, or in MXFP4."""
+all experts in one tensor: transposed [experts, columns, rows], or either so or not as its shape shows."""
 
 
 @attrs.frozen

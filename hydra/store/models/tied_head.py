@@ -10,7 +10,8 @@ import structlog
 
 from hydra.store.formats.safetensors_header import Header
 from hydra.store.models.names import Names
-from hydra.store.models.weight_files import Located, WeightFiles
+from hydra.store.models.stored_tensors import Located
+from hydra.store.models.weight_files import WeightFiles
 
 log = structlog.get_logger()
 

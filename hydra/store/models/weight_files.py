@@ -7,18 +7,17 @@ whenever the weights do. Refuses to know tensors' meaning, and how weights are r
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import attrs
 
 from hydra.protocol.refusal import refuse
 from hydra.store.files.directory import blob_name, locate
 from hydra.store.formats.safetensors_header import Header, StoredTensor, read_weights_header
+from hydra.store.models.stored_tensors import Located
 
 PROBE_BYTES = 4096
 COMPARED_BYTES = 1 << 20
-
-Located: TypeAlias = tuple[str, StoredTensor]  # the file, and the tensor in it
 
 
 class WeightFiles(Protocol):

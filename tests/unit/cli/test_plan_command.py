@@ -13,6 +13,7 @@ from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.cli.main import main
 from hydra.store.hub.hub import HEADER_GUESS_BYTES
 from tests.fake_hub import fake_hub
+from tests.unit.store.quantised.checkpoints import HIDDEN, LINEARS, write_checkpoint
 
 ROOT = Path(__file__).parents[3]
 GB = 10**9
@@ -72,6 +73,20 @@ def test_every_byte_is_accounted_for(plan, directory, dtype, item_bytes):
         own = said["kv_bytes_per_token"] * (node["end_layer"] - node["first_layer"]) // 32
         assert said["kv_tokens"] * own <= node["kv_bytes"]
     assert said["max_model_len"] <= said["kv_tokens"] and said["kv_tokens"] % 16 == 0
+
+
+@pytest.mark.parametrize(("name", "stored_bits"), [("packed", 4), ("gptq, 8 bits by row", 8), ("float8 in tiles", 8)])
+def test_a_quantised_model_is_planned_by_the_bytes_that_it_keeps(plan, tmp_path, name, stored_bits):
+    directory = str(write_checkpoint(tmp_path / "model", name))
+    said = {dtype: json.loads(plan(directory, "--nodes", "1", "--json", *words)[1])
+            for dtype, words in ((None, ()), ("float32", ("--dtype", "float32")))}  # fmt: skip
+    matrices, norms = sum(rows * columns for rows, columns in LINEARS.values()), 2 * HIDDEN
+    for layer in said[None]["layer_bytes"]:
+        kept = layer - 2 * norms
+        assert matrices * stored_bits // 8 < kept < 1.06 * matrices * stored_bits // 8  # the scales with them
+    assert said[None]["stored_dtype"] == said[None]["dtype"] == "float16"
+    grown = said["float32"]["layer_bytes"][0] - said[None]["layer_bytes"][0]
+    assert grown == 2 * norms, "what stays encoded does not grow with the dtype"
 
 
 def test_a_tied_head_is_counted_at_both_ends(plan, directory, tmp_path):

@@ -32,6 +32,7 @@ from hydra.protocol.model.layer_spec import LayerSpec, MoeSpec, NormSpec, Softma
 from hydra.protocol.model.model_spec import ModelSpec, Place, StoredFile, TensorRange
 from hydra.protocol.model.part_size import PartSize
 from hydra.protocol.model.source import Directory, HubCommit, Peers
+from hydra.protocol.range_list import fold
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
 
@@ -352,6 +353,7 @@ ROW = ["n", "f", 0, 8, "F32", [2], ["down", 0, 0, None, "values", ""]]
     "row",
     [
         {"name": "n"},
+        ["n", "f"],
         ROW[:-1],
         [*ROW, 1],
         [*ROW[:-1], "down"],
@@ -372,9 +374,17 @@ ROW = ["n", "f", 0, 8, "F32", [2], ["down", 0, 0, None, "values", ""]]
 )
 def test_rows_of_ranges_are_checked(row):
     fields = fields_of(SLICE)
-    codec.decode(sentence("LoadSlice", fields | {"tensors": [ROW]}))
+    codec.decode(sentence("LoadSlice", fields | {"tensors": fold([ROW])}))
     with pytest.raises(TheyBrokeTheRules):
-        codec.decode(sentence("LoadSlice", fields | {"tensors": [row]}))
+        codec.decode(sentence("LoadSlice", fields | {"tensors": folded(row)}))
+
+
+def folded(row: object) -> object:
+    """Also what `fold` itself would not write."""
+    try:
+        return fold([row])
+    except (TypeError, ValueError):
+        return [["f"], ["F32"], [["down", "values", ""]], [row]]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ def test_what_is_kept_as_it_is_stored_does_not_grow_with_the_dtype():
     assert size == PartSize(64, 10 * 40 + 256, 10 * 40)
     assert size.memory_bytes("float32") - size.memory_bytes("float16") == 128
     scales = 128 * 2 * 2 + 128 * 2  # of two bytes, with a zero of one
-    assert GROUPED[1].kept_bytes((128, 256)) == 128 * 128 + scales + 4 * 256
+    assert GROUPED[1].kept_bytes((128, 256)) == 128 * 128 + scales + 8 * 256
+    table = 16 * 4
+    assert GroupEncoding("nvfp4", 4, 1, 16).kept_bytes((128, 256)) == 128 * 128 + 128 * 16 * 2 + table
     assert GROUPED[2].n_groups((130, 128)) == 2 and GROUPED[3].n_groups((130, 128)) == 1
 
 

@@ -384,7 +384,8 @@ REFUSED = [
     ("Gemma3", {"model_type": "gemma3"}, "unsupported", "model_type"),
     ("Qwen3", {"model_type": "qwen2"}, "unsupported", "model_type"),
     # quantisation
-    ("Qwen2", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "unsupported", "gptq"),
+    ("Qwen2", {"quantization_config": {"quant_method": "gptq", "bits": 3}}, "unsupported", "bits is 3"),
+    ("Qwen2", {"quantization_config": {"quant_method": "hqq"}}, "unsupported", "HQQ"),
     ("Mixtral", {"quantization_config": {"load_in_8bit": True}}, "unsupported", "load_in_8bit"),
     ("Llama", {"compression_config": {"format": "int"}}, "unsupported", "compression_config"),
     ("Llama", {"quantization": {"bits": 4, "group_size": 64}}, "unsupported", "quantization"),

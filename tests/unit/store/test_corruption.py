@@ -186,7 +186,7 @@ CASES = [
     Case("no architecture", lambda p: config(p, architectures=None), "architectures", "unsupported"),
     Case("model type", lambda p: config(p, model_type="mistral"), "mistral", "unsupported"),
     Case("activation", lambda p: config(p, hidden_act="gelu"), "gelu", "unsupported"),
-    Case("quantised", lambda p: config(p, quantization_config={"quant_method": "awq"}), "awq", "unsupported"),
+    Case("quantised", lambda p: config(p, quantization_config={"quant_method": "aqlm"}), "AQLM", "unsupported"),
     Case("rope scaling", lambda p: config(p, rope_scaling={"rope_type": "longrope"}), "longrope", "unsupported"),
     Case("old rope scaling", lambda p: config(p, rope_scaling={"type": "mrope"}), "mrope", "unsupported"),
     Case(

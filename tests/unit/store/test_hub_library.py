@@ -15,6 +15,7 @@ from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess
 from tests.fake_hub import Fault, fake_hub, tag_of
+from tests.unit.store.quantised.checkpoints import write_checkpoint
 
 
 @pytest.fixture
@@ -55,6 +56,16 @@ def test_a_hub_model_is_described_like_its_directory(hub, library, saved, name):
     assert [(item.file, item.size_bytes) for item in there.files] == [(i.file, i.size_bytes) for i in here.files]
     assert all(item.tag == tag_of((saved / name / item.file).read_bytes(), item.file) for item in there.files)
     assert len(hub.sent) == len(here.files)
+    assert all(start == 0 and sent <= HEADER_GUESS_BYTES for _, start, sent in hub.sent), "headers only"
+
+
+@pytest.mark.parametrize("name", ["packed, ordered", "gptq", "fp8", "nf4"])
+def test_a_quantised_hub_model_is_described_like_its_directory(hub, library, tmp_path, name):
+    directory = write_checkpoint(tmp_path / "model", name)
+    hub.add("org/m", directory)
+    here, there = LocalLibrary().describe(str(directory)), library().describe("org/m")
+    assert there.tensors == here.tensors and {source.place.side for source in there.tensors} >= {"values", "scale"}
+    assert attrs.evolve(there.spec, fingerprint="") == attrs.evolve(here.spec, fingerprint="")
     assert all(start == 0 and sent <= HEADER_GUESS_BYTES for _, start, sent in hub.sent), "headers only"
 
 

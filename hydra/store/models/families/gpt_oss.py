@@ -3,15 +3,12 @@
 It is published with its experts in MXFP4; what transformers saves unquantised holds them transposed, in plain numbers.
 """
 
-from fnmatch import fnmatchcase
-
 import attrs
 
 from hydra.protocol.model.decoder_spec import decoder_of
 from hydra.protocol.model.layer_spec import ClampedGateSpec, MoeSpec, NormSpec
 from hydra.protocol.model.model_spec import ModelShape
 from hydra.protocol.model.rope_spec import RopeSpec
-from hydra.store.files.directory import shown
 from hydra.store.models.config_values import Values
 from hydra.store.models.families.mistral import EXPERTS_MAX
 from hydra.store.models.family import (
@@ -27,7 +24,7 @@ from hydra.store.models.family import (
     windows_of,
     with_windows,
 )
-from hydra.store.models.names import ATTENTION, MLP_NORM, NameForm, Names, Slot
+from hydra.store.models.names import ATTENTION, MLP_NORM, Names, Slot
 from hydra.store.models.rope_config import RopeDefaults, read_rope, rope_of
 
 _YARN = {
@@ -78,53 +75,23 @@ def _moe(config: Values, sizes: Sizes) -> MoeSpec:
     )
 
 
-def _names(experts: dict[str, NameForm]) -> Names:
-    """`experts`: what stands behind the name of each matrix of experts, and its form."""
-    gate_up = {f"mlp.experts.gate_up_proj{end}": Slot("expert_gate_up", form=form) for end, form in experts.items()}
-    down = {f"mlp.experts.down_proj{end}": Slot("expert_down", form=form) for end, form in experts.items()}
-    return Names(
-        layer={
-            **ATTENTION,
-            "self_attn.sinks": Slot("sinks", form="tensor"),
-            **MLP_NORM,
-            "mlp.router": Slot("router"),
-            **gate_up,
-            **down,
-            "mlp.experts.gate_up_proj_bias": Slot("expert_gate_up_bias", form="tensor"),
-            "mlp.experts.down_proj_bias": Slot("expert_down_bias", form="tensor"),
-        }
-    )
-
-
-_PLAIN = _names({"": "transposed"})
-_MXFP4 = _names({"_blocks": "mxfp4_blocks", "_scales": "mxfp4_scales"})
-
-
-def _own_quantisation(config: Values) -> Names | None:
-    """MXFP4 of the experts and of nothing else. Raises RefusalError: bad_model, unsupported."""
-    quantised = config.nested("quantization_config")
-    if quantised is None or quantised.get("quant_method") != "mxfp4":
-        return None
-    kept = quantised.get("modules_to_not_convert")
-    kept = [] if kept is None else kept
-    if not isinstance(kept, list) or not all(isinstance(pattern, str) for pattern in kept):
-        raise quantised.bad(f"modules_to_not_convert must be a list of names, not {shown(kept)}")
-    n_layers = config.integer("num_hidden_layers", 1024)
-    plain = [layer for layer in range(n_layers) if _is_kept(f"model.layers.{layer}.mlp.experts", kept)]
-    if len(plain) not in (0, n_layers):
-        raise quantised.unsupported("modules_to_not_convert", kept, "MXFP4 in the experts of all layers or of none")
-    return _PLAIN if plain else _MXFP4
-
-
-def _is_kept(module: str, patterns: list[str]) -> bool:
-    """Of a pattern "*" stands for anything; it means all that lies below it, and may lack the beginning of a name."""
-    return any(fnmatchcase(module, form) for pattern in patterns for form in (pattern, f"{pattern}.*", f"*.{pattern}"))
+_NAMES = Names(
+    layer={
+        **ATTENTION,
+        "self_attn.sinks": Slot("sinks", form="tensor"),
+        **MLP_NORM,
+        "mlp.router": Slot("router"),
+        "mlp.experts.gate_up_proj": Slot("expert_gate_up", form="transposed"),
+        "mlp.experts.down_proj": Slot("expert_down", form="transposed"),
+        "mlp.experts.gate_up_proj_bias": Slot("expert_gate_up_bias", form="tensor"),
+        "mlp.experts.down_proj_bias": Slot("expert_down_bias", form="tensor"),
+    }
+)
 
 
 GPT_OSS = Family(
     architecture="GptOssForCausalLM",
     model_type="gpt_oss",
-    names=_PLAIN,
+    names=_NAMES,
     read=_read,
-    own_quantisation=_own_quantisation,
 )
