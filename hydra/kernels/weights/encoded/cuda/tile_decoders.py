@@ -84,10 +84,25 @@ def tile_numbers(
     return numbers
 
 
+_LIFT: tl.constexpr = tl.constexpr(8388608.0)
+
+
 @triton.jit
-def _whole(codes):
-    """Integers from 0 to 2**23 as float32: written into the lower bits of 2**23, where a conversion would be slower."""
-    return (codes.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+def _lifted(codes):
+    """2**23 and an integer from 0 up, as float32: written into its lower bits, where a conversion would be slower. What
+    is taken from it is exact, and so a difference costs no more than the way back."""
+    return (codes.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _line(codes, scale, start):
+    """start + scale * code, where both are of whole parts. With 16-bit scales the product is exact in float32, so that
+    one rounding gives what two do."""
+    return tl.fma(
+        _lifted(codes) - _LIFT,
+        tl.broadcast_to(scale[:, :, None], codes.shape),
+        tl.broadcast_to(start[:, :, None], codes.shape),
+    )
 
 
 @triton.jit
@@ -118,24 +133,26 @@ def _grouped(
     inside = (first < columns)[None, :]
     if EVEN:
         raw = tl.load(at)
-        scale = tl.load(scales + side).to(tl.float32)[:, :, None]
+        scale = tl.load(scales + side).to(tl.float32)
     else:
         raw = tl.load(at, mask=(byte < row_bytes)[None, :, :], other=0)
-        scale = tl.load(scales + side, mask=inside, other=0.0).to(tl.float32)[:, :, None]
+        scale = tl.load(scales + side, mask=inside, other=0.0).to(tl.float32)
     if FORM == "group4":
         codes = tl.reshape(tl.join(raw & 15, raw >> 4), (row.shape[0], PARTS, 2 * LENGTH))
     else:
         codes = raw
     if KIND == "table":
-        numbers = tl.load(extra + codes.to(tl.int32)) * scale
+        numbers = tl.load(extra + codes.to(tl.int32)) * scale[:, :, None]
     elif KIND == "minima":
-        numbers = _whole(codes) * scale + tl.load(extra + side, mask=inside, other=0.0).to(tl.float32)[:, :, None]
+        minimum = tl.load(extra + side, mask=inside, other=0.0).to(tl.float32)
+        numbers = _line(codes, scale, minimum)
     elif KIND == "zeros":
-        numbers = (_whole(codes) - _whole(tl.load(extra + side, mask=inside, other=0))[:, :, None]) * scale
+        zero = tl.load(extra + side, mask=inside, other=0)
+        numbers = (_lifted(codes) - _lifted(zero)[:, :, None]) * scale[:, :, None]
     elif FORM == "group8":  # a signed code: what makes it unsigned comes off again
-        numbers = (_whole(codes ^ 128) - 128.0) * scale
+        numbers = (_lifted(codes ^ 128) - (_LIFT + 128.0)) * scale[:, :, None]
     else:
-        numbers = (_whole(codes) - 8.0) * scale
+        numbers = (_lifted(codes) - (_LIFT + 8.0)) * scale[:, :, None]
     return numbers
 
 
@@ -193,17 +210,17 @@ def _five_bits(
     block = step * PARTS + tl.arange(0, PARTS)
     at = (row * row_bytes)[:, None] + (block * (HEAD + 20))[None, :]
     inside = (block * 32 < columns)[None, :] | EVEN
-    scale = tl.load(halves + (at >> 1), mask=inside, other=0.0).to(tl.float32)[:, :, None]
+    scale = tl.load(halves + (at >> 1), mask=inside, other=0.0).to(tl.float32)
     place = tl.arange(0, LENGTH)[None, None, :]
     raw = tl.load(data + at[:, :, None] + (HEAD + 4) + place, mask=inside[:, :, None], other=0)
     bit = PLANE * 16 + place
     fifth = tl.load(data + at[:, :, None] + HEAD + bit // 8, mask=inside[:, :, None], other=0).to(tl.int32)
     codes = ((raw >> (4 * PLANE)) & 15).to(tl.int32) | (((fifth >> (bit % 8)) & 1) << 4)
     if FORM == "Q5_0":
-        numbers = (_whole(codes) - 16.0) * scale
+        numbers = (_lifted(codes) - (_LIFT + 16.0)) * scale[:, :, None]
     else:
         minimum = tl.load(halves + (at >> 1) + 1, mask=inside, other=0.0).to(tl.float32)
-        numbers = _whole(codes) * scale + minimum[:, :, None]
+        numbers = _line(codes, scale, minimum)
     return numbers
 
 
@@ -216,7 +233,7 @@ def _six_bits(packed, which):
     behind = tl.load(packed + tl.maximum(which - 4, 0)).to(tl.int32)
     scale = tl.where(low, here & 63, (ahead & 15) | ((behind >> 6) << 4))
     minimum = tl.where(low, ahead & 63, (ahead >> 4) | ((here >> 6) << 4))
-    return _whole(scale), _whole(minimum)
+    return _lifted(scale) - _LIFT, _lifted(minimum) - _LIFT
 
 
 @triton.jit
@@ -229,7 +246,7 @@ def _q4_k(data, halves, at, PLANE: tl.constexpr, PARTS: tl.constexpr, LENGTH: tl
     scale, minimum = _six_bits(data + at[:, None] + 4, 2 * part + PLANE)
     scale *= tl.load(halves + (at >> 1)).to(tl.float32)[:, None]
     minimum *= tl.load(halves + (at >> 1) + 1).to(tl.float32)[:, None]
-    return _whole(codes) * scale[:, :, None] - minimum[:, :, None]
+    return _line(codes, scale, -minimum)
 
 
 @triton.jit
@@ -244,7 +261,7 @@ def _q5_k(data, halves, at, PLANE: tl.constexpr, PARTS: tl.constexpr, LENGTH: tl
     scale, minimum = _six_bits(data + at[:, None] + 4, which)
     scale *= tl.load(halves + (at >> 1)).to(tl.float32)[:, None]
     minimum *= tl.load(halves + (at >> 1) + 1).to(tl.float32)[:, None]
-    return _whole(codes) * scale[:, :, None] - minimum[:, :, None]
+    return _line(codes, scale, -minimum)
 
 
 @triton.jit
@@ -259,8 +276,8 @@ def _q6_k(data, halves, at, PLANE: tl.constexpr, PARTS: tl.constexpr, LENGTH: tl
     shift = (2 * (odd + 2 * PLANE))[:, :, None]
     codes = ((raw >> (4 * PLANE)) & 15).to(tl.int32) | (((upper >> shift) & 3) << 4)
     scale = tl.load(data + at[:, None] + 192 + half * 8 + (odd + 2 * PLANE) * 2 + rest)
-    scale = (_whole(scale ^ 128) - 128.0) * tl.load(halves + (at >> 1) + 104).to(tl.float32)[:, None]
-    return (_whole(codes) - 32.0) * scale[:, :, None]
+    scale = (_lifted(scale ^ 128) - (_LIFT + 128.0)) * tl.load(halves + (at >> 1) + 104).to(tl.float32)[:, None]
+    return (_lifted(codes) - (_LIFT + 32.0)) * scale[:, :, None]
 
 
 @triton.jit
@@ -270,9 +287,9 @@ def _q2_k(data, halves, at, PLANE: tl.constexpr, PARTS: tl.constexpr, LENGTH: tl
     raw = tl.load(data + at[:, None, None] + 16 + part[:, :, None] * LENGTH + tl.arange(0, LENGTH)[None, None, :])
     codes = (raw >> (2 * PLANE)) & 3
     both = tl.load(data + at[:, None] + part // 2 * 8 + 2 * PLANE + part % 2)
-    scale = _whole(both & 15) * tl.load(halves + (at >> 1) + 40).to(tl.float32)[:, None]
-    minimum = _whole(both >> 4) * tl.load(halves + (at >> 1) + 41).to(tl.float32)[:, None]
-    return _whole(codes) * scale[:, :, None] - minimum[:, :, None]
+    scale = (_lifted(both & 15) - _LIFT) * tl.load(halves + (at >> 1) + 40).to(tl.float32)[:, None]
+    minimum = (_lifted(both >> 4) - _LIFT) * tl.load(halves + (at >> 1) + 41).to(tl.float32)[:, None]
+    return _line(codes, scale, -minimum)
 
 
 @triton.jit
@@ -289,8 +306,8 @@ def _q3_k(data, halves, at, PLANE: tl.constexpr, PARTS: tl.constexpr, LENGTH: tl
     low = tl.load(data + at[:, None] + 96 + which % 8).to(tl.int32)
     high = tl.load(data + at[:, None] + 104 + which % 4).to(tl.int32)
     scale = ((low >> (which // 8 * 4)) & 15) | (((high >> (which // 4 * 2)) & 3) << 4)
-    scale = (_whole(scale) - 32.0) * tl.load(halves + (at >> 1) + 54).to(tl.float32)[:, None]
-    return (_whole(codes) - 4.0) * scale[:, :, None]
+    scale = (_lifted(scale) - (_LIFT + 32.0)) * tl.load(halves + (at >> 1) + 54).to(tl.float32)[:, None]
+    return (_lifted(codes) - (_LIFT + 4.0)) * scale[:, :, None]
 
 
 @triton.jit
@@ -302,5 +319,5 @@ def _iq4_xs(data, halves, table, at, PLANE: tl.constexpr, PARTS: tl.constexpr, L
     low = tl.load(data + at[:, None] + 4 + part // 2).to(tl.int32)
     high = tl.load(data + at[:, None] + 2 + part // 4).to(tl.int32)
     scale = ((low >> (part % 2 * 4)) & 15) | (((high >> (part % 4 * 2)) & 3) << 4)
-    scale = (_whole(scale) - 32.0) * tl.load(halves + (at >> 1)).to(tl.float32)[:, None]
+    scale = (_lifted(scale) - (_LIFT + 32.0)) * tl.load(halves + (at >> 1)).to(tl.float32)[:, None]
     return tl.load(table + codes.to(tl.int32)) * scale[:, :, None]

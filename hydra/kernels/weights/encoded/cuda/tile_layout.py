@@ -1,12 +1,11 @@
 """How the kernels walk an encoded matrix: in steps of how many columns, and in what blocks of bytes; what they read.
 
-Says which matrices have a kernel. Needs no Triton, so that this can be asked anywhere.
+Says which matrices the kernels decode. Needs no Triton, so that it can be asked anywhere.
 """
 
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import TypeAlias
 
 import attrs
 import torch
@@ -29,6 +28,8 @@ class TileLayout:
     parts: int
     length: int
     group: int = 0  # columns that share a scale, where no block says it; 0: all of them
+    warps: int = 4
+    stages: int = 3  # of loads in flight
 
     @property
     def width(self) -> int:
@@ -38,7 +39,7 @@ class TileLayout:
 
 @attrs.frozen(eq=False)
 class TileSource:
-    """A matrix as kernels read it. `order` is left to the input."""
+    """A matrix as kernels read it."""
 
     layout: TileLayout
     rows: int
@@ -47,6 +48,7 @@ class TileSource:
     scales: Tensor  # [tiles down, groups]; of blocks: their bytes as float16
     extra: Tensor  # zeros, minima or table; where there is none, something that is not read
     group_rows: int = 1  # rows that share a scale
+    order: Tensor | None = None  # as GroupedMatrix.order
 
     @property
     def n_steps(self) -> int:
@@ -57,17 +59,19 @@ class TileSource:
         return self.scales.shape[1]
 
 
-Sizes: TypeAlias = tuple[int, int, int, int]
-
-_BLOCKS: Mapping[str, Sizes] = {  # span, planes, parts, length
-    "Q4_K": (256, 2, 4, 32),
-    "Q5_K": (256, 2, 4, 32),
-    "Q6_K": (256, 2, 8, 16),
-    "Q2_K": (256, 4, 4, 16),
-    "Q3_K": (256, 4, 4, 16),
-    "IQ4_XS": (256, 2, 8, 16),
-    "Q5_0": (128, 2, 4, 16),
-    "Q5_1": (128, 2, 4, 16),
+_TABLE_STAGES = 1  # numbers that are looked up would be staged too, in more shared memory than there is
+_BLOCKS: Mapping[str, TileLayout] = {
+    layout.form: layout
+    for layout in (
+        TileLayout("Q4_K", "", 256, 2, 4, 32),
+        TileLayout("Q5_K", "", 256, 2, 4, 32),
+        TileLayout("Q6_K", "", 256, 2, 8, 16, warps=8),  # with 4 there are not enough registers
+        TileLayout("Q2_K", "", 256, 4, 4, 16),
+        TileLayout("Q3_K", "", 256, 4, 4, 16),
+        TileLayout("IQ4_XS", "", 256, 2, 8, 16, stages=_TABLE_STAGES),
+        TileLayout("Q5_0", "", 128, 2, 4, 16, warps=8),
+        TileLayout("Q5_1", "", 128, 2, 4, 16),
+    )
 }
 
 
@@ -101,9 +105,10 @@ def _grouped(matrix: GroupedMatrix) -> TileSource | None:
         parts=_SPAN // shared,
         length=shared // per_byte,
         group=0 if whole else matrix.group_columns,
+        stages=_TABLE_STAGES if kind == "table" else 3,
     )
-    data = matrix.codes.view(torch.uint8)
-    return _source(layout, matrix, data, matrix.scales, extra)
+    source = _source(layout, matrix, matrix.codes.view(torch.uint8), matrix.scales, extra)
+    return None if source is None else attrs.evolve(source, order=matrix.order)
 
 
 def _float8(matrix: Float8Matrix) -> TileSource | None:
@@ -119,10 +124,9 @@ def _blocks(matrix: BlockMatrix) -> TileSource | None:
     name = matrix.encoding.name
     if name not in _BLOCKS:
         return None
-    layout = TileLayout(name, "", *_BLOCKS[name])
     halves = matrix.data.view(torch.float16)
     extra = iq4_table(matrix.device) if name == "IQ4_XS" else halves
-    return _source(layout, matrix, matrix.data, halves, extra)
+    return _source(_BLOCKS[name], matrix, matrix.data, halves, extra)
 
 
 def _source(

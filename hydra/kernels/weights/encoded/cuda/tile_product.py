@@ -2,8 +2,8 @@
 
 The columns are divided into splits, summed side by side and then in their order by a second kernel: nothing is added
 atomically, so a product has the same bits whenever it is computed on a device. How a matrix is divided hangs on the
-matrix alone. One row is multiplied number by number; more are made up to 16, 32 or 64, and then a row's bits do not
-hang on what the others hold, or on how many of those there are. Nothing waits for the host: launches can be captured
+matrix alone. Rows are made up to 16, 32 or 64, and then a row's bits do not hang on what the others hold, or on how
+many of them there are. A lone row is multiplied number by number where a device has no units for tiles. Nothing waits for the host: launches can be captured
 and replayed. Triton kernels. Knows no layer and no model.
 """
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from hydra.kernels.weights.encoded.cuda.tile_decoders import tile_columns, tile_numbers
 from hydra.kernels.weights.encoded.cuda.tile_layout import TileSource
 
-ROWS_MAX = 64  # of input
 EXPERT_ROWS = 16  # of one expert's that a program multiplies
 _TILE = 64  # rows of the matrix that a program has
 _TILE_LONE = 32  # the same, for one row of input
@@ -32,12 +31,15 @@ class TileProduct:
 
     source: TileSource
     processors: int  # of the device
+    multiplies_tiles: bool = True  # the device has units for it
     upcasts: bool = False  # numbers are multiplied in float32, where a device cannot in the dtype of the input
     n_experts: int = 1
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [n, columns] of up to ROWS_MAX rows times the matrix's transpose: [n, rows]."""
-        padded = 1 if x.shape[0] == 1 else max(16, triton.next_power_of_2(x.shape[0]))
+        """x [n, columns] of up to `ROWS_MAX` rows times the matrix's transpose: [n, rows]."""
+        padded = max(16, triton.next_power_of_2(x.shape[0]))
+        if x.shape[0] == 1 and not self.multiplies_tiles:
+            padded = 1
         return self._launch(x, x.shape[0], padded, None, None)
 
     def by_expert(self, x: Tensor, experts: Tensor, origin: Tensor | None = None) -> Tensor:
@@ -45,9 +47,9 @@ class TileProduct:
         `experts[i]`. `experts` [n] ascends."""
         return self._launch(x, experts.shape[0], EXPERT_ROWS, experts, origin)
 
-    def decode(self, first: int, end: int, dtype: torch.dtype, order: Tensor | None = None) -> Tensor:
-        """Rows `first` to `end`, [rows, columns]; column i of the codes is column `order[i]` of the answer."""
-        source, layout = self.source, self.source.layout
+    def decode(self, first: int, end: int, dtype: torch.dtype) -> Tensor:
+        """Rows `first` to `end`, [rows, columns], as EncodedMatrix.decode has them."""
+        source, layout, order = self.source, self.source.layout, self.source.order
         out = torch.empty(end - first, source.columns, dtype=dtype, device=source.data.device)
         _decode[(triton.cdiv(end - first, _TILE), source.n_steps)](
             out,
@@ -79,6 +81,10 @@ class TileProduct:
     def _launch(self, x: Tensor, n: int, padded: int, experts: Tensor | None, origin: Tensor | None) -> Tensor:
         source, layout = self.source, self.source.layout
         rows, tile = source.rows // self.n_experts, _TILE_LONE if padded == 1 else _TILE
+        if source.order is not None:
+            x = x.index_select(1, source.order)
+        elif x.stride(1) != 1:
+            x = x.contiguous()
         splits, steps = self._splits(triton.cdiv(rows, _TILE))
         out = torch.empty(n, rows, dtype=x.dtype, device=x.device)
         sums = out if splits == 1 else torch.empty(splits, n, rows, dtype=torch.float32, device=x.device)
@@ -113,8 +119,8 @@ class TileProduct:
             SORTED=0 if experts is None else triton.next_power_of_2(n),
             MOVED=origin is not None,
             UPCAST=self.upcasts,
-            num_warps=4,
-            num_stages=3,
+            num_warps=layout.warps,
+            num_stages=layout.stages,
             enable_fp_fusion=False,
         )
         if splits > 1:
