@@ -20,10 +20,25 @@ def native_dtypes(device: torch.device) -> tuple[Dtype, ...]:
     return ("float32", "float16")
 
 
-@cache
 def runs_triton(device: torch.device) -> bool:
-    """Whether kernels of our own can be built for a device here. Triton needs a C compiler for what launches them."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+    """Whether kernels of our own can be built for a device here, one token per row among them."""
+    return _builds_kernels(device, (8, 0))
+
+
+def decodes_in_triton(device: torch.device) -> bool:
+    """Whether products with encoded matrices can be: they make do without units that multiply tiles."""
+    return _builds_kernels(device, (7, 5))
+
+
+def multiplies_tiles(device: torch.device) -> bool:
+    """Whether Triton has use for a device's units that multiply tiles of 16-bit numbers."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _builds_kernels(device: torch.device, capability: tuple[int, int]) -> bool:
+    """Triton needs a C compiler for what launches them."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < capability:
         return False
     if not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
         return False
