@@ -51,7 +51,9 @@ def grouped_matrix(
         scales=(torch.rand(rows, groups, generator=random) / 2 ** (bits - 1)).to(scale_dtype),
         bits=bits,
         group_columns=group,
-        zeros=torch.randint(0, 2**bits, (rows, groups), dtype=torch.uint8, generator=random) if kind == "zeros" else None,
+        zeros=torch.randint(0, 2**bits, (rows, groups), dtype=torch.uint8, generator=random)
+        if kind == "zeros"
+        else None,
         minima=spread if kind == "minima" else None,
         table=torch.randn(16, generator=random) if kind == "table" else None,
         order=torch.randperm(columns, generator=random) if ordered else None,

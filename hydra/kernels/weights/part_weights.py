@@ -10,6 +10,7 @@ from typing import TypeAlias
 import attrs
 from torch import Tensor
 
+from hydra.kernels.weights.encoded.expert_linears import ExpertLinears
 from hydra.kernels.weights.linear import Linear, PlainLinear, make_linear
 from hydra.protocol.model.model_spec import WeightRole
 
@@ -32,7 +33,7 @@ class PartWeights:
 
     tensors: Mapping[WeightRole, Tensor]
     linears: Mapping[WeightRole, Linear]
-    experts: Mapping[WeightRole, tuple[Linear, ...]]
+    experts: Mapping[WeightRole, tuple[Linear, ...] | ExpertLinears]
 
     @property
     def n_bytes(self) -> int:

@@ -40,4 +40,6 @@ def device_product(matrix: EncodedMatrix, n_experts: int = 1) -> DeviceProduct |
     from hydra.kernels.weights.encoded.cuda.tile_product import TileProduct  # only where there is a Triton
 
     tiles = multiplies_tiles(matrix.device)
-    return TileProduct(source, processors(matrix.device), multiplies_tiles=tiles, upcasts=not tiles, n_experts=n_experts)
+    return TileProduct(
+        source, processors(matrix.device), multiplies_tiles=tiles, upcasts=not tiles, n_experts=n_experts
+    )
