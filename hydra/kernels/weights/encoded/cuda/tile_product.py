@@ -125,7 +125,8 @@ class TileProduct:
             enable_fp_fusion=False,
         )
         if splits > 1:
-            _sum_splits[(triton.cdiv(n * rows, _SUMMED),)](sums, out, n * rows, splits, BLOCK=_SUMMED)
+            grid = (triton.cdiv(n * rows, _SUMMED),)
+            _sum_splits[grid](sums, out, n * rows, splits, BLOCK=_SUMMED, enable_fp_fusion=False)
         return out
 
     def _splits(self, tiles: int) -> tuple[int, int]:
