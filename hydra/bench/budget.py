@@ -62,6 +62,13 @@ BUDGETS = (
         aim=0.9,
         higher=True,
     ),
+    RatioBudget(
+        name="G",
+        what="on CUDA: bytes per second of 4-bit products at one row / of a copy on the device",
+        must=0.6,
+        aim=0.8,
+        higher=True,
+    ),
 )
 
 

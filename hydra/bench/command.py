@@ -8,7 +8,7 @@ from typing import Any
 from hydra.bench.budget import BUDGETS, Measured, RatioBudget
 from hydra.complaint import Complaint
 
-BUDGET_NAMES = ("P1", "P2", "P4", "R", "L")
+BUDGET_NAMES = ("P1", "P2", "P4", "R", "L", "G")
 WORDS = {"LOAD": "L"}  # a budget by what it is about
 
 
@@ -34,6 +34,7 @@ def measure_budgets(
     names: Sequence[str], *, device: str, quick: bool, say: Callable[[str], None]
 ) -> dict[str, Measured]:
     """One after the other; `say` hears what is under way."""
+    from hydra.bench.device_product import measure_device_product
     from hydra.bench.hop import measure_hop
     from hydra.bench.load_speed import measure_load
     from hydra.bench.pipeline import measure_timed, measure_torch
@@ -56,6 +57,9 @@ def measure_budgets(
         if "L" in names:
             say("L: a slice loaded, and the same bytes plainly read")
             found["L"] = measure_load(Path(scratch), rounds=5 if quick else 15, device=device.partition(",")[0])
+        if "G" in names and device != "cpu":
+            say("G: products with 4-bit matrices on the device, and copies of as many bytes")
+            found["G"] = measure_device_product(device.partition(",")[0], rounds=5 if quick else 15)
     return found
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hydra.kernels.weights.encoded.cuda.device_product import ROWS_MAX
+from hydra.kernels.weights.encoded.expert_linears import ExpertLinears
 from hydra.kernels.weights.linear import Linear
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.model.layer_spec import Activation, ClampedGateSpec, DenseSpec, FeedForwardSpec, MoeSpec
@@ -62,18 +64,19 @@ class Mixture:
 
     Tokens are sorted by expert, each expert multiplies its own in one product, and the answers are summed per token in
     the order of the router's preference: the sum is the same in every run, on every device. On CUDA the host waits
-    for the router, because the sizes of the products depend on its choice.
+    for the router, because the sizes of the products depend on its choice; unless the device multiplies by all experts
+    at once, which it does for a few tokens.
     """
 
     spec: MoeSpec
     router: Linear  # hidden to n_experts
-    gate_up: Sequence[Linear]  # per expert: hidden to 2 * intermediate
-    down: Sequence[Linear]  # per expert: intermediate to hidden
+    gate_up: Sequence[Linear] | ExpertLinears  # per expert: hidden to 2 * intermediate
+    down: Sequence[Linear] | ExpertLinears  # per expert: intermediate to hidden
     inner: ActivationFn
 
     @property
     def steady(self) -> bool:
-        return False
+        return isinstance(self.gate_up, ExpertLinears) and isinstance(self.down, ExpertLinears)
 
     def __call__(self, x: Tensor) -> Tensor:
         odds = self.router(x).softmax(-1, dtype=torch.float32)
@@ -81,16 +84,24 @@ class Mixture:
         if self.spec.normalised:
             share = share / share.sum(-1, keepdim=True)
         order = chosen.flatten().argsort(stable=True)
-        counts = torch.bincount(chosen.flatten(), minlength=self.spec.n_experts).tolist()
-        sorted_x = x.index_select(0, order.div(self.spec.top_k, rounding_mode="floor"))
-        outputs = [
-            self.down[expert](self.inner(self.gate_up[expert](part)))
-            for expert, part in enumerate(torch.split(sorted_x, counts))
-            if counts[expert]
-        ]
-        answers = torch.empty_like(sorted_x).index_copy_(0, order, torch.cat(outputs))
+        outputs = self._by_expert(x, chosen.flatten(), order)
+        answers = torch.empty_like(outputs).index_copy_(0, order, outputs)
         shared = answers.view(*chosen.shape, -1) * share.to(x.dtype).unsqueeze(-1)
         return shared.sum(1)
+
+    def _by_expert(self, x: Tensor, chosen: Tensor, order: Tensor) -> Tensor:
+        """What the chosen experts answer, sorted by expert: `order` sorts."""
+        origin, gate_up, down = order.div(self.spec.top_k, rounding_mode="floor"), self.gate_up, self.down
+        if isinstance(gate_up, ExpertLinears) and isinstance(down, ExpertLinears) and 0 < x.shape[0] <= ROWS_MAX:
+            experts = chosen.index_select(0, order)
+            return down.by_expert(self.inner(gate_up.by_expert(x, experts, origin)), experts)
+        counts = torch.bincount(chosen, minlength=self.spec.n_experts).tolist()
+        outputs = [
+            down[expert](self.inner(gate_up[expert](part)))
+            for expert, part in enumerate(torch.split(x.index_select(0, origin), counts))
+            if counts[expert]
+        ]
+        return torch.cat(outputs)
 
 
 def _gate(activation: Activation) -> ActivationFn:

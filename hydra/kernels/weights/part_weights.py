@@ -10,7 +10,10 @@ from typing import TypeAlias
 import attrs
 from torch import Tensor
 
+from hydra.kernels.devices import decodes_in_triton
 from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
+from hydra.kernels.weights.encoded.expert_linears import ExpertLinears, expert_linears
+from hydra.kernels.weights.encoded.stacked_rows import stack_rows
 from hydra.kernels.weights.encoded_rows import EncodedExperts, EncodedRows
 from hydra.kernels.weights.linear import Linear, PlainLinear, make_encoded_linear, make_linear
 from hydra.protocol.model.model_spec import WeightRole
@@ -39,7 +42,7 @@ class PartWeights:
 
     tensors: Mapping[WeightRole, Tensor]
     linears: Mapping[WeightRole, Linear]
-    experts: Mapping[WeightRole, tuple[Linear, ...]]
+    experts: Mapping[WeightRole, tuple[Linear, ...] | ExpertLinears]
     encoded: Mapping[WeightRole, EncodedMatrix]
 
     @property
@@ -58,13 +61,12 @@ def make_part_weights(read: PartTensors) -> PartWeights:
     """
     tensors = {role: one for role, one in read.items() if isinstance(one, Tensor)}
     linears: dict[WeightRole, Linear] = {}
-    experts: dict[WeightRole, tuple[Linear, ...]] = {}
+    experts: dict[WeightRole, tuple[Linear, ...] | ExpertLinears] = {}
     encoded: dict[WeightRole, EncodedMatrix] = {}
     for role, matrix in read.items():
         match matrix:
             case EncodedExperts(experts=each):
-                biases = _biases(tensors, role, len(each))
-                experts[role] = tuple(map(make_encoded_linear, each, biases))
+                experts[role] = _make_experts(each, tensors.pop(_EXPERT_BIASES[role], None))
             case EncodedRows(pieces=(whole,)) if role == "embedding" and not isinstance(whole, Tensor):
                 encoded[role] = whole
             case EncodedRows():
@@ -73,11 +75,22 @@ def make_part_weights(read: PartTensors) -> PartWeights:
                 make = PlainLinear if role == "router" else make_linear
                 linears[role] = make(tensors.pop(role), tensors.pop(_LINEARS[role], None))
             case Tensor() if role in _EXPERT_BIASES:
-                experts[role] = tuple(map(make_linear, tensors.pop(role), _biases(tensors, role, len(matrix))))
+                biases = _by_expert(tensors.pop(_EXPERT_BIASES[role], None), len(matrix))
+                experts[role] = tuple(map(make_linear, tensors.pop(role), biases))
     return PartWeights(tensors, linears, experts, encoded)
 
 
-def _biases(tensors: dict[WeightRole, Tensor], role: WeightRole, n_experts: int) -> Sequence[Tensor | None]:
-    """One for each expert."""
-    biases = tensors.pop(_EXPERT_BIASES[role], None)
+def _make_experts(each: Sequence[EncodedRows], biases: Tensor | None) -> tuple[Linear, ...] | ExpertLinears:
+    """All in one matrix where the device multiplies by all of them at once, else each by itself."""
+    whole = [rows.pieces[0] for rows in each if len(rows.pieces) == 1]
+    encoded = [matrix for matrix in whole if not isinstance(matrix, Tensor)]
+    if len(encoded) == len(each) and decodes_in_triton(encoded[0].device):
+        stacked = stack_rows(encoded)
+        together = expert_linears(stacked[0], len(each), biases) if len(stacked) == 1 else None
+        if together is not None:
+            return together
+    return tuple(map(make_encoded_linear, each, _by_expert(biases, len(each))))
+
+
+def _by_expert(biases: Tensor | None, n_experts: int) -> Sequence[Tensor | None]:
     return [None] * n_experts if biases is None else list(biases)

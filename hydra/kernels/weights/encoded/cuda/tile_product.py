@@ -3,8 +3,8 @@
 The columns are divided into splits, summed side by side and then in their order by a second kernel: nothing is added
 atomically, so a product has the same bits whenever it is computed on a device. How a matrix is divided hangs on the
 matrix alone. Rows are made up to 16, 32 or 64, and then a row's bits do not hang on what the others hold, or on how
-many of them there are. A lone row is multiplied number by number where a device has no units for tiles. Nothing waits for the host: launches can be captured
-and replayed. Triton kernels. Knows no layer and no model.
+many of them there are. A lone row is multiplied number by number where a device has no units for tiles. Nothing waits
+for the host: launches can be captured and replayed. Triton kernels. Knows no layer and no model.
 """
 
 import attrs
@@ -22,6 +22,7 @@ _TILE_LONE = 32  # the same, for one row of input
 _PROGRAMS = 4  # wanted per processor
 _STEPS_MIN = 4  # of a split
 _SPLITS_MAX = 32
+_MANY = 64  # rows of input that leave less shared memory
 _SUMMED = 1024  # numbers that a program of the second pass has
 
 
@@ -120,11 +121,12 @@ class TileProduct:
             MOVED=origin is not None,
             UPCAST=self.upcasts,
             num_warps=layout.warps,
-            num_stages=layout.stages,
+            num_stages=layout.stages if padded < _MANY else min(2, layout.stages),
             enable_fp_fusion=False,
         )
         if splits > 1:
-            _sum_splits[(triton.cdiv(n * rows, _SUMMED),)](sums, out, n * rows, splits, BLOCK=_SUMMED)
+            grid = (triton.cdiv(n * rows, _SUMMED),)
+            _sum_splits[grid](sums, out, n * rows, splits, BLOCK=_SUMMED, enable_fp_fusion=False)
         return out
 
     def _splits(self, tiles: int) -> tuple[int, int]:
@@ -136,37 +138,11 @@ class TileProduct:
 
 @triton.jit(do_not_specialize=["n", "steps", "n_steps"])
 def _multiply(
-    x,
-    out,
-    data,
-    scales,
-    extra,
-    experts,
-    origin,
-    n,
-    rows,
-    columns,
-    x_stride,
-    row_bytes,
-    n_groups,
-    group_rows,
-    steps,
-    n_steps,
-    FORM: tl.constexpr,
-    KIND: tl.constexpr,
-    GROUP: tl.constexpr,
-    SPAN: tl.constexpr,
-    PLANES: tl.constexpr,
-    PARTS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    EVEN: tl.constexpr,
-    TILE: tl.constexpr,
-    PADDED: tl.constexpr,
-    SORTED: tl.constexpr,
-    MOVED: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+    x, out, data, scales, extra, experts, origin, n, rows, columns, x_stride, row_bytes, n_groups, group_rows,
+    steps, n_steps, FORM: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
+    PLANES: tl.constexpr, PARTS: tl.constexpr, LENGTH: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr,
+    TILE: tl.constexpr, PADDED: tl.constexpr, SORTED: tl.constexpr, MOVED: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """One split of a tile of the matrix, times all rows of input, or those from one on that have the same expert."""
     split = tl.program_id(1)
     place = tl.arange(0, PADDED)
@@ -222,29 +198,10 @@ def _sum_splits(sums, out, n, splits, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first", "end"])
 def _decode(
-    out,
-    data,
-    scales,
-    extra,
-    order,
-    first,
-    end,
-    columns,
-    row_bytes,
-    n_groups,
-    group_rows,
-    FORM: tl.constexpr,
-    KIND: tl.constexpr,
-    GROUP: tl.constexpr,
-    SPAN: tl.constexpr,
-    PLANES: tl.constexpr,
-    PARTS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    EVEN: tl.constexpr,
-    TILE: tl.constexpr,
-    ORDERED: tl.constexpr,
-):
+    out, data, scales, extra, order, first, end, columns, row_bytes, n_groups, group_rows, FORM: tl.constexpr,
+    KIND: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, PLANES: tl.constexpr, PARTS: tl.constexpr,
+    LENGTH: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr, TILE: tl.constexpr, ORDERED: tl.constexpr,
+):  # fmt: skip
     """A step of a tile of the matrix."""
     step = tl.program_id(1)
     line = tl.program_id(0) * TILE + tl.arange(0, TILE)
