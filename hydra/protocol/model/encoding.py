@@ -14,7 +14,7 @@ import attrs
 
 from hydra.protocol.model.dtype import DTYPE_BYTES, Dtype
 
-Shape: TypeAlias = tuple[int, ...]
+TensorShape: TypeAlias = tuple[int, ...]
 GroupScheme: TypeAlias = Literal["packed", "gptq", "awq", "int8", "float8", "mxfp4", "nvfp4", "nf4"]
 """How a matrix lies in several tensors: as compressed-tensors packs it, as GPTQ and AutoRound do, as AWQ does, one int8
 or float8 per number, as gpt-oss has MXFP4, as compressed-tensors and ModelOpt have NVFP4, as bitsandbytes has nf4."""
@@ -30,11 +30,11 @@ class PlainEncoding:
     def name(self) -> str:
         return _PLAIN_NAMES[self.dtype]
 
-    def n_bytes(self, shape: Shape) -> int:
+    def n_bytes(self, shape: TensorShape) -> int:
         """Of a file, for a tensor of this shape."""
         return math.prod(shape) * DTYPE_BYTES[self.dtype]
 
-    def kept_bytes(self, shape: Shape) -> int | None:
+    def kept_bytes(self, shape: TensorShape) -> int | None:
         """Of memory, whatever dtype is computed in; None: the numbers are brought into that dtype."""
         return None
 
@@ -46,10 +46,10 @@ class SideEncoding:
     name: str
     item_bytes: int
 
-    def n_bytes(self, shape: Shape) -> int:
+    def n_bytes(self, shape: TensorShape) -> int:
         return math.prod(shape) * self.item_bytes
 
-    def kept_bytes(self, shape: Shape) -> int | None:
+    def kept_bytes(self, shape: TensorShape) -> int | None:
         return 0  # it is counted with the values
 
 
@@ -61,13 +61,13 @@ class BlockEncoding:
     columns: int
     block_bytes: int
 
-    def n_bytes(self, shape: Shape) -> int:
+    def n_bytes(self, shape: TensorShape) -> int:
         """Raises ValueError for rows that are no whole blocks."""
         if not shape or shape[-1] % self.columns:
             raise ValueError(f"rows of {shape} are no whole blocks of {self.name}")
         return math.prod(shape) // self.columns * self.block_bytes
 
-    def kept_bytes(self, shape: Shape) -> int | None:
+    def kept_bytes(self, shape: TensorShape) -> int | None:
         return self.n_bytes(shape)
 
 
@@ -94,7 +94,7 @@ class GroupEncoding:
         words += [] if self.zero == "none" else [self.zero]
         return ":".join([*words, *(["ordered"] if self.ordered else []), *(["nested"] if self.nested else [])])
 
-    def n_bytes(self, shape: Shape) -> int:
+    def n_bytes(self, shape: TensorShape) -> int:
         """Of the values alone: a row of codes fills whole words of 32 bits where the scheme packs into words."""
         rows, columns = math.prod(shape[:-1]), shape[-1]
         if self.scheme == "packed":
@@ -103,12 +103,12 @@ class GroupEncoding:
             raise ValueError(f"{shape} are no whole bytes of {self.name}")
         return rows * columns * self.bits // 8
 
-    def n_groups(self, shape: Shape) -> int:
+    def n_groups(self, shape: TensorShape) -> int:
         """Scales of a matrix of this shape."""
         rows, columns = math.prod(shape[:-1]), shape[-1]
         return -(-rows // (self.group_rows or rows)) * -(-columns // (self.group_columns or columns))
 
-    def kept_bytes(self, shape: Shape) -> int | None:
+    def kept_bytes(self, shape: TensorShape) -> int | None:
         """Codes, and for each group a scale (of 4 bytes with float8, else of 2) and a zero of one byte if there is one;
         the order of its columns, as indices of 8 bytes; and the table of 16 numbers where codes are places in one."""
         rows, columns = math.prod(shape[:-1]), shape[-1]

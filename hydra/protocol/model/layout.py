@@ -8,12 +8,12 @@ from typing import Literal, TypeAlias
 
 import attrs
 
+from hydra.protocol.model.encoding import TensorShape
 from hydra.protocol.model.layer_spec import AttentionSpec, DenseSpec, FeedForwardSpec, LayerSpec, MoeSpec
 from hydra.protocol.model.model_spec import ModelShape, Place, TensorRange, WeightRole
 
 EndPart: TypeAlias = Literal["embedding", "norm", "head"]
 Part: TypeAlias = int | EndPart  # a layer by its index, or one of the ends: the unit that is read, held and freed
-TensorShape: TypeAlias = tuple[int, ...]
 Section: TypeAlias = Literal["all", "q", "k", "v", "gate", "up"]
 
 _END_PARTS: dict[WeightRole, EndPart] = {

@@ -10,11 +10,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from hydra.protocol.model.encoding import Encoding, GroupEncoding, Shape
+from hydra.protocol.model.encoding import Encoding, GroupEncoding, TensorShape
 from hydra.protocol.model.model_spec import WeightSide
 from hydra.protocol.refusal import RefusalError, refuse
 
-FLOATS = ("F32", "BF16", "F16")
+PLAIN_NAMES = ("F32", "BF16", "F16")
 _DTYPES: Mapping[str, torch.dtype] = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
@@ -48,7 +48,7 @@ class PublishedMatrix:
     rows: int
     columns: int
     raw: Mapping[WeightSide, Tensor]  # uint8, flat
-    stored: Mapping[WeightSide, tuple[Encoding, Shape]]  # of all but the values
+    stored: Mapping[WeightSide, tuple[Encoding, TensorShape]]  # of all but the values
 
     @property
     def group_columns(self) -> int:
@@ -78,7 +78,7 @@ class PublishedMatrix:
     def has(self, side: WeightSide) -> bool:
         return side in self.raw
 
-    def side(self, side: WeightSide, encodings: Collection[str], *shapes: Shape) -> Tensor:
+    def side(self, side: WeightSide, encodings: Collection[str], *shapes: TensorShape) -> Tensor:
         """That side as one of these shapes; dimensions of length one may stand elsewhere in what is stored."""
         if side not in self.raw:
             raise self.bad(f"it lacks its {_WORDS[side]}")
@@ -104,5 +104,5 @@ class PublishedMatrix:
             raise self.bad(f"its stored shape is {stored}, that of the model's config {[self.rows, self.columns]}")
 
 
-def _without_ones(shape: Shape) -> Shape:
+def _without_ones(shape: TensorShape) -> TensorShape:
     return tuple(length for length in shape if length != 1)

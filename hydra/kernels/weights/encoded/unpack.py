@@ -17,7 +17,7 @@ from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix, GroupedM
 from hydra.kernels.weights.encoded.published_matrix import PublishedMatrix
 from hydra.kernels.weights.encoded.unpack_float import unpack_float8, unpack_mxfp4, unpack_nf4, unpack_nvfp4
 from hydra.kernels.weights.encoded.unpack_integer import unpack_awq, unpack_gptq, unpack_int8, unpack_packed
-from hydra.protocol.model.encoding import BLOCK_ENCODINGS, Encoding, GroupEncoding, GroupScheme, Shape
+from hydra.protocol.model.encoding import BLOCK_ENCODINGS, Encoding, GroupEncoding, GroupScheme, TensorShape
 from hydra.protocol.model.model_spec import WeightSide
 
 UNPACKED_BLOCKS = frozenset({"Q4_0", "Q4_1", "Q8_0", "IQ4_NL", "MXFP4"})
@@ -53,7 +53,7 @@ def unpack_matrix(
     encoding: GroupEncoding,
     shape: tuple[int, int],
     raw: Mapping[WeightSide, Tensor],
-    sides: Mapping[WeightSide, tuple[Encoding, Shape]],
+    sides: Mapping[WeightSide, tuple[Encoding, TensorShape]],
     *,
     name: str,
 ) -> EncodedMatrix:

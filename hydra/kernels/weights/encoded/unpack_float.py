@@ -14,8 +14,8 @@ from torch import Tensor
 from hydra.kernels.weights.encoded.block_decoders import half_of_exponent
 from hydra.kernels.weights.encoded.code_bytes import row_pieces
 from hydra.kernels.weights.encoded.encoded_matrix import Float8Matrix, GroupedMatrix
-from hydra.kernels.weights.encoded.published_matrix import FLOATS, PublishedMatrix
-from hydra.protocol.model.encoding import Shape
+from hydra.kernels.weights.encoded.published_matrix import PLAIN_NAMES, PublishedMatrix
+from hydra.protocol.model.encoding import TensorShape
 from hydra.protocol.refusal import refuse
 
 _FLOAT4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -26,7 +26,7 @@ def unpack_float8(matrix: PublishedMatrix) -> Float8Matrix:
     """A scale for each tile, each row or all of it; as power of two (E8M0) in some."""
     group_rows = min(matrix.encoding.group_rows or matrix.rows, matrix.rows)
     shape = (-(-matrix.rows // group_rows), matrix.groups)
-    scales = matrix.side("scale", (*FLOATS, "F8_E8M0"), shape).to(torch.float32)
+    scales = matrix.side("scale", (*PLAIN_NAMES, "F8_E8M0"), shape).to(torch.float32)
     codes = matrix.raw["values"].view(torch.float8_e4m3fn).view(matrix.rows, matrix.columns)
     return Float8Matrix(
         codes=codes, scales=scales.contiguous(), group_rows=group_rows, group_columns=matrix.group_columns
@@ -112,7 +112,7 @@ def _checked_state(matrix: PublishedMatrix) -> dict[str, Any]:
     if state.get("quant_type") != "nf4":
         raise refuse("unsupported", f"{matrix.name}: its state in JSON says {str(state.get('quant_type'))[:40]!r}; of "
                      "bitsandbytes only nf4 is read")  # fmt: skip
-    shape: Shape = (matrix.rows, matrix.columns)
+    shape: TensorShape = (matrix.rows, matrix.columns)
     if state.get("shape") != list(shape):
         raise matrix.bad(f"its state in JSON has shape {str(state.get('shape'))[:40]}, the model's config {shape}")
     if _whole_number(matrix, state, "blocksize") != matrix.encoding.group_columns:

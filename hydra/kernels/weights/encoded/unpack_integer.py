@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hydra.kernels.weights.encoded.code_bytes import code_per_byte, paired, row_pieces, with_columns
 from hydra.kernels.weights.encoded.encoded_matrix import GroupedMatrix
-from hydra.kernels.weights.encoded.published_matrix import FLOATS, PublishedMatrix
-from hydra.protocol.model.encoding import Shape
+from hydra.kernels.weights.encoded.published_matrix import PLAIN_NAMES, PublishedMatrix
+from hydra.protocol.model.encoding import TensorShape
 from hydra.protocol.refusal import refuse
 
 _AWQ_NIBBLES = [0, 4, 1, 5, 2, 6, 3, 7]  # of a word, from the lowest, by the column that they hold
@@ -34,7 +34,7 @@ def unpack_gptq(matrix: PublishedMatrix) -> GroupedMatrix:
     if columns * bits % 32:
         raise refuse("unsupported", f"{matrix.name}: {columns} columns of {bits} bits are no whole words")
     words = matrix.raw["values"].view(torch.int32).view(-1, rows)
-    scales = matrix.side("scale", FLOATS, (matrix.groups, rows)).t().contiguous()
+    scales = matrix.side("scale", PLAIN_NAMES, (matrix.groups, rows)).t().contiguous()
     zeros = _unpacked_zeros(matrix, matrix.side("zero", ("I32",), (matrix.groups, -(-rows * bits // 32))))
     return _grouped(matrix, words.t().contiguous().view(torch.uint8), scales, zeros)
 
@@ -49,7 +49,7 @@ def unpack_awq(matrix: PublishedMatrix) -> GroupedMatrix:
     for piece in row_pieces(rows, columns, multiple=8):
         codes[piece] = paired(_awq_codes(stored[:, piece.start // 2 : piece.stop // 2]).t())
     words = matrix.side("zero", ("I32",), (matrix.groups, rows // 8))
-    scales = matrix.side("scale", FLOATS, (matrix.groups, rows)).t().contiguous()
+    scales = matrix.side("scale", PLAIN_NAMES, (matrix.groups, rows)).t().contiguous()
     return _grouped(matrix, codes, scales, _awq_codes(words.view(torch.uint8)).t().contiguous())
 
 
@@ -115,13 +115,13 @@ def _as_grouped(
     )
 
 
-def _scale_shapes(matrix: PublishedMatrix) -> tuple[Shape, ...]:
+def _scale_shapes(matrix: PublishedMatrix) -> tuple[TensorShape, ...]:
     """By row and group; a single number where all rows share it."""
     return ((matrix.rows, matrix.groups),) if matrix.encoding.group_rows else ((),)
 
 
 def _row_scales(matrix: PublishedMatrix) -> Tensor:
-    return _per_row(matrix, matrix.side("scale", FLOATS, *_scale_shapes(matrix)))
+    return _per_row(matrix, matrix.side("scale", PLAIN_NAMES, *_scale_shapes(matrix)))
 
 
 def _per_row(matrix: PublishedMatrix, side: Tensor) -> Tensor:
