@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from hydra.protocol.model.encoding import PLAIN_ENCODINGS, Encoding
-from hydra.protocol.model.layout import TensorShape
+from hydra.protocol.model.encoding import PLAIN_ENCODINGS, Encoding, TensorShape
 from hydra.protocol.model.model_spec import Converted, TensorRange
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.formats.safetensors_header import StoredTensor

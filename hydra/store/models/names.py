@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from hydra.protocol.model.layout import Part, Section, TensorShape, part_shapes, section_rows
+from hydra.protocol.model.encoding import TensorShape
+from hydra.protocol.model.layout import Part, Section, part_shapes, section_rows
 from hydra.protocol.model.model_spec import ModelShape, Place, WeightRole, WeightSide
 
 ROTARY_CONSTANT = "rotary_emb.inv_freq"  # old files carry it; transformers too computes it from the config instead

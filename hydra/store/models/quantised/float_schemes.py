@@ -2,8 +2,7 @@
 
 import attrs
 
-from hydra.protocol.model.encoding import GroupEncoding
-from hydra.protocol.model.layout import TensorShape
+from hydra.protocol.model.encoding import GroupEncoding, TensorShape
 from hydra.store.models.quantised.scheme import FLOATS, MatrixLayout, StoredMatrix, StoredSide, n_groups
 
 

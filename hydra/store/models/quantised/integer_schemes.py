@@ -4,8 +4,7 @@ one byte for each number.
 
 import attrs
 
-from hydra.protocol.model.encoding import GroupEncoding
-from hydra.protocol.model.layout import TensorShape
+from hydra.protocol.model.encoding import GroupEncoding, TensorShape
 from hydra.store.models.quantised.scheme import FLOATS, MatrixLayout, StoredMatrix, n_groups
 
 WORD_BITS = 32

@@ -9,8 +9,7 @@ from typing import Protocol
 
 import attrs
 
-from hydra.protocol.model.encoding import NAMED_ENCODINGS, Encoding, GroupEncoding
-from hydra.protocol.model.layout import TensorShape
+from hydra.protocol.model.encoding import NAMED_ENCODINGS, Encoding, GroupEncoding, TensorShape
 from hydra.protocol.model.model_spec import WeightSide
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.models.stored_tensors import Located
