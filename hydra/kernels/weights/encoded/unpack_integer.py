@@ -92,7 +92,8 @@ def column_order(matrix: PublishedMatrix) -> Tensor | None:
 def _grouped(matrix: PublishedMatrix, codes: Tensor, scales: Tensor, zeros: Tensor | None) -> GroupedMatrix:
     """Of unsigned codes, uint8 [rows, bytes], in the order of the input."""
     bits = matrix.encoding.bits
-    order = column_order(matrix) if matrix.encoding.ordered or matrix.has("order") else None
+    has_order = matrix.has("order") or (matrix.encoding.ordered and matrix.groups > 1)
+    order = column_order(matrix) if has_order else None
     if order is not None:
         codes = with_columns(codes, bits, order)
     if zeros is not None and bool((zeros == 1 << (bits - 1)).all()):

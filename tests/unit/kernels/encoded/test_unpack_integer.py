@@ -129,6 +129,22 @@ def test_gptq_with_groups_of_columns_far_apart(bits):
     assert torch.equal(matrix.take(torch.tensor([7, 2])).decode(torch.float16), made.numbers[[7, 2]])
 
 
+def test_a_row_that_is_one_group_has_no_order():
+    """Also where the model says that it has, and the index is not handed on."""
+    made = Grouped(4, COLUMNS)
+    index = torch.zeros(COLUMNS, dtype=torch.int32)
+    for sides in ({}, {"order": index}):
+        matrix = unpacked("gptq:4:1x0:stored:ordered", (ROWS, COLUMNS), **made.gptq(0), **sides)
+        assert matrix.order is None and torch.equal(matrix.decode(torch.float16), made.numbers)
+    refusal(
+        "bad_model",
+        "column 3 in group 1 of 1",
+        encoding="gptq:4:1x0:stored",
+        **made.gptq(0),
+        order=index + (torch.arange(COLUMNS, dtype=torch.int32) == 3),
+    )
+
+
 def test_packed_with_groups_of_columns_far_apart():
     """As compressed-tensors stored it until it dropped the group index: columns as they are, scales by group."""
     made = Grouped(4, 32)
