@@ -57,11 +57,15 @@ class _Door:
 
 
 def device_of(spec: WorkerSpec) -> Compute:
-    """What a worker computes with. Imports torch."""
+    """What a worker computes with. Imports torch; a compiler that is needed for it works beside."""
+    from hydra.kernels.native.library import promise_library
     from hydra.kernels.step.runner import Runner
+    from hydra.processes.native_build import begin_native_build
     from hydra.protocol.model.dtype import Dtype
 
     dtypes: tuple[Dtype, ...] | None = None if spec.model.dtype == "auto" else (spec.model.dtype,)  # type: ignore[assignment]
+    if spec.device == "cpu":
+        promise_library(begin_native_build(os.environ))
     return Runner(spec.device, threads=spec.threads, dtypes=dtypes, memory_bytes=spec.memory_bytes)
 
 

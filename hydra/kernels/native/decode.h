@@ -63,10 +63,11 @@ static void decode_row(const matrix_t *m, int64_t row, float *scale, float *offs
     if (m->form == NIBBLES) expand_nibbles(from, m->columns, buffer);
     else if (m->form == BLOCKS) expand_blocks(m->block, from, m->columns / 32, buffer);
     else codes = from;
-    const int minima = has_minima(m), is_signed = m->form == BYTES && m->offset != ZEROS;
+    const float zero = common_zero(m);
+    const int own = zero == 0.0f, minima = has_minima(m), is_signed = m->form == BYTES && m->offset != ZEROS;
     for (int64_t first = 0, g = 0; first < m->columns; first += group, g++) {
         const int64_t end = first + group < m->columns ? first + group : m->columns;
-        const float s = scale[g], o = offset[g];
+        const float s = scale[g], o = own ? offset[g] : zero;
         if (m->offset == FLOAT_TABLE && m->form == NIBBLES)
             for (int64_t i = first; i < end; i++) out[i] = m->float_table[codes[i] & 15] * s;
         else if (m->offset == TABLE && m->form == NIBBLES)

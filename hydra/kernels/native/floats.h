@@ -36,31 +36,42 @@ MANY void dense_tile(const uint8_t *const *w, int n, const float *const *x, int 
 MANY void float8_row(const matrix_t *m, const uint8_t *codes, const float *const *x, int rows, const float *scale,
                        float *into) {
     floats_t sums[TILE];
-    for (int r = 0; r < rows; r++) sums[r] = no_floats();
+#define STEP(r) sums[r] = no_floats()
+    FOR_ROWS(rows, STEP);
+#undef STEP
     for (int64_t first = 0, group = 0; first < m->columns; first += m->group_columns, group++) {
         int64_t end = first + m->group_columns < m->columns ? first + m->group_columns : m->columns, column = first;
         floats_t own[TILE], wide = all_floats(scale[group] * 256.0f);
-        for (int r = 0; r < rows; r++) own[r] = no_floats();
+        
+#define STEP(r) own[r] = no_floats()
+        FOR_ROWS(rows, STEP);
+#undef STEP
+#define STEP(r) own[r] = fma_floats(number, load_floats(x[r] + column), own[r])
         for (; column + 8 <= end; column += 8) {
             floats_t number = load_f8(codes + column);
-            for (int r = 0; r < rows; r++) own[r] = fma_floats(number, load_floats(x[r] + column), own[r]);
+            FOR_ROWS(rows, STEP);
         }
         if (column < end) { /* only at the end of a row */
             uint8_t last[8] = {0};
             memcpy(last, codes + column, (size_t)(end - column));
             floats_t number = load_f8(last);
-            for (int r = 0; r < rows; r++) own[r] = fma_floats(number, load_floats(x[r] + column), own[r]);
+            FOR_ROWS(rows, STEP);
         }
-        for (int r = 0; r < rows; r++) sums[r] = fma_floats(own[r], wide, sums[r]);
+#undef STEP
+#define STEP(r) sums[r] = fma_floats(own[r], wide, sums[r])
+        FOR_ROWS(rows, STEP);
+#undef STEP
     }
-    for (int r = 0; r < rows; r++) into[r] = sum_floats(sums[r]);
+    ALL_SUMS(rows, sums, into);
 }
 
 /* One row of codes of 4 bits with any table: the numbers of 8 columns, then their products. `scale` has one per 8. */
 MANY void table_row(const matrix_t *m, const uint8_t *codes, const float *const *x, int rows, const float *scale,
                       float *into) {
     floats_t sums[TILE];
-    for (int r = 0; r < rows; r++) sums[r] = no_floats();
+#define STEP(r) sums[r] = no_floats()
+    FOR_ROWS(rows, STEP);
+#undef STEP
     for (int64_t column = 0; column < m->columns; column += 8) {
         float numbers[8] = {0};
         int64_t here = m->columns - column < 8 ? m->columns - column : 8;
@@ -69,9 +80,11 @@ MANY void table_row(const matrix_t *m, const uint8_t *codes, const float *const 
             numbers[i] = m->float_table[i % 2 ? both >> 4 : both & 15];
         }
         floats_t number = mul_floats(load_floats(numbers), all_floats(scale[column / 8]));
-        for (int r = 0; r < rows; r++) sums[r] = fma_floats(number, load_floats(x[r] + column), sums[r]);
+#define STEP(r) sums[r] = fma_floats(number, load_floats(x[r] + column), sums[r])
+        FOR_ROWS(rows, STEP);
+#undef STEP
     }
-    for (int r = 0; r < rows; r++) into[r] = sum_floats(sums[r]);
+    ALL_SUMS(rows, sums, into);
 }
 
 #endif

@@ -1,7 +1,7 @@
 /* Vectors of 32 bytes and what is computed with them, the same on every processor: AVX2 (with AVX-512's and AVX's dot
    products where they are there), NEON, or plain C that a compiler may vectorise as it can. Knows no weight format.
 
-   bytes_t: 32 bytes; words_t: 16 int16; ints_t: 8 int32; floats_t: 8 float. Every operation here gives the same bits
+   bytes_t: 32 bytes; ints_t: 8 int32; floats_t: 8 float. Every operation here gives the same bits
    whatever surrounds it: sums of integers are exact, and `sum_floats` adds in one fixed order. */
 
 #ifndef HYDRA_LANES_H
@@ -49,9 +49,10 @@ INLINE uint32_t u32_at(const uint8_t *at) {
 #include <immintrin.h>
 #define HYDRA_LANES "avx2"
 #define MANY INLINE /* loops of which there is one for each number of rows of input */
+/* Spelled out, not looped over: only then do compilers keep what belongs to a row in registers. */
+#define FOR_ROWS(rows, step) do { step(0); if ((rows) > 1) step(1); if ((rows) > 2) { step(2); step(3); } } while (0)
 
 typedef __m256i bytes_t;
-typedef __m256i words_t;
 typedef __m256i ints_t;
 typedef __m256 floats_t;
 
@@ -59,7 +60,6 @@ INLINE float float_of_f16(uint16_t bits) { return _cvtsh_ss(bits); }
 
 INLINE bytes_t load_bytes(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
 INLINE void store_bytes(void *at, bytes_t v) { _mm256_storeu_si256((__m256i *)at, v); }
-INLINE words_t load_words(const int16_t *at) { return _mm256_load_si256((const __m256i *)at); }
 INLINE bytes_t low_nibbles(bytes_t v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 INLINE bytes_t high_nibbles(bytes_t v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
 INLINE bytes_t or_bytes(bytes_t a, bytes_t b) { return _mm256_or_si256(a, b); }
@@ -86,44 +86,48 @@ INLINE bytes_t spread_bits(uint32_t bits, int to) {
 INLINE bytes_t look_up(const uint8_t table[16], bytes_t codes) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), codes);
 }
-INLINE words_t even_bytes(bytes_t v) { return _mm256_and_si256(v, _mm256_set1_epi16(255)); }
-INLINE words_t odd_bytes(bytes_t v) { return _mm256_srli_epi16(v, 8); }
-INLINE words_t even_signed(bytes_t v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
-INLINE words_t odd_signed(bytes_t v) { return _mm256_srai_epi16(v, 8); }
+INLINE bytes_t flip_signs(bytes_t v) { return _mm256_xor_si256(v, _mm256_set1_epi8((char)128)); }
 
 INLINE ints_t no_ints(void) { return _mm256_setzero_si256(); }
 INLINE ints_t add_ints(ints_t a, ints_t b) { return _mm256_add_epi32(a, b); }
-/* lane i: sum + a[2i] * b[2i] + a[2i+1] * b[2i+1] */
-INLINE ints_t add_dot_words(ints_t sum, words_t a, words_t b) {
+/* Lane i: the codes of bytes 4i to 4i + 3 times the numbers whose digits are in a unit. */
+#if (defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__)
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpwssd_epi32(sum, a, b);
-#elif defined(__AVXVNNI__)
-    return _mm256_dpwssd_avx_epi32(sum, a, b);
+#define DOT(sum, codes, at) _mm256_dpbusd_epi32(sum, codes, load_bytes(at))
 #else
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+#define DOT(sum, codes, at) _mm256_dpbusd_avx_epi32(sum, codes, load_bytes(at))
 #endif
+INLINE ints_t dot(bytes_t codes, const uint8_t *unit) {
+    __m256i sum = _mm256_slli_epi32(DOT(_mm256_setzero_si256(), codes, unit), 7);
+    sum = _mm256_slli_epi32(DOT(sum, codes, unit + 32), 7);
+    return DOT(sum, codes, unit + 64);
 }
-INLINE ints_t dot_words(words_t a, words_t b) { return _mm256_madd_epi16(a, b); }
-/* lane i: bytes 4i to 4i+3 of codes (0 to 63) times those of x, of two pairs of vectors */
-INLINE ints_t dot_bytes(bytes_t a, bytes_t xa) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpbusd_epi32(_mm256_setzero_si256(), a, xa);
-#elif defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), a, xa);
+INLINE ints_t dot_2(bytes_t a, bytes_t b, const uint8_t *unit, int wide) {
+    (void)wide;
+    __m256i sum = _mm256_slli_epi32(DOT(DOT(_mm256_setzero_si256(), a, unit), b, unit + 96), 7);
+    sum = _mm256_slli_epi32(DOT(DOT(sum, a, unit + 32), b, unit + 128), 7);
+    return DOT(DOT(sum, a, unit + 64), b, unit + 160);
+}
 #else
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(a, xa), _mm256_set1_epi16(1));
-#endif
+/* two products are 16 bits: 255 * 2 * 64, or 63 * 2 * 127 */
+#define DOT(codes, at) _mm256_maddubs_epi16(codes, load_bytes(at))
+INLINE ints_t digits_sum(__m256i high, __m256i middle, __m256i low) {
+    high = _mm256_madd_epi16(high, _mm256_set1_epi16(128 * 128));
+    middle = _mm256_madd_epi16(middle, _mm256_set1_epi16(128));
+    low = _mm256_madd_epi16(low, _mm256_set1_epi16(1));
+    return _mm256_add_epi32(_mm256_add_epi32(high, middle), low);
 }
-INLINE ints_t dot_bytes_2(bytes_t a, bytes_t xa, bytes_t b, bytes_t xb) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpbusd_epi32(dot_bytes(a, xa), b, xb);
-#elif defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(dot_bytes(a, xa), b, xb);
-#else
-    __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(a, xa), _mm256_maddubs_epi16(b, xb));
-    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-#endif
+INLINE ints_t dot(bytes_t codes, const uint8_t *unit) {
+    return digits_sum(DOT(codes, unit), DOT(codes, unit + 32), DOT(codes, unit + 64));
 }
+/* of two vectors of codes and the two units that belong to them; `wide`: codes may be above 63 */
+INLINE ints_t dot_2(bytes_t a, bytes_t b, const uint8_t *unit, int wide) {
+    if (wide) return _mm256_add_epi32(dot(a, unit), dot(b, unit + 96));
+    return digits_sum(_mm256_add_epi16(DOT(a, unit), DOT(b, unit + 96)),
+                      _mm256_add_epi16(DOT(a, unit + 32), DOT(b, unit + 128)),
+                      _mm256_add_epi16(DOT(a, unit + 64), DOT(b, unit + 160)));
+}
+#endif
 
 INLINE floats_t no_floats(void) { return _mm256_setzero_ps(); }
 INLINE floats_t load_floats(const float *at) { return _mm256_loadu_ps(at); }
@@ -172,9 +176,9 @@ INLINE floats_t spread_4(const float *at) {
 
 #define MANY static
 #define HYDRA_ONE_LOOP 1 /* compilers take minutes over more of these */
+#define FOR_ROWS(rows, step) do { step(0); } while (0)
 
 typedef struct { uint8_t v[32]; } bytes_t;
-typedef struct { int16_t v[16]; } words_t;
 typedef struct { int32_t v[8]; } ints_t;
 typedef struct { float v[8]; } floats_t;
 #define EACH(n) for (int i = 0; i < (n); i++)
@@ -183,7 +187,6 @@ INLINE float float_of_f16(uint16_t bits) { return float_of_f16_plain(bits); }
 
 INLINE bytes_t load_bytes(const void *at) { bytes_t r; memcpy(r.v, at, 32); return r; }
 INLINE void store_bytes(void *at, bytes_t v) { memcpy(at, v.v, 32); }
-INLINE words_t load_words(const int16_t *at) { words_t r; memcpy(r.v, at, 32); return r; }
 INLINE bytes_t low_nibbles(bytes_t v) { EACH(32) v.v[i] &= 15; return v; }
 INLINE bytes_t high_nibbles(bytes_t v) { EACH(32) v.v[i] >>= 4; return v; }
 INLINE bytes_t or_bytes(bytes_t a, bytes_t b) { EACH(32) a.v[i] |= b.v[i]; return a; }
@@ -205,45 +208,24 @@ INLINE bytes_t look_up(const uint8_t table[16], bytes_t codes) {
     EACH(32) codes.v[i] = table[codes.v[i] & 15];
     return codes;
 }
-INLINE words_t even_bytes(bytes_t v) { words_t r; EACH(16) r.v[i] = v.v[2 * i]; return r; }
-INLINE words_t odd_bytes(bytes_t v) { words_t r; EACH(16) r.v[i] = v.v[2 * i + 1]; return r; }
-INLINE words_t even_signed(bytes_t v) { words_t r; EACH(16) r.v[i] = (int8_t)v.v[2 * i]; return r; }
-INLINE words_t odd_signed(bytes_t v) { words_t r; EACH(16) r.v[i] = (int8_t)v.v[2 * i + 1]; return r; }
+INLINE bytes_t flip_signs(bytes_t v) { EACH(32) v.v[i] ^= 128; return v; }
 
 INLINE ints_t no_ints(void) { ints_t r; EACH(8) r.v[i] = 0; return r; }
 INLINE ints_t add_ints(ints_t a, ints_t b) { EACH(8) a.v[i] += b.v[i]; return a; }
-INLINE ints_t dot_words(words_t a, words_t b) {
+INLINE ints_t dot(bytes_t codes, const uint8_t *unit) {
+    const int8_t *digits = (const int8_t *)unit;
     ints_t r;
-#if defined(HYDRA_NEON)
-    for (int half = 0; half < 2; half++) {
-        int16x8_t p = vld1q_s16(a.v + 8 * half), q = vld1q_s16(b.v + 8 * half);
-        int32x4_t low = vmull_s16(vget_low_s16(p), vget_low_s16(q)), high = vmull_high_s16(p, q);
-        vst1q_s32(r.v + 4 * half, vpaddq_s32(low, high));
-    }
-#else
-    EACH(8) r.v[i] = (int32_t)a.v[2 * i] * b.v[2 * i] + (int32_t)a.v[2 * i + 1] * b.v[2 * i + 1];
-#endif
-    return r;
-}
-INLINE ints_t add_dot_words(ints_t sum, words_t a, words_t b) { return add_ints(sum, dot_words(a, b)); }
-INLINE ints_t dot_bytes(bytes_t a, bytes_t xa) {
-    ints_t r;
-#if defined(HYDRA_NEON) && defined(__ARM_FEATURE_DOTPROD)
-    for (int half = 0; half < 2; half++) {
-        int8x16_t p = vreinterpretq_s8_u8(vld1q_u8(a.v + 16 * half));
-        int8x16_t q = vreinterpretq_s8_u8(vld1q_u8(xa.v + 16 * half));
-        vst1q_s32(r.v + 4 * half, vdotq_s32(vdupq_n_s32(0), p, q));
-    }
-#else
     EACH(8) {
-        r.v[i] = 0;
-        for (int j = 0; j < 4; j++) r.v[i] += (int32_t)a.v[4 * i + j] * (int8_t)xa.v[4 * i + j];
+        int32_t sum = 0;
+        for (int j = 4 * i; j < 4 * i + 4; j++)
+            sum += codes.v[j] * (digits[j] * 16384 + digits[32 + j] * 128 + digits[64 + j]);
+        r.v[i] = sum;
     }
-#endif
     return r;
 }
-INLINE ints_t dot_bytes_2(bytes_t a, bytes_t xa, bytes_t b, bytes_t xb) {
-    return add_ints(dot_bytes(a, xa), dot_bytes(b, xb));
+INLINE ints_t dot_2(bytes_t a, bytes_t b, const uint8_t *unit, int wide) {
+    (void)wide;
+    return add_ints(dot(a, unit), dot(b, unit + 96));
 }
 
 INLINE floats_t all_floats(float value) { floats_t r; EACH(8) r.v[i] = value; return r; }

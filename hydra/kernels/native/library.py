@@ -1,4 +1,4 @@
-"""The compiled products, as ctypes calls them: loaded once per process, from where the front door promised them.
+"""The compiled products, as ctypes calls them: opened once per process, by the front door that promised them.
 
 Only a library that this program compiled of its own sources is ever opened. Without a promise, or where nothing could
 be compiled, there is none, and torch's operators do the work. ctypes lets other threads run during a call.
@@ -8,6 +8,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import attrs
 
@@ -65,11 +66,11 @@ class NativeLibrary:
         )
 
 
-Find = Callable[[], Path | None]  # may wait until a compiler is done
+Find: TypeAlias = Callable[[], NativeLibrary | None]  # may wait until a compiler is done
 
 
 class _Promise:
-    """At most one of a process."""
+    """At most one of a process; kept when it is first asked for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,8 +84,7 @@ class _Promise:
     def keep(self) -> NativeLibrary | None:
         with self._lock:
             if self._find is not None:
-                path, self._find = self._find(), None
-                self._library = None if path is None else NativeLibrary.open(path)
+                self._library, self._find = self._find(), None
             return self._library
 
 
@@ -92,7 +92,7 @@ _promise = _Promise()
 
 
 def promise_library(find: Find) -> None:
-    """`find` is asked once, by the first that needs the library: the path of one that was tried, or None."""
+    """`find` is asked once, by the first that needs the library; None where there is none to be had."""
     _promise.make(find)
 
 

@@ -16,7 +16,6 @@ typedef struct {
     float *out;
     int64_t out_stride;
     activations_t in;
-    int paired, wide;
     atomic_int failed;
 } product_t;
 
@@ -24,13 +23,16 @@ enum { ROUND_BYTES = 64 };
 
 static int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
-/* What a thread needs beside the stack: scales, offsets and scales spread out, of one row. */
+/* Numbers that the scales of a row, spread out, may be. */
+static int64_t spread_numbers(const matrix_t *m) { return rounded(m->columns / 4 + 64, 16); }
+
+/* What a thread needs beside the stack: scales, offsets and, twice, scales spread out, of one row. */
 static float *row_buffers(const matrix_t *m, float **offset, float **spread) {
-    int64_t group = group_of(m), most = m->columns / 4 + 64;
-    int64_t groups = rounded((m->columns + group - 1) / group, 8) + 64;
-    float *scale = aligned_alloc(ROUND_BYTES, (size_t)rounded((2 * groups + most) * 4, ROUND_BYTES));
+    int64_t group = group_of(m), groups = rounded((m->columns + group - 1) / group, 16) + 64;
+    size_t bytes = (size_t)(2 * groups + 2 * spread_numbers(m)) * 4;
+    float *scale = aligned_alloc(ROUND_BYTES, (bytes + ROUND_BYTES - 1) / ROUND_BYTES * ROUND_BYTES);
     if (!scale) return NULL;
-    memset(scale, 0, (size_t)(2 * groups + most) * 4);
+    memset(scale, 0, bytes);
     *offset = scale + groups;
     *spread = scale + 2 * groups;
     return scale;
@@ -38,7 +40,7 @@ static float *row_buffers(const matrix_t *m, float **offset, float **spread) {
 
 /* How many scales a chunk of `unit` columns has: 1, 2, 4, or 8 where groups do not fit it otherwise. */
 static int scales_per(const matrix_t *m, int64_t unit) {
-    int64_t group = m->group_columns;
+    int64_t group = group_of(m);
     if (group >= m->columns || group % unit == 0) return 1;
     if (group == unit / 2) return 2;
     return group == unit / 4 && unit == 64 ? 4 : 8;
@@ -51,32 +53,42 @@ static int scales_per(const matrix_t *m, int64_t unit) {
     switch (rows) {                              \
     case 1: { enum { R = 1 }; call; break; }     \
     case 2: { enum { R = 2 }; call; break; }     \
-    case 3: { enum { R = 3 }; call; break; }     \
     default: { enum { R = 4 }; call; break; }    \
     }
 #endif
 
-#define BLOCK_CASE(block) \
-    case block: WITH_ROWS(rows, block_row(m, block, codes, &tile, R, spread, into)); break;
-
-static __attribute__((noinline)) void nibble_tile(const matrix_t *m, const uint8_t *codes, const tile_t tile, int rows,
-                                                  const float *spread, int per, float *into) {
-    if (m->offset != TABLE) WITH_ROWS(rows, nibble_row(m, codes, &tile, R, spread, per, 0, into))
-    else {
-        int most = 0;
-        for (int i = 0; i < 16; i++) most = m->table[i] > most ? m->table[i] : most;
-        if (most < 64) WITH_ROWS(rows, nibble_row(m, codes, &tile, R, spread, per, 1, into))
-        else WITH_ROWS(rows, nibble_row(m, codes, &tile, R, spread, per, 2, into))
+/* With the usual numbers of scales to a chunk known beforehand. */
+#if defined(HYDRA_ONE_LOOP)
+#define WITH_PER(per, call) { const int PER = (per); call; }
+#else
+#define WITH_PER(per, call)                      \
+    switch (per) {                               \
+    case 1: { enum { PER = 1 }; call; break; }   \
+    case 2: { enum { PER = 2 }; call; break; }   \
+    default: { const int PER = (per); call; break; } \
     }
+#endif
+
+#define BLOCK_CASE(block) \
+    case block: WITH_ROWS(rows, block_row(m, block, codes, tile, R, spread, into)); break;
+
+static __attribute__((noinline)) void nibble_tile(const matrix_t *m, const uint8_t *codes, const tile_t *tile, int rows,
+                                                  const float *spread, int per, int table, float *into) {
+    if (!table) {
+        if (rows == 1) WITH_PER(per, nibble_row(m, codes, tile, 1, spread, PER, 0, into))
+        else WITH_ROWS(rows, nibble_row(m, codes, tile, R, spread, per, 0, into))
+    } else if (table == 1) WITH_ROWS(rows, nibble_row(m, codes, tile, R, spread, per, 1, into))
+    else WITH_ROWS(rows, nibble_row(m, codes, tile, R, spread, per, 2, into))
 }
 
-static __attribute__((noinline)) void byte_tile(const matrix_t *m, const uint8_t *codes, const tile_t tile, int rows,
+static __attribute__((noinline)) void byte_tile(const matrix_t *m, const uint8_t *codes, const tile_t *tile, int rows,
                                                 const float *spread, int per, float *into) {
-    if (m->offset == ZEROS) WITH_ROWS(rows, byte_row(m, codes, &tile, R, spread, per, 0, into))
-    else WITH_ROWS(rows, byte_row(m, codes, &tile, R, spread, per, 1, into))
+    if (m->offset == ZEROS) WITH_ROWS(rows, byte_row(m, codes, tile, R, spread, per, 0, into))
+    else if (rows == 1) WITH_PER(per, byte_row(m, codes, tile, 1, spread, PER, 1, into))
+    else WITH_ROWS(rows, byte_row(m, codes, tile, R, spread, per, 1, into))
 }
 
-static __attribute__((noinline)) void block_tile(const matrix_t *m, const uint8_t *codes, const tile_t tile, int rows,
+static __attribute__((noinline)) void block_tile(const matrix_t *m, const uint8_t *codes, const tile_t *tile, int rows,
                                                  const float *spread, float *into) {
     switch (m->block) {
         BLOCK_CASE(Q5_0)
@@ -90,6 +102,60 @@ static __attribute__((noinline)) void block_tile(const matrix_t *m, const uint8_
     }
 }
 
+/* What the offsets of all groups add to an output, in eight parts. */
+static void offsets_sum(const matrix_t *m, float zero, const float *scale, const float *offset, int64_t groups,
+                        const float *sums, float into[8]) {
+    floats_t all = no_floats();
+    if (zero != 0.0f) {
+        for (int64_t g = 0; g < groups; g += 8) all = fma_floats(load_floats(scale + g), load_floats(sums + g), all);
+        all = mul_floats(all, all_floats(-zero));
+    } else if (has_minima(m)) {
+        for (int64_t g = 0; g < groups; g += 8) all = fma_floats(load_floats(offset + g), load_floats(sums + g), all);
+    } else {
+        for (int64_t g = 0; g < groups; g += 8) {
+            floats_t both = mul_floats(load_floats(scale + g), load_floats(offset + g));
+            all = fma_floats(both, load_floats(sums + g), all);
+        }
+        all = mul_floats(all, all_floats(-1.0f));
+    }
+    store_floats(into, all);
+}
+
+/* The usual case in one go, of one row of input and a matrix with a scale for each chunk (or several) and one zero for
+   all: its scales times the input's, and what its zero adds. The same numbers as by the general way. */
+static void scale_row(const matrix_t *m, int64_t row, float zero, const product_t *p, float *both, float into[8]) {
+    const float *sums = p->in.sums + (p->in.rows - 1) * p->in.groups, *input = p->in.last;
+    const int64_t first = row * m->groups;
+    floats_t all = no_floats(), unit = all_floats(m->table_unit);
+#define EIGHT(load, type, scale)                                               \
+    for (int64_t g = 0; g < m->groups; g += 8) {                               \
+        floats_t own = load((const type *)m->scales + first + g);              \
+        own = scale;                                                           \
+        all = fma_floats(own, load_floats(sums + g), all);                     \
+        store_floats(both + g, mul_floats(own, load_floats(input + g)));       \
+    }
+    if (m->offset == TABLE) {
+        if (m->number == IS_F16) EIGHT(load_f16, uint16_t, mul_floats(own, unit))
+        else if (m->number == IS_BF16) EIGHT(load_bf16, uint16_t, mul_floats(own, unit))
+        else EIGHT(load_floats, float, mul_floats(own, unit))
+    } else {
+        if (m->number == IS_F16) EIGHT(load_f16, uint16_t, own)
+        else if (m->number == IS_BF16) EIGHT(load_bf16, uint16_t, own)
+        else EIGHT(load_floats, float, own)
+    }
+#undef EIGHT
+    store_floats(into, mul_floats(all, all_floats(-zero)));
+}
+
+/* Of a table: 1 where its codes are below 64, else 2. */
+static int table_kind(const matrix_t *m) {
+    int most = 0;
+    for (int i = 0; i < 16; i++) most = m->table[i] > most ? m->table[i] : most;
+    return m->form != NIBBLES || m->offset != TABLE ? 0 : most < 64 ? 1 : 2;
+}
+
+static int tile_of(int left) { return left >= TILE ? TILE : left >= 2 && TILE >= 2 ? 2 : 1; }
+
 static void integer_share(void *work, int64_t first, int64_t end) {
     product_t *p = work;
     const matrix_t *m = p->m;
@@ -99,34 +165,38 @@ static void integer_share(void *work, int64_t first, int64_t end) {
         return;
     }
     const int64_t group = group_of(m), groups = (m->columns + group - 1) / group;
-    const int64_t unit = m->form == NIBBLES ? 64 : 32;
-    const int per = m->form == BLOCKS ? 0 : scales_per(m, unit), minima = has_minima(m);
-    const int plain = m->form == BYTES && m->offset == MIDDLE; /* nothing is added to or taken from the codes */
+    const int64_t unit = m->form == NIBBLES ? 64 : 32, numbers = (m->columns + unit - 1) / unit * scales_per(m, unit);
+    const int per = scales_per(m, unit), table = table_kind(m);
+    const float zero = common_zero(m);
+    /* whole vectors of scales are read, and none behind the last row's */
+    const int at_once = m->form != BLOCKS && zero != 0.0f && group == unit / per && groups % 8 == 0 && p->in.rows == 1;
+    float *both = spread + spread_numbers(m);
     for (int64_t row = first; row < end; row++) {
         const uint8_t *codes = m->codes + row * m->row_bytes;
-        read_row_scales(m, row, scale, offset);
-        const float *use = m->form == BLOCKS ? scale : spread_scales(scale, group, m->columns, unit, per, spread);
-        if (!minima && !plain)
-            for (int64_t g = 0; g < groups; g++) offset[g] *= -scale[g];
-        for (int at = 0; at < p->in.rows; at += TILE) {
-            int rows = p->in.rows - at < TILE ? p->in.rows - at : TILE;
+        const float *use = scale;
+        if (!at_once) {
+            read_row_scales(m, row, scale, offset);
+            use = spread_scales(scale, group, m->columns, unit, per, spread);
+        }
+        for (int at = 0, rows; at < p->in.rows; at += rows) {
             float sums[TILE];
             tile_t tile;
+            rows = tile_of(p->in.rows - at);
             for (int r = 0; r < rows; r++) {
-                tile.planes[r] = p->in.planes + (at + r) * p->in.units * p->in.unit_bytes;
+                tile.digits[r] = p->in.digits + (at + r) * p->in.units * UNIT_BYTES;
                 tile.scales[r] = p->in.scales + (at + r) * p->in.units;
+                if (!at_once)
+                    offsets_sum(m, zero, scale, offset, groups, p->in.sums + (at + r) * p->in.groups, tile.offsets[r]);
             }
-            if (m->form == NIBBLES) nibble_tile(m, codes, tile, rows, use, per, sums);
-            else if (m->form == BYTES) byte_tile(m, codes, tile, rows, use, per, sums);
-            else block_tile(m, codes, tile, rows, use, sums);
-            for (int r = 0; r < rows; r++) {
-                floats_t extra = no_floats();
-                const float *own = p->in.sums + (at + r) * p->in.groups;
-                if (!plain)
-                    for (int64_t g = 0; g < groups; g += 8)
-                        extra = fma_floats(load_floats(offset + g), load_floats(own + g), extra);
-                p->out[(at + r) * p->out_stride + row] = sums[r] + sum_floats(extra);
-            }
+            if (at_once) scale_row(m, row, zero, p, both, tile.offsets[0]);
+            else if (rows == 1)
+                for (int64_t i = 0; i < numbers; i += 8)
+                    store_floats(both + i, mul_floats(load_floats(use + i), load_floats(p->in.last + i)));
+            const float *own = rows == 1 ? both : use;
+            if (m->form == NIBBLES) nibble_tile(m, codes, &tile, rows, own, per, table, sums);
+            else if (m->form == BYTES) byte_tile(m, codes, &tile, rows, own, per, sums);
+            else block_tile(m, codes, &tile, rows, own, sums);
+            for (int r = 0; r < rows; r++) p->out[(at + r) * p->out_stride + row] = sums[r];
         }
     }
     free(scale);
@@ -148,9 +218,9 @@ static void float_share(void *work, int64_t first, int64_t end) {
             read_row_scales(m, row, scale, offset);
             use = spread_scales(scale, m->group_columns, m->columns, 8, 1, spread);
         }
-        for (int at = 0; at < p->in.rows; at += TILE) {
-            int rows = p->in.rows - at < TILE ? p->in.rows - at : TILE;
+        for (int at = 0, rows; at < p->in.rows; at += rows) {
             const float *x[TILE];
+            rows = tile_of(p->in.rows - at);
             float sums[TILE];
             for (int r = 0; r < rows; r++) x[r] = p->x + (at + r) * p->x_stride;
             if (m->form == FLOAT8) WITH_ROWS(rows, float8_row(m, codes, x, R, use, sums))
@@ -232,24 +302,27 @@ static void *scratch(size_t bytes) {
 static int split_input(product_t *p, const float *x, int rows) {
     const matrix_t *m = p->m;
     const int64_t group = group_of(m);
-    int most = 0;
-    for (int i = 0; i < 16; i++) most = m->table[i] > most ? m->table[i] : most;
-    const int wide = m->form == BYTES || (m->form == BLOCKS && m->block == IQ4_XS) || (m->offset == TABLE && most > 63);
+    const int wide = m->form == BYTES || (m->form == BLOCKS && m->block == IQ4_XS) || table_kind(m) == 2;
     activations_t *in = &p->in;
     in->rows = rows;
     in->units = m->form == NIBBLES ? rounded(m->columns, 64) / 32 : rounded(m->columns, 32) / 32;
-    in->unit_bytes = wide ? WIDE_BYTES : NARROW_BYTES;
     in->groups = rounded((m->columns + group - 1) / group, 8);
-    size_t planes = (size_t)rounded(rows * in->units * in->unit_bytes, ROUND_BYTES);
+    size_t digits = (size_t)rounded(rows * in->units * UNIT_BYTES, ROUND_BYTES);
     size_t scales = (size_t)rounded(rows * in->units * 4, ROUND_BYTES);
-    in->planes = scratch(planes + scales + (size_t)(rows * in->groups) * 4);
-    if (!in->planes) return 1;
-    in->scales = (float *)(in->planes + planes);
-    in->sums = (float *)(in->planes + planes + scales);
+    size_t last = (size_t)spread_numbers(m) * 4;
+    in->digits = scratch(digits + scales + last + (size_t)(rows * in->groups) * 4);
+    if (!in->digits) return 1;
+    in->scales = (float *)(in->digits + digits);
+    in->last = (float *)(in->digits + digits + scales);
+    in->sums = (float *)(in->digits + digits + scales + last);
     for (int row = 0; row < rows; row++) {
         split_row(x + row * p->x_stride, m->columns, m->form == NIBBLES, wide, in, row);
         sum_groups(x + row * p->x_stride, m->columns, group, in->sums + row * in->groups, in->groups);
     }
+    const int64_t unit = m->form == NIBBLES ? 64 : 32, per = scales_per(m, unit);
+    const float *scales_of_last = in->scales + (rows - 1) * in->units;
+    for (int64_t chunk = 0; chunk * unit < m->columns; chunk++)
+        for (int64_t i = 0; i < per; i++) in->last[chunk * per + i] = scales_of_last[chunk * (unit / UNIT)];
     return 0;
 }
 

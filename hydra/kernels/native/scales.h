@@ -1,8 +1,8 @@
 /* The scales and offsets of one row of a matrix as floats, whatever they are stored as: the only place, beside
    `codes.h`, that knows what bytes of a format mean.
 
-   `read_row_scales` gives for each group of a row its scale and its zero (a code) or minimum (a number); for blocks of
-   GGUF a group is 16 or 32 columns, as the block has it. */
+   `read_row_scales` gives for each group of a row its scale and, where each has its own, its zero (a code) or minimum (a
+   number); for blocks of GGUF a group is 16 or 32 columns, as the block has it. */
 
 #ifndef HYDRA_SCALES_H
 #define HYDRA_SCALES_H
@@ -47,7 +47,7 @@ static void read_block_scales(int block, const uint8_t *row, int64_t blocks, flo
     for (int64_t b = 0; b < blocks; b++, row += bytes) {
         switch (block) {
         case Q5_0:
-            scale[b] = float_of_f16(u16_at(row)), offset[b] = 16.0f;
+            scale[b] = float_of_f16(u16_at(row));
             break;
         case Q5_1:
             scale[b] = float_of_f16(u16_at(row)), offset[b] = float_of_f16(u16_at(row + 2));
@@ -66,7 +66,7 @@ static void read_block_scales(int block, const uint8_t *row, int64_t blocks, flo
             int8_t own[16];
             unpack_q3_scales(row + 96, own);
             float d = float_of_f16(u16_at(row + 108));
-            for (int i = 0; i < 16; i++) scale[16 * b + i] = d * (float)own[i], offset[16 * b + i] = 4.0f;
+            for (int i = 0; i < 16; i++) scale[16 * b + i] = d * (float)own[i];
             break;
         }
         case Q4_K:
@@ -80,7 +80,7 @@ static void read_block_scales(int block, const uint8_t *row, int64_t blocks, flo
         }
         case Q6_K: {
             float d = float_of_f16(u16_at(row + 208));
-            for (int i = 0; i < 16; i++) scale[16 * b + i] = d * (float)(int8_t)row[192 + i], offset[16 * b + i] = 32.0f;
+            for (int i = 0; i < 16; i++) scale[16 * b + i] = d * (float)(int8_t)row[192 + i];
             break;
         }
         case IQ4_XS: {
@@ -88,12 +88,21 @@ static void read_block_scales(int block, const uint8_t *row, int64_t blocks, flo
             uint32_t high = u16_at(row + 2);
             for (int i = 0; i < 8; i++) {
                 int own = ((row[4 + i / 2] >> 4 * (i % 2)) & 15) | ((high >> 2 * i) & 3) << 4;
-                scale[8 * b + i] = d * (float)(own - 32), offset[8 * b + i] = 128.0f;
+                scale[8 * b + i] = d * (float)(own - 32);
             }
             break;
         }
         }
     }
+}
+
+/* The code that is nought, where all groups of a matrix have the same one (as a byte, without a sign); 0 where each has
+   its own, or a minimum. */
+static float common_zero(const matrix_t *m) {
+    if (m->form == BLOCKS) return (float)BLOCK_FACTS[m->block].middle;
+    if (m->offset == TABLE) return (float)m->table_middle;
+    if (m->offset == MIDDLE) return m->form == NIBBLES ? 8.0f : 128.0f;
+    return 0.0f;
 }
 
 /* Columns of a group, and whether `offset` is a minimum (else a zero). */
@@ -114,19 +123,19 @@ static void read_row_scales(const matrix_t *m, int64_t row, float *scale, float 
     if (m->offset == MINIMA) numbers_at(m->minima, m->number, row * m->groups, m->groups, offset);
     else if (m->offset == ZEROS)
         for (int64_t g = 0; g < m->groups; g++) offset[g] = (float)m->zeros[row * m->groups + g];
-    else {
-        float zero = m->offset == TABLE ? (float)m->table_middle : m->form == NIBBLES && m->offset == MIDDLE ? 8.0f : 0.0f;
-        for (int64_t g = 0; g < m->groups; g++) offset[g] = zero;
-        if (m->offset == TABLE)
-            for (int64_t g = 0; g < m->groups; g++) scale[g] *= m->table_unit;
-    }
+    else if (m->offset == TABLE)
+        for (int64_t g = 0; g < m->groups; g++) scale[g] *= m->table_unit;
 }
 
 /* One scale per group to `per` scales of every `unit` columns, or, where groups are wider, to one of each. */
 static const float *spread_scales(const float *scale, int64_t group, int64_t columns, int64_t unit, int per, float *into) {
     int64_t step = unit / per, count = (columns + step - 1) / step;
     if (group == step) return scale;
-    if (group % step == 0) {
+    if (group == 2 * step) {
+        for (int64_t i = 0; 2 * i < count; i++) into[2 * i] = into[2 * i + 1] = scale[i];
+    } else if (group == 4 * step) {
+        for (int64_t i = 0; 4 * i < count; i++) into[4 * i] = into[4 * i + 1] = into[4 * i + 2] = into[4 * i + 3] = scale[i];
+    } else if (group % step == 0) {
         int64_t times = group / step;
         for (int64_t first = 0, at = 0; first < count; first += times, at++) {
             int64_t end = first + times < count ? first + times : count;

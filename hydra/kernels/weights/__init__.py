@@ -1,5 +1,5 @@
 """Weights: read from files, kept in memory, multiplied with.
 
-May import: devices, tensors, protocol.
+May import: native, devices, tensors, protocol.
 Refuses to know: what a layer is for.
 """

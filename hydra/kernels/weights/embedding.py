@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
+from hydra.kernels.weights.encoded.encoded_linear import EncodedLinear
 from hydra.kernels.weights.part_weights import PartWeights
 
 
@@ -29,14 +29,18 @@ class PlainEmbedding:
 class EncodedEmbedding:
     """Only the rows that are looked up are decoded."""
 
-    matrix: EncodedMatrix
+    matrix: EncodedLinear
     dtype: torch.dtype
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return self.matrix.take(ids).decode(self.dtype)
+        return self.matrix.look_up(ids, self.dtype)
 
 
 def make_embedding(weights: PartWeights, dtype: torch.dtype) -> Embedding:
     """Of the part that is the embedding."""
     encoded = weights.encoded.get("embedding")
-    return PlainEmbedding(weights.tensors["embedding"]) if encoded is None else EncodedEmbedding(encoded, dtype)
+    return (
+        PlainEmbedding(weights.tensors["embedding"])
+        if encoded is None
+        else EncodedEmbedding(EncodedLinear(encoded), dtype)
+    )

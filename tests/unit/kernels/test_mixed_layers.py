@@ -83,6 +83,7 @@ def adapted(part: PartWeights) -> PartWeights:
         part.tensors,
         {role: Adapted(linear) for role, linear in part.linears.items()},
         {role: tuple(map(Adapted, linears)) for role, linears in part.experts.items()},
+        part.encoded,
     )
 
 

@@ -1,0 +1,187 @@
+"""The compiled products agree with what each form is defined to be, and every row of input has bits of its own."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from hydra.kernels.native.products import BLOCK_NUMBERS, ROWS_MAX, native_dense, native_groups
+from hydra.kernels.weights.encoded.encoded_matrix import BlockMatrix, EncodedMatrix, Float8Matrix, GroupedMatrix
+from hydra.kernels.weights.encoded.native_form import native_form
+from hydra.protocol.model.encoding import BLOCK_ENCODINGS
+from tests.unit.kernels.native.block_reference import decode_reference, random_blocks
+
+ROWS = 37  # of a matrix: no multiple of anything
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+TABLES = {
+    "mxfp4": [*FP4, *(-number for number in FP4)],
+    "iq4_nl": [-127.0, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113],
+    "any": [float(number) for number in torch.linspace(-1, 1, 16) ** 3],
+}
+SCALES = (torch.float16, torch.bfloat16, torch.float32)
+
+pytestmark = pytest.mark.usefixtures("library")
+
+
+def grouped(columns: int, group: int, bits: int, kind: str, scale_dtype: torch.dtype = torch.float16) -> GroupedMatrix:
+    """Random codes; scales of both signs, some of them nought."""
+    generator = torch.Generator().manual_seed(columns * 31 + group)
+    groups = -(-columns // group)
+    scales = torch.randn(ROWS, groups, generator=generator)
+    scales[::5, 0] = 0
+    codes = torch.randint(0, 256, (ROWS, columns * bits // 8), dtype=torch.uint8, generator=generator)
+    sides = {}
+    if kind == "zeros":
+        sides["zeros"] = torch.randint(0, 1 << bits, (ROWS, groups), dtype=torch.uint8, generator=generator)
+    elif kind == "minima":
+        sides["minima"] = torch.randn(ROWS, groups, generator=generator).to(scale_dtype)
+    elif kind in TABLES:
+        sides["table"] = torch.tensor(TABLES[kind])
+    elif bits == 8:
+        codes = codes.view(torch.int8)
+    return GroupedMatrix(codes=codes, scales=scales.to(scale_dtype), bits=bits, group_columns=group, **sides)
+
+
+def wild(n: int, columns: int, seed: int = 3) -> torch.Tensor:
+    """Rows as a model has them: of very different sizes, with outliers, and with stretches of nought."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, columns, generator=generator) * torch.logspace(-3, 3, n).unsqueeze(1)
+    x[:, 5 % columns] *= 300
+    x[n // 2, : columns // 2] = 0
+    return x
+
+
+def check(matrix: EncodedMatrix, numbers: torch.Tensor) -> None:
+    """`numbers`: the matrix in float32. A product may be as wrong as the input's 21 bits allow, and a float32 sum."""
+    native = native_form(matrix)
+    assert native is not None
+    decoded = native.decode(0, ROWS)
+    if getattr(matrix, "minima", None) is not None and matrix.scales.dtype == torch.float32:  # torch rounds once
+        assert torch.allclose(decoded, numbers, rtol=2e-7, atol=2e-6)
+        numbers = decoded
+    assert torch.equal(decoded, numbers)
+    picked = torch.tensor([3, 0, ROWS - 1, 3])
+    assert torch.equal(native.decode_rows(picked), numbers[picked])
+    assert torch.equal(native.decode(5, 9), numbers[5:9])
+    x = wild(ROWS_MAX, matrix.columns)
+    exact = x.double() @ numbers.double().T
+    largest = functional.max_pool1d(functional.pad(x.abs(), (0, -x.shape[1] % 64)), 64).repeat_interleave(64, 1)
+    lost = 2.0**-21 * largest[:, : x.shape[1]] + 2.0**-21 * x.abs()
+    products = native.product(x)
+    worst = (products - exact).abs() - lost.double() @ numbers.double().abs().T
+    assert float(worst.max()) <= 0, f"{float(worst.max())} more than the input's rounding"
+    check_rows(native.product, x, products)
+
+
+def check_rows(product, x: torch.Tensor, products: torch.Tensor) -> None:
+    """The bits of a row are the same alone and in any company."""
+    for n in range(1, x.shape[0]):
+        assert torch.equal(product(x[:n]), products[:n])
+        assert torch.equal(product(x[n:]), products[n:])
+
+
+# group columns, columns: odd sizes, groups that do and do not fit 64 columns, the last one shorter, one for a whole row
+SIZES = [(32, 256), (16, 320), (128, 384), (64, 200), (32, 104), (8, 104), (40, 96), (24, 72), (250, 250), (96, 1000)]
+
+
+@pytest.mark.parametrize("kind", ["middle", "zeros", "minima", *TABLES])
+@pytest.mark.parametrize(("group", "columns"), SIZES)
+def test_codes_of_4_bits(group, columns, kind):
+    matrix = grouped(columns, group, 4, kind)
+    check(matrix, matrix.decode(torch.float32))
+
+
+@pytest.mark.parametrize("kind", ["signed", "zeros"])
+@pytest.mark.parametrize(("group", "columns"), [*SIZES, (101, 101), (32, 35)])
+def test_codes_of_8_bits(group, columns, kind):
+    matrix = grouped(columns, group, 8, kind)
+    check(matrix, matrix.decode(torch.float32))
+
+
+@pytest.mark.parametrize("dtype", SCALES, ids=str)
+@pytest.mark.parametrize("kind", ["middle", "minima", "any"])
+def test_scales_of_any_dtype(dtype, kind):
+    for group in (32, 64, 16):
+        matrix = grouped(256, group, 4, kind, dtype)
+        check(matrix, matrix.decode(torch.float32))
+
+
+@pytest.mark.parametrize("name", BLOCK_NUMBERS)
+def test_blocks_as_gguf_has_them(name):
+    encoding = BLOCK_ENCODINGS[name]
+    per_row = 11 if encoding.columns == 32 else 3
+    blocks = random_blocks(name, ROWS * per_row, encoding.block_bytes, seed=len(name))
+    numbers = torch.from_numpy(decode_reference(name, blocks)).view(ROWS, -1)
+    check(BlockMatrix(encoding=encoding, data=torch.from_numpy(blocks).view(ROWS, -1)), numbers)
+
+
+@pytest.mark.parametrize(
+    ("columns", "group_rows", "group_columns"), [(256, 16, 128), (300, 1, 300), (301, ROWS, 301), (200, 128, 128)]
+)
+def test_float8(columns, group_rows, group_columns):
+    numbers = torch.randn(ROWS, columns, generator=torch.Generator().manual_seed(1))
+    codes = numbers.to(torch.float8_e4m3fn)
+    every = torch.arange(127, dtype=torch.uint8)
+    codes.view(torch.uint8)[0, :127], codes.view(torch.uint8)[1, :127] = every, every + 128
+    scales = torch.rand(-(-ROWS // group_rows), -(-columns // group_columns)) - 0.3
+    matrix = Float8Matrix(codes=codes, scales=scales, group_rows=group_rows, group_columns=group_columns)
+    check(matrix, matrix.decode(torch.float32))
+
+
+def test_float8_that_is_no_number_is_for_others():
+    codes = torch.zeros(2, 32).to(torch.float8_e4m3fn)
+    codes.view(torch.uint8)[1, 3] = 255
+    assert native_form(Float8Matrix(codes=codes, scales=torch.ones(1, 1), group_rows=2, group_columns=32)) is None
+
+
+@pytest.mark.parametrize("dtype", SCALES, ids=str)
+@pytest.mark.parametrize("columns", [8, 77, 512, 1030])
+def test_plain_numbers(dtype, columns):
+    matrix = torch.randn(ROWS, columns, generator=torch.Generator().manual_seed(2)).to(dtype)
+    native, x = native_dense(matrix), wild(ROWS_MAX, columns)
+    assert native is not None and torch.equal(native.decode(0, ROWS), matrix.float())
+    products, numbers = native.product(x), matrix.double()
+    lost = 2.0**-24 * columns**0.5 * 4 * (x.abs().double() @ numbers.abs().T)
+    assert bool(((products - x.double() @ numbers.T).abs() <= lost).all())
+    check_rows(native.product, x, products)
+
+
+def test_the_number_of_threads_changes_no_bit(threads):
+    matrix = torch.randn(997, 512, generator=torch.Generator().manual_seed(4))
+    codes = torch.randint(0, 256, (997, 256), dtype=torch.uint8)
+    forms = [native_dense(matrix), native_groups(codes, torch.rand(997, 16), bits=4, group_columns=32)]
+    x = wild(5, 512)
+    for native in forms:
+        assert native is not None
+        threads(1)
+        alone = native.product(x), native.decode(0, 997)
+        for n in (2, 3, 7):
+            threads(n)
+            assert torch.equal(native.product(x), alone[0]) and torch.equal(native.decode(0, 997), alone[1])
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_spoils_its_row_and_no_other(wrong):
+    native, x = native_form(grouped(256, 32, 4, "middle")), wild(3, 256)
+    assert native is not None
+    whole = native.product(x)
+    x[1, 77] = wrong
+    spoiled = native.product(x)
+    assert not spoiled[1, 1:5].isfinite().any()
+    assert torch.equal(spoiled[0], whole[0]) and torch.equal(spoiled[2], whole[2])
+
+
+def test_what_it_has_no_way_for_is_left_to_others():
+    codes, scales = torch.zeros(4, 64, dtype=torch.uint8), torch.ones(4, 13)
+    assert native_groups(codes, scales, bits=4, group_columns=10) is None
+    assert native_groups(codes, torch.ones(4, 4).double(), bits=4, group_columns=32) is None
+    assert native_dense(torch.zeros(4, 4).double()) is None
+
+
+def test_rows_that_are_not_there_are_not_looked_up():
+    native = native_dense(torch.zeros(4, 8))
+    assert native is not None
+    for rows in ([4], [-1], [0, 9]):
+        with pytest.raises(IndexError):
+            native.decode_rows(torch.tensor(rows))
+    assert native.decode_rows(torch.empty(0, dtype=torch.int64)).shape == (0, 8)
+    assert native.product(torch.empty(0, 8)).shape == (0, 4)
