@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hydra.kernels.native.library import MatrixStruct, NativeLibrary, native_library
 
-ROWS_MAX = 16  # of input, in one product
+INPUT_ROWS_MAX = 16  # of input, in one product
 BLOCK_NUMBERS = {"Q5_0": 0, "Q5_1": 1, "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "IQ4_XS": 7}
 _NIBBLES, _BYTES, _BLOCKS, _FLOAT8, _DENSE = range(5)
 _MIDDLE, _ZEROS, _MINIMA, _TABLE, _FLOAT_TABLE = range(5)
@@ -30,9 +30,9 @@ class NativeMatrix:
     kept: tuple[Tensor | None, ...]  # whose memory `struct` points to
 
     def product(self, x: Tensor) -> Tensor:
-        """float32 [n, columns] times the transpose of the matrix, n at most ROWS_MAX: float32 [n, rows]."""
+        """float32 [n, columns] times the transpose of the matrix, n at most INPUT_ROWS_MAX: float32 [n, rows]."""
         n, columns = x.shape
-        assert n <= ROWS_MAX and columns == self.struct.columns and x.dtype == torch.float32, x.shape
+        assert n <= INPUT_ROWS_MAX and columns == self.struct.columns and x.dtype == torch.float32, x.shape
         x = x.contiguous()
         output = torch.empty((n, self.struct.rows), dtype=torch.float32)
         if n:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hydra.kernels.native.products import ROWS_MAX, NativeMatrix, native_dense
+from hydra.kernels.native.products import INPUT_ROWS_MAX, NativeMatrix, native_dense
 from hydra.kernels.weights.encoded.encoded_linear import EncodedLinear
 from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
 from hydra.kernels.weights.encoded_rows import EncodedRows
 
-NATIVE_ROWS = 2 * ROWS_MAX  # the plain product of more rows is faster than so many of our own
+NATIVE_ROWS = 2 * INPUT_ROWS_MAX  # the plain product of more rows is faster than so many of our own
 MEASURED_BYTES = 1 << 20  # a smaller matrix is multiplied by in no time
 GAIN = 1.05  # less is not worth the slower products of many rows
 _ROUNDS = 3
@@ -87,8 +87,8 @@ class NativeLinear:
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[0] > NATIVE_ROWS:
             return functional.linear(x, self.matrix, self.bias)
-        firsts = range(0, max(1, x.shape[0]), ROWS_MAX)
-        products = [self.native.product(x[first : first + ROWS_MAX]) for first in firsts]
+        firsts = range(0, max(1, x.shape[0]), INPUT_ROWS_MAX)
+        products = [self.native.product(x[first : first + INPUT_ROWS_MAX]) for first in firsts]
         output = products[0] if len(products) == 1 else torch.cat(products)
         return output if self.bias is None else output.add_(self.bias)
 

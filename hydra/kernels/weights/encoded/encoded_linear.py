@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hydra.kernels.native.products import ROWS_MAX as NATIVE_ROWS_MAX
-from hydra.kernels.native.products import NativeMatrix
+from hydra.kernels.native.products import INPUT_ROWS_MAX, NativeMatrix
 from hydra.kernels.weights.encoded.cuda.device_product import ROWS_MAX, DeviceProduct, device_product
 from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
 from hydra.kernels.weights.encoded.native_form import native_form, order_of
@@ -73,7 +72,7 @@ class EncodedLinear:
         order = order_of(self.matrix)
         if order is not None:
             x = x.index_select(1, order)
-        if x.shape[0] <= NATIVE_ROWS_MAX:
+        if x.shape[0] <= INPUT_ROWS_MAX:
             return native.product(x.to(torch.float32)).to(x.dtype)
         output = x.new_empty(x.shape[0], self.matrix.rows)
         for first, end in self._tiles(TILE_NUMBERS):

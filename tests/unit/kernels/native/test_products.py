@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hydra.kernels.native.products import BLOCK_NUMBERS, ROWS_MAX, native_dense, native_groups
+from hydra.kernels.native.products import BLOCK_NUMBERS, INPUT_ROWS_MAX, native_dense, native_groups
 from hydra.kernels.weights.encoded.encoded_matrix import BlockMatrix, EncodedMatrix, Float8Matrix, GroupedMatrix
 from hydra.kernels.weights.encoded.native_form import native_form
 from hydra.protocol.model.encoding import BLOCK_ENCODINGS
@@ -62,7 +62,7 @@ def check(matrix: EncodedMatrix, numbers: torch.Tensor) -> None:
     picked = torch.tensor([3, 0, ROWS - 1, 3])
     assert torch.equal(native.decode_rows(picked), numbers[picked])
     assert torch.equal(native.decode(5, 9), numbers[5:9])
-    x = wild(ROWS_MAX, matrix.columns)
+    x = wild(INPUT_ROWS_MAX, matrix.columns)
     exact = x.double() @ numbers.double().T
     largest = functional.max_pool1d(functional.pad(x.abs(), (0, -x.shape[1] % 64)), 64).repeat_interleave(64, 1)
     lost = 2.0**-21 * largest[:, : x.shape[1]] + 2.0**-21 * x.abs()
@@ -137,7 +137,7 @@ def test_float8_that_is_no_number_is_for_others():
 @pytest.mark.parametrize("columns", [8, 77, 512, 1030])
 def test_plain_numbers(dtype, columns):
     matrix = torch.randn(ROWS, columns, generator=torch.Generator().manual_seed(2)).to(dtype)
-    native, x = native_dense(matrix), wild(ROWS_MAX, columns)
+    native, x = native_dense(matrix), wild(INPUT_ROWS_MAX, columns)
     assert native is not None and torch.equal(native.decode(0, ROWS), matrix.float())
     products, numbers = native.product(x), matrix.double()
     lost = 2.0**-24 * columns**0.5 * 4 * (x.abs().double() @ numbers.abs().T)
