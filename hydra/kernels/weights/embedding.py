@@ -33,7 +33,7 @@ class EncodedEmbedding:
     dtype: torch.dtype
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return self.matrix.look_up(ids, self.dtype)
+        return self.matrix.look_up(ids.to(torch.int64), self.dtype)
 
 
 def make_embedding(weights: PartWeights, dtype: torch.dtype) -> Embedding:

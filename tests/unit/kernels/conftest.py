@@ -1,8 +1,12 @@
 """Small published models, written once per session."""
 
+import os
+
 import pytest
 import torch
 
+from hydra.kernels.native.library import promise_library
+from hydra.processes.native_build import begin_native_build
 from tests.unit.kernels.bench import Published, publish
 
 
@@ -26,3 +30,13 @@ def tied(tmp_path_factory) -> Published:
         mlp_bias=True,
         head_dim=24,
     )
+
+
+@pytest.fixture(scope="module")
+def library():
+    opened = begin_native_build(os.environ)()
+    if opened is None:
+        pytest.skip("this machine has no C compiler")
+    promise_library(lambda: opened)
+    yield opened
+    promise_library(lambda: None)

@@ -92,6 +92,10 @@ def test_tokens_are_those_of_the_decoded_model(both, cuts):
     assert drawn[0] == drawn[1]
 
 
+def test_the_same_with_products_in_c(both, library):
+    test_tokens_are_those_of_the_decoded_model(both, (1,))
+
+
 def test_a_stage_holds_and_reads_its_own_encoded_bytes(both):
     encoded, _ = both
     for first, end in ((0, 1), (1, 3), (0, 3)):
