@@ -28,13 +28,13 @@ class EncodedLinear:
     matrix: EncodedMatrix
     bias: Tensor | None = None
     _product: DeviceProduct | None = attrs.field(init=False)
-    _native: NativeMatrix | None = attrs.field(init=False)
+    native: NativeMatrix | None = attrs.field(init=False)
 
     @_product.default
     def _of_the_device(self) -> DeviceProduct | None:
         return device_product(self.matrix)
 
-    @_native.default
+    @native.default
     def _of_the_processor(self) -> NativeMatrix | None:
         return native_form(self.matrix)
 
@@ -45,8 +45,8 @@ class EncodedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         if self._product is not None:
             output = self._on_the_device(self._product, x)
-        elif self._native is not None and x.dtype in _NATIVE_INPUT:
-            output = self._natively(self._native, x)
+        elif self.native is not None and x.dtype in _NATIVE_INPUT:
+            output = self._natively(self.native, x)
         else:
             output = x.new_empty(x.shape[0], self.matrix.rows)
             for first, end in self._tiles(TILE_NUMBERS):
@@ -55,9 +55,9 @@ class EncodedLinear:
 
     def look_up(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The rows of these indices (int64), in their order: [n, columns]."""
-        if self._native is None or order_of(self.matrix) is not None:
+        if self.native is None or order_of(self.matrix) is not None:
             return self.matrix.take(rows).decode(dtype)
-        return self._native.decode_rows(rows).to(dtype)
+        return self.native.decode_rows(rows).to(dtype)
 
     def _on_the_device(self, product: DeviceProduct, x: Tensor) -> Tensor:
         if 0 < x.shape[0] <= ROWS_MAX:
