@@ -8,8 +8,8 @@ from typing import Any
 from hydra.bench.budget import BUDGETS, Measured, RatioBudget
 from hydra.complaint import Complaint
 
-BUDGET_NAMES = ("P1", "P2", "P4", "R", "L")
-WORDS = {"LOAD": "L"}  # a budget by what it is about
+BUDGET_NAMES = ("P1", "P2", "P4", "R", "L", "Q")
+WORDS = {"LOAD": "L", "QUANT": "Q"}  # a budget by what it is about
 
 
 def wanted_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -37,6 +37,7 @@ def measure_budgets(
     from hydra.bench.hop import measure_hop
     from hydra.bench.load_speed import measure_load
     from hydra.bench.pipeline import measure_timed, measure_torch
+    from hydra.bench.quant_speed import measure_quant
     from hydra.bench.token_time import measure_token_time
 
     found: dict[str, Measured] = {}
@@ -56,6 +57,9 @@ def measure_budgets(
         if "L" in names:
             say("L: a slice loaded, and the same bytes plainly read")
             found["L"] = measure_load(Path(scratch), rounds=5 if quick else 15, device=device.partition(",")[0])
+        if "Q" in names:
+            say("Q: one row by encoded matrices, and their bytes plainly read")
+            found |= measure_quant(rounds=5 if quick else 15)
     return found
 
 

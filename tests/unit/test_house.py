@@ -26,7 +26,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "zmq": ("protocol/wires/zmq_", "bench/hop"),  # the bench needs the other side of its ratios
-    "torch": ("kernels/", "bench/bare_loop.py", "bench/load_child.py", "bench/peak_child.py"),
+    "torch": ("kernels/", "bench/bare_loop.py", "bench/load_child.py", "bench/peak_child.py", "bench/quant_child.py"),
     "quart": ("http/",),
     "quart_trio": ("http/",),
     "hypercorn": ("http/",),
