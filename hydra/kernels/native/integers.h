@@ -9,14 +9,12 @@
 #include "scales.h"
 
 #if defined(HYDRA_ONE_LOOP)
-enum { TILE = 1 };
+enum { TILE = 1, ALONE_SCALED = 0 };
 #else
-enum { TILE = 4 };
+enum { TILE = 4, ALONE_SCALED = 1 }; /* of one row alone (the last) the scales are in the matrix's own beforehand */
 #endif
 
-#ifndef AHEAD
 enum { AHEAD = 2048 }; /* bytes of codes that are asked for before they are needed: no processor looks beyond a page */
-#endif
 
 /* Of each row of input: its digits, its scales (not used of one row alone, where they are already in the matrix's own),
    and what the matrix's offsets add, in eight parts. */
@@ -39,7 +37,7 @@ INLINE floats_t scales_of(const float *scale, int64_t chunk, int per) {
 }
 
 INLINE floats_t scaled(const tile_t *x, int r, int rows, int64_t unit, floats_t scale) {
-    return rows == 1 ? scale : mul_floats(scale, all_floats(x->scales[r][unit]));
+    return ALONE_SCALED && rows == 1 ? scale : mul_floats(scale, all_floats(x->scales[r][unit]));
 }
 
 /* Codes of 4 bits, 64 columns at a time. Lane i of a sum is of columns 8i to 8i + 7. `table`: 0 none, 1 of codes below
