@@ -179,7 +179,7 @@ INLINE floats_t spread_4(const float *at) {
 
 #define MANY static
 #define HYDRA_ONE_LOOP 1 /* compilers take minutes over more of these */
-#define FOR_ROWS(rows, step) do { step(0); } while (0)
+#define FOR_ROWS(rows, step) do { (void)(rows); step(0); } while (0)
 
 typedef struct { uint8_t v[32]; } bytes_t;
 typedef struct { int32_t v[8]; } ints_t;
