@@ -69,6 +69,14 @@ BUDGETS = (
         aim=0.8,
         higher=True,
     ),
+    RatioBudget(
+        name="Q4",
+        what="bytes per second of a product of one row by 4 bits / of a plain read of as many",
+        must=0.6,
+        aim=0.85,
+        higher=True,
+    ),
+    RatioBudget(name="Q8", what="the same by 8 bits", must=0.6, aim=0.85, higher=True),
 )
 
 

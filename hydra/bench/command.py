@@ -8,8 +8,8 @@ from typing import Any
 from hydra.bench.budget import BUDGETS, Measured, RatioBudget
 from hydra.complaint import Complaint
 
-BUDGET_NAMES = ("P1", "P2", "P4", "R", "L", "G")
-WORDS = {"LOAD": "L"}  # a budget by what it is about
+BUDGET_NAMES = ("P1", "P2", "P4", "R", "L", "G", "Q")
+WORDS = {"LOAD": "L", "QUANT": "Q"}  # a budget by what it is about
 
 
 def wanted_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -22,6 +22,15 @@ def wanted_names(names: Sequence[str]) -> tuple[str, ...]:
             f"there is no budget {sorted(unknown)[0]!r}", "it is not in the table", f"choose from {known}", 2
         )
     return tuple(name for name in BUDGET_NAMES if name in asked)
+
+
+def measurable_on(names: Sequence[str], device: str, *, asked: bool) -> tuple[str, ...]:
+    """Those that can be measured there. Raises Complaint (exit 2) where one that cannot was asked for by its name."""
+    if device == "cpu" and "G" in names:
+        if asked:
+            raise Complaint("no budget G on the CPU", "it is about products on CUDA", "add --device cuda:0", 2)
+        return tuple(name for name in names if name != "G")
+    return tuple(names)
 
 
 def check_device(device: str) -> None:
@@ -38,6 +47,7 @@ def measure_budgets(
     from hydra.bench.hop import measure_hop
     from hydra.bench.load_speed import measure_load
     from hydra.bench.pipeline import measure_timed, measure_torch
+    from hydra.bench.quant_speed import measure_quant
     from hydra.bench.token_time import measure_token_time
 
     found: dict[str, Measured] = {}
@@ -57,9 +67,12 @@ def measure_budgets(
         if "L" in names:
             say("L: a slice loaded, and the same bytes plainly read")
             found["L"] = measure_load(Path(scratch), rounds=5 if quick else 15, device=device.partition(",")[0])
-        if "G" in names and device != "cpu":
+        if "G" in names:
             say("G: products with 4-bit matrices on the device, and copies of as many bytes")
             found["G"] = measure_device_product(device.partition(",")[0], rounds=5 if quick else 15)
+        if "Q" in names:
+            say("Q: one row by encoded matrices, and their bytes plainly read")
+            found |= measure_quant(rounds=5 if quick else 15)
     return found
 
 

@@ -32,6 +32,7 @@ ONLY_IN = {
         "bench/device_product_child.py",
         "bench/load_child.py",
         "bench/peak_child.py",
+        "bench/quant_child.py",
     ),
     "quart": ("http/",),
     "quart_trio": ("http/",),

@@ -1,6 +1,8 @@
 /* Rows of input as integers: of every 32 columns (of every 64, where codes have 4 bits) the numbers are brought to whole
    numbers up to 2^21 (2^20, where codes have 8 bits), and these are split into three digits of base 128, one byte each.
-   What is lost is below 2^-22 (2^-21) of the largest of them; products of such integers with codes are exact.
+   What is lost is below 2^-22 (2^-21) of the largest of them; products of such integers with codes are exact. The sums of
+   input that offsets are multiplied by are of the same rounded numbers, so that what was rounded weighs no more than the
+   matrix's own numbers make it.
 
    A unit is 32 columns in the order in which a vector of 32 codes has them: one after the other, or, of matrices of 4
    bits, the even ones of 64 and then the odd ones. It is 96 bytes: the highest digits, the middle ones, the lowest. */
@@ -44,8 +46,10 @@ INLINE void split_unit(const float *from, float factor, uint8_t *unit) {
     }
 }
 
-/* `span` columns, 32 or 64, of which `here` are there. What is not finite has no digits: its scale is no number. */
-INLINE void split_chunk(const float *x, int64_t here, int span, float most, uint8_t *units, float *scales) {
+/* `span` columns, 32 or 64, of which `here` are there. What is not finite has no digits: its scale is no number.
+   `rounded`: the numbers that the digits stand for. */
+INLINE void split_chunk(const float *x, int64_t here, int span, float most, uint8_t *units, float *scales,
+                        float *rounded) {
     float chunk[2 * UNIT], sorted[2 * UNIT];
     uint32_t largest = 0;
     if (here < span) memset(chunk, 0, sizeof chunk);
@@ -59,6 +63,7 @@ INLINE void split_chunk(const float *x, int64_t here, int span, float most, uint
         memset(chunk, 0, sizeof chunk);
         factor = 0.0f, scale = float_of_bits(0x7fc00000u);
     }
+    for (int i = 0; i < span; i++) rounded[i] = (chunk[i] * factor + ROUNDER - ROUNDER) * scale;
     if (span == UNIT) {
         split_unit(chunk, factor, units);
         scales[0] = scale;
@@ -73,7 +78,9 @@ INLINE void split_chunk(const float *x, int64_t here, int span, float most, uint
     scales[0] = scales[1] = scale;
 }
 
-static void split_row(const float *x, int64_t columns, int paired, int wide, activations_t *into, int row) {
+/* `rounded`: of whole chunks. */
+static void split_row(const float *x, int64_t columns, int paired, int wide, activations_t *into, int row,
+                      float *rounded) {
     uint8_t *digits = into->digits + row * into->units * UNIT_BYTES;
     float *scales = into->scales + row * into->units;
     const float most = wide ? 0x1p20f : 0x1p21f - 0x1p14f; /* the highest digit is at most 64, or 127 */
@@ -81,8 +88,8 @@ static void split_row(const float *x, int64_t columns, int paired, int wide, act
     for (int64_t first = 0; first < columns; first += span) {
         int64_t here = columns - first < span ? columns - first : span;
         uint8_t *units = digits + first / UNIT * UNIT_BYTES;
-        if (paired) split_chunk(x + first, here, 2 * UNIT, most, units, scales + first / UNIT);
-        else split_chunk(x + first, here, UNIT, most, units, scales + first / UNIT);
+        if (paired) split_chunk(x + first, here, 2 * UNIT, most, units, scales + first / UNIT, rounded + first);
+        else split_chunk(x + first, here, UNIT, most, units, scales + first / UNIT, rounded + first);
     }
 }
 

@@ -36,9 +36,7 @@ MANY void dense_tile(const uint8_t *const *w, int n, const float *const *x, int 
 MANY void float8_row(const matrix_t *m, const uint8_t *codes, const float *const *x, int rows, const float *scale,
                        float *into) {
     floats_t sums[TILE];
-#define STEP(r) sums[r] = no_floats()
-    FOR_ROWS(rows, STEP);
-#undef STEP
+    FOR_ROWS(rows, NO_SUM);
     for (int64_t first = 0, group = 0; first < m->columns; first += m->group_columns, group++) {
         int64_t end = first + m->group_columns < m->columns ? first + m->group_columns : m->columns, column = first;
         floats_t own[TILE], wide = all_floats(scale[group] * 256.0f);
@@ -62,16 +60,16 @@ MANY void float8_row(const matrix_t *m, const uint8_t *codes, const float *const
         FOR_ROWS(rows, STEP);
 #undef STEP
     }
-    ALL_SUMS(rows, sums, into);
+    #define STEP(r) into[r] = sum_floats(sums[r])
+    FOR_ROWS(rows, STEP);
+#undef STEP
 }
 
 /* One row of codes of 4 bits with any table: the numbers of 8 columns, then their products. `scale` has one per 8. */
 MANY void table_row(const matrix_t *m, const uint8_t *codes, const float *const *x, int rows, const float *scale,
                       float *into) {
     floats_t sums[TILE];
-#define STEP(r) sums[r] = no_floats()
-    FOR_ROWS(rows, STEP);
-#undef STEP
+    FOR_ROWS(rows, NO_SUM);
     for (int64_t column = 0; column < m->columns; column += 8) {
         float numbers[8] = {0};
         int64_t here = m->columns - column < 8 ? m->columns - column : 8;
@@ -84,7 +82,9 @@ MANY void table_row(const matrix_t *m, const uint8_t *codes, const float *const 
         FOR_ROWS(rows, STEP);
 #undef STEP
     }
-    ALL_SUMS(rows, sums, into);
+    #define STEP(r) into[r] = sum_floats(sums[r])
+    FOR_ROWS(rows, STEP);
+#undef STEP
 }
 
 #endif

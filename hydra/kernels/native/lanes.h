@@ -134,6 +134,7 @@ INLINE floats_t load_floats(const float *at) { return _mm256_loadu_ps(at); }
 INLINE void store_floats(float *at, floats_t v) { _mm256_storeu_ps(at, v); }
 INLINE floats_t all_floats(float value) { return _mm256_set1_ps(value); }
 INLINE floats_t floats_of(ints_t v) { return _mm256_cvtepi32_ps(v); }
+INLINE floats_t add_floats(floats_t a, floats_t b) { return _mm256_add_ps(a, b); }
 INLINE floats_t mul_floats(floats_t a, floats_t b) { return _mm256_mul_ps(a, b); }
 INLINE floats_t fma_floats(floats_t a, floats_t b, floats_t c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE float sum_floats(floats_t v) {
@@ -156,7 +157,9 @@ INLINE floats_t load_f8(const uint8_t *at) {
 }
 /* two numbers, each four times; four numbers, each twice */
 INLINE floats_t spread_2(const float *at) {
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(at)), _mm_broadcast_ss(at + 1), 1);
+    double both; /* that is, the two */
+    memcpy(&both, at, 8);
+    return _mm256_permutevar_ps(_mm256_castpd_ps(_mm256_set1_pd(both)), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
 }
 INLINE floats_t spread_4(const float *at) {
     const __m256i which = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
@@ -176,7 +179,7 @@ INLINE floats_t spread_4(const float *at) {
 
 #define MANY static
 #define HYDRA_ONE_LOOP 1 /* compilers take minutes over more of these */
-#define FOR_ROWS(rows, step) do { step(0); } while (0)
+#define FOR_ROWS(rows, step) do { (void)(rows); step(0); } while (0)
 
 typedef struct { uint8_t v[32]; } bytes_t;
 typedef struct { int32_t v[8]; } ints_t;
@@ -233,6 +236,7 @@ INLINE floats_t no_floats(void) { return all_floats(0.0f); }
 INLINE floats_t load_floats(const float *at) { floats_t r; memcpy(r.v, at, 32); return r; }
 INLINE void store_floats(float *at, floats_t v) { memcpy(at, v.v, 32); }
 INLINE floats_t floats_of(ints_t v) { floats_t r; EACH(8) r.v[i] = (float)v.v[i]; return r; }
+INLINE floats_t add_floats(floats_t a, floats_t b) { EACH(8) a.v[i] += b.v[i]; return a; }
 INLINE floats_t mul_floats(floats_t a, floats_t b) { EACH(8) a.v[i] *= b.v[i]; return a; }
 INLINE floats_t fma_floats(floats_t a, floats_t b, floats_t c) {
 #if defined(HYDRA_NEON)

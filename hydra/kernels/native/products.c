@@ -57,34 +57,19 @@ static int scales_per(const matrix_t *m, int64_t unit) {
     }
 #endif
 
-/* With the usual numbers of scales to a chunk known beforehand. */
-#if defined(HYDRA_ONE_LOOP)
-#define WITH_PER(per, call) { const int PER = (per); call; }
-#else
-#define WITH_PER(per, call)                      \
-    switch (per) {                               \
-    case 1: { enum { PER = 1 }; call; break; }   \
-    case 2: { enum { PER = 2 }; call; break; }   \
-    default: { const int PER = (per); call; break; } \
-    }
-#endif
-
 #define BLOCK_CASE(block) \
     case block: WITH_ROWS(rows, block_row(m, block, codes, tile, R, spread, into)); break;
 
 static __attribute__((noinline)) void nibble_tile(const matrix_t *m, const uint8_t *codes, const tile_t *tile, int rows,
                                                   const float *spread, int per, int table, float *into) {
-    if (!table) {
-        if (rows == 1) WITH_PER(per, nibble_row(m, codes, tile, 1, spread, PER, 0, into))
-        else WITH_ROWS(rows, nibble_row(m, codes, tile, R, spread, per, 0, into))
-    } else if (table == 1) WITH_ROWS(rows, nibble_row(m, codes, tile, R, spread, per, 1, into))
+    if (!table) WITH_ROWS(rows, nibble_row(m, codes, tile, R, spread, per, 0, into))
+    else if (table == 1) WITH_ROWS(rows, nibble_row(m, codes, tile, R, spread, per, 1, into))
     else WITH_ROWS(rows, nibble_row(m, codes, tile, R, spread, per, 2, into))
 }
 
 static __attribute__((noinline)) void byte_tile(const matrix_t *m, const uint8_t *codes, const tile_t *tile, int rows,
                                                 const float *spread, int per, float *into) {
     if (m->offset == ZEROS) WITH_ROWS(rows, byte_row(m, codes, tile, R, spread, per, 0, into))
-    else if (rows == 1) WITH_PER(per, byte_row(m, codes, tile, 1, spread, PER, 1, into))
     else WITH_ROWS(rows, byte_row(m, codes, tile, R, spread, per, 1, into))
 }
 
@@ -102,49 +87,63 @@ static __attribute__((noinline)) void block_tile(const matrix_t *m, const uint8_
     }
 }
 
+/* The sum of what `each` makes of every eight groups, in two chains. */
+#define EIGHTS(groups, each)                                           \
+    floats_t even = no_floats(), odd = no_floats();                    \
+    for (int64_t g = 0; g < (groups); g += 16) {                       \
+        each(even, g);                                                 \
+        if (g + 8 < (groups)) each(odd, g + 8);                        \
+    }                                                                  \
+    floats_t all = add_floats(even, odd)
+
 /* What the offsets of all groups add to an output, in eight parts. */
 static void offsets_sum(const matrix_t *m, float zero, const float *scale, const float *offset, int64_t groups,
                         const float *sums, float into[8]) {
-    floats_t all = no_floats();
+#define SCALED(sum, g) sum = fma_floats(load_floats(scale + (g)), load_floats(sums + (g)), sum)
+#define ADDED(sum, g) sum = fma_floats(load_floats(offset + (g)), load_floats(sums + (g)), sum)
+#define BOTH(sum, g) \
+    sum = fma_floats(mul_floats(load_floats(scale + (g)), load_floats(offset + (g))), load_floats(sums + (g)), sum)
     if (zero != 0.0f) {
-        for (int64_t g = 0; g < groups; g += 8) all = fma_floats(load_floats(scale + g), load_floats(sums + g), all);
-        all = mul_floats(all, all_floats(-zero));
+        EIGHTS(groups, SCALED);
+        store_floats(into, mul_floats(all, all_floats(-zero)));
     } else if (has_minima(m)) {
-        for (int64_t g = 0; g < groups; g += 8) all = fma_floats(load_floats(offset + g), load_floats(sums + g), all);
+        EIGHTS(groups, ADDED);
+        store_floats(into, all);
     } else {
-        for (int64_t g = 0; g < groups; g += 8) {
-            floats_t both = mul_floats(load_floats(scale + g), load_floats(offset + g));
-            all = fma_floats(both, load_floats(sums + g), all);
-        }
-        all = mul_floats(all, all_floats(-1.0f));
+        EIGHTS(groups, BOTH);
+        store_floats(into, mul_floats(all, all_floats(-1.0f)));
     }
-    store_floats(into, all);
 }
 
-/* The usual case in one go, of one row of input and a matrix with a scale for each chunk (or several) and one zero for
-   all: its scales times the input's, and what its zero adds. The same numbers as by the general way. */
-static void scale_row(const matrix_t *m, int64_t row, float zero, const product_t *p, float *both, float into[8]) {
+/* The usual case in one go, of one row of input and a matrix whose groups are `times` as wide as what one scale is used
+   for, and which has one zero for all: its scales times the input's, and what its zero adds. The same numbers as by the
+   general way. */
+INLINE void scale_row(const matrix_t *m, int64_t row, float zero, const product_t *p, float *scale, float *both, int times,
+                      float into[8]) {
     const float *sums = p->in.sums + (p->in.rows - 1) * p->in.groups, *input = p->in.last;
     const int64_t first = row * m->groups;
-    floats_t all = no_floats(), unit = all_floats(m->table_unit);
-#define EIGHT(load, type, scale)                                               \
-    for (int64_t g = 0; g < m->groups; g += 8) {                               \
-        floats_t own = load((const type *)m->scales + first + g);              \
-        own = scale;                                                           \
-        all = fma_floats(own, load_floats(sums + g), all);                     \
-        store_floats(both + g, mul_floats(own, load_floats(input + g)));       \
-    }
-    if (m->offset == TABLE) {
-        if (m->number == IS_F16) EIGHT(load_f16, uint16_t, mul_floats(own, unit))
-        else if (m->number == IS_BF16) EIGHT(load_bf16, uint16_t, mul_floats(own, unit))
-        else EIGHT(load_floats, float, mul_floats(own, unit))
-    } else {
-        if (m->number == IS_F16) EIGHT(load_f16, uint16_t, own)
-        else if (m->number == IS_BF16) EIGHT(load_bf16, uint16_t, own)
-        else EIGHT(load_floats, float, own)
-    }
-#undef EIGHT
-    store_floats(into, mul_floats(all, all_floats(-zero)));
+    const floats_t unit = all_floats(m->table_unit);
+    for (int64_t g = 0; g < m->groups; g += 32) PREFETCH(m->scales + 2 * (first + 4 * m->groups + g));
+#define HERE(number, sum, g)                                                                     \
+    do {                                                                                         \
+        floats_t own = number;                                                                   \
+        sum = fma_floats(own, load_floats(sums + (g)), sum);                                     \
+        if (times == 1) store_floats(both + (g), mul_floats(own, load_floats(input + (g))));     \
+        else store_floats(scale + (g), own);                                                     \
+    } while (0)
+#define HERE_F16(sum, g) HERE(load_f16((const uint16_t *)m->scales + first + (g)), sum, g)
+#define HERE_BF16(sum, g) HERE(load_bf16((const uint16_t *)m->scales + first + (g)), sum, g)
+#define HERE_F32(sum, g) HERE(load_floats((const float *)m->scales + first + (g)), sum, g)
+#define HERE_TABLE(sum, g) HERE(mul_floats(load_numbers(m->scales, m->number, first + (g)), unit), sum, g)
+#define END store_floats(into, mul_floats(all, all_floats(-zero)))
+    if (m->offset == TABLE) { EIGHTS(m->groups, HERE_TABLE); END; }
+    else if (m->number == IS_F16) { EIGHTS(m->groups, HERE_F16); END; }
+    else if (m->number == IS_BF16) { EIGHTS(m->groups, HERE_BF16); END; }
+    else { EIGHTS(m->groups, HERE_F32); END; }
+#undef END
+    if (times > 1)
+        for (int64_t g = 0; g < m->groups; g++)
+            for (int i = 0; i < times; i++) both[g * times + i] = scale[g] * input[g * times + i];
 }
 
 /* Of a table: 1 where its codes are below 64, else 2. */
@@ -155,6 +154,42 @@ static int table_kind(const matrix_t *m) {
 }
 
 static int tile_of(int left) { return left >= TILE ? TILE : left >= 2 && TILE >= 2 ? 2 : 1; }
+
+/* Rows of the usual kind (see `scale_row`), without a call between one and the next. */
+INLINE void usual_rows(const product_t *p, int64_t first, int64_t end, float *scale, float *both, int form, const int per,
+                       const int times, int table) {
+    const matrix_t *m = p->m;
+    const float zero = common_zero(m);
+    tile_t tile = {.digits = {p->in.digits}};
+    for (int64_t row = first; row < end; row++) {
+        const uint8_t *codes = m->codes + row * m->row_bytes;
+        scale_row(m, row, zero, p, scale, both, times, tile.offsets[0]);
+        if (form == NIBBLES) nibble_row(m, codes, &tile, 1, both, per, table, p->out + row);
+        else byte_row(m, codes, &tile, 1, both, per, 1, p->out + row);
+    }
+}
+
+/* 0: no such rows. Whole vectors of scales are read, and none behind the last row's. */
+static int usual_share(const product_t *p, int64_t first, int64_t end, float *scale, float *both) {
+    const matrix_t *m = p->m;
+    if (!ALONE_SCALED || m->form == BLOCKS || common_zero(m) == 0.0f || m->groups % 8 != 0 || p->in.rows != 1) return 0;
+    const int table = table_kind(m), nibbles = m->form == NIBBLES;
+    const int64_t unit = nibbles ? 64 : 32, per = scales_per(m, unit), times = m->group_columns * per / unit;
+    if (m->columns != m->groups * m->group_columns || m->group_columns * per % unit != 0) return 0;
+#define USUAL(form, per, times, table) usual_rows(p, first, end, scale, both, form, per, times, table)
+    if (!nibbles) {
+        if (times == 1 && per == 1) USUAL(BYTES, 1, 1, 0);
+        else if (times == 4) USUAL(BYTES, 1, 4, 0);
+        else return 0;
+    } else if (table == 1 && times == 1) USUAL(NIBBLES, (int)per, 1, 1);
+    else if (table) return 0;
+    else if (times == 1 && per == 1) USUAL(NIBBLES, 1, 1, 0);
+    else if (times == 1 && per == 2) USUAL(NIBBLES, 2, 1, 0);
+    else if (times == 2) USUAL(NIBBLES, 1, 2, 0);
+    else return 0;
+#undef USUAL
+    return 1;
+}
 
 static void integer_share(void *work, int64_t first, int64_t end) {
     product_t *p = work;
@@ -168,16 +203,15 @@ static void integer_share(void *work, int64_t first, int64_t end) {
     const int64_t unit = m->form == NIBBLES ? 64 : 32, numbers = (m->columns + unit - 1) / unit * scales_per(m, unit);
     const int per = scales_per(m, unit), table = table_kind(m);
     const float zero = common_zero(m);
-    /* whole vectors of scales are read, and none behind the last row's */
-    const int at_once = m->form != BLOCKS && zero != 0.0f && group == unit / per && groups % 8 == 0 && p->in.rows == 1;
     float *both = spread + spread_numbers(m);
+    if (usual_share(p, first, end, scale, both)) {
+        free(scale);
+        return;
+    }
     for (int64_t row = first; row < end; row++) {
         const uint8_t *codes = m->codes + row * m->row_bytes;
-        const float *use = scale;
-        if (!at_once) {
-            read_row_scales(m, row, scale, offset);
-            use = spread_scales(scale, group, m->columns, unit, per, spread);
-        }
+        read_row_scales(m, row, scale, offset);
+        const float *use = spread_scales(scale, group, m->columns, unit, per, spread);
         for (int at = 0, rows; at < p->in.rows; at += rows) {
             float sums[TILE];
             tile_t tile;
@@ -185,14 +219,14 @@ static void integer_share(void *work, int64_t first, int64_t end) {
             for (int r = 0; r < rows; r++) {
                 tile.digits[r] = p->in.digits + (at + r) * p->in.units * UNIT_BYTES;
                 tile.scales[r] = p->in.scales + (at + r) * p->in.units;
-                if (!at_once)
-                    offsets_sum(m, zero, scale, offset, groups, p->in.sums + (at + r) * p->in.groups, tile.offsets[r]);
+                offsets_sum(m, zero, scale, offset, groups, p->in.sums + (at + r) * p->in.groups, tile.offsets[r]);
             }
-            if (at_once) scale_row(m, row, zero, p, both, tile.offsets[0]);
-            else if (rows == 1)
+            const float *own = use;
+            if (ALONE_SCALED && rows == 1) {
+                own = both;
                 for (int64_t i = 0; i < numbers; i += 8)
                     store_floats(both + i, mul_floats(load_floats(use + i), load_floats(p->in.last + i)));
-            const float *own = rows == 1 ? both : use;
+            }
             if (m->form == NIBBLES) nibble_tile(m, codes, &tile, rows, own, per, table, sums);
             else if (m->form == BYTES) byte_tile(m, codes, &tile, rows, own, per, sums);
             else block_tile(m, codes, &tile, rows, own, sums);
@@ -310,14 +344,16 @@ static int split_input(product_t *p, const float *x, int rows) {
     size_t digits = (size_t)rounded(rows * in->units * UNIT_BYTES, ROUND_BYTES);
     size_t scales = (size_t)rounded(rows * in->units * 4, ROUND_BYTES);
     size_t last = (size_t)spread_numbers(m) * 4;
-    in->digits = scratch(digits + scales + last + (size_t)(rows * in->groups) * 4);
+    size_t sums = (size_t)rounded(rows * in->groups * 4, ROUND_BYTES);
+    in->digits = scratch(digits + scales + last + sums + (size_t)in->units * UNIT * 4);
     if (!in->digits) return 1;
     in->scales = (float *)(in->digits + digits);
     in->last = (float *)(in->digits + digits + scales);
     in->sums = (float *)(in->digits + digits + scales + last);
+    float *numbers = (float *)(in->digits + digits + scales + last + sums); /* of one row after the other */
     for (int row = 0; row < rows; row++) {
-        split_row(x + row * p->x_stride, m->columns, m->form == NIBBLES, wide, in, row);
-        sum_groups(x + row * p->x_stride, m->columns, group, in->sums + row * in->groups, in->groups);
+        split_row(x + row * p->x_stride, m->columns, m->form == NIBBLES, wide, in, row, numbers);
+        sum_groups(numbers, m->columns, group, in->sums + row * in->groups, in->groups);
     }
     const int64_t unit = m->form == NIBBLES ? 64 : 32, per = scales_per(m, unit);
     const float *scales_of_last = in->scales + (rows - 1) * in->units;

@@ -27,7 +27,7 @@ NATIVE_ROWS = 2 * INPUT_ROWS_MAX  # the plain product of more rows is faster tha
 MEASURED_BYTES = 1 << 20  # a smaller matrix is multiplied by in no time
 GAIN = 1.05  # less is not worth the slower products of many rows
 _ROUNDS = 3
-_CACHE_BYTES = 64 << 20  # what is read between two products, so that no matrix is found in a cache
+_CACHE_BYTES = 32 << 20  # of a large cache: what the two forms do not fill of it is written to between two products
 _ROWS_HINT = 16  # the layout oneDNN chooses for a few rows is as good for one and for thousands; that for one is not
 _ops = torch.ops.mkldnn
 
@@ -160,7 +160,8 @@ class _Choices:
         with self._lock:
             if kind not in self._native:
                 row = torch.ones(1, columns)
-                packed_s, own_s = fastest_s((PackedLinear(_packed(matrix)), own.product), row)
+                products = (PackedLinear(_packed(matrix)), own.product)
+                packed_s, own_s = fastest_s(products, row, max(0, _CACHE_BYTES - 2 * matrix.nbytes))
                 self._native[kind] = own_s * GAIN < packed_s
             return self._native[kind]
 
@@ -168,10 +169,12 @@ class _Choices:
 _choices = _Choices()
 
 
-def fastest_s(products: Sequence[Product], row: Tensor, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """The shortest time of each, in turn, and none of them with its matrix in a cache."""
+def fastest_s(
+    products: Sequence[Product], row: Tensor, between_bytes: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """The shortest time of each, in turn; `between_bytes` are written between two, so that caches hold no matrix."""
     times: list[list[float]] = [[] for _ in products]
-    between = torch.empty(_CACHE_BYTES // 4)
+    between = torch.empty(between_bytes // 4)
     for _ in range(_ROUNDS):
         for product, own_times in zip(products, times, strict=True):
             between.fill_(0.0)

@@ -1,6 +1,7 @@
 """The table of budgets: which are asked for, and what is printed of them. Nothing is measured here."""
 
 import json
+import os
 
 import pytest
 
@@ -8,7 +9,12 @@ from hydra.bench import command
 from hydra.bench.budget import BUDGETS, Measured
 from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.bench.load_speed import measure_load
+from hydra.bench.quant_child import encoded_matrices, time_round
+from hydra.bench.quant_speed import measure_quant
 from hydra.complaint import Complaint
+from hydra.kernels.native.library import native_library, promise_library
+from hydra.kernels.weights.encoded.encoded_linear import EncodedLinear
+from hydra.processes.native_build import begin_native_build
 from hydra.store.models.model_dir import describe
 
 
@@ -20,6 +26,7 @@ from hydra.store.models.model_dir import describe
         (("l",), ("L",)),
         (("R", "p1"), ("P1", "R")),
         (("L", "load"), ("L",)),
+        (("quant",), ("Q",)),
     ],
 )
 def test_names_and_words_for_budgets(asked, names):
@@ -71,3 +78,34 @@ def test_both_sides_of_loading_read_the_same_bytes(tmp_path, monkeypatch):
     whole = 2 * shape.layer_bytes + 2 * shape.head_bytes + 4 * shape.hidden
     assert found.detail["float32"]["bytes"] == 2 * found.detail["bfloat16_to_float32"]["bytes"] == whole
     assert found.ratio > 0 and ["bfloat16" in note or "packing" in note for note in found.notes] == [True, True]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_round_of_products_is_of_every_byte_once(bits):
+    promise_library(begin_native_build(os.environ))
+    try:
+        library = native_library()
+        if library is None:
+            pytest.skip("this machine has no C compiler")
+        matrices = encoded_matrices(bits, 10_000, rows=8, columns=256)
+        assert sum(matrix.n_bytes for matrix in matrices[:-1]) < 10_000
+        both = time_round([EncodedLinear(matrix) for matrix in matrices], library)
+        assert both["bytes"] == len(matrices) * (8 * 256 * bits // 8 + 8 * 8 * 2) >= 10_000
+        assert both["ours"] > 0 and both["plain"] > 0
+    finally:
+        promise_library(lambda: None)
+
+
+def test_without_a_compiler_the_products_budget_is_not_met(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    found = measure_quant(rounds=1)
+    assert set(found) == {"Q4", "Q8"} and not command.all_hold(found)
+    assert "no C compiler" in command.as_table(found)
+
+
+def test_a_budget_of_the_gpu_is_not_passed_over_in_silence():
+    everything = command.wanted_names(())
+    assert command.measurable_on(everything, "cuda:0", asked=False) == everything
+    assert set(everything) - set(command.measurable_on(everything, "cpu", asked=False)) == {"G"}
+    with pytest.raises(Complaint, match="no budget G on the CPU"):
+        command.measurable_on(("G",), "cpu", asked=True)

@@ -69,7 +69,7 @@ def test_a_row_of_a_native_linear_does_not_depend_on_the_rows_beside_it(library,
 def test_a_large_matrix_gets_what_was_measured_once_for_its_shape(library, monkeypatch, times, form):
     measured: list[int] = []
 
-    def measure(products, row):
+    def measure(products, row, between_bytes):
         measured.append(row.shape[1])
         return times
 
@@ -88,5 +88,5 @@ def test_the_shortest_time_of_each_counts_and_they_take_turns():
     ticks = iter([0.0, 3.0, 10.0, 14.0, 20.0, 21.0, 30.0, 39.0, 40.0, 42.0, 50.0, 52.0])
     order: list[str] = []
     products = [lambda x: order.append("a") or x, lambda x: order.append("b") or x]
-    assert fastest_s(products, torch.ones(1, 4), clock=lambda: next(ticks)) == [1.0, 2.0]
+    assert fastest_s(products, torch.ones(1, 4), 64, clock=lambda: next(ticks)) == [1.0, 2.0]
     assert "".join(order) == "ababab"

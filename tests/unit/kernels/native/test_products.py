@@ -1,12 +1,17 @@
 """The compiled products agree with what each form is defined to be, and every row of input has bits of its own."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from torch.nn import functional
 
+from hydra.kernels.native.library import promise_library
 from hydra.kernels.native.products import BLOCK_NUMBERS, INPUT_ROWS_MAX, native_dense, native_groups
 from hydra.kernels.weights.encoded.encoded_matrix import BlockMatrix, EncodedMatrix, Float8Matrix, GroupedMatrix
 from hydra.kernels.weights.encoded.native_form import native_form
+from hydra.processes.native_build import NativeBuild
 from hydra.protocol.model.encoding import BLOCK_ENCODINGS
 from tests.unit.kernels.native.block_reference import decode_reference, random_blocks
 
@@ -80,7 +85,21 @@ def check_rows(product, x: torch.Tensor, products: torch.Tensor) -> None:
 
 
 # group columns, columns: odd sizes, groups that do and do not fit 64 columns, the last one shorter, one for a whole row
-SIZES = [(32, 256), (16, 320), (128, 384), (64, 200), (32, 104), (8, 104), (40, 96), (24, 72), (250, 250), (96, 1000)]
+SIZES = [
+    (32, 256),
+    (64, 512),
+    (128, 1024),
+    (16, 128),
+    (16, 320),
+    (128, 384),
+    (64, 200),
+    (32, 104),
+    (8, 104),
+    (40, 96),
+    (24, 72),
+    (250, 250),
+    (96, 1000),
+]
 
 
 @pytest.mark.parametrize("kind", ["middle", "zeros", "minima", *TABLES])
@@ -185,3 +204,28 @@ def test_rows_that_are_not_there_are_not_looked_up():
             native.decode_rows(torch.tensor(rows))
     assert native.decode_rows(torch.empty(0, dtype=torch.int64)).shape == (0, 8)
     assert native.product(torch.empty(0, 8)).shape == (0, 4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "flags", ["-DHYDRA_PLAIN", "-DHYDRA_PLAIN -fsanitize=undefined -fsanitize-undefined-trap-on-error"]
+)
+def test_plain_c_computes_the_same(tmp_path, library, flags):
+    """As compiled where there is neither AVX2 nor NEON."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or "clang"
+    plain = NativeBuild(tmp_path, {**os.environ, "CC": f"{compiler} {flags}"}).library()
+    promise_library(lambda: plain)
+    try:
+        assert plain.lanes == "plain"
+        for kind in ("middle", "zeros", "minima", *TABLES):
+            for group, columns in SIZES:
+                matrix = grouped(columns, group, 4, kind)
+                check(matrix, matrix.decode(torch.float32))
+        matrix = grouped(200, 64, 8, "signed")
+        check(matrix, matrix.decode(torch.float32))
+        for name in BLOCK_NUMBERS:
+            test_blocks_as_gguf_has_them(name)
+        test_plain_numbers(torch.float32, 77)
+        test_float8(300, 1, 300)
+    finally:
+        promise_library(lambda: library)
