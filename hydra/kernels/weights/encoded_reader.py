@@ -1,10 +1,10 @@
 """Matrices that stay encoded: their bytes read, and brought into the form that is computed with.
 
-One matrix after the other, so that no more than one is ever there twice. Knows ranges and forms, and no part of a
-model.
+One large matrix, or a few small ones, after the other: no more is ever there twice. Knows ranges and forms, and no
+part of a model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -16,13 +16,16 @@ from hydra.kernels.weights.converted import original_rows, undo
 from hydra.kernels.weights.encoded.encoded_matrix import BlockMatrix, EncodedMatrix
 from hydra.kernels.weights.encoded.unpack import UNPACKED_BLOCKS, unpack_blocks, unpack_matrix
 from hydra.kernels.weights.reader import read_ranges
+from hydra.kernels.weights.staging import too_large
 from hydra.kernels.weights.weight_memory import weight_memory
 from hydra.protocol.model.encoding import BlockEncoding, GroupEncoding, PlainEncoding
+from hydra.protocol.model.layout import place_of
 from hydra.protocol.model.model_spec import TensorRange, WeightSide
 from hydra.protocol.progress import Progress
 from hydra.protocol.refusal import refuse
 
 _CPU = torch.device("cpu")
+BATCH_BYTES = 32 << 20  # of small matrices that are read together: what opening files costs is then little
 
 
 @attrs.frozen(eq=False)
@@ -53,41 +56,58 @@ def check_lengths(source: EncodedSource) -> None:
             )
 
 
-def read_encoded(
-    folder: Path, source: EncodedSource, dtype: torch.dtype, device: torch.device, progress: Progress
-) -> EncodedMatrix | Tensor:
-    """The matrix on its device; a plain one in `dtype`. Refuses: bad_model, unsupported."""
-    values = source.values
-    if isinstance(values.encoding, PlainEncoding):
-        return read_plain(folder, values, source.head_dim, dtype, device, progress)
-    raw: dict[WeightSide, Tensor] = {
-        "values": weight_memory((values.length,), torch.uint8, _CPU),
-        **{name: _side_memory(side) for name, side in source.sides.items()},
+def read_published(
+    folder: Path, sources: Sequence[EncodedSource], dtype: torch.dtype, device: torch.device, progress: Progress
+) -> Iterator[EncodedMatrix | Tensor]:
+    """The matrices on their device, in order; plain ones in `dtype`. Small ones are read together, and made one after
+    the other. Refuses: bad_model, unsupported.
+    """
+    total, done = sum(source.n_bytes for source in sources), 0
+    for batch in _batches(sources):
+        raw = [_memory_for(source) for source in batch]
+        ranges = [pair for source, sides in zip(batch, raw, strict=True) for pair in _ranges(source, sides)]
+        done += read_ranges(folder, ranges, shifted(progress, done, total))
+        ranges.clear()
+        for source in batch:
+            yield _made(source, raw.pop(0), dtype).to(device)
+
+
+def _batches(sources: Sequence[EncodedSource]) -> Iterator[list[EncodedSource]]:
+    """Neighbours of together at most BATCH_BYTES; one that is larger is alone."""
+    batch: list[EncodedSource] = []
+    for source in sources:
+        if batch and sum(one.n_bytes for one in batch) + source.n_bytes > BATCH_BYTES:
+            yield batch
+            batch = []
+        batch.append(source)
+    if batch:
+        yield batch
+
+
+def _memory_for(source: EncodedSource) -> dict[WeightSide, Tensor]:
+    """For the bytes of the values and of each side."""
+    return {
+        "values": weight_memory((source.values.length,), torch.uint8, _CPU),
+        **{name: torch.empty(side.length, dtype=torch.uint8) for name, side in source.sides.items()},
     }
-    ranges = [(values, raw["values"]), *((side, raw[name]) for name, side in source.sides.items())]
-    read_ranges(folder, ranges, progress)
+
+
+def _ranges(source: EncodedSource, raw: Mapping[WeightSide, Tensor]) -> list[tuple[TensorRange, Tensor]]:
+    return [(source.values, raw["values"]), *((side, raw[name]) for name, side in source.sides.items())]
+
+
+def _made(source: EncodedSource, raw: Mapping[WeightSide, Tensor], dtype: torch.dtype) -> EncodedMatrix | Tensor:
+    """As its maker had it, before it was converted."""
+    values, converted = source.values, place_of(source.values).converted
+    if isinstance(values.encoding, PlainEncoding):
+        stored = raw["values"].view(TORCH_DTYPES[values.encoding.dtype]).view(values.shape)
+        numbers = undo(converted, stored, source.head_dim)
+        brought = numbers.to(dtype)
+        if dtype == torch.float16 and bool((torch.isinf(brought) & torch.isfinite(numbers)).any()):
+            raise too_large(values)
+        return brought
     matrix = _to_matrix(source, raw)
-    if values.place is not None and values.place.converted == "interleaved":
-        matrix = matrix.take(original_rows(matrix.rows, source.head_dim))
-    return matrix.to(device)
-
-
-def read_plain(
-    folder: Path, values: TensorRange, head_dim: int, dtype: torch.dtype, device: torch.device, progress: Progress
-) -> Tensor:
-    """One plain tensor, as its maker had it before it was converted; undone in the dtype that it is stored in."""
-    assert isinstance(values.encoding, PlainEncoding)
-    stored = weight_memory(values.shape, TORCH_DTYPES[values.encoding.dtype], _CPU)
-    read_ranges(folder, [(values, stored)], progress)
-    numbers = undo(values.place.converted if values.place is not None else "", stored, head_dim)
-    brought = numbers.to(dtype)
-    if dtype == torch.float16 and bool((torch.isinf(brought) & torch.isfinite(numbers)).any()):
-        raise refuse("unsupported", f"{values.file}: {values.name} overflows float16; load it as float32")
-    return brought.to(device)
-
-
-def _side_memory(side: TensorRange) -> Tensor:
-    return torch.empty(side.length, dtype=torch.uint8)
+    return matrix.take(original_rows(matrix.rows, source.head_dim)) if converted == "interleaved" else matrix
 
 
 def _to_matrix(source: EncodedSource, raw: Mapping[WeightSide, Tensor]) -> EncodedMatrix:
@@ -120,8 +140,8 @@ def sides_of(values: Sequence[TensorRange], sides: Sequence[TensorRange]) -> lis
 
 
 def _spot(source: TensorRange) -> tuple[object, ...]:
-    assert source.place is not None
-    return source.place.role, source.place.layer, source.place.expert, source.place.first_row
+    place = place_of(source)
+    return place.role, place.layer, place.expert, place.first_row
 
 
 def shifted(progress: Progress, done_before: int, total: int) -> Progress:

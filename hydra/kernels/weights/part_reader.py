@@ -4,7 +4,7 @@ Fused matrices are filled in place, because the rows of each published tensor st
 kept as the pieces that it is published in. Knows canonical places, no published names, no route and no memory limit.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 
 from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
-from hydra.kernels.weights.encoded_reader import (
-    EncodedSource,
-    check_lengths,
-    read_encoded,
-    read_plain,
-    shifted,
-    sides_of,
-)
+from hydra.kernels.weights.encoded_reader import EncodedSource, check_lengths, read_published, shifted, sides_of
 from hydra.kernels.weights.encoded_rows import EncodedExperts, EncodedRows
 from hydra.kernels.weights.part_weights import PartTensors
 from hydra.kernels.weights.reader import read_ranges
@@ -45,6 +38,25 @@ class _PartPlan:
     converted: list[tuple[EncodedSource, Tensor]]
     apart: dict[WeightRole, list[EncodedSource]]
 
+    def published(self) -> list[EncodedSource]:
+        """What is read alone, in the order in which `filled` takes it."""
+        sources = [source for source, _ in self.converted]
+        return [*sources, *(source for role in self.apart.values() for source in role)]
+
+    def filled(self, matrices: Iterator[EncodedMatrix | Tensor]) -> PartTensors:
+        for _, target in self.converted:
+            target.copy_(_plain(next(matrices)))
+        apart = {
+            role: _joined([(place_of(source.values).expert, next(matrices)) for source in sources])
+            for role, sources in self.apart.items()
+        }
+        return {**self.tensors, **apart}
+
+
+def _plain(matrix: EncodedMatrix | Tensor) -> Tensor:
+    assert isinstance(matrix, Tensor), "a plain range was read as something else"
+    return matrix
+
 
 def fetch_parts(
     shape: ModelShape,
@@ -63,19 +75,10 @@ def fetch_parts(
     read_bytes = read_ranges(folder, straight, shifted(progress, 0, total)) if straight else 0
     filled: dict[Part, PartTensors] = {}
     for part, plan in plans.items():
-        apart: dict[WeightRole, EncodedRows | EncodedExperts] = {}
-        for converted, target in plan.converted:
-            here = shifted(progress, read_bytes, total)
-            target.copy_(read_plain(folder, converted.values, converted.head_dim, dtype, device, here))
-            read_bytes += converted.n_bytes
-        for role, published in plan.apart.items():
-            pieces: list[_Piece] = []
-            for source in published:
-                matrix = read_encoded(folder, source, dtype, device, shifted(progress, read_bytes, total))
-                pieces.append((place_of(source.values).expert, matrix))
-                read_bytes += source.n_bytes
-            apart[role] = _joined(pieces)
-        filled[part] = {**plan.tensors, **apart}
+        published = plan.published()
+        matrices = read_published(folder, published, dtype, device, shifted(progress, read_bytes, total))
+        filled[part] = plan.filled(matrices)
+        read_bytes += sum(source.n_bytes for source in published)
     norms = [pair for plan in plans.values() for pair in _norms(plan)]
     _check_norms(norms)
     return filled, read_bytes

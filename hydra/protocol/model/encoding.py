@@ -55,11 +55,15 @@ class SideEncoding:
 
 @attrs.frozen
 class BlockEncoding:
-    """GGUF's: each row is blocks of so many columns, each of so many bytes. The values are kept as they are stored."""
+    """GGUF's: each row is blocks of so many columns, each of so many bytes. The values are kept as they are stored;
+    where codes are places in a table, with that table, and a scale that is an exponent with two bytes.
+    """
 
     name: str
     columns: int
     block_bytes: int
+    table_bytes: int = 0
+    widened_bytes: int = 0  # of each block, in memory
 
     def n_bytes(self, shape: TensorShape) -> int:
         """Raises ValueError for rows that are no whole blocks."""
@@ -68,7 +72,7 @@ class BlockEncoding:
         return math.prod(shape) // self.columns * self.block_bytes
 
     def kept_bytes(self, shape: TensorShape) -> int | None:
-        return self.n_bytes(shape)
+        return self.n_bytes(shape) + math.prod(shape) // self.columns * self.widened_bytes + self.table_bytes
 
 
 @attrs.frozen
@@ -113,12 +117,15 @@ class GroupEncoding:
         the order of its columns, as indices of 8 bytes; and the table of 16 numbers where codes are places in one."""
         rows, columns = math.prod(shape[:-1]), shape[-1]
         each = (4 if self.scheme in ("float8", "nf4") else 2) + (self.zero != "none")
-        beside = (8 * columns if self.ordered else 0) + (64 if self.scheme in ("mxfp4", "nvfp4", "nf4") else 0)
+        beside = (8 * columns if self.ordered else 0) + (
+            _TABLE_BYTES if self.scheme in ("mxfp4", "nvfp4", "nf4") else 0
+        )
         return rows * columns * self.bits // 8 + self.n_groups(shape) * each + beside
 
 
 Encoding: TypeAlias = PlainEncoding | SideEncoding | BlockEncoding | GroupEncoding
 
+_TABLE_BYTES = 64  # 16 numbers of float32
 _PLAIN_NAMES: Mapping[Dtype, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 F32, BF16, F16 = PlainEncoding("float32"), PlainEncoding("bfloat16"), PlainEncoding("float16")
 PLAIN_ENCODINGS: Mapping[str, PlainEncoding] = {encoding.name: encoding for encoding in (F32, BF16, F16)}
@@ -139,10 +146,11 @@ BLOCK_ENCODINGS: Mapping[str, BlockEncoding] = {
         ("Q4_K", 256, 144),
         ("Q5_K", 256, 176),
         ("Q6_K", 256, 210),
-        ("IQ4_NL", 32, 18),
         ("IQ4_XS", 256, 136),
-        ("MXFP4", 32, 17),
     )
+} | {
+    "IQ4_NL": BlockEncoding("IQ4_NL", 32, 18, table_bytes=_TABLE_BYTES),
+    "MXFP4": BlockEncoding("MXFP4", 32, 17, table_bytes=_TABLE_BYTES, widened_bytes=1),
 }
 NAMED_ENCODINGS: Mapping[str, Encoding] = {**PLAIN_ENCODINGS, **SIDE_ENCODINGS, **BLOCK_ENCODINGS}
 _GROUPED = re.compile(

@@ -13,6 +13,7 @@ from hydra.store.gguf.arch_keys import ArchKeys
 from hydra.store.gguf.gguf_content import GgufContent
 from hydra.store.gguf.gguf_metadata import MetaArray, Metadata
 from hydra.store.gguf.gguf_rope import rope_parameters
+from hydra.store.gguf.gguf_sampling import stored_sampling
 
 WINDOW_MAX, LAYERS_MAX, WIDTH_MAX, HEADS_MAX, EXPERTS_MAX = 1 << 24, 1024, 1 << 20, 1024, 4096
 CAP_MAX = 1e6
@@ -49,12 +50,12 @@ def config_of(content: GgufContent) -> Config:
 
 
 def generation_of(metadata: Metadata, tokens: list[str], types: list[int]) -> Config:
-    """generation_config.json: where an answer begins and ends."""
+    """generation_config.json: where an answer begins and ends, and how it is sampled."""
     ends = [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
     ids = {token: number for number, token in enumerate(tokens)}
     ends += [ids[text] for text in ENDS if text in ids and types[ids[text]] in FOUND_WHOLE]
     known = dict.fromkeys(end for end in ends if type(end) is int and 0 <= end < len(tokens))
-    config: Config = {"eos_token_id": list(known)}
+    config: Config = {"eos_token_id": list(known), **stored_sampling(metadata)}
     bos = metadata.get("tokenizer.ggml.bos_token_id")
     return config | ({"bos_token_id": bos} if type(bos) is int and 0 <= bos < len(tokens) else {})
 

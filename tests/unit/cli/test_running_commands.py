@@ -1,9 +1,8 @@
 """The commands that ask a running cluster, before a small server that answers as one."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import click
 import pytest
@@ -13,6 +12,7 @@ from hydra.cli import cluster as cluster_commands
 from hydra.cli.main import cli
 from hydra.cli.named_model import NamedModel
 from hydra.complaint import Complaint
+from tests.unit.cli.served import serving
 
 JOB = {"job": "j7", "model_id": "m", "state": "loading"}
 
@@ -43,16 +43,8 @@ def cluster() -> Iterator[Cluster]:
             made.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.do_GET()
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        made.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Handler) as made.url:
         yield made
-        server.shutdown()
-        thread.join()
 
 
 def load(cluster: Cluster, *words: str):

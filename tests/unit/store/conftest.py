@@ -1,9 +1,15 @@
-"""Model directories as transformers writes them, made once and copied for whoever wants to break one."""
+"""Model directories as transformers writes them, made once and copied to be broken; and a small Hub."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+
+from hydra.store.cache.retry_policy import RetryPolicy
+from hydra.store.hub.hub import HubClient
+from hydra.store.hub.hub_library import HubLibrary
+from hydra.store.models.model_ref import HubAccess
+from tests.fake_hub import fake_hub
 
 SHAPES = {
     "sharded": {"tie_word_embeddings": False},
@@ -41,3 +47,20 @@ def saved(tmp_path_factory) -> Path:
 def copy_of(saved, tmp_path):
     """`copy_of("single")`: a copy that may be broken."""
     return lambda name: Path(shutil.copytree(saved / name, tmp_path / name))
+
+
+@pytest.fixture
+def hub():
+    with fake_hub() as found:
+        yield found
+
+
+@pytest.fixture
+def library(hub, tmp_path):
+    """`library(token=...)`: over one cache, without waits."""
+
+    def make(**access):
+        access = HubAccess(**({"endpoint": hub.url} | access))
+        return HubLibrary(HubClient(access, tmp_path / "cache", RetryPolicy(sleep=lambda delay_s: None, tries=3)))
+
+    return make

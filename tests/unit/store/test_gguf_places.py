@@ -23,32 +23,14 @@ from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.gguf.gguf_folder import FOLDERS_MAX
 from hydra.store.gguf.gguf_header import FIRST_BYTES, NeedMore, parse_gguf_header
-from hydra.store.hub.hub import HubClient
-from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models.description_cache import DescriptionCache
 from hydra.store.models.lasting_library import LastingLibrary, files_are_there
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.local_copy import source_fault, why_unlike
 from hydra.store.models.model_ref import HubAccess, HubRef, parse_ref
 from hydra.store.supply import StoreSupply, hub_opener
-from tests.fake_hub import fake_hub
 from tests.unit.store.gguf_bytes import ARRAY, TEXT, U32, Draft, file_bytes, header_bytes, small_llama
 from tests.unit.store.test_supply import order_of
-
-
-@pytest.fixture
-def hub():
-    with fake_hub() as found:
-        yield found
-
-
-@pytest.fixture
-def library(hub, tmp_path):
-    def make(**access):
-        access = HubAccess(**({"endpoint": hub.url} | access))
-        return HubLibrary(HubClient(access, tmp_path / "cache", RetryPolicy(sleep=lambda delay_s: None, tries=2)))
-
-    return make
 
 
 @pytest.fixture

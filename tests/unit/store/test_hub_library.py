@@ -14,25 +14,8 @@ from hydra.store.hub.hub import HEADER_GUESS_BYTES, HubClient
 from hydra.store.hub.hub_library import HubLibrary
 from hydra.store.models.library import LocalLibrary
 from hydra.store.models.model_ref import HubAccess
-from tests.fake_hub import Fault, fake_hub, tag_of
+from tests.fake_hub import Fault, tag_of
 from tests.unit.store.quantised.checkpoints import write_checkpoint
-
-
-@pytest.fixture
-def hub():
-    with fake_hub() as found:
-        yield found
-
-
-@pytest.fixture
-def library(hub, tmp_path):
-    """`library(token=...)`: over one cache, without waits."""
-
-    def make(**access):
-        access = HubAccess(**({"endpoint": hub.url} | access))
-        return HubLibrary(HubClient(access, tmp_path / "cache", RetryPolicy(sleep=lambda delay_s: None, tries=3)))
-
-    return make
 
 
 def refused(library, ref):

@@ -58,6 +58,21 @@ class TileSource:
     def n_groups(self) -> int:
         return self.scales.shape[1]
 
+    def constants(self) -> dict[str, str | int | bool]:
+        """What a kernel is compiled for, by the names of its constants."""
+        layout = self.layout
+        return {
+            "FORM": layout.form,
+            "KIND": layout.kind,
+            "GROUP": layout.group,
+            "SPAN": layout.span,
+            "PLANES": layout.planes,
+            "PARTS": layout.parts,
+            "LENGTH": layout.length,
+            "WIDTH": layout.width,
+            "EVEN": self.columns % layout.span == 0,
+        }
+
 
 _TABLE_STAGES = 1  # numbers that are looked up would be staged too, in more shared memory than there is
 _BLOCKS: Mapping[str, TileLayout] = {

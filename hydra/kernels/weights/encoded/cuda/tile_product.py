@@ -50,7 +50,7 @@ class TileProduct:
 
     def decode(self, first: int, end: int, dtype: torch.dtype) -> Tensor:
         """Rows `first` to `end`, [rows, columns], as EncodedMatrix.decode has them."""
-        source, layout, order = self.source, self.source.layout, self.source.order
+        source, order = self.source, self.source.order
         out = torch.empty(end - first, source.columns, dtype=dtype, device=source.data.device)
         _decode[(triton.cdiv(end - first, _TILE), source.n_steps)](
             out,
@@ -64,15 +64,7 @@ class TileProduct:
             source.data.shape[1],
             source.n_groups,
             source.group_rows,
-            FORM=layout.form,
-            KIND=layout.kind,
-            GROUP=layout.group,
-            SPAN=layout.span,
-            PLANES=layout.planes,
-            PARTS=layout.parts,
-            LENGTH=layout.length,
-            WIDTH=layout.width,
-            EVEN=source.columns % layout.span == 0,
+            **source.constants(),
             TILE=_TILE,
             ORDERED=order is not None,
             enable_fp_fusion=False,
@@ -106,15 +98,7 @@ class TileProduct:
             source.group_rows,
             steps,
             source.n_steps,
-            FORM=layout.form,
-            KIND=layout.kind,
-            GROUP=layout.group,
-            SPAN=layout.span,
-            PLANES=layout.planes,
-            PARTS=layout.parts,
-            LENGTH=layout.length,
-            WIDTH=layout.width,
-            EVEN=source.columns % layout.span == 0,
+            **source.constants(),
             TILE=tile,
             PADDED=padded,
             SORTED=0 if experts is None else triton.next_power_of_2(n),
