@@ -240,10 +240,13 @@ def spec_of(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: 
     per_part: dict[Part, list[PartSize]] = {}
     per_dtype: Counter[Dtype] = Counter()
     for tensor in tensors:
-        if isinstance(tensor.encoding, PlainEncoding):
-            per_dtype[tensor.encoding.dtype] += math.prod(tensor.shape)
-        size = tensor_size if place_of(tensor).side == "values" else side_size
-        per_part.setdefault(part_of(tensor), []).append(size(tensor.encoding, tensor.shape))
+        if place_of(tensor).side != "values":
+            size = side_size(tensor.encoding, tensor.shape)
+        else:
+            size = tensor_size(tensor.encoding, tensor.shape)
+            dtype = tensor.encoding.dtype if isinstance(tensor.encoding, PlainEncoding) else config.dtype
+            per_dtype[dtype] += math.prod(tensor.shape)
+        per_part.setdefault(part_of(tensor), []).append(size)
     sizes = {part: total_size(parts) for part, parts in per_part.items()}
     nothing = total_size(())
     stored = max(per_dtype, key=lambda dtype: per_dtype[dtype], default=config.dtype)
