@@ -95,6 +95,7 @@ def test_a_coordinator_that_stood_still_takes_nobody_for_silent(untied: Served, 
         assert after["epoch"] == before["epoch"] and after["models"][0]["epoch"] == before["models"][0]["epoch"]
 
 
+@pytest.mark.long
 def test_a_worker_that_joins_is_a_spare_and_is_used_after_a_rebalance(untied: Served, tmp_path: Path) -> None:
     with running_cluster(tmp_path, untied.directory, workers=1) as cluster:
         cluster.processes.start_worker("h0")
@@ -136,6 +137,7 @@ def test_poison_ends_with_an_error_after_its_third_death_and_the_others_are_whol
         assert all_at_once(cluster, untied) == untied.answers
 
 
+@pytest.mark.long
 def test_a_new_up_waits_for_as_many_as_it_was_told(untied: Served, tmp_path: Path) -> None:
     """And not only for those that held the model in its former life."""
     with running_cluster(tmp_path, untied.directory, workers=1) as cluster:

@@ -22,6 +22,7 @@ def read_bytes(pid: int) -> int:
     return int(fields["rchar"])
 
 
+@pytest.mark.long
 def test_four_workers_read_a_quarter_each(tmp_path: Path) -> None:
     directory = write_llama(tmp_path / "model", SHAPE)
     with running_cluster(tmp_path, workers=4) as cluster:  # serves the demo model: everything is warm

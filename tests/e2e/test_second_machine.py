@@ -110,6 +110,7 @@ def test_a_machine_without_the_model_fetches_its_layers_and_answers_as_before(
         assert cluster.metric("hydra_store_refusals_total") == 0
 
 
+@pytest.mark.long
 def test_a_coordinator_that_is_killed_while_it_lends_is_waited_for(
     cluster: RunningCluster, first: Served, tmp_path: Path
 ) -> None:

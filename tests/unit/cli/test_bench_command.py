@@ -70,6 +70,7 @@ def test_the_served_directory_is_a_model_in_the_asked_dtype(tmp_path, bfloat16, 
     assert spec.slice_bytes(0, 2, "float32") == 2 * shape.layer_bytes + 2 * shape.head_bytes + 4 * shape.hidden
 
 
+@pytest.mark.long
 def test_both_sides_of_loading_read_the_same_bytes(tmp_path, monkeypatch):
     """One short round over a small model: the figures are not looked at, only that there are any, of all bytes."""
     shape = LlamaShape(layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, vocab=300)
