@@ -10,7 +10,7 @@ REFUSAL_EXIT = {
     "access_denied": 6,
     "internal_error": 1,
 }
-MODEL_SETTINGS = frozenset({"max_model_len"})  # settings that only some models can keep
+MODEL_SETTINGS = frozenset({"max_model_len", "quantize"})  # settings that only some models can keep
 
 
 def exit_code_of(code: str, param: str | None = None) -> int:

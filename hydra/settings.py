@@ -85,6 +85,7 @@ RANGES: dict[tuple[str, str], tuple[float, float]] = {
 }
 CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("model", "dtype"): ("auto", "float32", "bfloat16", "float16"),
+    ("model", "quantize"): ("none", "int8", "int4"),
     ("model", "built_in"): ("auto", "hub", "random"),
     ("engine", "share_prefixes"): ("all", "key"),  # key: cached_tokens tells nobody what another key has sent
     ("server", "while_loading"): ("wait", "refuse"),

@@ -13,7 +13,7 @@ import attrs
 from hydra.protocol.batch import Int32Column, token_ids_field
 from hydra.protocol.messages.journal import JournalReply
 from hydra.protocol.messages.models import JobStatus, ModelReply, ReadyReply, StatusReply
-from hydra.protocol.model.model_spec import ModelCard
+from hydra.protocol.model.model_spec import ModelCard, Quantize
 from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.sampling import SamplingParams
 
@@ -63,6 +63,7 @@ class Cluster(Protocol):
         dtype: str | None,
         wait: bool,
         replicas: int = 1,
+        quantize: Quantize = "none",
     ) -> ModelReply: ...
 
     async def jobs(self, job: str | None) -> tuple[JobStatus, ...]:

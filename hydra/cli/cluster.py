@@ -60,10 +60,17 @@ def _state(model: dict[str, Any]) -> str:
 @click.argument("model_path", metavar="MODEL")
 @click.option("--id", "model_id")
 @click.option("--dtype", type=click.Choice(CHOICES["model", "dtype"]))
+@click.option("--quantize", type=click.Choice(CHOICES["model", "quantize"]), help="As of up.")
 @click.option("--replicas", type=click.IntRange(min=1), help="Copies on workers of their own each.")
 @_talks
 def load_command(
-    model_path: str, model_id: str | None, dtype: str | None, replicas: int | None, url: str, as_json: bool
+    model_path: str,
+    model_id: str | None,
+    dtype: str | None,
+    quantize: str | None,
+    replicas: int | None,
+    url: str,
+    as_json: bool,
 ) -> None:
     """Load another model: a directory, or org/name[@revision] of the Hub. Shows how far each node is.
 
@@ -72,7 +79,8 @@ def load_command(
     from hydra.cli.named_model import NamedModel
 
     model = NamedModel.read(model_path)
-    body = {"model_path": model.sent, "model_id": model_id, "dtype": dtype, "replicas": replicas, "wait": False}
+    wishes = {"dtype": dtype, "quantize": quantize, "replicas": replicas}
+    body = {"model_path": model.sent, "model_id": model_id, **wishes, "wait": False}
     job = None
     try:
         job = ask_cluster(

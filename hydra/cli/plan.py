@@ -18,6 +18,7 @@ from hydra.protocol.ids import NodeId
 from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.model_spec import Described, ModelSpec
 from hydra.protocol.model.part_size import total_size
+from hydra.protocol.model.quantised import quantised
 from hydra.protocol.refusal import RefusalError
 from hydra.protocol.units import GIGABYTE
 from hydra.settings import Settings, cache_path
@@ -51,9 +52,11 @@ def plan_request(
     if max_model_len is not None:
         model_settings = attrs.evolve(model_settings, max_model_len=max_model_len)
     try:
+        described = quantised(described, model_settings.quantize)
         check_max_model_len(described.spec, model_settings.max_model_len)
     except RefusalError as error:
-        fix = "see above; it is --max-model-len here, and [model] max_model_len in the configuration"
+        setting = error.refusal.param or "max_model_len"
+        fix = f"see above; it is --{setting.replace('_', '-')} here, and [model] {setting} in the configuration"
         code = exit_code_of(error.refusal.code, error.refusal.param)
         raise Complaint(error.refusal.message, "the model cannot be planned for", fix, code) from error
     plan_settings = PlanSettings(cluster=settings.cluster, engine=settings.engine, model=model_settings)
@@ -104,6 +107,7 @@ def plan_answer(request: PlanRequest) -> dict[str, Any]:
         "architecture": spec.architecture,
         "total_layers": spec.n_layers,
         "stored_dtype": spec.stored_dtype,
+        "quantize": spec.quantize,
         "dtype": limits.dtype,
         "weight_bytes": spec.slice_bytes(0, spec.n_layers, limits.dtype),
         "layer_bytes": [size.memory_bytes(limits.dtype) for size in spec.layer_sizes],
@@ -157,8 +161,9 @@ def plan_text(plan: dict[str, Any]) -> str:
     layers = sorted({layer / GIGABYTE for layer in plan["layer_bytes"]})
     span = f"{layers[0]:.3f}" if len(layers) == 1 else f"{layers[0]:.3f} to {layers[-1]:.3f}"
     head = f"{plan['head_bytes'] / GIGABYTE:.3f} GB"
+    made = "" if plan["quantize"] == "none" else f"made {plan['quantize']} while loaded, "
     lines = [
-        f"{plan['architecture']}, {plan['total_layers']} layers, stored as {plan['stored_dtype']}, computed in "
+        f"{plan['architecture']}, {plan['total_layers']} layers, stored as {plan['stored_dtype']}, {made}computed in "
         f"{plan['dtype']}: {plan['weight_bytes'] / GIGABYTE:.3f} GB of weights",
         f"each layer {span} GB, embedding {plan['embedding_bytes'] / GIGABYTE:.3f} GB, "
         f"{'tied ' if plan['tied'] else ''}head {head}, KV {plan['kv_bytes_per_token']} bytes per token",

@@ -31,6 +31,11 @@ log = structlog.get_logger()
 @click.option("--workers", type=click.IntRange(0, 64), help="Local workers (default: one per GPU, else 2 on the CPU).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, or a list like cuda:0,cuda:1.")
 @click.option("--dtype", help="auto, float32, bfloat16 or float16.")
+@click.option(
+    "--quantize",
+    type=click.Choice(CHOICES["model", "quantize"]),
+    help="Make a model of full precision one of 8 or 4 bits while it is loaded.",
+)
 @click.option("--replicas", type=click.IntRange(1, 64), help="Deployments of MODEL, on workers of their own each.")
 @click.option("--max-model-len", type=click.IntRange(min=0), help="Tokens of the longest sequence (0: what fits).")
 @click.option("--http", "http_addr", help="HOST:PORT of the API (default 127.0.0.1:8080).")
@@ -45,6 +50,7 @@ def up_command(
     workers: int | None,
     device: str,
     dtype: str | None,
+    quantize: str | None,
     max_model_len: int | None,
     replicas: int | None,
     http_addr: str | None,
@@ -66,6 +72,7 @@ def up_command(
     flags = {
         ("server", "http_addr"): http_addr,
         ("model", "dtype"): dtype,
+        ("model", "quantize"): quantize,
         ("model", "max_model_len"): max_model_len,
         ("model", "replicas"): replicas,
         ("model", "path"): model,

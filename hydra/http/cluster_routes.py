@@ -1,6 +1,6 @@
 """The routes for people and tools that run the cluster: health, readiness, metrics, status, models and load jobs."""
 
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 from quart import Response, request
@@ -12,6 +12,7 @@ from hydra.http.fields import Fields
 from hydra.http.openai_request import parse_json
 from hydra.protocol.limits import NAME_MAX, PATH_MAX, REPLICAS_MAX
 from hydra.protocol.messages.models import JobStatus, ModelReply, Sample, StatusReply
+from hydra.protocol.model.model_spec import Quantize
 from hydra.protocol.refusal import RefusalError, refuse
 
 LAYERS_MAX = 1 << 20
@@ -82,6 +83,7 @@ def _load_request(body: dict[str, Any]) -> dict[str, Any]:
         "total_layers": fields.integer("total_layers", 0, 1, LAYERS_MAX) or None,
         "dtype": fields.text_or_none("dtype", NAME_MAX),
         "wait": fields.flag("wait", default=True),
+        "quantize": fields.one_of("quantize", "none", get_args(Quantize)),
         "replicas": fields.integer("replicas", 1, 1, REPLICAS_MAX),
     }
 

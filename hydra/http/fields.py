@@ -5,7 +5,7 @@ knows no parameter by name.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -65,6 +65,15 @@ class Fields:
             message = f"{name} must be a non-empty string of at most {most} characters"
             raise refuse("invalid_value", message, param=name)
         return value
+
+    def one_of(self, name: str, default: T, known: Sequence[T]) -> T:
+        value = self.body.get(name)
+        if value is None:
+            return default
+        chosen = next((one for one in known if type(one) is type(value) and one == value), None)
+        if chosen is None:
+            raise refuse("invalid_value", f"{name} must be one of {', '.join(map(str, known))}", param=name)
+        return chosen
 
     def text_or_none(self, name: str, most: int) -> str | None:
         return None if self.body.get(name) is None else self.text(name, most)

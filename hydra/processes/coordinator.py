@@ -48,16 +48,20 @@ def remembered_state(spec: CoordinatorSpec) -> SavedState:
     if not model.path:
         return saved
     if any(desired.model_path == model.path for desired in saved.desired):
-        return _with_replicas(saved, model) if saved.anew else saved
-    dtype = None if model.dtype == "auto" else model.dtype
-    desired = DesiredModel(model.path, model.id or None, dtype, replicas=model.replicas)
+        return _as_told(saved, model) if saved.anew else saved
+    desired = _told(DesiredModel(model.path, model.id or None), model)
     return attrs.evolve(saved, desired=(desired,), nodes=())
 
 
-def _with_replicas(saved: SavedState, model: ModelSettings) -> SavedState:
-    """As many as this `up` was told, which may not be what its former one was."""
-    desired = [attrs.evolve(d, replicas=model.replicas) if d.model_path == model.path else d for d in saved.desired]
+def _as_told(saved: SavedState, model: ModelSettings) -> SavedState:
+    """On the terms of this `up`, which may not be those of its former one."""
+    desired = [_told(wanted, model) if wanted.model_path == model.path else wanted for wanted in saved.desired]
     return attrs.evolve(saved, desired=tuple(desired))
+
+
+def _told(desired: DesiredModel, model: ModelSettings) -> DesiredModel:
+    dtype = None if model.dtype == "auto" else model.dtype
+    return attrs.evolve(desired, dtype=dtype, replicas=model.replicas, quantize=model.quantize)
 
 
 @attrs.define(eq=False)

@@ -8,7 +8,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import structlog
@@ -18,6 +18,7 @@ from hydra.actors.membership.registry import TERM_JUMP_MAX
 from hydra.actors.planning.desired_model import DesiredModel
 from hydra.protocol.ids import TERM_MAX, NodeId
 from hydra.protocol.limits import REPLICAS_MAX
+from hydra.protocol.model.model_spec import Quantize
 
 FILE_NAME = "coordinator.json"
 
@@ -66,8 +67,11 @@ def _desired(saved: Any) -> DesiredModel:
     replicas = saved.get("replicas", 1)
     if type(replicas) is not int or not 1 <= replicas <= REPLICAS_MAX:
         raise ValueError("replicas are a small number")
+    quantize = next((known for known in get_args(Quantize) if known == saved.get("quantize", "none")), None)
+    if quantize is None:
+        raise ValueError(f"nothing is quantised to {saved['quantize']!r:.40}")
     model_id, dtype, pinned = optional
-    return DesiredModel(saved["model_path"], model_id, dtype, pinned, replicas)
+    return DesiredModel(saved["model_path"], model_id, dtype, pinned, replicas, quantize)
 
 
 def begin_anew(directory: Path) -> None:

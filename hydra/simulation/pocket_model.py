@@ -193,6 +193,7 @@ class PocketCompute:
         return tuple(
             Held(
                 fingerprint=held.order.spec.fingerprint,
+                quantize=held.order.spec.quantize,
                 dtype=held.order.dtype,
                 layers=tuple(range(held.order.first_layer, held.order.end_layer)),
             )

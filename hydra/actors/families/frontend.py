@@ -39,7 +39,7 @@ from hydra.protocol.messages.models import (
     StatusRequest,
     UnloadModel,
 )
-from hydra.protocol.model.model_spec import ModelCard
+from hydra.protocol.model.model_spec import ModelCard, Quantize
 from hydra.protocol.refusal import Refusal, RefusalError, refuse
 from hydra.protocol.sampled_token import SampledToken
 from hydra.protocol.wires.wire import Spoke
@@ -243,6 +243,7 @@ class Frontend:
         dtype: str | None,
         wait: bool,
         replicas: int = 1,
+        quantize: Quantize = "none",
     ) -> ModelReply:
         def put(ask: AskId) -> None:
             desired = LoadModel(
@@ -253,6 +254,7 @@ class Frontend:
                 dtype=dtype,
                 wait=wait,
                 replicas=replicas,
+                quantize=quantize,
             )
             self._say(PLANNER, desired)
 

@@ -117,6 +117,7 @@ class ClusterStatus:
             running=running,
             waiting=waiting,
             replicas=len(deployments),
+            quantize=card.quantize,
             replicas_ready=sum(phase == "ready" for phase, _ in deployments),
         )
 

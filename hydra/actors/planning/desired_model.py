@@ -10,7 +10,7 @@ import attrs
 
 from hydra.protocol.ids import NodeId
 from hydra.protocol.messages.models import NodeLoad
-from hydra.protocol.model.model_spec import Described
+from hydra.protocol.model.model_spec import Described, Quantize
 from hydra.protocol.refusal import Refusal
 
 
@@ -93,6 +93,7 @@ class DesiredModel:
     dtype: str | None = None
     pinned: str | None = None  # the commit that a Hub id meant when it was first described
     replicas: int = 1  # deployments, on nodes of their own each
+    quantize: Quantize = "none"
 
     @property
     def place(self) -> str:

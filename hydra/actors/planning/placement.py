@@ -109,7 +109,8 @@ def _held_layers(spec: ModelSpec, dtype: Dtype, node: NodeJoined, route: Route |
     for placement in route.stages if route is not None and route.dtype == dtype else ():
         if placement.node is node and placement.loaded is not None:
             return frozenset(range(placement.share.first_layer, placement.share.end_layer))
-    same = [held for held in node.held if held.fingerprint == spec.fingerprint and held.dtype == dtype]
+    copy = (spec.fingerprint, spec.quantize, dtype)
+    same = [held for held in node.held if (held.fingerprint, held.quantize, held.dtype) == copy]
     return frozenset(layer for held in same for layer in held.layers)
 
 

@@ -59,6 +59,7 @@ from hydra.protocol.messages.plans import (
 )
 from hydra.protocol.model.model_name import default_model_id
 from hydra.protocol.model.model_spec import Described, ModelCard, TensorRange
+from hydra.protocol.model.quantised import quantised
 from hydra.protocol.refusal import Refusal, RefusalError
 
 
@@ -220,7 +221,7 @@ class Planner:
         return [self._models.save(), *effects]
 
     def _load(self, sender: Address, ask: LoadModel) -> list[Effect]:
-        desired = DesiredModel(ask.model_path, ask.model_id, ask.dtype, replicas=ask.replicas)
+        desired = DesiredModel(ask.model_path, ask.model_id, ask.dtype, replicas=ask.replicas, quantize=ask.quantize)
         model_id = desired.model_id or default_model_id(desired.model_path)
         if self._models.get(model_id) is not None:
             message = f"a model {model_id!r} is there already; unload it first, or give another model_id"
@@ -262,11 +263,12 @@ class Planner:
                 effects += self._models.fail(model, refusal)
                 continue
             try:
-                check_max_model_len(described.spec, self.policy.model.max_model_len)
+                as_wanted = quantised(described, model.desired.quantize)
+                check_max_model_len(as_wanted.spec, self.policy.model.max_model_len)
             except RefusalError as error:
                 effects += self._cannot_describe(model, error.refusal, now_s)
                 continue
-            model.described, model.describing = described, False
+            model.described, model.describing = as_wanted, False
             self.deployments.add(model)
             if described.hub_commit is not None:
                 model.desired = attrs.evolve(model.desired, pinned=described.model_path)

@@ -77,6 +77,7 @@ class ServedModel:
             eos_ids=spec.eos_ids,
             dtype=dtypes[0] if dtypes else spec.stored_dtype,
             total_layers=spec.n_layers,
+            quantize=spec.quantize,
             default_sampling=spec.default_sampling,
             folder=self.described.folder,
             hub_commit=self.described.hub_commit,

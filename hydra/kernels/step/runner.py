@@ -99,7 +99,7 @@ class Runner:
     def still_to_read(self, order: LoadSlice) -> LoadSlice | None:
         """As Compute.still_to_read."""
         needed = slice_parts(order.spec, order.first_layer, order.end_layer)
-        missing = needed - self._resident.parts((order.spec.fingerprint, order.dtype)).keys()
+        missing = needed - self._resident.parts(_copy_of(order)).keys()
         if not missing:
             return None
         return attrs.evolve(order, tensors=tuple(source for source in order.tensors if _goes_to(source, missing)))
@@ -128,7 +128,7 @@ class Runner:
     def _load(self, order: LoadSlice, progress: Progress) -> tuple[_Route, int, float]:
         """The route, the bytes read for it, and the seconds that packing took."""
         _check(order, self._dtypes)
-        copy: WeightsKey = (order.spec.fingerprint, order.dtype)
+        copy = _copy_of(order)
         parts = slice_parts(order.spec, order.first_layer, order.end_layer)
         self._make_room(order, copy, parts)
         read_bytes, pack_s = self._fetch(order, copy, parts, progress)
@@ -258,6 +258,10 @@ def _goes_to(source: TensorRange, parts: frozenset[Part]) -> bool:
         return part_of(source) in parts
     except KeyError:
         return True
+
+
+def _copy_of(order: LoadSlice) -> WeightsKey:
+    return (order.spec.fingerprint, order.spec.quantize, order.dtype)
 
 
 def _check(order: LoadSlice, dtypes: tuple[Dtype, ...]) -> None:

@@ -14,11 +14,12 @@ from torch import Tensor
 from hydra.kernels.tensors import TORCH_DTYPES
 from hydra.kernels.weights.converted import original_rows, undo
 from hydra.kernels.weights.encoded.encoded_matrix import BlockMatrix, EncodedMatrix
+from hydra.kernels.weights.encoded.quantise import quantise
 from hydra.kernels.weights.encoded.unpack import UNPACKED_BLOCKS, unpack_blocks, unpack_matrix
 from hydra.kernels.weights.reader import read_ranges
 from hydra.kernels.weights.staging import too_large
 from hydra.kernels.weights.weight_memory import weight_memory
-from hydra.protocol.model.encoding import BlockEncoding, GroupEncoding, PlainEncoding
+from hydra.protocol.model.encoding import BlockEncoding, GroupEncoding, PlainEncoding, QuantisedEncoding
 from hydra.protocol.model.layout import place_of
 from hydra.protocol.model.model_spec import TensorRange, WeightSide
 from hydra.protocol.progress import Progress
@@ -69,7 +70,7 @@ def read_published(
         done += read_ranges(folder, ranges, shifted(progress, done, total))
         ranges.clear()
         for source in batch:
-            yield _made(source, raw.pop(0), dtype).to(device)
+            yield _made(source, raw.pop(0), dtype, device).to(device)
 
 
 def _batches(sources: Sequence[EncodedSource]) -> Iterator[list[EncodedSource]]:
@@ -96,18 +97,29 @@ def _ranges(source: EncodedSource, raw: Mapping[WeightSide, Tensor]) -> list[tup
     return [(source.values, raw["values"]), *((side, raw[name]) for name, side in source.sides.items())]
 
 
-def _made(source: EncodedSource, raw: Mapping[WeightSide, Tensor], dtype: torch.dtype) -> EncodedMatrix | Tensor:
+def _made(
+    source: EncodedSource, raw: Mapping[WeightSide, Tensor], dtype: torch.dtype, device: torch.device
+) -> EncodedMatrix | Tensor:
     """As its maker had it, before it was converted."""
     values, converted = source.values, place_of(source.values).converted
-    if isinstance(values.encoding, PlainEncoding):
-        stored = raw["values"].view(TORCH_DTYPES[values.encoding.dtype]).view(values.shape)
-        numbers = undo(converted, stored, source.head_dim)
-        brought = numbers.to(dtype)
-        if dtype == torch.float16 and bool((torch.isinf(brought) & torch.isfinite(numbers)).any()):
-            raise too_large(values)
-        return brought
+    match values.encoding:
+        case PlainEncoding() as encoding:
+            numbers = _plain_numbers(source, encoding, raw["values"])
+            brought = numbers.to(dtype)
+            if dtype == torch.float16 and bool((torch.isinf(brought) & torch.isfinite(numbers)).any()):
+                raise too_large(values)
+            return brought
+        case QuantisedEncoding() as encoding:  # on the device, which is quicker at it
+            numbers = _plain_numbers(source, encoding.stored, raw["values"].to(device))
+            return quantise(numbers, encoding.bits, name=f"{values.file}: {values.name}")
     matrix = _to_matrix(source, raw)
     return matrix.take(original_rows(matrix.rows, source.head_dim)) if converted == "interleaved" else matrix
+
+
+def _plain_numbers(source: EncodedSource, encoding: PlainEncoding, raw: Tensor) -> Tensor:
+    """In the dtype of the file."""
+    stored = raw.view(TORCH_DTYPES[encoding.dtype]).view(source.values.shape)
+    return undo(place_of(source.values).converted, stored, source.head_dim)
 
 
 def _to_matrix(source: EncodedSource, raw: Mapping[WeightSide, Tensor]) -> EncodedMatrix:

@@ -10,8 +10,9 @@ from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.messages.membership import Held
 from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.layout import Part
+from hydra.protocol.model.model_spec import Quantize
 
-WeightsKey: TypeAlias = tuple[str, Dtype]  # one model's weights in one dtype: fingerprint and dtype
+WeightsKey: TypeAlias = tuple[str, Quantize, Dtype]  # a model's weights as a route wants them; first its fingerprint
 Claims: TypeAlias = Mapping[WeightsKey, frozenset[Part]]
 
 
@@ -41,6 +42,11 @@ class ResidentWeights:
 
     def held(self) -> tuple[Held, ...]:
         return tuple(
-            Held(fingerprint=copy[0], dtype=copy[1], layers=tuple(sorted(p for p in parts if isinstance(p, int))))
-            for copy, parts in self._copies.items()
+            Held(
+                fingerprint=fingerprint,
+                quantize=quantize,
+                dtype=dtype,
+                layers=tuple(sorted(part for part in parts if isinstance(part, int))),
+            )
+            for (fingerprint, quantize, dtype), parts in self._copies.items()
         )

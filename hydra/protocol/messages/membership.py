@@ -10,6 +10,7 @@ import attrs
 from hydra.protocol.endpoint import Endpoint
 from hydra.protocol.ids import Epoch, Generation, NodeId, RouteId, StepId
 from hydra.protocol.model.dtype import Dtype
+from hydra.protocol.model.model_spec import Quantize
 from hydra.protocol.refusal import Refusal
 
 PROTOCOL_VERSION = 7
@@ -37,6 +38,7 @@ class Held:
     fingerprint: str
     dtype: Dtype
     layers: tuple[int, ...]
+    quantize: Quantize = "none"
 
 
 @attrs.frozen(kw_only=True)

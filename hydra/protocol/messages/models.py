@@ -6,7 +6,7 @@ import attrs
 
 from hydra.protocol.ids import AskId
 from hydra.protocol.messages.membership import Kernels, NodeState
-from hydra.protocol.model.model_spec import ModelCard
+from hydra.protocol.model.model_spec import ModelCard, Quantize
 from hydra.protocol.refusal import Refusal
 
 
@@ -21,6 +21,7 @@ class LoadModel:
     dtype: str | None = None
     wait: bool = True
     replicas: int = 1  # deployments that share no node
+    quantize: Quantize = "none"
 
 
 @attrs.frozen(kw_only=True)
@@ -160,6 +161,7 @@ class ModelStatus:
     waiting: int
     replicas: int = 1  # deployments that are wanted
     replicas_ready: int = 0
+    quantize: Quantize = "none"
 
 
 @attrs.frozen(kw_only=True)

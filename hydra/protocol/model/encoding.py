@@ -123,8 +123,30 @@ class GroupEncoding:
         return rows * columns * self.bits // 8 + self.n_groups(shape) * each + beside
 
 
-Encoding: TypeAlias = PlainEncoding | SideEncoding | BlockEncoding | GroupEncoding
+@attrs.frozen
+class QuantisedEncoding:
+    """Plain in the file, and made into codes of 8 or 4 bits while it is read: groups of QUANTISED_COLUMNS, each with a
+    scale of 2 bytes.
+    """
 
+    stored: PlainEncoding
+    bits: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.stored.name}>int{self.bits}"
+
+    def n_bytes(self, shape: TensorShape) -> int:
+        return self.stored.n_bytes(shape)
+
+    def kept_bytes(self, shape: TensorShape) -> int | None:
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        return rows * columns * self.bits // 8 + 2 * rows * -(-columns // QUANTISED_COLUMNS)
+
+
+Encoding: TypeAlias = PlainEncoding | SideEncoding | BlockEncoding | GroupEncoding | QuantisedEncoding
+
+QUANTISED_COLUMNS = 32
 _TABLE_BYTES = 64  # 16 numbers of float32
 _PLAIN_NAMES: Mapping[Dtype, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 F32, BF16, F16 = PlainEncoding("float32"), PlainEncoding("bfloat16"), PlainEncoding("float16")
@@ -152,7 +174,16 @@ BLOCK_ENCODINGS: Mapping[str, BlockEncoding] = {
     "IQ4_NL": BlockEncoding("IQ4_NL", 32, 18, table_bytes=_TABLE_BYTES),
     "MXFP4": BlockEncoding("MXFP4", 32, 17, table_bytes=_TABLE_BYTES, widened_bytes=1),
 }
-NAMED_ENCODINGS: Mapping[str, Encoding] = {**PLAIN_ENCODINGS, **SIDE_ENCODINGS, **BLOCK_ENCODINGS}
+QUANTISED_ENCODINGS: Mapping[str, QuantisedEncoding] = {
+    encoding.name: encoding
+    for encoding in (QuantisedEncoding(stored, bits) for stored in (F32, BF16, F16) for bits in (4, 8))
+}
+NAMED_ENCODINGS: Mapping[str, Encoding] = {
+    **PLAIN_ENCODINGS,
+    **SIDE_ENCODINGS,
+    **BLOCK_ENCODINGS,
+    **QUANTISED_ENCODINGS,
+}
 _GROUPED = re.compile(
     r"(?P<scheme>\w+):(?P<bits>[48]):(?P<rows>\d{1,7})x(?P<columns>\d{1,7})(?::(?P<zero>stored|less_one))?"
     r"(?P<ordered>:ordered)?(?P<nested>:nested)?"

@@ -52,6 +52,9 @@ WeightRole = Literal[
     "head_bias",
 ]
 
+Quantize = Literal["none", "int8", "int4"]
+"""What a model of full precision is made into while it is loaded."""
+
 
 @attrs.frozen(kw_only=True)
 class ModelShape:
@@ -97,6 +100,7 @@ class ModelSpec(ModelShape):
     bos_id: int | None
     eos_ids: tuple[int, ...]
     default_sampling: DefaultSampling = DefaultSampling()
+    quantize: Quantize = "none"  # while it is loaded
 
     def slice_size(self, first_layer: int, end_layer: int) -> PartSize:
         """Of layers [first_layer, end_layer) with the embedding and the head where they belong."""
@@ -205,6 +209,7 @@ class ModelCard:
     eos_ids: tuple[int, ...]
     dtype: Dtype
     total_layers: int
+    quantize: Quantize = "none"
     default_sampling: DefaultSampling = DefaultSampling()
     folder: str = attrs.field(default=attrs.Factory(lambda self: self.model_path, takes_self=True))
     hub_commit: HubCommit | None = None  # where it is at the Hub; None for a model of a directory

@@ -1,5 +1,7 @@
 """Section [model]: what is served at start, how, and where its files are kept."""
 
+from typing import Literal
+
 import attrs
 
 from hydra.protocol.settings.setting import secret
@@ -12,6 +14,7 @@ class ModelSettings:
     built_in: str = "auto"  # what `up` serves where no path is given
     id: str = ""
     dtype: str = "auto"
+    quantize: Literal["none", "int8", "int4"] = "none"  # while it is loaded
     max_model_len: int = 0
     replicas: int = 1  # deployments of the model, on workers of their own each
     chat_template: str = ""

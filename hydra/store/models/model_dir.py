@@ -15,10 +15,11 @@ import structlog
 
 from hydra.protocol.model.dtype import Dtype
 from hydra.protocol.model.encoding import PlainEncoding
-from hydra.protocol.model.layout import Part, part_of, place_of
+from hydra.protocol.model.layout import place_of
 from hydra.protocol.model.model_name import hub_name
 from hydra.protocol.model.model_spec import Described, ModelSpec, StoredFile, TensorRange
-from hydra.protocol.model.part_size import PartSize, side_size, tensor_size, total_size
+from hydra.protocol.model.part_size import total_size
+from hydra.protocol.model.part_sizes import part_sizes
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import is_plain_name, locate, open_directory, read_json_file, shown
 from hydra.store.files.foreign_file import unfinished
@@ -237,18 +238,12 @@ def _fingerprint(config_raw: bytes, shards: dict[str, Header], stored: tuple[Sto
 
 def spec_of(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: str) -> ModelSpec:
     """The config's shape with the sizes of its parts, which are those of the tensors."""
-    per_part: dict[Part, list[PartSize]] = {}
     per_dtype: Counter[Dtype] = Counter()
     for tensor in tensors:
-        if place_of(tensor).side != "values":
-            size = side_size(tensor.encoding, tensor.shape)
-        else:
-            size = tensor_size(tensor.encoding, tensor.shape)
+        if place_of(tensor).side == "values":
             dtype = tensor.encoding.dtype if isinstance(tensor.encoding, PlainEncoding) else config.dtype
             per_dtype[dtype] += math.prod(tensor.shape)
-        per_part.setdefault(part_of(tensor), []).append(size)
-    sizes = {part: total_size(parts) for part, parts in per_part.items()}
-    nothing = total_size(())
+    sizes = part_sizes(tensors)
     stored = max(per_dtype, key=lambda dtype: per_dtype[dtype], default=config.dtype)
     return ModelSpec(
         **attrs.asdict(config.shape, recurse=False),
@@ -256,7 +251,7 @@ def spec_of(config: ModelConfig, tensors: tuple[TensorRange, ...], fingerprint: 
         stored_dtype=stored if config.quantisation is None else config.dtype,
         layer_sizes=tuple(sizes[layer] for layer in range(config.shape.n_layers)),
         embedding_size=sizes["embedding"],
-        head_size=sizes.get("head", nothing),
+        head_size=sizes.get("head", total_size(())),
         norm_size=sizes["norm"],
         bos_id=config.speech.bos_id,
         eos_ids=config.speech.eos_ids,

@@ -55,6 +55,9 @@ def test_the_worked_example(plan, directory):
     assert "fits: sequences of up to" in out
 
 
+BITS = {"int8": 8, "int4": 4}
+
+
 @pytest.mark.parametrize(("dtype", "item_bytes"), [(None, 4), ("auto", 4), ("bfloat16", 2), ("float16", 2)])
 def test_every_byte_is_accounted_for(plan, directory, dtype, item_bytes):
     code, out, _ = plan(directory, "--nodes", "0.01,0.02,0.02", "--json", *(["--dtype", dtype] if dtype else []))
@@ -87,6 +90,25 @@ def test_a_quantised_model_is_planned_by_the_bytes_that_it_keeps(plan, tmp_path,
     assert said[None]["stored_dtype"] == said[None]["dtype"] == "float16"
     grown = said["float32"]["layer_bytes"][0] - said[None]["layer_bytes"][0]
     assert grown == 2 * norms, "what stays encoded does not grow with the dtype"
+
+
+def test_a_model_that_is_quantised_while_it_is_loaded_is_planned_so(plan, directory):
+    plain = json.loads(plan(directory, "--nodes", "1", "--json")[1])
+    said = {wish: json.loads(plan(directory, "--nodes", "1", "--json", "--quantize", wish)[1]) for wish in BITS}
+    for wish, bits in BITS.items():
+        assert said[wish]["quantize"] == wish
+        norms = 2 * 32 * 4
+        matrices = (plain["layer_bytes"][0] - norms) // 4  # numbers, and a scale of 2 bytes to each 32 at most 16 more
+        kept = said[wish]["layer_bytes"][0] - norms - matrices * bits // 8
+        assert matrices // 32 * 2 <= kept <= matrices // 16 * 2
+        assert 8 / 32 < said[wish]["head_bytes"] / plain["head_bytes"] < 9 / 32
+    assert "made int4 while loaded, computed in float32" in plan(directory, "--nodes", "1", "--quantize", "int4")[1]
+
+
+def test_what_is_quantised_already_is_not_quantised_again(plan, tmp_path):
+    directory = str(write_checkpoint(tmp_path / "model", "packed"))
+    code, _, err = plan(directory, "--nodes", "1", "--quantize", "int8")
+    assert code == 2 and "is quantised already" in err and "it is --quantize here" in err
 
 
 def test_a_tied_head_is_counted_at_both_ends(plan, directory, tmp_path):

@@ -113,6 +113,14 @@ def test_ctrl_c_says_that_the_load_goes_on_and_how_to_call_it_off(cluster, monke
     assert words.format(cluster.url) in done.stderr
 
 
+def test_what_is_wished_of_a_load_is_sent(cluster):
+    cluster.answers["/api/models/load"] = (202, JOB)
+    ended(cluster, "bad_model", "config.json is missing")
+    load(cluster, "org/name", "--quantize", "int4", "--replicas", "2")
+    assert cluster.posted.pop() == {"model_path": "org/name", "quantize": "int4", "replicas": 2, "wait": False}
+    assert isinstance(load(cluster, "org/name", "--quantize", "int3").exception, click.UsageError)
+
+
 def test_a_dtype_that_nobody_computes_in_is_a_usage_error(cluster):
     assert isinstance(load(cluster, "org/name", "--dtype", "int4").exception, click.UsageError)
     assert not cluster.posted

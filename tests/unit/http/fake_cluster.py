@@ -60,6 +60,7 @@ class FakeCluster:
     gone: bool = False  # the first model has been unloaded
     silent: bool = False  # the coordinator has not told yet which models there are
     unloaded: list[str] = attrs.field(factory=list)
+    loaded: list[dict[str, Any]] = attrs.field(factory=list)  # as was asked for
     ring: JournalRing = attrs.field(factory=JournalRing)
     journal_fails: int = 0  # so many times nobody answers for it
     job: JobStatus = JobStatus(
@@ -126,6 +127,7 @@ class FakeCluster:
         return ReadyReply(ask=1, ready=self.is_ready, why="" if self.is_ready else "asleep", retry_after_s=2.0)
 
     async def load_model(self, **desired: Any) -> ModelReply:
+        self.loaded.append(desired)
         model_id = desired["model_id"] or "m"
         if desired["wait"]:
             return ModelReply(ask=1, model_id=model_id, state="ready")

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from hydra.kernels.step.runner import Runner
 from hydra.protocol.model.encoding import BF16, BLOCK_ENCODINGS, F32
-from hydra.protocol.model.layout import part_of
 from hydra.protocol.model.model_spec import TensorRange
-from hydra.protocol.model.part_size import tensor_size, total_size
+from hydra.protocol.model.part_size import total_size
+from hydra.protocol.model.part_sizes import part_sizes
 from hydra.protocol.refusal import RefusalError
 from tests.unit.kernels.bench import LIBRARY, Pipeline, Published, Row, order, prompt, publish, quiet
 
@@ -67,11 +67,9 @@ def encode(plain: Published, path: Path, *, converted: bool) -> tuple[Published,
 
 
 def sizes_of(ranges: list[TensorRange], n_layers: int) -> dict[str, object]:
-    def of(part: object) -> object:
-        return total_size(tensor_size(one.encoding, one.shape) for one in ranges if part_of(one) == part)
-
-    ends = {f"{part}_size": of(part) for part in ("embedding", "head", "norm")}
-    return {"layer_sizes": tuple(of(layer) for layer in range(n_layers)), **ends}
+    sizes = part_sizes(ranges)
+    ends = {f"{part}_size": sizes.get(part, total_size(())) for part in ("embedding", "head", "norm")}
+    return {"layer_sizes": tuple(sizes[layer] for layer in range(n_layers)), **ends}
 
 
 @pytest.fixture(scope="module", params=[(True, False), (False, True)], ids=["tied", "untied-converted"])

@@ -36,5 +36,16 @@ def test_only_a_new_up_changes_how_many_there_are(tmp_path, new_up, replicas):
     assert begun(tmp_path, 4) == (DesiredModel("/models/m", replicas=replicas), DesiredModel("/models/other"))
 
 
+@pytest.mark.parametrize("new_up", [False, True], ids=["the same up goes on", "a new up"])
+def test_only_a_new_up_changes_how_the_weights_are_held(tmp_path, new_up):
+    former = DesiredModel("/models/m", dtype="float32", quantize="int8")
+    write_state(tmp_path, SavedState(desired=(former,)))
+    if new_up:
+        begin_anew(tmp_path)
+    told = ModelSettings(path="/models/m", dtype="bfloat16", quantize="int4")
+    (desired,) = remembered_state(Spec(str(tmp_path), told)).desired
+    assert desired == (attrs.evolve(former, dtype="bfloat16", quantize="int4") if new_up else former)
+
+
 def test_the_policy_of_a_cluster_is_one_that_there_is():
     assert ClusterSettings().policy in POLICIES

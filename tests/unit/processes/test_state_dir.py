@@ -45,6 +45,8 @@ def test_what_an_earlier_version_wrote_is_read_too(tmp_path):
         '{"term": 1, "wishes": [{"model_path": 5}], "nodes": []}',
         '{"term": 1, "wishes": [{"model_path": "m", "model_id": 5}], "nodes": []}',
         '{"term": 1, "wishes": [], "nodes": 7}',
+        '{"term": 1, "wishes": [{"model_path": "m", "quantize": "int3"}], "nodes": []}',
+        '{"term": 1, "wishes": [{"model_path": "m", "quantize": ["int4"]}], "nodes": []}',
         "[" * 100_000,
         NO_TERM,
         NO_WISH,
