@@ -123,7 +123,7 @@ def test_small_chunks_and_dtype_conversion_place_every_byte(untied, monkeypatch)
     facts = runner.load(order(untied, 3, 4, dtype="bfloat16"), quiet)
     assert facts.read_bytes == 2 * facts.weight_bytes == n_bytes(untied.ranges(3, 4))
     piece, reference = runner._routes[ROUTE].slice, untied.reference
-    layer = runner._resident.parts((untied.spec.fingerprint, "bfloat16"))[3]
+    layer = runner._resident.parts((untied.spec.fingerprint, "none", "bfloat16"))[3]
     attention, mlp = reference.model.layers[3].self_attn, reference.model.layers[3].mlp
     projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
     assert torch.equal(plain(layer.linears["qkv"]), torch.cat(projections).bfloat16())
