@@ -271,8 +271,8 @@ class Supervisor:
             return self._look_at(child, now_s + self.silence_max_s)
         limit_s = self.silence_max_s if child.beaten else max(START_GRACE_S, self.silence_max_s)
         due_s = child.last_beat_s + limit_s
-        if now_s < due_s:
-            return self._look_at(child, due_s)
+        if now_s < due_s:  # one that was slow to start may fall silent long before its grace is over
+            return self._look_at(child, min(due_s, now_s + self.silence_max_s))
         return [SignalChild(name, child.pid, signal.SIGKILL)]
 
     def _look_at(self, child: _Child, at_s: float) -> list[Effect]:

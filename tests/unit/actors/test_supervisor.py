@@ -114,11 +114,31 @@ def test_a_silent_child_is_killed():
     assert made.handle(TimerFired(("silence", "w0")), again) == [SignalChild("w0", 11, KILL)]
 
 
+def slow_starter(made):
+    """When `w0`, started anew at 2.0, is looked at for the first time."""
+    made.handle(ChildGone("w0", 11, -9), 1.0)
+    return looks_at(made.handle(ChildStarted("w0", 20), 2.0))
+
+
 def test_a_child_that_has_not_spoken_yet_has_longer():
     made = supervisor()
-    made.handle(ChildGone("w0", 11, -9), 1.0)
-    first = looks_at(made.handle(ChildStarted("w0", 20), 2.0))
-    assert looks_at(made.handle(TimerFired(("silence", "w0")), first)) == 2.0 + START_GRACE_S
+    at_s = slow_starter(made)
+    while at_s < 2.0 + START_GRACE_S:
+        at_s = looks_at(made.handle(TimerFired(("silence", "w0")), at_s))
+    assert at_s == 2.0 + START_GRACE_S
+    assert made.handle(TimerFired(("silence", "w0")), at_s) == [SignalChild("w0", 20, KILL)]
+
+
+def test_a_child_that_was_slow_to_start_and_then_falls_silent_is_killed_as_soon_as_any_other():
+    made = supervisor()
+    at_s = looks_at(made.handle(TimerFired(("silence", "w0")), slow_starter(made)))
+    made.handle(ChildBeat("w0"), 15.0)
+    killed: list[object] = []
+    while not killed:
+        effects = made.handle(TimerFired(("silence", "w0")), at_s)
+        killed = of_kind(effects, SignalChild)
+        at_s = at_s if killed else looks_at(effects)
+    assert at_s == 15.0 + CHILD_SILENCE_MAX_S
 
 
 def test_a_parent_that_was_stopped_itself_does_not_blame_its_child():
