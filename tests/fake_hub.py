@@ -69,7 +69,8 @@ class FakeHub:
 
     def add(self, repo: str, directory: Path) -> str:
         """Publishes a directory; its commit follows from the content."""
-        self.repos[repo] = {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.is_file()}
+        paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+        self.repos[repo] = {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
         return self.commit(repo)
 
     def commit(self, repo: str) -> str:

@@ -77,6 +77,26 @@ BUDGETS = (
         higher=True,
     ),
     RatioBudget(name="Q8", what="the same by 8 bits", must=0.6, aim=0.85, higher=True),
+    RatioBudget(
+        name="Q16",
+        what="time of a product of 16 rows in float32 / by the slowest encoding",
+        must=1.0,
+        aim=1.2,
+        higher=True,
+    ),
+    RatioBudget(
+        name="QT",
+        what="tokens per second of a 0.3 B model in int4 / in float32, batch 1",
+        must=3.0,
+        aim=5.0,
+        higher=True,
+    ),
+    RatioBudget(
+        name="RQ",
+        what="peak memory of a worker of int4, also while loading / its weights + KV + 300 MB",
+        must=1.1,
+        aim=1.05,
+    ),
 )
 
 

@@ -48,6 +48,8 @@ def measure_budgets(
     from hydra.bench.load_speed import measure_load
     from hydra.bench.pipeline import measure_timed, measure_torch
     from hydra.bench.quant_speed import measure_quant
+    from hydra.bench.quantised_memory import measure_quantised_memory
+    from hydra.bench.quantised_speed import measure_many_rows, measure_quantised
     from hydra.bench.token_time import measure_token_time
 
     found: dict[str, Measured] = {}
@@ -73,6 +75,12 @@ def measure_budgets(
         if "Q" in names:
             say("Q: one row by encoded matrices, and their bytes plainly read")
             found |= measure_quant(rounds=5 if quick else 15)
+            say("Q16: 16 rows by encoded matrices, and by float32 ones")
+            found["Q16"] = measure_many_rows(rounds=5 if quick else 15)
+            say("QT: a model in int4 and in int8, and in float32")
+            found["QT"] = measure_quantised(Path(scratch), rounds=5 if quick else 15)
+            say("RQ: a cluster of a model that is quantised while it is loaded")
+            found["RQ"] = measure_quantised_memory(Path(scratch))
     return found
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,11 @@ class Served:
 
 
 @contextmanager
-def served(model: Path, scratch: Path, *, workers: int, device: str) -> Iterator[Served]:
+def served(model: Path, scratch: Path, *, workers: int, device: str, more: Sequence[str] = ()) -> Iterator[Served]:
     """Stopped at the end, whatever happens."""
     ports = {f"HYDRA_ZMQ_{name}_ADDR": "tcp://127.0.0.1:0" for name in ("ROUTER", "BROADCAST", "RESULTS", "STORE")}
     argv = [sys.executable, "-m", "hydra", "up", str(model), "--workers", str(workers), "--device", device]
-    argv += ["--http", "127.0.0.1:0", "--state-dir", str(scratch / "state")]
+    argv += ["--http", "127.0.0.1:0", "--state-dir", str(scratch / "state"), *more]
     env = {**os.environ, **ports, "HYDRA_LOG": "warning", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env, process_group=0) as process:
         try:

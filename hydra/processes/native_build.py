@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -30,6 +31,7 @@ COMPILE_S = 90.0  # all attempts together; an idle machine takes about 7
 SOURCES = Path(native.__file__).parent
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
 OWN_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())  # what a compiler may call it; the last is any processor
+LIBRARIES_MAX = 4  # that are kept: of other sources, compilers and processors of one home
 _DIGEST_BYTES = 32
 
 log = structlog.get_logger()
@@ -134,7 +136,15 @@ class NativeBuild:
             target.write_bytes(content + hashlib.sha256(content).digest())
             target.chmod(0o700)
             target.replace(path)
+        self._forget_old()
         log.info("compiled the products of few rows with this machine's compiler", path=str(path))
+
+    def _forget_old(self) -> None:
+        """Those of former versions; one that a process has open stays with it."""
+        with suppress(OSError):  # another process may be at it too
+            newest_first = sorted(self.directory.glob("products-*.so"), key=lambda path: -path.stat().st_mtime_ns)
+            for old in newest_first[LIBRARIES_MAX:]:
+                old.unlink()
 
 
 def _sources() -> list[Path]:

@@ -137,7 +137,7 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
     PagedKvSpec: {"n_heads": SOME, "head_dim": SOME},
     MoeSpec: {"n_experts": SOME, "top_k": SOME},
     Directory: {"path": Length(PATH_MAX)},
-    HubCommit: {"repo": Length(NAME_MAX), "commit": Length(NAME_MAX)},
+    HubCommit: {"repo": Length(NAME_MAX), "commit": Length(NAME_MAX), "folder": Length(PATH_MAX)},
     Endpoint: {"addr": ADDR, "public_key": Length(NAME_MAX, printable=True)},
     Peers: {"endpoints": Length(ENDPOINTS_MAX)},
     LoadSlice: {

@@ -69,7 +69,10 @@ def _rule_file(stored: TensorRange | StoredFile) -> bool:
 
 def _rule_hub_commit(source: HubCommit) -> bool:
     """Its parts become part of a URL and of a path."""
-    return hub_parts(f"{source.repo}@{source.commit}") == (source.repo, source.commit)
+    folders = source.folder.split("/") if source.folder else []
+    return hub_parts(f"{source.repo}@{source.commit}") == (source.repo, source.commit) and all(
+        map(_one_component, folders)
+    )
 
 
 def no_rule(_: Any) -> bool:

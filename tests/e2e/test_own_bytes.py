@@ -9,17 +9,11 @@ from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.store.models.library import LocalLibrary
 from tests.audit import hydra_audit
 from tests.e2e.cluster import RunningCluster, running_cluster
+from tests.e2e.own_bytes import check_shares, read_bytes, stages
 
 SHAPE = LlamaShape(layers=12, hidden=512, intermediate=1408, heads=8, kv_heads=2, vocab=4096)
-PART_MAX = 1.03
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="bytes are counted in /proc")
-
-
-def read_bytes(pid: int) -> int:
-    """Every byte the process has taken out of files and pipes."""
-    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
-    return int(fields["rchar"])
 
 
 @pytest.mark.long
@@ -31,24 +25,12 @@ def test_four_workers_read_a_quarter_each(tmp_path: Path) -> None:
         asked = {"model_path": str(directory), "model_id": "second"}
         assert httpx2.post(f"{cluster.url}/api/models/load", json=asked, timeout=90.0).is_success
         taken = {name: read_bytes(pid) - before[name] for name, pid in pids.items()}
-        slices = stages(cluster)
+        slices = stages(cluster, "second")
         check_ears(cluster)
         for pid in pids.values():
             assert "glibc.malloc.hugetlb=1" in Path(f"/proc/{pid}/environ").read_text()
-    described = LocalLibrary().describe(str(directory))
-    assert sorted(slices.values())[0][0] == 0 and len(slices) == 4
-    for name, (first, end) in slices.items():
-        own = sum(tensor.length for tensor in LocalLibrary().slice_ranges(described, first, end))
-        assert own <= taken[name] <= PART_MAX * own, f"{name} with layers {first}-{end - 1}"
-
-
-def stages(cluster: RunningCluster) -> dict[str, tuple[int, int]]:
-    return {
-        node["node_id"]: (stage["first_layer"], stage["end_layer"])
-        for node in cluster.status()["nodes"]
-        for stage in node["stages"]
-        if stage["model_id"] == "second"
-    }
+    assert len(slices) == 4
+    check_shares(taken, slices, LocalLibrary().describe(str(directory)))
 
 
 def check_ears(cluster: RunningCluster) -> None:

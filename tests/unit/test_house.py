@@ -33,6 +33,7 @@ ONLY_IN = {
         "bench/load_child.py",
         "bench/peak_child.py",
         "bench/quant_child.py",
+        "bench/rows_child.py",
     ),
     "quart": ("http/",),
     "quart_trio": ("http/",),

@@ -1,4 +1,4 @@
-/* Products in floats: of plain matrices, of float8, and of codes whose table holds any numbers. Every output is one
+/* Products in floats: of plain matrices, and of float8. Every output is one
    chain of eight lanes over its columns, however many outputs are computed at once. */
 
 #ifndef HYDRA_FLOATS_H
@@ -32,6 +32,37 @@ MANY void dense_tile(const uint8_t *const *w, int n, const float *const *x, int 
         for (int r = 0; r < rows; r++) sums[i][r] = own[i][r];
 }
 
+enum { PANEL_ROWS = 6, PANEL_COLUMNS = 256, PANEL_LANES = 8 };
+
+/* Rows of input side by side: for each column, and one more, `width` numbers; nought where there are no rows. */
+static void turn_input(const float *x, int rows, int64_t columns, int width, float *into) {
+    memset(into, 0, (size_t)((columns + 1) * width) * 4);
+    for (int r = 0; r < rows; r++)
+        for (int64_t column = 0; column < columns; column++) into[column * width + r] = x[r * columns + column];
+}
+
+#define PANEL_ROW(i) floats_t one##i = sums[i][0], other##i = sums[i][1]
+#define PANEL_KEEP(i) sums[i][0] = one##i, sums[i][1] = other##i
+#define PANEL_STEP(i)                                                                  \
+    do {                                                                               \
+        one##i = fma_floats(all_floats(numbers[i][column]), low, one##i);              \
+        other##i = fma_floats(all_floats(numbers[i][column + beside]), high, other##i); \
+    } while (0)
+#define SIX(step) step(0); step(1); step(2); step(3); step(4); step(5)
+
+/* Six rows of the matrix times 8 or 16 of input, `columns` of them, added to `sums`: of 16 rows each half has its own;
+   of 8 rows each has one for even columns and one for odd ones. `x` is followed by a column of nought. */
+MANY void panel_tile(float numbers[PANEL_ROWS][PANEL_COLUMNS + 1], const float *x, int64_t columns, const int width,
+                     floats_t sums[PANEL_ROWS][2]) {
+    const int step = width == PANEL_LANES ? 2 : 1, beside = step - 1;
+    SIX(PANEL_ROW);
+    for (int64_t column = 0; column < columns; column += step) {
+        const floats_t low = load_floats(x + column * width), high = load_floats(x + column * width + PANEL_LANES);
+        SIX(PANEL_STEP);
+    }
+    SIX(PANEL_KEEP);
+}
+
 /* One row of float8: each tile across has a scale. `x` has nought beyond the columns, up to a multiple of 8. */
 MANY void float8_row(const matrix_t *m, const uint8_t *codes, const float *const *x, int rows, const float *scale,
                        float *into) {
@@ -57,28 +88,6 @@ MANY void float8_row(const matrix_t *m, const uint8_t *codes, const float *const
         }
 #undef STEP
 #define STEP(r) sums[r] = fma_floats(own[r], wide, sums[r])
-        FOR_ROWS(rows, STEP);
-#undef STEP
-    }
-    #define STEP(r) into[r] = sum_floats(sums[r])
-    FOR_ROWS(rows, STEP);
-#undef STEP
-}
-
-/* One row of codes of 4 bits with any table: the numbers of 8 columns, then their products. `scale` has one per 8. */
-MANY void table_row(const matrix_t *m, const uint8_t *codes, const float *const *x, int rows, const float *scale,
-                      float *into) {
-    floats_t sums[TILE];
-    FOR_ROWS(rows, NO_SUM);
-    for (int64_t column = 0; column < m->columns; column += 8) {
-        float numbers[8] = {0};
-        int64_t here = m->columns - column < 8 ? m->columns - column : 8;
-        for (int64_t i = 0; i < here; i++) {
-            uint8_t both = codes[(column + i) / 2];
-            numbers[i] = m->float_table[i % 2 ? both >> 4 : both & 15];
-        }
-        floats_t number = mul_floats(load_floats(numbers), all_floats(scale[column / 8]));
-#define STEP(r) sums[r] = fma_floats(number, load_floats(x[r] + column), sums[r])
         FOR_ROWS(rows, STEP);
 #undef STEP
     }

@@ -87,6 +87,12 @@ INLINE bytes_t look_up(const uint8_t table[16], bytes_t codes) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), codes);
 }
 INLINE bytes_t flip_signs(bytes_t v) { return _mm256_xor_si256(v, _mm256_set1_epi8((char)128)); }
+/* 64 bytes: of either in turn */
+INLINE void store_in_turn(uint8_t *at, bytes_t a, bytes_t b) {
+    __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+    store_bytes(at, _mm256_permute2x128_si256(low, high, 0x20));
+    store_bytes(at + 32, _mm256_permute2x128_si256(low, high, 0x31));
+}
 
 INLINE ints_t no_ints(void) { return _mm256_setzero_si256(); }
 INLINE ints_t add_ints(ints_t a, ints_t b) { return _mm256_add_epi32(a, b); }
@@ -135,6 +141,7 @@ INLINE void store_floats(float *at, floats_t v) { _mm256_storeu_ps(at, v); }
 INLINE floats_t all_floats(float value) { return _mm256_set1_ps(value); }
 INLINE floats_t floats_of(ints_t v) { return _mm256_cvtepi32_ps(v); }
 INLINE floats_t add_floats(floats_t a, floats_t b) { return _mm256_add_ps(a, b); }
+INLINE floats_t sub_floats(floats_t a, floats_t b) { return _mm256_sub_ps(a, b); }
 INLINE floats_t mul_floats(floats_t a, floats_t b) { return _mm256_mul_ps(a, b); }
 INLINE floats_t fma_floats(floats_t a, floats_t b, floats_t c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE float sum_floats(floats_t v) {
@@ -148,6 +155,16 @@ INLINE floats_t load_bf16(const uint16_t *at) {
 INLINE floats_t load_f16(const uint16_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
 INLINE floats_t load_u8(const uint8_t *at) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+INLINE floats_t load_i8(const uint8_t *at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+/* of codes from 0 to 15 */
+INLINE floats_t look_up_floats(const float table[16], const uint8_t *codes) {
+    __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes));
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), at);
+    __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), at);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
 }
 /* eight e4m3 as floats of 2^-8 their value: they become f16 by a shift; for 127 and 255, which are no numbers, 1.875 */
 INLINE floats_t load_f8(const uint8_t *at) {
@@ -212,6 +229,7 @@ INLINE bytes_t look_up(const uint8_t table[16], bytes_t codes) {
     return codes;
 }
 INLINE bytes_t flip_signs(bytes_t v) { EACH(32) v.v[i] ^= 128; return v; }
+INLINE void store_in_turn(uint8_t *at, bytes_t a, bytes_t b) { EACH(32) { at[2 * i] = a.v[i]; at[2 * i + 1] = b.v[i]; } }
 
 INLINE ints_t no_ints(void) { ints_t r; EACH(8) r.v[i] = 0; return r; }
 INLINE ints_t add_ints(ints_t a, ints_t b) { EACH(8) a.v[i] += b.v[i]; return a; }
@@ -237,6 +255,7 @@ INLINE floats_t load_floats(const float *at) { floats_t r; memcpy(r.v, at, 32); 
 INLINE void store_floats(float *at, floats_t v) { memcpy(at, v.v, 32); }
 INLINE floats_t floats_of(ints_t v) { floats_t r; EACH(8) r.v[i] = (float)v.v[i]; return r; }
 INLINE floats_t add_floats(floats_t a, floats_t b) { EACH(8) a.v[i] += b.v[i]; return a; }
+INLINE floats_t sub_floats(floats_t a, floats_t b) { EACH(8) a.v[i] -= b.v[i]; return a; }
 INLINE floats_t mul_floats(floats_t a, floats_t b) { EACH(8) a.v[i] *= b.v[i]; return a; }
 INLINE floats_t fma_floats(floats_t a, floats_t b, floats_t c) {
 #if defined(HYDRA_NEON)
@@ -263,6 +282,12 @@ INLINE floats_t load_f16(const uint16_t *at) {
     return r;
 }
 INLINE floats_t load_u8(const uint8_t *at) { floats_t r; EACH(8) r.v[i] = (float)at[i]; return r; }
+INLINE floats_t load_i8(const uint8_t *at) { floats_t r; EACH(8) r.v[i] = (float)(int8_t)at[i]; return r; }
+INLINE floats_t look_up_floats(const float table[16], const uint8_t *codes) {
+    floats_t r;
+    EACH(8) r.v[i] = table[codes[i] & 15];
+    return r;
+}
 INLINE floats_t load_f8(const uint8_t *at) {
     uint16_t wide[8];
     EACH(8) wide[i] = (uint16_t)((at[i] & 0x80u) << 8 | (at[i] & 0x7fu) << 7);

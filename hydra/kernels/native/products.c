@@ -2,8 +2,8 @@
 
    Compiled by the machine that runs it, for its own processor (see library.py); called through ctypes. Every function
    returns 0, or 1 where it got no memory or has no way for such a matrix; nothing is written then. Rows of the matrix
-   are shared out among threads; no bit of a result depends on how many they are, nor on how many rows of input there
-   are. */
+   are shared out among threads; no bit of a result depends on how many they are. Nor does it depend on how many rows of
+   input there are, as long as they are multiplied in the same way: 1 to 4, 5 to 8, 9 to 16, and plain numbers always. */
 
 #include "decode.h"
 #include "floats.h"
@@ -20,6 +20,9 @@ typedef struct {
 } product_t;
 
 enum { ROUND_BYTES = 64 };
+#ifndef ONE_BY_ONE_ROWS
+#define ONE_BY_ONE_ROWS 4 /* more rows of input are faster multiplied by the matrix's rows as floats, all at once */
+#endif
 
 static int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -236,7 +239,7 @@ static void integer_share(void *work, int64_t first, int64_t end) {
     free(scale);
 }
 
-static void float_share(void *work, int64_t first, int64_t end) {
+static void float8_share(void *work, int64_t first, int64_t end) {
     product_t *p = work;
     const matrix_t *m = p->m;
     float *offset, *spread, *scale = row_buffers(m, &offset, &spread);
@@ -246,19 +249,13 @@ static void float_share(void *work, int64_t first, int64_t end) {
     }
     for (int64_t row = first; row < end; row++) {
         const uint8_t *codes = m->codes + row * m->row_bytes;
-        const float *use = scale;
-        if (m->form == FLOAT8) numbers_at(m->scales, m->number, row / m->group_rows * m->groups, m->groups, scale);
-        else {
-            read_row_scales(m, row, scale, offset);
-            use = spread_scales(scale, m->group_columns, m->columns, 8, 1, spread);
-        }
+        numbers_at(m->scales, m->number, row / m->group_rows * m->groups, m->groups, scale);
         for (int at = 0, rows; at < p->in.rows; at += rows) {
             const float *x[TILE];
             rows = tile_of(p->in.rows - at);
             float sums[TILE];
             for (int r = 0; r < rows; r++) x[r] = p->x + (at + r) * p->x_stride;
-            if (m->form == FLOAT8) WITH_ROWS(rows, float8_row(m, codes, x, R, use, sums))
-            else WITH_ROWS(rows, table_row(m, codes, x, R, use, sums))
+            WITH_ROWS(rows, float8_row(m, codes, x, R, scale, sums))
             for (int r = 0; r < rows; r++) p->out[(at + r) * p->out_stride + row] = sums[r];
         }
     }
@@ -277,36 +274,39 @@ static void float_share(void *work, int64_t first, int64_t end) {
 
 enum { DENSE_COLUMNS = 512, DENSE_TILES = (ROWS_MAX + DENSE_TILE - 1) / DENSE_TILE };
 
-/* Four rows of the matrix at a time; over few columns at a time where there are many rows of input, which then stay in
-   the nearest cache. */
+/* Up to four rows of the matrix, plain numbers at `w`; over few columns at a time where there are many rows of input,
+   which then stay in the nearest cache. */
+INLINE void dense_block(product_t *p, const uint8_t *const *w, int n, int64_t row, const int KIND) {
+    const int64_t columns = p->m->columns, whole = columns / 8 * 8, step = p->in.rows <= DENSE_TILE ? whole : DENSE_COLUMNS;
+    floats_t sums[DENSE_TILES][DENSE_ROWS][DENSE_TILE];
+    for (int t = 0; t < DENSE_TILES; t++)
+        for (int i = 0; i < DENSE_ROWS; i++)
+            for (int r = 0; r < DENSE_TILE; r++) sums[t][i][r] = no_floats();
+    for (int64_t from = 0; from < whole; from += step) {
+        int64_t to = from + step < whole ? from + step : whole;
+        for (int t = 0; t * DENSE_TILE < p->in.rows; t++) {
+            int at = t * DENSE_TILE, rows = p->in.rows - at < DENSE_TILE ? p->in.rows - at : DENSE_TILE;
+            const float *x[DENSE_TILE];
+            for (int r = 0; r < rows; r++) x[r] = p->x + (at + r) * p->x_stride;
+            if (n == DENSE_ROWS) DENSE_CASES(DENSE_ROWS, rows);
+            else DENSE_CALL(n, rows);
+        }
+    }
+    for (int r = 0; r < p->in.rows; r++)
+        for (int i = 0; i < n; i++) {
+            float sum = sum_floats(sums[r / DENSE_TILE][i][r % DENSE_TILE]);
+            for (int64_t column = whole; column < columns; column++)
+                sum += number_at(w[i], KIND, column) * p->x[r * p->x_stride + column];
+            p->out[r * p->out_stride + row + i] = sum;
+        }
+}
+
 INLINE void dense_rows(product_t *p, int64_t first, int64_t end, const int KIND) {
-    const matrix_t *m = p->m;
-    const int64_t whole = m->columns / 8 * 8, step = p->in.rows <= DENSE_TILE ? whole : DENSE_COLUMNS;
     for (int64_t row = first; row < end; row += DENSE_ROWS) {
         int n = end - row < DENSE_ROWS ? (int)(end - row) : DENSE_ROWS;
-        floats_t sums[DENSE_TILES][DENSE_ROWS][DENSE_TILE];
         const uint8_t *w[DENSE_ROWS];
-        for (int i = 0; i < n; i++) w[i] = m->codes + (row + i) * m->row_bytes;
-        for (int t = 0; t < DENSE_TILES; t++)
-            for (int i = 0; i < DENSE_ROWS; i++)
-                for (int r = 0; r < DENSE_TILE; r++) sums[t][i][r] = no_floats();
-        for (int64_t from = 0; from < whole; from += step) {
-            int64_t to = from + step < whole ? from + step : whole;
-            for (int t = 0; t * DENSE_TILE < p->in.rows; t++) {
-                int at = t * DENSE_TILE, rows = p->in.rows - at < DENSE_TILE ? p->in.rows - at : DENSE_TILE;
-                const float *x[DENSE_TILE];
-                for (int r = 0; r < rows; r++) x[r] = p->x + (at + r) * p->x_stride;
-                if (n == DENSE_ROWS) DENSE_CASES(DENSE_ROWS, rows);
-                else DENSE_CALL(n, rows);
-            }
-        }
-        for (int r = 0; r < p->in.rows; r++)
-            for (int i = 0; i < n; i++) {
-                float sum = sum_floats(sums[r / DENSE_TILE][i][r % DENSE_TILE]);
-                for (int64_t column = whole; column < m->columns; column++)
-                    sum += number_at(w[i], KIND, column) * p->x[r * p->x_stride + column];
-                p->out[r * p->out_stride + row + i] = sum;
-            }
+        for (int i = 0; i < n; i++) w[i] = p->m->codes + (row + i) * p->m->row_bytes;
+        dense_block(p, w, n, row, KIND);
     }
 }
 
@@ -317,6 +317,42 @@ static void dense_share(void *work, int64_t first, int64_t end) {
     case IS_BF16: dense_rows(p, first, end, IS_BF16); break;
     default: dense_rows(p, first, end, IS_F16); break;
     }
+}
+
+/* Many rows of input: six rows of the matrix become floats, a few columns at a time, and are multiplied by all rows of
+   input at once. */
+static void panel_share(void *work, int64_t first, int64_t end) {
+    product_t *p = work;
+    const matrix_t *m = p->m;
+    float *scales[PANEL_ROWS] = {0}, *offsets[PANEL_ROWS], *spread;
+    float numbers[PANEL_ROWS][PANEL_COLUMNS + 1];
+    const int width = p->in.rows > PANEL_LANES ? 2 * PANEL_LANES : PANEL_LANES;
+    uint8_t codes[PANEL_COLUMNS + 64];
+    int failed = 0;
+    for (int i = 0; i < PANEL_ROWS; i++) failed |= !(scales[i] = row_buffers(m, &offsets[i], &spread));
+    if (failed) atomic_store(&p->failed, 1);
+    for (int64_t row = first; !failed && row < end; row += PANEL_ROWS) {
+        const int n = end - row < PANEL_ROWS ? (int)(end - row) : PANEL_ROWS;
+        floats_t sums[PANEL_ROWS][2];
+        for (int i = 0; i < PANEL_ROWS; i++) sums[i][0] = sums[i][1] = no_floats();
+        for (int i = 0; i < n; i++) read_decode_scales(m, row + i, scales[i], offsets[i]);
+        for (int64_t from = 0; from < m->columns; from += PANEL_COLUMNS) {
+            const int64_t to = from + PANEL_COLUMNS < m->columns ? from + PANEL_COLUMNS : m->columns;
+            for (int i = 0; i < n; i++) {
+                decode_columns(m, row + i, from, to, scales[i], offsets[i], codes, numbers[i]);
+                numbers[i][to - from] = 0.0f;
+            }
+            if (width == PANEL_LANES) panel_tile(numbers, p->x + from * PANEL_LANES, to - from, PANEL_LANES, sums);
+            else panel_tile(numbers, p->x + from * 2 * PANEL_LANES, to - from, 2 * PANEL_LANES, sums);
+        }
+        for (int i = 0; i < n; i++) {
+            float of_rows[ROWS_MAX];
+            store_floats(of_rows, width == PANEL_LANES ? add_floats(sums[i][0], sums[i][1]) : sums[i][0]);
+            store_floats(of_rows + PANEL_LANES, sums[i][1]);
+            for (int r = 0; r < p->in.rows; r++) p->out[r * p->out_stride + row + i] = of_rows[r];
+        }
+    }
+    for (int i = 0; i < PANEL_ROWS; i++) free(scales[i]);
 }
 
 static _Thread_local void *kept;
@@ -372,7 +408,15 @@ int hydra_product(const matrix_t *m, const float *x, int rows, float *out, int64
         share_out(dense_share, &p, m->rows, grain, threads);
         return 0;
     }
-    if (m->form == FLOAT8 || m->offset == FLOAT_TABLE) {
+    if (rows > ONE_BY_ONE_ROWS || m->offset == FLOAT_TABLE) {
+        float *panel = scratch((size_t)((m->columns + 1) * ROWS_MAX) * 4);
+        if (!panel) return 1;
+        turn_input(x, rows, m->columns, rows > PANEL_LANES ? 2 * PANEL_LANES : PANEL_LANES, panel);
+        p.x = panel;
+        share_out(panel_share, &p, m->rows, PANEL_ROWS, threads);
+        return atomic_load(&p.failed);
+    }
+    if (m->form == FLOAT8) {
         if (m->columns % 8) { /* whole vectors are read of every row */
             int64_t stride = rounded(m->columns, 8);
             float *copy = scratch((size_t)(rows * stride) * 4);
@@ -381,7 +425,7 @@ int hydra_product(const matrix_t *m, const float *x, int rows, float *out, int64
             for (int r = 0; r < rows; r++) memcpy(copy + r * stride, x + r * m->columns, (size_t)m->columns * 4);
             p.x = copy, p.x_stride = stride;
         }
-        share_out(float_share, &p, m->rows, grain, threads);
+        share_out(float8_share, &p, m->rows, grain, threads);
         return atomic_load(&p.failed);
     }
     if (split_input(&p, x, rows)) return 1;

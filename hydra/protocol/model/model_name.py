@@ -5,7 +5,7 @@ import re
 import attrs
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w][\w./-]{0,254}))?", re.ASCII)
-_GGUF = re.compile(r"[\w][\w.+-]{0,254}", re.ASCII)
+_GGUF = re.compile(r"(?:[\w][\w.+-]{0,254}/){0,4}[\w][\w.+-]{0,254}", re.ASCII)
 _PART = re.compile(r"-\d{5}-of-\d{5}$", re.ASCII)
 GGUF_SUFFIX = ".gguf"
 
@@ -16,7 +16,7 @@ class HubName:
 
     repo: str
     revision: str
-    gguf: str  # a GGUF file of the repository, or the quantisation in its name
+    gguf: str  # a GGUF file of the repository, with its folder, or the quantisation in its name
 
 
 def hub_name(model_path: str) -> HubName | None:
@@ -38,7 +38,7 @@ def default_model_id(model_path: str) -> str:
     """A Hub id without its revision, or the last component of a path; a GGUF file without what its name ends with."""
     name = hub_name(model_path)
     if name is not None:
-        return f"{name.repo}:{gguf_stem(name.gguf)}" if name.gguf else name.repo
+        return f"{name.repo}:{gguf_stem(name.gguf.rpartition('/')[2])}" if name.gguf else name.repo
     return gguf_stem(model_path.rstrip("/").rsplit("/", 1)[-1])
 
 

@@ -28,9 +28,10 @@ class HubCommit:
 
     repo: str  # org/name
     commit: str
+    folder: str = ""  # of the repository, in which the weights are; empty: its top
 
     def __str__(self) -> str:
-        return f"hub:{self.repo}@{self.commit}"
+        return f"hub:{self.repo}@{self.commit}" + (f"/{self.folder}" if self.folder else "")
 
 
 @attrs.frozen

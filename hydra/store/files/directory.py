@@ -20,6 +20,7 @@ from hydra.store.files.foreign_file import is_error_answer, refuse_foreign
 
 JSON_MAX_BYTES = 4 * 2**20
 NAME_MAX_BYTES = 255
+FOLDERS_MAX = 4  # one in the other, in a snapshot of the Hub
 SHARED_BLOBS_MARK = ".huggingface-shared-blobs"  # huggingface_hub's mark on the blobs of a whole cache
 
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
@@ -75,12 +76,22 @@ def locate(directory: Path, name: str, folder: str = ".") -> Path | None:
 
 def _allowed_places(root: Path) -> tuple[Path, ...]:
     """The directory itself; for a snapshot in a Hugging Face cache also its repository's blobs and the cache's own."""
-    if root.parent.name != "snapshots":
+    repo = _cached_repo(root)
+    if repo is None:
         return (root,)
-    repo = root.parent.parent
     shared = repo.parent / "blobs"
     is_shared = repo.name.startswith("models--") and (shared / SHARED_BLOBS_MARK).is_file()
     return (root, repo / "blobs", *((shared,) if is_shared else ()))
+
+
+def _cached_repo(root: Path) -> Path | None:
+    """The repository in a Hugging Face cache of which `root` is a snapshot, or a folder in one."""
+    if root.parent.name == "snapshots":
+        return root.parent.parent
+    for snapshot in list(root.parents)[:FOLDERS_MAX]:
+        if snapshot.parent.name == "snapshots" and snapshot.parent.parent.name.startswith("models--"):
+            return snapshot.parent.parent
+    return None
 
 
 def blob_name(directory: Path, name: str) -> str | None:
@@ -94,8 +105,8 @@ def blob_name(directory: Path, name: str) -> str | None:
         blobs = target.parent.resolve(strict=True)
     except (OSError, RuntimeError):
         return None
-    in_cache = root.parent.name == "snapshots" and blobs == root.parent.parent / "blobs"
-    return target.name if in_cache and _ETAG.fullmatch(target.name) else None
+    repo = _cached_repo(root)
+    return target.name if repo is not None and blobs == repo / "blobs" and _ETAG.fullmatch(target.name) else None
 
 
 def read_json_file(directory: Path, name: str, max_bytes: int = JSON_MAX_BYTES) -> tuple[dict[str, Any], bytes] | None:

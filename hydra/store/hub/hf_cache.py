@@ -22,10 +22,10 @@ class HfCache:
     root: Path | None
 
     def snapshot(self, at: HubRef) -> Path | None:
-        """The directory of a commit, whole or not; None when there is none."""
+        """The directory of a commit, or of the folder in it that is meant, whole or not; None when there is none."""
         if self.root is None or not at.is_commit:
             return None
-        directory = self._repo(at) / "snapshots" / at.revision
+        directory = self._repo(at) / "snapshots" / at.revision / at.folder
         return directory if _is_dir(directory) else None
 
     def recorded(self, ref: HubRef) -> tuple[str, float] | None:

@@ -36,6 +36,7 @@ from hydra.store.files.foreign_file import SNIFF_BYTES
 from hydra.store.files.small_files import SMALL_FILES, SMALL_MAX_BYTES, TEMPLATES
 from hydra.store.files.whole_file import write_whole
 from hydra.store.formats.safetensors_header import HEADER_MAX_BYTES, LENGTH_BYTES
+from hydra.store.gguf.gguf_content import is_gguf
 from hydra.store.hub.hf_cache import HfCache, read_small
 from hydra.store.hub.hub_source import IMPOSTOR, HubSource, denied, retry_after_s
 from hydra.store.models.model_ref import HubAccess, HubRef, is_commit
@@ -55,10 +56,18 @@ class Snapshot:
 
     ref: HubRef  # at the commit
     folder: Path
-    files: tuple[StoredFile, ...]  # everything at the top of the repository, weights too
+    files: tuple[StoredFile, ...]  # everything at the top of the repository, weights too; and GGUF files in its folders
 
     def file(self, name: str) -> StoredFile | None:
         return next((stored for stored in self.files if stored.file == name), None)
+
+    def within(self, folder: str) -> "Snapshot":
+        """Only what is in this folder of the repository, by its name there."""
+        start = f"{folder}/"
+        inside = [stored for stored in self.files if stored.file.startswith(start)]
+        files = [attrs.evolve(stored, file=stored.file.removeprefix(start)) for stored in inside]
+        plain = tuple(stored for stored in files if is_plain_name(stored.file))
+        return attrs.evolve(self, ref=attrs.evolve(self.ref, folder=folder), files=plain)
 
 
 @attrs.define(eq=False)
@@ -97,7 +106,7 @@ class HubClient:
         at = HubRef(ref.repo, commit)
         files = retry(lambda: self._told(at, lambda: self._list(at)), policy, heard=True)
         folder = self._folder(at)
-        at_commit = Snapshot(ref=at, folder=folder, files=tuple(item for item in files if is_plain_name(item.file)))
+        at_commit = Snapshot(ref=at, folder=folder, files=tuple(filter(_is_listed, files)))
         try:
             for small in _small_files(files):
                 self._bring_small(at, small)
@@ -263,6 +272,10 @@ class HubClient:
 
     def _unreachable(self, ref: HubRef, fault: SourceFault) -> RefusalError:
         return refuse("source_unreachable", f"{ref} cannot be fetched from {self.access.endpoint}: {fault}. Try again.")
+
+
+def _is_listed(stored: StoredFile) -> bool:
+    return is_plain_name(stored.file) or (is_gguf(stored.file) and all(map(is_plain_name, stored.file.split("/"))))
 
 
 def _small_files(files: list[StoredFile]) -> Iterator[StoredFile]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import attrs
@@ -19,10 +20,12 @@ from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.cache.cache_room import unusable
 from hydra.store.cache.range_source import SourceFault
+from hydra.store.files.directory import FOLDERS_MAX
 from hydra.store.formats.safetensors_header import Header, StoredTensor, parse_header, read_weights_header
+from hydra.store.gguf.gguf_content import is_gguf
 from hydra.store.hub.hf_cache import find_blob
-from hydra.store.hub.hub import HubClient, Snapshot
-from hydra.store.hub.hub_gguf import HubGguf, describe_one
+from hydra.store.hub.hub import FILES_MAX, HubClient, Snapshot
+from hydra.store.hub.hub_gguf import HubGguf, choose_gguf, describe_one
 from hydra.store.hub.hub_source import HubSource
 from hydra.store.models.gguf_model import LocalGguf
 from hydra.store.models.local_copy import why_unlike
@@ -96,7 +99,7 @@ def describe_hub_model(hub: HubClient, ref: HubRef) -> Described:
         if hub.access.offline:
             return _at_hand(hub, ref, "offline mode is on")
         if ref.is_commit and hub.is_cached(ref):
-            return _described(hub, hub.cached(ref, ""), ref.gguf)
+            return _described(hub, hub.cached(ref, ""), ref)
         try:
             snapshot = hub.snapshot(ref, briefly=hub.is_cached(ref) or any(_commits_at_hand(hub, ref)))
         except SourceFault as fault:
@@ -107,18 +110,21 @@ def describe_hub_model(hub: HubClient, ref: HubRef) -> Described:
                 reason=str(fault),
             )
             return model
-        return _described(hub, snapshot, ref.gguf)
+        return _described(hub, snapshot, ref)
     except OSError as error:
         raise unusable(hub.cache_dir, error) from error
 
 
-def _described(hub: HubClient, snapshot: Snapshot, gguf: str) -> Described:
+def _described(hub: HubClient, snapshot: Snapshot, ref: HubRef) -> Described:
     """As the Hub lists it. Its weights are read from the Hugging Face cache where that holds all of them."""
+    place = attrs.evolve(ref, revision=snapshot.ref.revision)
+    if place.gguf:
+        place = choose_gguf((stored.file for stored in snapshot.files), place)
+        snapshot = snapshot.within(place.folder) if place.folder else snapshot
     directory = hub.hf_cache.snapshot(snapshot.ref)
     with closing(hub.source(snapshot)) as source:
-        if gguf:
-            stored = HubGguf(hub, snapshot, source, directory)
-            model = describe_one(stored, stored.names(), attrs.evolve(snapshot.ref, gguf=gguf), hub.cache_dir)
+        if place.gguf:
+            model = describe_one(HubGguf(hub, snapshot, source, directory), place, hub.cache_dir)
         else:
             files = HubFiles(hub, snapshot, source, directory)
             files.fetch_headers()
@@ -142,20 +148,34 @@ def _at_hand(hub: HubClient, ref: HubRef, why: str) -> Described:
         directory = hub.hf_cache.snapshot(at)
         try:
             if hub.is_cached(at):
-                return _described(hub, hub.cached(at, why), ref.gguf)
+                return _described(hub, hub.cached(at, why), ref)
         except RefusalError as refusal:
             reasons.append(refusal)
         try:
             if directory is not None:
-                files, named = LocalFiles(directory), attrs.evolve(at, gguf=ref.gguf)
-                if ref.gguf:
-                    model = describe_one(LocalGguf(directory), files.names(), named, hub.cache_dir)
-                else:
-                    model = describe_files(files, str(at), at.repo)
-                return attrs.evolve(model, sources=(Directory(str(directory)), at.as_source))
+                return _of_hf_cache(hub, directory, attrs.evolve(ref, revision=at.revision))
         except RefusalError as refusal:
             reasons.append(_not_whole(at, directory, refusal))
     raise reasons[0] if reasons else hub.missing(ref, why)
+
+
+def _of_hf_cache(hub: HubClient, directory: Path, at: HubRef) -> Described:
+    """Of a snapshot alone, with nobody to say what belongs to it. Raises RefusalError."""
+    if at.gguf:
+        at = choose_gguf(_gguf_paths(directory), at)
+        directory /= at.folder
+        model = describe_one(LocalGguf(directory), at, hub.cache_dir)
+    else:
+        model = describe_files(LocalFiles(directory), str(at), at.repo)
+    return attrs.evolve(model, sources=(Directory(str(directory)), at.as_source))
+
+
+def _gguf_paths(directory: Path) -> Iterator[str]:
+    """Of the GGUF files in it and in its folders."""
+    for depth in range(FOLDERS_MAX + 1):
+        for path in islice(directory.glob("*/" * depth + "*"), FILES_MAX):
+            if is_gguf(path.name):
+                yield path.relative_to(directory).as_posix()
 
 
 def _commits_at_hand(hub: HubClient, ref: HubRef) -> Iterator[HubRef]:

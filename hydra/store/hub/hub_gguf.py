@@ -44,9 +44,6 @@ class HubGguf:
     source: HubSource
     in_hf_cache: Path | None
 
-    def names(self) -> list[str]:
-        return [stored.file for stored in self.snapshot.files]
-
     def header(self, file: str) -> GgufHeader | None:
         stored = self.snapshot.file(file)
         if stored is None:
@@ -81,30 +78,43 @@ class HubGguf:
         return stored
 
 
-def describe_one(files: GgufFiles, names: Iterable[str], ref: HubRef, cache_dir: Path) -> Described:
-    """The GGUF file that `ref` means, of those with these names. Raises RefusalError: bad_model, unsupported,
-    model_not_found."""
-    file = choose_gguf(list(names), ref)
-    place = attrs.evolve(ref, gguf=file)
-    return describe_gguf(files, file, str(place), default_model_id(str(place)), cache_dir)
+def describe_one(files: GgufFiles, place: HubRef, cache_dir: Path) -> Described:
+    """The file that was chosen, of those in its folder. Raises RefusalError: bad_model, unsupported."""
+    return describe_gguf(files, place.gguf, str(place), default_model_id(str(place)), cache_dir)
 
 
-def choose_gguf(names: Sequence[str], ref: HubRef) -> str:
-    """The first part of the one file that `ref.gguf` names, or whose name bears that quantisation.
+def choose_gguf(names: Iterable[str], ref: HubRef) -> HubRef:
+    """With the first part of the one file that `ref` names, or whose name, or whose folder's, bears that quantisation.
+    `names` are paths in the repository.
 
     Raises RefusalError model_not_found with the list of what is there.
     """
-    there = sorted({first_part(name) for name in names if is_gguf(name)})
+    there = sorted({_first(name) for name in names if is_gguf(name)})
     if is_gguf(ref.gguf):
-        matches = [name for name in there if name == first_part(ref.gguf)]
+        wanted_path = f"{ref.folder}/{first_part(ref.gguf)}" if ref.folder else first_part(ref.gguf)
+        matches = [path for path in there if path == wanted_path]
     else:
-        wanted = re.compile(rf"(^|[-_.]){re.escape(ref.gguf)}($|[-.])", re.IGNORECASE)
-        matches = [name for name in there if wanted.search(gguf_stem(name)) and not _NO_MODEL.search(name)]
+        inside = [path for path in there if not ref.folder or path.startswith(f"{ref.folder}/")]
+        matches = _bearing(ref.gguf, inside)
     if len(matches) == 1:
-        return matches[0]
-    what = f"{len(matches)} files are of {ref.gguf}" if matches else f"no GGUF file at its top is or bears {ref.gguf!r}"
+        folder, _, file = matches[0].rpartition("/")
+        return attrs.evolve(ref, gguf=file, folder=folder)
+    what = f"{len(matches)} files are of {ref.gguf}" if matches else f"no GGUF file is or bears {ref.gguf!r}"
     listed = ", ".join((matches or there)[:LISTED]) or "there is none"
     raise refuse("model_not_found", f"In {attrs.evolve(ref, gguf='')} {what}: {listed}. Name one file.")
+
+
+def _bearing(quantisation: str, paths: Sequence[str]) -> list[str]:
+    """Those whose name bears it; where none does, those whose folder's name does."""
+    wanted = re.compile(rf"(^|[-_.]){re.escape(quantisation)}($|[-.])", re.IGNORECASE)
+    models = [path for path in paths if not _NO_MODEL.search(path.rpartition("/")[2])]
+    by_name = [path for path in models if wanted.search(gguf_stem(path.rpartition("/")[2]))]
+    return by_name or [path for path in models if wanted.search(path.rpartition("/")[0].rpartition("/")[2])]
+
+
+def _first(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{first_part(name)}"
 
 
 def _read_opening(source: HubSource, stored: StoredFile) -> bytes:

@@ -94,7 +94,8 @@ class HubSource:
 
     def _url(self, file: str) -> httpx2.URL:
         repo, revision = quote(self.ref.repo), quote(self.ref.revision, safe="")
-        return httpx2.URL(f"{self.access.endpoint}/{repo}/resolve/{revision}/{quote(file, safe='')}")
+        path = "/".join(quote(part, safe="") for part in (*filter(None, self.ref.folder.split("/")), file))
+        return httpx2.URL(f"{self.access.endpoint}/{repo}/resolve/{revision}/{path}")
 
     def _at_hub(self, url: httpx2.URL) -> bool:
         hub = httpx2.URL(self.access.endpoint)

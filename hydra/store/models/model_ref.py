@@ -31,18 +31,20 @@ class HubRef:
     repo: str  # org/name
     revision: str = REVISION
     gguf: str = ""  # a file's name, or the quantisation in it
+    folder: str = ""  # of the repository, in which that file is; empty: its top, or it is not known
 
     def __str__(self) -> str:
-        return f"{self.repo}@{self.revision}" + (f":{self.gguf}" if self.gguf else "")
+        folder = f"{self.folder}/" if self.folder else ""
+        return f"{self.repo}@{self.revision}" + (f":{folder}{self.gguf}" if self.gguf else "")
 
     @classmethod
     def of(cls, source: HubCommit) -> "HubRef":
-        return cls(source.repo, source.commit)
+        return cls(source.repo, source.commit, folder=source.folder)
 
     @property
     def as_source(self) -> HubCommit:
         """Of a ref that names a commit: what a worker is told to read."""
-        return HubCommit(self.repo, self.revision)
+        return HubCommit(self.repo, self.revision, self.folder)
 
     @property
     def is_commit(self) -> bool:
@@ -105,9 +107,10 @@ def parse_ref(model: str) -> Path | HubRef:
         pass
     name = hub_name(model)
     if name is not None:
-        return HubRef(name.repo, name.revision or REVISION, name.gguf)
+        folder, _, gguf = name.gguf.rpartition("/")
+        return HubRef(name.repo, name.revision or REVISION, gguf, folder)
     raise refuse(
         "model_not_found",
         f"There is no model directory or GGUF file at {model!r}, and it is no Hub id of the form "
-        "org/name[@revision][:FILE.gguf]. Check the path.",
+        "org/name[@revision][:[FOLDER/]FILE.gguf]. Check the path.",
     )

@@ -11,6 +11,7 @@ from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.bench.load_speed import measure_load
 from hydra.bench.quant_child import encoded_matrices, time_round
 from hydra.bench.quant_speed import measure_quant
+from hydra.bench.quantised_speed import measure_many_rows, measure_quantised
 from hydra.complaint import Complaint
 from hydra.kernels.native.library import native_library, promise_library
 from hydra.kernels.weights.encoded.encoded_linear import EncodedLinear
@@ -102,6 +103,22 @@ def test_without_a_compiler_the_products_budget_is_not_met(monkeypatch):
     found = measure_quant(rounds=1)
     assert set(found) == {"Q4", "Q8"} and not command.all_hold(found)
     assert "no C compiler" in command.as_table(found)
+
+
+@pytest.mark.long
+def test_a_quantised_model_is_measured_beside_the_published_one(tmp_path, monkeypatch):
+    shape = LlamaShape(layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, vocab=300)
+    monkeypatch.setattr("hydra.bench.quantised_speed.SHAPE", shape)
+    found = measure_quantised(tmp_path, rounds=1)
+    assert found.ratio > 0 and "int8" in found.notes[0]
+    assert [len(found.detail[quantize]["rounds"]) for quantize in ("int4", "int8")] == [1, 1]
+
+
+@pytest.mark.long
+def test_of_many_rows_the_worst_form_counts():
+    found = measure_many_rows(rounds=1)
+    assert found.ratio == min(found.detail["by form"].values()) > 0
+    assert len(found.detail["by form"]) == 12
 
 
 def test_a_budget_of_the_gpu_is_not_passed_over_in_silence():

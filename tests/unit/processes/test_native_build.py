@@ -57,6 +57,17 @@ def test_it_is_compiled_once_and_anew_where_it_is_damaged(tmp_path):
 
 
 @needs_compiler
+def test_the_latest_few_are_kept(tmp_path, monkeypatch):
+    environ, place = quick(tmp_path), tmp_path / "cache"
+    for version in range(native_build.LIBRARIES_MAX + 2):
+        monkeypatch.setattr(native_build, "FLAGS", (f"-DVERSION={version}",))
+        assert NativeBuild(place, environ).library().lanes == "small"
+        (latest,) = (path for path in place.glob("*.so") if path == NativeBuild(place, environ)._path([environ["CC"]]))
+        os.utime(latest, ns=(version, version))
+    assert len(list(place.glob("*.so"))) == native_build.LIBRARIES_MAX and latest.exists()
+
+
+@needs_compiler
 def test_another_compiler_makes_another_library(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

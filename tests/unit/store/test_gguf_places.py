@@ -275,6 +275,7 @@ def test_pull_brings_one_file(hub, tmp_path, monkeypatch):
         ("org/m:Q4_K_M", HubRef("org/m", "main", "Q4_K_M"), "org/m:Q4_K_M"),
         ("org/m@v1:m.Q4_1.gguf", HubRef("org/m", "v1", "m.Q4_1.gguf"), "org/m:m.Q4_1"),
         ("org/m@v1:m-00001-of-00003.gguf", HubRef("org/m", "v1", "m-00001-of-00003.gguf"), "org/m:m"),
+        ("org/m:Q4/m-00001-of-00003.gguf", HubRef("org/m", "main", "m-00001-of-00003.gguf", "Q4"), "org/m:m"),
     ],
 )
 def test_names_at_the_hub(typed, ref, model_id):
@@ -282,7 +283,10 @@ def test_names_at_the_hub(typed, ref, model_id):
     assert parse_ref(str(ref)) == ref
 
 
-@pytest.mark.parametrize("typed", ["org/m:", "org/m:a/b", "org/m:a:b", "m:Q4_K_M", "org/m:../x", "org/m: x"])
+@pytest.mark.parametrize(
+    "typed",
+    ["org/m:", "org/m:/b", "org/m:a/", "org/m:a//b", "org/m:a/../b", "org/m:a:b", "m:Q4_K_M", "org/m:../x", "org/m: x"],
+)
 def test_what_is_no_name_of_a_file_at_the_hub(typed):
     assert hub_name(typed) is None
 
