@@ -60,7 +60,8 @@ def up_command(
     lan: bool,
 ) -> None:
     """Start a cluster on this machine and serve MODEL: a directory or a GGUF file, or of the Hugging Face Hub
-    org/name[@revision], or one of its GGUF files: org/name:FILE.gguf or org/name:Q4_K_M.
+    org/name[@revision], or one of its GGUF files: org/name:[FOLDER/]FILE.gguf or
+    org/name:Q4_K_M.
 
     Without MODEL it serves a small one that answers, SmolLM2-135M-Instruct, as far as this machine has it.
     """

@@ -31,6 +31,7 @@ from hydra.protocol.messages.plans import Activate, LoadSlice
 from hydra.protocol.model.cache_spec import PagedKvSpec
 from hydra.protocol.model.decoder_spec import DecoderSpec
 from hydra.protocol.model.layer_spec import MoeSpec, SoftmaxAttentionSpec
+from hydra.protocol.model.model_spec import StoredFile
 from hydra.protocol.model.source import Directory, HubCommit, Peers
 from hydra.protocol.refusal import Refusal
 from hydra.protocol.sampling import SamplingParams
@@ -137,6 +138,7 @@ FIELDS: Mapping[type, Mapping[str, Limit]] = {
     PagedKvSpec: {"n_heads": SOME, "head_dim": SOME},
     MoeSpec: {"n_experts": SOME, "top_k": SOME},
     Directory: {"path": Length(PATH_MAX)},
+    StoredFile: {"identity": Length(NAME_MAX)},
     HubCommit: {"repo": Length(NAME_MAX), "commit": Length(NAME_MAX), "folder": Length(PATH_MAX)},
     Endpoint: {"addr": ADDR, "public_key": Length(NAME_MAX, printable=True)},
     Peers: {"endpoints": Length(ENDPOINTS_MAX)},

@@ -21,6 +21,7 @@ from hydra.actors.scheduling.prefill_turns import PrefillTurns
 from hydra.actors.scheduling.row import RequestKey, Row, RowKey
 from hydra.actors.scheduling.row_faults import RowFault
 from hydra.actors.scheduling.step_bound import StepBound
+from hydra.actors.scheduling.step_time import StepTime
 from hydra.protocol.batch import EMPTY, ROW_FINE, Batch, StepResult
 from hydra.protocol.ids import Attempt, Epoch, RouteId, RowId, StepId
 from hydra.protocol.model.decoder_spec import LengthRule
@@ -68,8 +69,7 @@ class RouteScheduler:
     _closed: list[RowId] = attrs.field(factory=list, init=False)
     _bound: StepBound = attrs.field(factory=StepBound, init=False)
     _head_since_s: float = attrs.field(default=0.0, init=False)  # when the oldest flight became the oldest
-    _token_s: float = attrs.field(default=0.0, init=False)  # measured seconds per prefilled token
-    _step_s: float = attrs.field(default=0.0, init=False)  # measured seconds of a decode step, door to door
+    _step_time: StepTime = attrs.field(factory=StepTime, init=False)
 
     # ------------------------------------------------------------ rows come and go
 
@@ -292,7 +292,7 @@ class RouteScheduler:
             flown.in_flight -= 1
         if result.out_of_memory:
             return self._starve(flight, now_s) if flight.rows else None
-        self._measure(flight, now_s)
+        self._step_time.measure(now_s - flight.sent_s, flight.tokens, len(flight.rows))
         due = self._due(result)
         tokens, faults, positions = (column.tolist() for column in (result.token, result.fault, result.position))
         if any(row.position != positions[index] for index, row in due.items()):
@@ -372,15 +372,5 @@ class RouteScheduler:
             return None
         head = self.flights[0]
         since_s = max(head.sent_s, self._head_since_s)  # a slow predecessor is not its fault
-        if self._step_s == 0.0:
-            return since_s + unmeasured_s
-        return since_s + max(lease_s, 8.0 * (self._step_s + self._token_s * head.tokens))
-
-    def _measure(self, flight: Flight, now_s: float) -> None:
-        took_s = now_s - flight.sent_s
-        if flight.tokens <= len(flight.rows):
-            self._step_s = took_s if self._step_s == 0.0 else 0.8 * self._step_s + 0.2 * took_s
-        else:
-            token_s = took_s / flight.tokens
-            self._token_s = max(token_s, 0.8 * self._token_s + 0.2 * token_s)
-            self._step_s = self._step_s or took_s
+        predicted_s = self._step_time.predicted_s(head.tokens)
+        return since_s + (unmeasured_s if predicted_s is None else max(lease_s, 8.0 * predicted_s))

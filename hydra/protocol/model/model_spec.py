@@ -169,6 +169,7 @@ class StoredFile:
     file: str  # relative to the model directory, one path component
     size_bytes: int
     tag: str  # another whenever the bytes differ: the Hub's ETag, or a digest over header and probes
+    identity: str = ""  # of a file that was described on a disk: which one, in which state; whoever sees it so has it
 
 
 @attrs.frozen(kw_only=True)

@@ -9,7 +9,6 @@ import attrs
 from hydra.protocol.model.encoding import PlainEncoding, QuantisedEncoding
 from hydra.protocol.model.layout import place_of
 from hydra.protocol.model.model_spec import Described, Quantize, TensorRange, WeightRole
-from hydra.protocol.model.part_size import total_size
 from hydra.protocol.model.part_sizes import part_sizes
 from hydra.protocol.refusal import refuse
 
@@ -28,9 +27,9 @@ def quantised(described: Described, quantize: Quantize) -> Described:
     changed = attrs.evolve(
         spec,
         quantize=quantize,
-        layer_sizes=tuple(sizes[layer] for layer in range(spec.n_layers)),
-        embedding_size=sizes["embedding"],
-        head_size=sizes.get("head", total_size(())),
+        layer_sizes=tuple(sizes.get(layer, before) for layer, before in enumerate(spec.layer_sizes)),
+        embedding_size=sizes.get("embedding", spec.embedding_size),
+        head_size=sizes.get("head", spec.head_size),
     )
     return attrs.evolve(described, spec=changed, tensors=tensors)
 

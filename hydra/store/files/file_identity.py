@@ -26,6 +26,12 @@ class FileIdentity:
         standing = (stat.st_nlink, stat.st_mode, stat.st_uid, stat.st_gid)
         return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, standing)
 
+    @property
+    def name(self) -> str:
+        """The same for two looks at one file only if nothing has happened to it in between."""
+        parts = (self.device, self.inode, self.size_bytes, self.modified_ns, self.changed_ns, *self.standing)
+        return ":".join(f"{part:x}" for part in parts)
+
     def still(self, now: "FileIdentity") -> bool:
         """Whether `now` is the same content, as far as this can tell."""
         mine = (self.device, self.inode, self.size_bytes, self.modified_ns)

@@ -7,7 +7,7 @@ directory would have are made from the metadata, in the cache. Refuses to know w
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from hydra.protocol.model.model_spec import Described, StoredFile, TensorRange
 from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError, refuse
 from hydra.store.files.directory import locate, shown
+from hydra.store.files.file_identity import FileIdentity
 from hydra.store.formats.safetensors_header import Header, StoredTensor
 from hydra.store.gguf.ggml_types import GGML_TYPES
 from hydra.store.gguf.gguf_config import architecture_of
@@ -47,6 +48,9 @@ class GgufFiles(Protocol):
     def read(self, file: str, offset: int, length: int) -> bytes:
         """A few bytes. Raises RefusalError."""
 
+    def identity(self, file: str) -> str:
+        """What StoredFile.identity promises; empty where there is no such file on a disk."""
+
 
 @attrs.frozen
 class LocalGguf:
@@ -60,6 +64,13 @@ class LocalGguf:
 
     def tag(self, file: str, header: Header, tensors: Iterable[StoredTensor]) -> str:
         return LocalFiles(self.folder).tag(file, header, tensors)
+
+    def identity(self, file: str) -> str:
+        try:
+            path = locate(self.folder, file)
+            return "" if path is None else FileIdentity.of(path.stat()).name
+        except OSError:
+            return ""  # whoever reads it says why it cannot be
 
     def read(self, file: str, offset: int, length: int) -> bytes:
         path = locate(self.folder, file)
@@ -104,7 +115,7 @@ def gguf_fingerprint(folder: Path, file: str) -> str:
     """Of the model in these files, from headers and probes alone."""
     files = LocalGguf(folder)
     content = open_content(files, file)
-    return _fingerprint(content, _stored_files(files, content))
+    return _fingerprint(content, _stored_files(files, content, {}))
 
 
 def open_content(files: GgufFiles, file: str) -> GgufContent:
@@ -120,6 +131,7 @@ def open_content(files: GgufFiles, file: str) -> GgufContent:
 
 def describe_gguf(files: GgufFiles, file: str, model_path: str, default_id: str, cache_dir: Path) -> Described:
     """Where to read the weights is then for the caller to say. Raises RefusalError: bad_model, unsupported."""
+    identities = {part: files.identity(part) for part in gguf_parts(file)}  # before anything is read
     content = open_content(files, file)
     architecture = architecture_of(content.metadata)
     names = names_of(architecture, content.tensors.keys())
@@ -128,7 +140,7 @@ def describe_gguf(files: GgufFiles, file: str, model_path: str, default_id: str,
     expected = tuple(expected_tensors(config.shape, _as_names(names)))
     _check_nothing_unaccounted(content, {_stored_name(tensor.name)[0] for tensor in expected})
     tensors = tuple(_range(content, names, tensor) for tensor in expected)
-    stored = _stored_files(files, content)
+    stored = _stored_files(files, content, identities)
     return Described(
         model_path=model_path,
         default_id=default_id,
@@ -212,12 +224,13 @@ def _check_nothing_unaccounted(content: GgufContent, expected: set[str]) -> None
         log.warning("weights that the architecture does not have are passed over", n=len(others), first=others[0][:120])
 
 
-def _stored_files(files: GgufFiles, content: GgufContent) -> tuple[StoredFile, ...]:
+def _stored_files(files: GgufFiles, content: GgufContent, identities: Mapping[str, str]) -> tuple[StoredFile, ...]:
     return tuple(
         StoredFile(
             file=file,
             size_bytes=header.file_bytes,
             tag=files.tag(file, header.as_weights, header.tensors.values()),
+            identity=identities.get(file, ""),
         )
         for file, header in content.headers.items()
     )

@@ -11,7 +11,7 @@ from hydra.protocol.model.model_spec import Described, ModelSpec, StoredFile
 from hydra.protocol.model.source import Directory
 from hydra.protocol.refusal import RefusalError
 from hydra.store.gguf.gguf_content import is_gguf
-from hydra.store.models.gguf_model import gguf_fingerprint
+from hydra.store.models.gguf_model import LocalGguf, gguf_fingerprint
 from hydra.store.models.model_dir import describe
 
 
@@ -24,6 +24,9 @@ def why_unlike(directory: str, spec: ModelSpec, files: Sequence[StoredFile]) -> 
         return f"{directory} cannot be looked at on this machine: {error}"
     try:
         if files and is_gguf(files[0].file):
+            here = LocalGguf(Path(directory))
+            if all(stored.identity and here.identity(stored.file) == stored.identity for stored in files):
+                return None  # the very files that were described: a header with a vocabulary is not read again
             fingerprint = gguf_fingerprint(Path(directory), files[0].file)
         else:  # whether a head is tied was compared once: workers read their own bytes only
             fingerprint = describe(directory, tied=spec.tied).spec.fingerprint

@@ -56,6 +56,12 @@ def test_only_layers_held_in_that_form_are_held(held, counts):
     assert (placed["b-1"] == (0, 6)) is counts
 
 
+def test_a_part_without_a_tensor_keeps_its_size():
+    effects = hall_of("a", gigabytes=8).tell(WasDescribed("/models/m", MODEL))
+    (order,) = orders(effects).values()
+    assert order.spec == attrs.evolve(SPEC, quantize="int4")
+
+
 def test_a_model_of_another_encoding_is_refused():
     hall = Hall()
     hall.begin(expected=1)

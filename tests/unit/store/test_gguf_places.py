@@ -1,5 +1,6 @@
 """Where a GGUF file may lie and how it is named: here, at the Hub by ranges, in the Hugging Face cache, in parts."""
 
+import os
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +24,7 @@ from hydra.store.cache.range_cache import RangeCache
 from hydra.store.cache.retry_policy import RetryPolicy
 from hydra.store.gguf.gguf_folder import FOLDERS_MAX
 from hydra.store.gguf.gguf_header import FIRST_BYTES, NeedMore, parse_gguf_header
+from hydra.store.models import gguf_model
 from hydra.store.models.description_cache import DescriptionCache
 from hydra.store.models.lasting_library import LastingLibrary, files_are_there
 from hydra.store.models.library import LocalLibrary
@@ -119,6 +121,27 @@ def test_other_weights_are_another_model(tmp_path, model):
     )
     model.unlink()
     assert "lacks its part small.Q4_1.gguf" in why_unlike(str(model.parent), first.spec, first.files)
+
+
+def test_the_very_file_that_was_described_is_not_read_again(tmp_path, model, monkeypatch):
+    described = local(tmp_path).describe(str(model))
+    copy = tmp_path / "copy" / model.name
+    copy.parent.mkdir()
+    shutil.copy2(model, copy)
+    opened: list[str] = []
+    real = gguf_model.read_gguf_header
+    monkeypatch.setattr(
+        gguf_model, "read_gguf_header", lambda path, file: (opened.append(str(path)), real(path, file))[1]
+    )
+    assert why_unlike(str(model.parent), described.spec, described.files) is None and not opened
+    assert why_unlike(str(copy.parent), described.spec, described.files) is None and opened == [str(copy)]
+    size, times = model.stat().st_size, (model.stat().st_atime_ns, model.stat().st_mtime_ns)
+    with model.open("r+b") as stream:  # in place, of the same size, and its time set back
+        stream.seek(size - 40)
+        stream.write(b"another!")
+    os.utime(model, ns=times)
+    why_unlike(str(model.parent), described.spec, described.files)
+    assert opened == [str(copy), str(model)], "it is looked at as closely as any other"
 
 
 def test_a_model_outlives_its_file(tmp_path, model):
