@@ -203,15 +203,20 @@ def test_a_worker_that_cannot_reach_the_coordinators_lanes_is_left_out_until_it_
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("machine", "port"), [("b", PIPELINE), pytest.param("a", RESULTS, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("machine", "port"), [("b", PIPELINE), ("a", RESULTS)])
 def test_steps_that_vanish_on_the_way_end_the_route_and_not_the_stream(
-    machine: str, port: int, cluster: RunningCluster, far: str, machines: TwoMachines, untied: Served
+    machine: str, port: int, untied: Served, tmp_path: Path
 ) -> None:
-    use_far(cluster)
-    with streams(cluster, untied) as clients:
-        with machines.dropping(machine, port):
-            go_on_without(cluster, clients, f":{port}", rebalancing=False)
+    """To and from the last stage, which is the far one: nothing has broken before that could change the order."""
+    with made_machines() as machines, cluster_on_a(machines, untied, tmp_path, 1) as cluster:
+        start_far(cluster.processes, "far")
+        cluster.wait_until("the far worker has joined", START_WITHIN_S, lambda: node(cluster, "far") is not None)
         use_far(cluster)
+        assert in_order(cluster) == ["w0", "far"]
+        with streams(cluster, untied) as clients:
+            with machines.dropping(machine, port):
+                go_on_without(cluster, clients, f":{port}", rebalancing=False)
+            use_far(cluster)
 
 
 @pytest.mark.long

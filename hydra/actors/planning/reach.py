@@ -170,8 +170,10 @@ class Reach:
         breaks.count, breaks.last_s = breaks.count + 1, now_s
         quarantine_s = max(at_least_s, QUARANTINE_S[min(breaks.count, len(QUARANTINE_S)) - 1])
         breaks.until_s = now_s + quarantine_s
-        for hop in self._hops_between(source, target):
-            self._findings[hop].at_s = float("-inf")
+        addrs = {hop.addr for hop in self._hops_between(source, target)}
+        for hop, finding in self._findings.items():
+            if hop.addr in addrs:  # what swallowed the steps may stand before that address, whoever dials it
+                finding.at_s = float("-inf")
         return quarantine_s
 
     def after_break(self, source: NodeId, target: NodeId, now_s: float) -> list[Effect]:

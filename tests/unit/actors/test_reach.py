@@ -176,6 +176,17 @@ def test_a_break_and_its_quarantine_are_told():
     assert noted(effects) == {"b": f"a -> b: gap; in quarantine for {QUARANTINE_S[1]:.0f} s"}
 
 
+def test_what_swallows_steps_before_one_address_is_looked_for_from_everywhere():
+    """In quarantine is only a -> b; but a plan that begins with b would send to the same address."""
+    hall = Hall()
+    up = hall.running("a", "b")
+    up = hall.serves(hall.hears(gap_at("b", up), Address("b-1", "stage")))
+    hall.filtered |= {("coordinator", "tcp://b-1"), ("a-1", "tcp://b-1")}
+    effects = hall.hears(gap_at("b", up), Address("b-1", "stage"))
+    assert layers(effects) == {"a-1": (0, 12)}
+    assert "the coordinator cannot reach it at tcp://b-1" in noted(effects)["b"]
+
+
 def test_a_break_long_after_the_last_is_the_first_again():
     hall = Hall()
     up = hall.running("a", "b")
