@@ -22,7 +22,10 @@ def measure_quantised_memory(scratch: Path) -> Measured:
         directory, scratch, workers=2, device="cpu", more=("--quantize", "int4", "--dtype", "float32")
     ) as cluster:
         cluster.stream_s([1 + i % 200 for i in range(PROMPT)], STREAM_TOKENS)
-        for node in cluster.status()["nodes"]:
+        status = cluster.status()
+        if status["losses"] or not all(node["stages"] for node in status["nodes"]):
+            raise RuntimeError(f"two workers were to compute: {status['nodes']}, lost: {status['losses']}")
+        for node in status["nodes"]:
             first, end = node["stages"][0]["first_layer"], node["stages"][0]["end_layer"]
             weight_bytes = spec.slice_bytes(first, end, "float32")
             kv_bytes = (PROMPT + STREAM_TOKENS) * spec.cache_size(first, end, "float32").token_bytes

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hydra.store.models.library import LocalLibrary
 from tests.e2e.cluster import RunningCluster, running_cluster
 from tests.e2e.own_bytes import check_shares, read_bytes, stages
+from tests.e2e.served import wait_whole
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -134,7 +135,9 @@ def test_a_killed_worker_changes_no_word_of_it(reference: Reference, tmp_path: P
     with running_cluster(tmp_path, reference.file, workers=3) as cluster:
         for number, prompt in enumerate(PROMPTS[10:13]):
             victim = f"w{number % 3}"
-            cluster.wait_until("three are there", 30, lambda: len(cluster.layers()) == 3)
+            wait_whole(cluster, 3)
+            cluster.rebalance()  # who came back is a spare until then
+            cluster.wait_until("three compute", 30, lambda: len(cluster.layers()) == 3)
             pid = cluster.pid_of_node(victim)
             assert answer_beside(cluster, prompt, lambda pid=pid: os.kill(pid, signal.SIGKILL)) == expected_text(
                 reference, prompt
