@@ -36,7 +36,9 @@ def is_model_at(card: ModelCard, asked: str) -> bool:
         return card.model_path in (asked, os.path.normpath(asked))
     here = hub_name(card.model_path)
     gguf = "" if here is None else here.gguf  # a file, of which `asked` may have said no more than the quantisation
-    return own.repo == wanted.repo and bool(gguf) == bool(wanted.gguf) and wanted.gguf.lower() in gguf.lower()
+    folder, slash, word = wanted.gguf.lower().rpartition("/")
+    is_file = gguf.lower().startswith(folder + slash) and word in gguf.lower()
+    return own.repo == wanted.repo and bool(gguf) == bool(wanted.gguf) and is_file
 
 
 @attrs.frozen

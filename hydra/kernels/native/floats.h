@@ -1,5 +1,5 @@
-/* Products in floats: of plain matrices, and of float8. Every output is one
-   chain of eight lanes over its columns, however many outputs are computed at once. */
+/* Products in floats: of plain matrices and of float8, where every output is one chain of eight lanes over its columns,
+   however many outputs are computed at once; and of rows that were decoded, by many rows of input at once (a panel). */
 
 #ifndef HYDRA_FLOATS_H
 #define HYDRA_FLOATS_H
@@ -71,7 +71,6 @@ MANY void float8_row(const matrix_t *m, const uint8_t *codes, const float *const
     for (int64_t first = 0, group = 0; first < m->columns; first += m->group_columns, group++) {
         int64_t end = first + m->group_columns < m->columns ? first + m->group_columns : m->columns, column = first;
         floats_t own[TILE], wide = all_floats(scale[group] * 256.0f);
-        
 #define STEP(r) own[r] = no_floats()
         FOR_ROWS(rows, STEP);
 #undef STEP
@@ -91,7 +90,7 @@ MANY void float8_row(const matrix_t *m, const uint8_t *codes, const float *const
         FOR_ROWS(rows, STEP);
 #undef STEP
     }
-    #define STEP(r) into[r] = sum_floats(sums[r])
+#define STEP(r) into[r] = sum_floats(sums[r])
     FOR_ROWS(rows, STEP);
 #undef STEP
 }

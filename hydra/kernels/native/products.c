@@ -3,7 +3,7 @@
    Compiled by the machine that runs it, for its own processor (see library.py); called through ctypes. Every function
    returns 0, or 1 where it got no memory or has no way for such a matrix; nothing is written then. Rows of the matrix
    are shared out among threads; no bit of a result depends on how many they are. Nor does it depend on how many rows of
-   input there are, as long as they are multiplied in the same way: 1 to 4, 5 to 8, 9 to 16, and plain numbers always. */
+   input there are, as long as they are multiplied in the same way (see `takes_a_panel`). */
 
 #include "decode.h"
 #include "floats.h"
@@ -20,9 +20,7 @@ typedef struct {
 } product_t;
 
 enum { ROUND_BYTES = 64 };
-#ifndef ONE_BY_ONE_ROWS
-#define ONE_BY_ONE_ROWS 4 /* more rows of input are faster multiplied by the matrix's rows as floats, all at once */
-#endif
+enum { ONE_BY_ONE_ROWS = 12 };
 
 static int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -325,7 +323,7 @@ static void panel_share(void *work, int64_t first, int64_t end) {
     product_t *p = work;
     const matrix_t *m = p->m;
     float *scales[PANEL_ROWS] = {0}, *offsets[PANEL_ROWS], *spread;
-    float numbers[PANEL_ROWS][PANEL_COLUMNS + 1];
+    float numbers[PANEL_ROWS][PANEL_COLUMNS + 1] = {{0}}; /* rows that are not there stay nought */
     const int width = p->in.rows > PANEL_LANES ? 2 * PANEL_LANES : PANEL_LANES;
     uint8_t codes[PANEL_COLUMNS + 64];
     int failed = 0;
@@ -398,6 +396,13 @@ static int split_input(product_t *p, const float *x, int rows) {
     return 0;
 }
 
+/* Whether so many rows of input are multiplied by the matrix's rows as floats, all at once: measured to be faster beyond
+   ONE_BY_ONE_ROWS but for Q6_K, whose decoding is slow; of codes of any numbers there is no other way. */
+static int takes_a_panel(const matrix_t *m, int rows) {
+    if (m->form == BLOCKS && m->block == Q6_K) return 0;
+    return rows > ONE_BY_ONE_ROWS || (m->form == NIBBLES && m->offset == FLOAT_TABLE);
+}
+
 /* out[r, n] = sum over the columns of x[r] * m[n]: x is [rows, columns] with whole rows one behind the other. */
 int hydra_product(const matrix_t *m, const float *x, int rows, float *out, int64_t out_stride, int threads) {
     if (rows < 1 || rows > ROWS_MAX) return 1;
@@ -408,7 +413,7 @@ int hydra_product(const matrix_t *m, const float *x, int rows, float *out, int64
         share_out(dense_share, &p, m->rows, grain, threads);
         return 0;
     }
-    if (rows > ONE_BY_ONE_ROWS || m->offset == FLOAT_TABLE) {
+    if (takes_a_panel(m, rows)) {
         float *panel = scratch((size_t)((m->columns + 1) * ROWS_MAX) * 4);
         if (!panel) return 1;
         turn_input(x, rows, m->columns, rows > PANEL_LANES ? 2 * PANEL_LANES : PANEL_LANES, panel);

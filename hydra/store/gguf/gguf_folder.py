@@ -19,7 +19,7 @@ from hydra.store.gguf.gguf_content import GgufContent
 from hydra.store.gguf.gguf_rope import ROPE_TENSORS
 from hydra.store.gguf.gguf_tokenizer import tokenizer_of
 
-FORMAT = 2  # another whenever the same header makes other files
+FORMAT = 3  # another whenever the same header makes other files
 FOLDERS_MAX = 32
 FOLDERS = "gguf"
 

@@ -252,10 +252,14 @@ async def test_a_repository_without_a_tokenizer_is_told_as_one(cluster, other, t
         ("org/a@main", "org/a@0123456789abcdef", True),
         ("org/b", "org/a@0123456789abcdef", False),
         ("org/a", "/models/org/a", False),
+        ("org/a:Q4_K_M", "org/a@0123456789abcdef:m-Q4_K_M.gguf", True),
+        ("org/a:q4/Q4_K_M", "org/a@0123456789abcdef:q4/m-Q4_K_M.gguf", True),
+        ("org/a:q8/Q4_K_M", "org/a@0123456789abcdef:q4/m-Q4_K_M.gguf", False),
         ("", "/models/a", False),
     ],
 )
 def test_a_model_is_known_by_what_was_asked_for(cluster, asked, path, same):
     repo, _, commit = path.partition("@")
+    commit = commit.partition(":")[0]
     card = attrs.evolve(cluster.card, model_path=path, hub_commit=HubCommit(repo, commit) if commit else None)
     assert is_model_at(card, asked) is same

@@ -22,6 +22,18 @@ from hydra.store.models.library import LocalLibrary
 LIBRARY = LocalLibrary()
 ROUTE = RouteId(1)
 EPOCH = Epoch(1, 1)
+SIZES = {  # of a tiny model
+    "vocab_size": 1003,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 
 
 @attrs.frozen(eq=False)
@@ -47,19 +59,7 @@ class Published:
 def publish(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object) -> Published:
     """A random Llama whose greedy choices are clear, saved in several shards."""
     torch.manual_seed(seed)
-    sizes = {
-        "vocab_size": 1003,
-        "hidden_size": 64,
-        "intermediate_size": 112,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.15,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    reference = LlamaForCausalLM(LlamaConfig(**(sizes | config))).eval().to(dtype)
+    reference = LlamaForCausalLM(LlamaConfig(**(SIZES | config))).eval().to(dtype)
     with torch.no_grad():
         for name, tensor in reference.named_parameters():
             if name.endswith(("norm.weight", "bias")):

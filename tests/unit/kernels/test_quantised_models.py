@@ -17,21 +17,10 @@ from hydra.protocol.model.model_spec import Quantize, TensorRange
 from hydra.protocol.model.part_sizes import part_sizes
 from hydra.protocol.model.quantised import quantised
 from hydra.protocol.refusal import RefusalError
-from tests.unit.kernels.bench import LIBRARY, Pipeline, Published, Row, order, prompt, publish, quiet
+from tests.unit.kernels.bench import LIBRARY, SIZES, Pipeline, Published, Row, order, prompt, publish, quiet
 
 FILE = "decoded.bin"
-SIZES = {
-    "vocab_size": 1003,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.15,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+SMALL = SIZES | {"intermediate_size": 96, "num_hidden_layers": 3}
 
 
 def llama(path: Path) -> Published:
@@ -43,13 +32,13 @@ def bfloat16_llama(path: Path) -> Published:
 
 
 def mixture(path: Path) -> Published:
-    return saved(path, MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)))
+    return saved(path, MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)))
 
 
 def fused_experts(path: Path) -> Published:
     """gpt-oss: its file has the experts' matrices columns in by rows out."""
     more = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 32}
-    return saved(path, GptOssForCausalLM(GptOssConfig(**SIZES, **more, pad_token_id=0)))
+    return saved(path, GptOssForCausalLM(GptOssConfig(**SMALL, **more, pad_token_id=0)))
 
 
 def saved(path: Path, model: PreTrainedModel) -> Published:

@@ -1,19 +1,14 @@
 """GGUF files in the folders of a repository: how they are meant, and that everybody finds them there."""
 
 import shutil
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from hydra.protocol.model.source import Directory, HubCommit
 from hydra.protocol.refusal import RefusalError
-from hydra.store.cache.cache_room import CacheRoom
-from hydra.store.cache.range_cache import RangeCache
-from hydra.store.cache.retry_policy import RetryPolicy
-from hydra.store.models.model_ref import HubAccess
-from hydra.store.supply import StoreSupply, hub_opener
 from tests.unit.store.gguf_bytes import TEXT, file_bytes, small_llama
+from tests.unit.store.test_gguf_places import check_fetched
 from tests.unit.store.test_supply import order_of
 
 PATHS = ("m-Q8_0.gguf", "Q4_K_M/m-Q4_K_M.gguf", "UD-Q2_K/part.gguf", "other/m-Q5_0.gguf", "other/deep/m-Q6_K.gguf")
@@ -60,13 +55,7 @@ def test_a_file_of_another_folder_is_not_meant(library, commit, wanted):
 def test_a_worker_fetches_from_the_folder(hub, library, commit, tmp_path):
     described = library().describe("org/m:Q4_K_M")
     raw = (tmp_path / "published" / PATHS[1]).read_bytes()
-    with closing(RangeCache(CacheRoom(root=tmp_path / "w0"), policy=RetryPolicy(tries=2))) as cache:
-        order = order_of(library(), described, 1, 2)
-        supply = StoreSupply(cache, hub_opener(HubAccess(endpoint=hub.url)))
-        folder = Path(supply.ensure(order, lambda done, total: None, lambda: False).sources[0].path)
-        for tensor in order.tensors:
-            part = slice(tensor.offset, tensor.offset + tensor.length)
-            assert (folder / "m-Q4_K_M.gguf").read_bytes()[part] == raw[part]
+    check_fetched(hub, tmp_path, order_of(library(), described, 1, 2), raw)
 
 
 def test_the_hugging_face_cache_serves_a_file_in_a_folder(hub, library, commit, tmp_path):

@@ -227,18 +227,23 @@ def test_a_repository_of_gguf_files_alone_asks_for_a_name(hub, library, tmp_path
     assert refusal.code == "bad_model" and f"org/m@{hub.commit('org/m')}:m-Q4_K_M.gguf" in refusal.message
 
 
+def check_fetched(hub, tmp_path, order, raw: bytes) -> None:
+    """What a worker has of its one file afterwards is what `raw` has there."""
+    with closing(RangeCache(CacheRoom(root=tmp_path / "w0"), policy=RetryPolicy(tries=2))) as cache:
+        supply = StoreSupply(cache, hub_opener(HubAccess(endpoint=hub.url)))
+        folder = Path(supply.ensure(order, lambda done, total: None, lambda: False).sources[0].path)
+        for tensor in order.tensors:
+            part = slice(tensor.offset, tensor.offset + tensor.length)
+            assert (folder / tensor.file).read_bytes()[part] == raw[part]
+
+
 def test_a_worker_fetches_the_ranges_of_its_layers(hub, library, tmp_path):
     raw = file_bytes(small_llama())
     publish(hub, tmp_path, m=raw)
     described = library().describe("org/m:m.gguf")
     hub.bodies.clear()
-    with closing(RangeCache(CacheRoom(root=tmp_path / "w0"), policy=RetryPolicy(tries=2))) as cache:
-        order = order_of(library(), described, 1, 2)
-        supply = StoreSupply(cache, hub_opener(HubAccess(endpoint=hub.url)))
-        folder = Path(supply.ensure(order, lambda done, total: None, lambda: False).sources[0].path)
-        for tensor in order.tensors:
-            part = slice(tensor.offset, tensor.offset + tensor.length)
-            assert (folder / "m.gguf").read_bytes()[part] == raw[part]
+    order = order_of(library(), described, 1, 2)
+    check_fetched(hub, tmp_path, order, raw)
     assert sum(sent for _, _, sent in hub.sent) <= sum(tensor.length for tensor in order.tensors) * 1.3 + 4096
 
 

@@ -1,4 +1,4 @@
-"""How a GGUF model is sampled where a request leaves it out: as its file says, or as its makers' page does."""
+"""How a GGUF model is sampled where a request leaves it out: as its file says, or greedily where it is small."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from hydra.protocol.sampling import DefaultSampling
 from hydra.store.models.library import LocalLibrary
 from tests.unit.store.gguf_bytes import F32, I32, TEXT, file_bytes, small_llama
 
-CARD = ((b"general.organization", TEXT, b"HuggingFaceTB"), (b"general.basename", TEXT, b"smollm2"))
+SMALL = ((b"general.organization", TEXT, b"HuggingFaceTB"), (b"general.basename", TEXT, b"smollm2"))
 STORED = (
     (b"general.sampling.temp", F32, 0.6),
     (b"general.sampling.top_k", I32, 7),
@@ -27,14 +27,14 @@ def described(tmp_path, *keys) -> DefaultSampling:
     ("keys", "sampling"),
     [
         ((), DefaultSampling()),
-        (CARD, DefaultSampling(temperature=0.2, top_p=0.9)),
-        (CARD[1:], DefaultSampling()),
+        (SMALL, DefaultSampling(temperature=0.0)),
+        (SMALL[1:], DefaultSampling()),
         (STORED, DefaultSampling(temperature=0.6, top_k=7, min_p=0.1)),
-        ((*CARD, *STORED), DefaultSampling(temperature=0.6, top_k=7, min_p=0.1)),
+        ((*SMALL, *STORED), DefaultSampling(temperature=0.6, top_k=7, min_p=0.1)),
     ],
-    ids=["silent", "by its card", "of somebody else", "by its file", "its file counts"],
+    ids=["silent", "small", "of somebody else", "by its file", "its file counts"],
 )
-def test_a_model_is_sampled_as_its_makers_would(keys, sampling, tmp_path):
+def test_a_model_is_sampled_as_its_file_says_or_greedily_where_it_is_small(keys, sampling, tmp_path):
     assert described(tmp_path, *keys) == sampling
 
 
