@@ -44,19 +44,74 @@ static void expand_blocks(int block, const uint8_t *from, int64_t first, int64_t
     }
 }
 
-/* Columns [here, till), eight at a time: `v` are their codes, `one` is what is left of a group. */
-#define NUMBERS(codes_8, number_8, one)                             \
-    const floats_t scales = all_floats(s), offsets = all_floats(o); \
-    (void)offsets;                                                  \
-    int64_t i = here;                                               \
-    for (; i + 8 <= till; i += 8) {                                 \
-        floats_t v = codes_8;                                       \
-        store_floats(out + i, number_8);                            \
-    }                                                               \
-    for (; i < till; i++) out[i] = one
+/* How a number comes of a code: code * scale, of codes with a sign; (code - offset) * scale; code * scale + offset;
+   number of a table * scale; float8 * scale. */
+enum rule { SIGNED_CODES, LESS_OFFSET, PLUS_OFFSET, NUMBER_OF_TABLE, FLOAT8_CODES };
+
+INLINE floats_t numbers_8(const uint8_t *codes, floats_t scale, floats_t offset, const int rule) {
+    switch (rule) {
+    case SIGNED_CODES: return mul_floats(load_i8(codes), scale);
+    case LESS_OFFSET: return mul_floats(sub_floats(load_u8(codes), offset), scale);
+    case PLUS_OFFSET: return add_floats(mul_floats(load_u8(codes), scale), offset);
+    default: return mul_floats(load_f8(codes), scale);
+    }
+}
 
 INLINE float float_of_f8(uint8_t code) {
     return float_of_f16((uint16_t)((code & 0x80u) << 8 | (code & 0x7fu) << 7)) * 256.0f;
+}
+
+INLINE float float_of_table(const uint8_t table[4][16], uint8_t code) {
+    const uint8_t *at = table[0] + code;
+    return float_of_bits(at[0] | (uint32_t)at[16] << 8 | (uint32_t)at[32] << 16 | (uint32_t)at[48] << 24);
+}
+
+INLINE float number_1(const matrix_t *m, uint8_t code, float scale, float offset, const int rule) {
+    switch (rule) {
+    case SIGNED_CODES: return (float)(int8_t)code * scale;
+    case LESS_OFFSET: return ((float)code - offset) * scale;
+    case PLUS_OFFSET: return (float)code * scale + offset;
+    case NUMBER_OF_TABLE: return float_of_table(m->float_table, code) * scale;
+    default: return float_of_f8(code) * scale;
+    }
+}
+
+/* `groups` groups of `width` columns; `own`: each has its offset, else all have the first. */
+INLINE void whole_groups(const matrix_t *m, const uint8_t *codes, int64_t groups, const int64_t width, const float *scale,
+                         const float *offset, const int own, const int rule, float *out) {
+    const float times = rule == FLOAT8_CODES ? 256.0f : 1.0f; /* see load_f8 */
+    for (int64_t g = 0; g < groups; g++, codes += width, out += width) {
+        const floats_t s = all_floats(scale[g] * times), o = all_floats(offset[own ? g : 0]);
+        int64_t i = 0;
+        if (rule == NUMBER_OF_TABLE) {
+            for (; i + 32 <= width; i += 32) {
+                floats_t numbers[4];
+                look_up_floats(m->float_table, load_bytes(codes + i), numbers);
+                for (int k = 0; k < 4; k++) store_floats(out + i + 8 * k, mul_floats(numbers[k], s));
+            }
+        } else {
+#pragma GCC unroll 4
+            for (; i + 8 <= width; i += 8) store_floats(out + i, numbers_8(codes + i, s, o, rule));
+        }
+        for (; i < width; i++) out[i] = number_1(m, codes[i], scale[g], offset[own ? g : 0], rule);
+    }
+}
+
+/* Columns [first, end): groups of 16 or 32 columns all at once, others (and what is left of one) one by one. */
+INLINE void columns_by_rule(const matrix_t *m, const uint8_t *codes, int64_t first, int64_t end, const float *scale,
+                            const float *offset, const int own, const int rule, float *out) {
+    const int64_t group = group_of(m);
+    for (int64_t at = first, next; at < end; codes += next - at, out += next - at, at = next) {
+        const int64_t g = at / group, groups = at % group == 0 ? (end - at) / group : 0;
+        const float *s = scale + g, *o = offset + (own ? g : 0);
+        next = at + groups * group;
+        if (groups && group == 32) whole_groups(m, codes, groups, 32, s, o, own, rule, out);
+        else if (groups && group == 16) whole_groups(m, codes, groups, 16, s, o, own, rule, out);
+        else {
+            next = (g + 1) * group < end ? (g + 1) * group : end;
+            whole_groups(m, codes, 1, next - at, s, o, own, rule, out);
+        }
+    }
 }
 
 /* Columns [first, end) of a row, whose scales and offsets were read: whole blocks of 256 columns, or up to the end of
@@ -68,30 +123,19 @@ static void decode_columns(const matrix_t *m, int64_t row, int64_t first, int64_
         numbers_at(m->codes, m->number, row * m->columns + first, end - first, out);
         return;
     }
-    const int64_t group = group_of(m);
     const uint8_t *table = m->form == NIBBLES && m->offset == TABLE ? m->table : NULL;
     if (m->form == NIBBLES) expand_nibbles(from + first / 2, end - first, table, buffer);
     else if (m->form == BLOCKS) expand_blocks(m->block, from, first / 32, end / 32, buffer);
     else codes = from + first;
     const float zero = common_zero(m);
-    const int own = zero == 0.0f && m->form != FLOAT8, is_signed = m->form == BYTES && m->offset != ZEROS;
-    for (int64_t at = first; at < end;) {
-        const int64_t g = at / group, next = (g + 1) * group < end ? (g + 1) * group : end;
-        const int64_t here = at - first, till = next - first;
-        const float s = scale[g], o = own ? offset[g] : zero;
-        if (m->form == FLOAT8) {
-            NUMBERS(load_f8(codes + i), mul_floats(mul_floats(v, all_floats(256.0f)), scales), float_of_f8(codes[i]) * s);
-        } else if (m->form == NIBBLES && m->offset == FLOAT_TABLE) {
-            NUMBERS(look_up_floats(m->float_table, codes + i), mul_floats(v, scales), m->float_table[codes[i]] * s);
-        } else if (has_minima(m)) {
-            NUMBERS(load_u8(codes + i), add_floats(mul_floats(v, scales), offsets), (float)codes[i] * s + o);
-        } else if (is_signed) {
-            NUMBERS(load_i8(codes + i), mul_floats(v, scales), (float)(int8_t)codes[i] * s);
-        } else {
-            NUMBERS(load_u8(codes + i), mul_floats(sub_floats(v, offsets), scales), ((float)codes[i] - o) * s);
-        }
-        at = next;
-    }
+#define BY_RULE(offset, own, rule) columns_by_rule(m, codes, first, end, scale, offset, own, rule, out)
+    if (m->form == FLOAT8) BY_RULE(&zero, 0, FLOAT8_CODES);
+    else if (m->form == NIBBLES && m->offset == FLOAT_TABLE) BY_RULE(&zero, 0, NUMBER_OF_TABLE);
+    else if (has_minima(m)) BY_RULE(offset, 1, PLUS_OFFSET);
+    else if (m->form == BYTES && m->offset != ZEROS) BY_RULE(&zero, 0, SIGNED_CODES);
+    else if (zero != 0.0f) BY_RULE(&zero, 0, LESS_OFFSET);
+    else BY_RULE(offset, 1, LESS_OFFSET);
+#undef BY_RULE
 }
 
 /* The scales (and, where each group has its own, zeros or minima) of a row, for `decode_columns`. */

@@ -66,8 +66,7 @@ INLINE bytes_t or_bytes(bytes_t a, bytes_t b) { return _mm256_or_si256(a, b); }
 /* bits [from, from + width) of every byte, moved to `to` */
 INLINE bytes_t bits_of(bytes_t v, int from, int width, int to) {
     __m256i mask = _mm256_set1_epi8((char)(((1 << width) - 1) << to));
-    __m256i moved = from >= to ? _mm256_srl_epi16(v, _mm_cvtsi32_si128(from - to))
-                               : _mm256_sll_epi16(v, _mm_cvtsi32_si128(to - from));
+    __m256i moved = from >= to ? _mm256_srli_epi16(v, from - to) : _mm256_slli_epi16(v, to - from);
     return _mm256_and_si256(moved, mask);
 }
 /* 16 bytes: their low halves, then their high halves */
@@ -159,12 +158,18 @@ INLINE floats_t load_u8(const uint8_t *at) {
 INLINE floats_t load_i8(const uint8_t *at) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
 }
-/* of codes from 0 to 15 */
-INLINE floats_t look_up_floats(const float table[16], const uint8_t *codes) {
-    __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes));
-    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), at);
-    __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), at);
-    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+/* of 32 codes from 0 to 15, each a float whose bytes are in four tables, the lowest first */
+INLINE void look_up_floats(const uint8_t tables[4][16], bytes_t codes, floats_t into[4]) {
+    __m256i a = look_up(tables[0], codes), b = look_up(tables[1], codes), c = look_up(tables[2], codes);
+    __m256i d = look_up(tables[3], codes), words[4];
+    __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+    __m256i low_above = _mm256_unpacklo_epi8(c, d), high_above = _mm256_unpackhi_epi8(c, d);
+    words[0] = _mm256_unpacklo_epi16(low, low_above), words[1] = _mm256_unpackhi_epi16(low, low_above);
+    words[2] = _mm256_unpacklo_epi16(high, high_above), words[3] = _mm256_unpackhi_epi16(high, high_above);
+    into[0] = _mm256_castsi256_ps(_mm256_permute2x128_si256(words[0], words[1], 0x20));
+    into[1] = _mm256_castsi256_ps(_mm256_permute2x128_si256(words[2], words[3], 0x20));
+    into[2] = _mm256_castsi256_ps(_mm256_permute2x128_si256(words[0], words[1], 0x31));
+    into[3] = _mm256_castsi256_ps(_mm256_permute2x128_si256(words[2], words[3], 0x31));
 }
 /* eight e4m3 as floats of 2^-8 their value: they become f16 by a shift; for 127 and 255, which are no numbers, 1.875 */
 INLINE floats_t load_f8(const uint8_t *at) {
@@ -283,10 +288,12 @@ INLINE floats_t load_f16(const uint16_t *at) {
 }
 INLINE floats_t load_u8(const uint8_t *at) { floats_t r; EACH(8) r.v[i] = (float)at[i]; return r; }
 INLINE floats_t load_i8(const uint8_t *at) { floats_t r; EACH(8) r.v[i] = (float)(int8_t)at[i]; return r; }
-INLINE floats_t look_up_floats(const float table[16], const uint8_t *codes) {
-    floats_t r;
-    EACH(8) r.v[i] = table[codes[i] & 15];
-    return r;
+INLINE void look_up_floats(const uint8_t tables[4][16], bytes_t codes, floats_t into[4]) {
+    EACH(32) {
+        uint32_t bits = 0;
+        for (int b = 0; b < 4; b++) bits |= (uint32_t)tables[b][codes.v[i] & 15] << 8 * b;
+        into[i / 8].v[i % 8] = float_of_bits(bits);
+    }
 }
 INLINE floats_t load_f8(const uint8_t *at) {
     uint16_t wide[8];

@@ -36,7 +36,7 @@ class MatrixStruct(ctypes.Structure):
         ("table_unit", ctypes.c_float),
         ("table_middle", ctypes.c_int32),
         ("table", ctypes.c_uint8 * 16),
-        ("float_table", ctypes.c_float * 16),
+        ("float_table", ctypes.c_uint8 * 64),
     )
 
 

@@ -25,7 +25,7 @@ typedef struct {
     float table_unit;       /* of TABLE: what one step of the codes in `table` is worth */
     int32_t table_middle;   /* of TABLE: the code that is nought */
     uint8_t table[16];      /* of TABLE: codes, 0 to 255 */
-    float float_table[16];  /* of FLOAT_TABLE */
+    uint8_t float_table[4][16]; /* of FLOAT_TABLE: the lowest byte of each of its floats, and so on to the highest */
 } matrix_t;
 
 INLINE float number_at(const uint8_t *base, int kind, int64_t index) {

@@ -397,9 +397,8 @@ static int split_input(product_t *p, const float *x, int rows) {
 }
 
 /* Whether so many rows of input are multiplied by the matrix's rows as floats, all at once: measured to be faster beyond
-   ONE_BY_ONE_ROWS but for Q6_K, whose decoding is slow; of codes of any numbers there is no other way. */
+   ONE_BY_ONE_ROWS; of codes of any numbers there is no other way. */
 static int takes_a_panel(const matrix_t *m, int rows) {
-    if (m->form == BLOCKS && m->block == Q6_K) return 0;
     return rows > ONE_BY_ONE_ROWS || (m->form == NIBBLES && m->offset == FLOAT_TABLE);
 }
 

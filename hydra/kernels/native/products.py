@@ -5,6 +5,7 @@ where there is no library. Knows what lies where in memory, and not what a form 
 """
 
 import ctypes
+import struct
 from collections.abc import Sequence
 
 import attrs
@@ -169,4 +170,5 @@ def _table_fields(table: Tensor) -> tuple[int, dict[str, object]]:
             codes = [round(step - lowest) for step in steps]
             fields = {"table_unit": unit, "table_middle": round(-lowest), "table": (ctypes.c_uint8 * 16)(*codes)}
             return _TABLE, fields
-    return _FLOAT_TABLE, {"float_table": (ctypes.c_float * 16)(*numbers)}
+    packed = struct.pack("<16f", *numbers)
+    return _FLOAT_TABLE, {"float_table": (ctypes.c_uint8 * 64)(*(packed[4 * i + b] for b in range(4) for i in range(16)))}

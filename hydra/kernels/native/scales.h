@@ -31,7 +31,8 @@ INLINE void unpack_6_bits(const uint8_t *from, uint8_t scales[16]) {
     memcpy(scales, words, 16);
 }
 
-INLINE void unpack_q3_scales(const uint8_t *from, int8_t scales[16]) {
+/* Sixteen scales of 6 bits in 12 bytes, and 32 in each. */
+INLINE void unpack_q3_scales(const uint8_t *from, uint8_t scales[16]) {
     const uint32_t fours = 0x0f0f0f0fu, twos = 0x03030303u;
     uint32_t a = u32_at(from), b = u32_at(from + 4), c = u32_at(from + 8), words[4];
     words[0] = (a & fours) | (c & twos) << 4;
@@ -39,7 +40,6 @@ INLINE void unpack_q3_scales(const uint8_t *from, int8_t scales[16]) {
     words[2] = ((a >> 4) & fours) | ((c >> 4) & twos) << 4;
     words[3] = ((b >> 4) & fours) | ((c >> 6) & twos) << 4;
     memcpy(scales, words, 16);
-    for (int i = 0; i < 16; i++) scales[i] = (int8_t)(scales[i] - 32);
 }
 
 static void read_block_scales(int block, const uint8_t *row, int64_t blocks, float *scale, float *offset) {
@@ -63,10 +63,11 @@ static void read_block_scales(int block, const uint8_t *row, int64_t blocks, flo
             break;
         }
         case Q3_K: {
-            int8_t own[16];
+            uint8_t own[16];
             unpack_q3_scales(row + 96, own);
-            float d = float_of_f16(u16_at(row + 108));
-            for (int i = 0; i < 16; i++) scale[16 * b + i] = d * (float)own[i];
+            floats_t d = all_floats(float_of_f16(u16_at(row + 108))), middle = all_floats(32.0f);
+            for (int i = 0; i < 16; i += 8)
+                store_floats(scale + 16 * b + i, mul_floats(d, sub_floats(load_u8(own + i), middle)));
             break;
         }
         case Q4_K:
@@ -79,8 +80,8 @@ static void read_block_scales(int block, const uint8_t *row, int64_t blocks, flo
             break;
         }
         case Q6_K: {
-            float d = float_of_f16(u16_at(row + 208));
-            for (int i = 0; i < 16; i++) scale[16 * b + i] = d * (float)(int8_t)row[192 + i];
+            floats_t d = all_floats(float_of_f16(u16_at(row + 208)));
+            for (int i = 0; i < 16; i += 8) store_floats(scale + 16 * b + i, mul_floats(d, load_i8(row + 192 + i)));
             break;
         }
         case IQ4_XS: {
