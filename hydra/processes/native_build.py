@@ -126,7 +126,7 @@ class NativeBuild:
         with tempfile.TemporaryDirectory(prefix="compile-", dir=self.directory) as place:
             target, report = Path(place) / "products.so", ""
             for processor in OWN_PROCESSOR:
-                argv = [*compiler, *FLAGS, *processor, str(SOURCES / "products.c"), "-o", str(target)]
+                argv = [*compiler, *FLAGS, *processor, *map(str, sorted(SOURCES.glob("*.c"))), "-lm", "-o", str(target)]
                 ended, report = _run(argv, place, self.environ, until_s - time.monotonic())
                 if ended == 0 and target.exists():
                     break

@@ -34,7 +34,7 @@ def test_the_kernel_mixes_as_spelled_out(n_rows, n_heads, n_kv_heads, width, dty
     first[0] = 0
     table = torch.stack([torch.randperm(N_BLOCKS, generator=random)[:313] for _ in range(n_rows)]).to(torch.int32)
     sinks = None if sink is None else torch.randn(n_heads, generator=random) * sink
-    mix = make_decode(0.3, softcap, None if sinks is None else sinks.to(DEVICE), DEVICE)
+    mix = make_decode(0.3, softcap, None if sinks is None else sinks.to(DEVICE), dtype, DEVICE)
     there = [tensor.to(DEVICE) for tensor in (heads, keys, values, table, reach, first)]
     made = mix(there[0][:, :n_heads], there[1], there[2], PagedRows(*there[3:], BLOCK_SIZE)).cpu().float()
     spelled = SpelledOut(0.3, softcap, [], sinks)
@@ -57,7 +57,7 @@ def test_the_kernel_sees_nothing_that_its_row_has_not_written(n_heads, n_kv_head
     for blocks, low, high in zip(table, first.tolist(), reach.tolist(), strict=True):
         at = torch.arange(low, high)
         seen[blocks[at // BLOCK_SIZE].long() * BLOCK_SIZE + at % BLOCK_SIZE] = True
-    mix = make_decode(0.3, softcap, None, DEVICE)
+    mix = make_decode(0.3, softcap, None, torch.float32, DEVICE)
     rows = PagedRows(table.to(DEVICE), reach.to(DEVICE), first.to(DEVICE), BLOCK_SIZE)
     answers = []
     for fill in (0.0, float("nan")):

@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hydra.kernels.attention.host_decode import HostDecode
 from hydra.kernels.attention.kv_pool import LayerCache
 from hydra.kernels.attention.paged_rows import PagedRows
 from hydra.kernels.attention.sdpa import Mix, after_the_past
 from hydra.kernels.devices import processors, runs_triton
+from hydra.kernels.native.library import native_library
+from hydra.kernels.native.row_functions import serves
 from hydra.kernels.tensors import to_device
 from hydra.protocol.batch import Batch, OpenRow
 
@@ -42,6 +45,7 @@ class RowSpan:
     blocks: Tensor | None  # to be gathered
     skipped: int  # positions of the first gathered block that come before
     mask: Tensor | None  # additive [length, reach]; None where none or the square causal one will do
+    alone: PagedRows | None = None  # of one token: the row as one of a decode step has it
 
 
 @attrs.frozen(eq=False)
@@ -74,8 +78,12 @@ def plan_step(
     views: Sequence[View],
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    alone: bool = False,
 ) -> StepPlan:
-    """Raises IndexError when a row's block table does not reach its positions."""
+    """`alone`: rows of one token attend as in a decode step, so that their bits do not depend on their company. Raises
+    IndexError when a row's block table does not reach its positions.
+    """
     seen: list[_Row] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -93,7 +101,7 @@ def plan_step(
     if len(positions) != batch.n_tokens:
         raise ValueError(f"rows of {len(positions)} tokens in a batch of {batch.n_tokens}")
     where = slots[0] if slots and is_run(slots) else to_device(np.array(slots, dtype=np.int64), device)
-    spans = tuple(tuple([_span(row, view, block_size, dtype, device) for row in seen]) for view in views)
+    spans = tuple(tuple([_span(row, view, block_size, dtype, device, alone) for row in seen]) for view in views)
     return StepPlan(to_device(np.array(positions, dtype=np.int64), device), where, spans)
 
 
@@ -103,9 +111,14 @@ def is_run(numbers: list[int]) -> bool:
     return numbers[-1] - first == len(numbers) - 1 and numbers == list(range(first, first + len(numbers)))
 
 
-def _span(row: _Row, view: View, block_size: int, dtype: torch.dtype, device: torch.device) -> RowSpan:
+def _span(row: _Row, view: View, block_size: int, dtype: torch.dtype, device: torch.device, alone: bool) -> RowSpan:
     total = row.position + row.length
     first = max(0, row.position + 1 - view.window) if view.window else 0  # the earliest that the first token sees
+    if alone and row.length == 1:
+        places = PagedRows(
+            torch.tensor([row.table], dtype=torch.int32), torch.tensor([total]), torch.tensor([first]), block_size
+        )
+        return RowSpan(row.start, 1, total - first, 0, None, 0, None, places)
     narrow = view.window and total - first > view.window  # the later tokens do not see all that is read
     mask = None
     if row.length > 1 and (row.position > 0 or narrow or view.spelled_out):
@@ -135,8 +148,18 @@ def _mask(row: _Row, first: int, window: int, dtype: torch.dtype, device: torch.
 Decode: TypeAlias = Callable[[Tensor, Tensor, Tensor, PagedRows], Tensor]
 
 
-def make_decode(scale: float, softcap: float | None, sinks: Tensor | None, device: torch.device) -> Decode | None:
-    """`sinks` as in `make_sdpa`. None where the device has no kernel for it."""
+def attends_to_all(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether there is a kernel for steps of one token per row: all rows in one call."""
+    return runs_triton(device) or serves(dtype, device)
+
+
+def make_decode(
+    scale: float, softcap: float | None, sinks: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Decode | None:
+    """`sinks` as in `make_sdpa`. None where there is no kernel for it."""
+    library = native_library()
+    if library is not None and serves(dtype, device):
+        return HostDecode(library, scale, softcap or 0.0, sinks)
     if not runs_triton(device):
         return None
     from hydra.kernels.attention.paged_decode import PagedDecode  # only where there is a Triton
@@ -165,11 +188,23 @@ class Attend:
             assert self.decode is not None
             return self.decode(query, cache.key_slots, cache.value_slots, plan.paged[self.view])
         spans = plan.spans[self.view]
-        if len(spans) == query.shape[0]:  # every row is one token
+        if self.decode is None and len(spans) == query.shape[0]:  # every row is one token
             singles = _by_key(query, key.shape[1]).unbind(0)
             mixed = [self.mix(one, *_past(cache, span), None, False) for one, span in zip(singles, spans, strict=True)]
             return _joined(mixed).flatten(1)
-        return _joined([_attend_row(query, cache, span, self.mix) for span in spans])
+        return _joined([self._attend_row(query, cache, span) for span in spans])
+
+    def _attend_row(self, query: Tensor, cache: LayerCache, span: RowSpan) -> Tensor:
+        own = query[span.start : span.start + span.length]
+        if span.alone is not None:
+            assert self.decode is not None
+            return self.decode(own, cache.key_slots, cache.value_slots, span.alone)
+        key, value = _past(cache, span)
+        if span.length == 1:
+            single = _by_key(own, key.shape[1]).squeeze(0)
+            return self.mix(single, key, value, None, False).reshape(1, -1)
+        mixed = self.mix(own.transpose(0, 1).unsqueeze(0), key, value, span.mask, True)
+        return mixed.squeeze(0).transpose(0, 1).reshape(span.length, -1)
 
 
 def _joined(rows: list[Tensor]) -> Tensor:
@@ -192,13 +227,3 @@ def _past(cache: LayerCache, span: RowSpan) -> tuple[Tensor, Tensor]:
     key = cache.keys.index_select(0, span.blocks).flatten(0, 1)[span.skipped : end]
     value = cache.values.index_select(0, span.blocks).flatten(0, 1)[span.skipped : end]
     return key.transpose(0, 1).unsqueeze(0), value.transpose(0, 1).unsqueeze(0)
-
-
-def _attend_row(query: Tensor, cache: LayerCache, span: RowSpan, mix: Mix) -> Tensor:
-    key, value = _past(cache, span)
-    if span.length == 1:
-        single = _by_key(query[span.start : span.start + 1], key.shape[1]).squeeze(0)
-        return mix(single, key, value, None, False).reshape(1, -1)
-    several = query[span.start : span.start + span.length].transpose(0, 1).unsqueeze(0)
-    mixed = mix(several, key, value, span.mask, True)
-    return mixed.squeeze(0).transpose(0, 1).reshape(span.length, -1)

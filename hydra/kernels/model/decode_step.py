@@ -33,20 +33,22 @@ class DecodeColumns:
 
     fields: npt.NDArray[np.int64]  # [fields, rows]
     table: npt.NDArray[np.int32]  # [rows, blocks of the longest]
+    block_size: int
 
     @property
     def n_rows(self) -> int:
         return len(self.table)
 
-    def padded(self, n_rows: int, spare_block: int, block_size: int) -> "DecodeColumns":
+    def padded(self, n_rows: int, spare_block: int) -> "DecodeColumns":
         """With rows to make up the number, each of one token, alone in a block that nobody owns."""
         n_more = n_rows - self.n_rows
         if not n_more:
             return self
         more = np.zeros((len(self.fields), n_more), np.int64)
-        more[SLOT], more[REACH] = spare_block * block_size, 1
+        more[SLOT], more[REACH] = spare_block * self.block_size, 1
         blocks = np.full((n_more, self.table.shape[1]), spare_block, np.int32)
-        return DecodeColumns(np.concatenate((self.fields, more), 1), np.concatenate((self.table, blocks)))
+        fields, table = np.concatenate((self.fields, more), 1), np.concatenate((self.table, blocks))
+        return DecodeColumns(fields, table, self.block_size)
 
 
 def decode_columns(
@@ -66,7 +68,7 @@ def decode_columns(
     firsts = [np.maximum(0, position + 1 - view.window) if view.window else np.zeros_like(position) for view in views]
     grown = [lengths(rotary.spec, batch, rows) for rotary in rotaries if rotary.spec.depends_on_length]
     return DecodeColumns(
-        np.stack([batch.tokens.astype(np.int64), position, slot, position + 1, *firsts, *grown]), table
+        np.stack([batch.tokens.astype(np.int64), position, slot, position + 1, *firsts, *grown]), table, block_size
     )
 
 
@@ -81,6 +83,10 @@ class DecodeInputs:
     @property
     def tokens(self) -> Tensor:
         return self.fields[TOKEN]
+
+    @property
+    def reach(self) -> Tensor:
+        return self.fields[REACH]
 
     def plan(self, n_views: int) -> StepPlan:
         reach, firsts = self.fields[REACH], self.fields[_PLAIN_FIELDS : _PLAIN_FIELDS + n_views]

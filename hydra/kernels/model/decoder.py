@@ -85,7 +85,7 @@ def make_block(layer: LayerSpec, weights: PartWeights, context: LayerContext) ->
         return make_norm(layer.norm, weights.tensors[role], weights.tensors.get(bias))
 
     attention = _make_attention(layer.attention, weights, context)
-    feed_forward = make_feed_forward(layer.feed_forward, weights)
+    feed_forward = make_feed_forward(layer.feed_forward, weights, context)
     first = norm("attention_norm", "attention_norm_bias")
     if layer.block == "parallel":
         return ParallelBlock(attention, feed_forward, first)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hydra.kernels.model.layer_context import LayerContext
+from hydra.kernels.native.row_functions import native_gate
 from hydra.kernels.weights.encoded.cuda.device_product import ROWS_MAX
 from hydra.kernels.weights.encoded.expert_linears import ExpertLinears
 from hydra.kernels.weights.linear import Linear
@@ -31,14 +33,14 @@ class FeedForward(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
-def make_feed_forward(spec: FeedForwardSpec, weights: PartWeights) -> FeedForward:
+def make_feed_forward(spec: FeedForwardSpec, weights: PartWeights, context: LayerContext) -> FeedForward:
     match spec:
         case MoeSpec():
             experts = weights.experts["expert_gate_up"], weights.experts["expert_down"]
-            inner = _gate(spec.activation) if spec.clamped is None else _clamped_gate(spec.clamped)
+            inner = _gate(spec.activation, context) if spec.clamped is None else _clamped_gate(spec.clamped)
             return Mixture(spec, weights.linears["router"], *experts, inner)
         case DenseSpec():
-            inner = _gate(spec.activation) if spec.gated else _ACTIVATIONS[spec.activation]
+            inner = _gate(spec.activation, context) if spec.gated else _ACTIVATIONS[spec.activation]
             return Dense(weights.linears["gate_up"], weights.linears["down"], inner)
 
 
@@ -104,8 +106,11 @@ class Mixture:
         return torch.cat(outputs)
 
 
-def _gate(activation: Activation) -> ActivationFn:
+def _gate(activation: Activation, context: LayerContext) -> ActivationFn:
     """activation(gate) * up, where both lie side by side in one row. May overwrite its argument."""
+    compiled = native_gate(activation, context.dtype, context.device)
+    if compiled is not None:
+        return compiled
     if activation == "silu":
         return _swiglu
     act = _ACTIVATIONS[activation]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hydra.kernels.native.row_functions import native_rms_norm
 from hydra.protocol.model.layer_spec import NormSpec
 
 Norm: TypeAlias = Callable[[Tensor], Tensor]
@@ -27,6 +28,9 @@ def make_norm(spec: NormSpec, weight: Tensor, bias: Tensor | None) -> Norm:
 
 
 def _rms_norm(weight: Tensor, eps: float) -> Norm:
+    compiled = native_rms_norm(weight, eps)
+    if compiled is not None:
+        return compiled
     shape = weight.shape
 
     def norm(x: Tensor) -> Tensor:
@@ -37,10 +41,10 @@ def _rms_norm(weight: Tensor, eps: float) -> Norm:
 
 def _wide_rms_norm(weight: Tensor, eps: float) -> Norm:
     """For a float32 weight on half-precision input: rounded once, behind the product."""
-    shape = weight.shape
+    wide = _rms_norm(weight, eps)
 
     def norm(x: Tensor) -> Tensor:
-        return functional.rms_norm(x.to(torch.float32), shape, weight, eps).to(x.dtype)
+        return wide(x.to(torch.float32)).to(x.dtype)
 
     return norm
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hydra.kernels.native.row_functions import NativeRotation, native_rotation
 from hydra.protocol.batch import Batch, OpenRow
 from hydra.protocol.model.rope_spec import RopeSpec
 
@@ -41,7 +42,7 @@ class RotaryTable:
 
 
 RotaryTables: TypeAlias = Sequence[RotaryTable]  # a slice's, each once
-Turn: TypeAlias = Callable[[Tensor, RotaryTable], Tensor]  # heads [n, heads, head_dim], rotated
+Turn: TypeAlias = Callable[[Tensor, RotaryTable], Tensor]  # heads [n, heads, head_dim], rotated; may overwrite them
 
 
 @attrs.frozen(eq=False)
@@ -170,6 +171,22 @@ _FREQUENCIES: dict[str, Callable[[RopeSpec], Tensor]] = {
 
 
 # ---------------------------------------------------------------- rotation
+
+
+def make_turn(*, whole: bool, dtype: torch.dtype, device: torch.device) -> Turn:
+    """`whole`: the table is as wide as the heads."""
+    compiled = native_rotation(dtype, device)
+    return NativeTurn(compiled) if compiled is not None else rotate if whole else rotate_some
+
+
+@attrs.frozen(eq=False)
+class NativeTurn:
+    """The compiled rotation, of whole heads or of their first channels."""
+
+    rotation: NativeRotation
+
+    def __call__(self, x: Tensor, table: RotaryTable) -> Tensor:
+        return self.rotation(x, table.cos, table.signed_sin)
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from hydra.kernels.attention.kv_pool import KvPool
-from hydra.kernels.attention.paged_attention import StepPlan, View, plan_step
+from hydra.kernels.attention.paged_attention import StepPlan, View, attends_to_all, plan_step
 from hydra.kernels.devices import runs_triton
 from hydra.kernels.model.decode_step import DecodeColumns, DecodeInputs, decode_columns, is_decode, on_device
 from hydra.kernels.model.decoder import Block, make_block
 from hydra.kernels.model.layer_context import LayerContext
 from hydra.kernels.model.norms import Norm, make_norm
-from hydra.kernels.model.rotary import Rotary, lengths, make_rotary
+from hydra.kernels.model.rotary import Rotary, RotaryTable, lengths, make_rotary
 from hydra.kernels.model.softmax_attention import attention_view
 from hydra.kernels.sampling.sampler import Pick, SampledTensors, sample
 from hydra.kernels.tensors import to_device
@@ -43,7 +43,10 @@ class Head:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, hidden] to logits [n, vocab] in float32."""
-        logits = self.linear(self.norm(x)).to(torch.float32)
+        return self.bend(self.linear(self.norm(x)).to(torch.float32))
+
+    def bend(self, logits: Tensor) -> Tensor:
+        """May overwrite its argument."""
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
@@ -97,7 +100,7 @@ def build_slice(
     for i, layer in enumerate(layers, first_layer):
         view, table = views.index(attention_view(layer.attention)), ropes.index(layer.attention.rope)
         blocks.append(make_block(layer, parts[i], LayerContext(view, table, dtype, device)))
-    paged = runs_triton(device)
+    paged = attends_to_all(dtype, device)
     scaled = first_layer == 0 and decoder.embedding_scale != 1.0
     return Slice(
         spec=spec,
@@ -111,7 +114,7 @@ def build_slice(
         embedding_scale=torch.tensor(decoder.embedding_scale, dtype=dtype, device=device) if scaled else None,
         head=_head(spec, parts) if end_layer == spec.n_layers else None,
         paged=paged,
-        steady=paged and all(block.feed_forward.steady for block in blocks),
+        steady=runs_triton(device) and all(block.feed_forward.steady for block in blocks),
     )
 
 
@@ -165,15 +168,16 @@ def decode_rows(part: Slice, pool: KvPool, inputs: DecodeInputs, hidden: Tensor 
     shapes, if the slice is steady.
     """
     plan = inputs.plan(len(part.views))
-    x = _layers(part, pool, plan, inputs.lengths(len(part.views)), _entry(part, inputs.tokens, hidden))
+    x = _layers(part, pool, plan, inputs.lengths(len(part.views)), enter(part, inputs.tokens, hidden))
     return x if part.head is None else part.head(x)
 
 
 def _through(part: Slice, pool: KvPool, batch: Batch, rows: Sequence[OpenRow], hidden: Tensor | None) -> Tensor:
-    x = _entry(part, to_device(batch.tokens, part.device) if part.is_first else None, hidden)
+    x = enter(part, to_device(batch.tokens, part.device) if part.is_first else None, hidden)
     if not batch.n_tokens:
         return x
-    plan = plan_step(batch, rows, pool.block_size, part.views, part.dtype, part.device)
+    alone = part.paged and part.device.type == "cpu"
+    plan = plan_step(batch, rows, pool.block_size, part.views, part.dtype, part.device, alone=alone)
     grown = [
         to_device(lengths(rotary.spec, batch, rows), part.device)
         for rotary in part.rotaries
@@ -183,15 +187,19 @@ def _through(part: Slice, pool: KvPool, batch: Batch, rows: Sequence[OpenRow], h
 
 
 def _layers(part: Slice, pool: KvPool, plan: StepPlan, grown: Sequence[Tensor], x: Tensor) -> Tensor:
-    """`grown`: the tokens' lengths for each rotary that depends on them."""
-    rest = iter(grown)
-    tables = [
-        rotary.tables(plan.positions, next(rest) if rotary.spec.depends_on_length else None, part.dtype)
-        for rotary in part.rotaries
-    ]
+    tables = rotary_tables(part, plan.positions, grown)
     for block, cache in zip(part.blocks, pool.layers, strict=True):
         x = block(x, cache, plan, tables)
     return x
+
+
+def rotary_tables(part: Slice, positions: Tensor, grown: Sequence[Tensor]) -> list[RotaryTable]:
+    """Of tokens at these positions; `grown`: their lengths for each rotary that depends on them."""
+    rest = iter(grown)
+    return [
+        rotary.tables(positions, next(rest) if rotary.spec.depends_on_length else None, part.dtype)
+        for rotary in part.rotaries
+    ]
 
 
 def _check_hidden(part: Slice, batch: Batch, hidden: Tensor | None) -> None:
@@ -200,7 +208,8 @@ def _check_hidden(part: Slice, batch: Batch, hidden: Tensor | None) -> None:
         raise ValueError(f"a stage of {part.dtype}[{batch.n_tokens}, {part.spec.hidden}] was given {what}")
 
 
-def _entry(part: Slice, tokens: Tensor | None, hidden: Tensor | None) -> Tensor:
+def enter(part: Slice, tokens: Tensor | None, hidden: Tensor | None) -> Tensor:
+    """The states [n, hidden] that the slice's first layer is given."""
     if part.embedding is None:
         assert hidden is not None
         return hidden

@@ -14,8 +14,8 @@ from hydra.kernels.attention.kv_pool import LayerCache
 from hydra.kernels.attention.paged_attention import Attend, StepPlan, View, make_decode
 from hydra.kernels.attention.sdpa import make_sdpa
 from hydra.kernels.model.layer_context import LayerContext
-from hydra.kernels.model.norms import make_norm
-from hydra.kernels.model.rotary import RotaryTable, RotaryTables, Turn, rotate, rotate_some
+from hydra.kernels.model.norms import Norm, make_norm
+from hydra.kernels.model.rotary import RotaryTable, RotaryTables, Turn, make_turn
 from hydra.kernels.weights.linear import Linear
 from hydra.kernels.weights.part_weights import PartWeights
 from hydra.protocol.model.layer_spec import SoftmaxAttentionSpec
@@ -46,6 +46,20 @@ class SoftmaxAttention:
         return self.out(self.attend(query, key, heads[:, rotated:], cache, plan))
 
 
+@attrs.frozen(eq=False)
+class NormedTurn:
+    """A rotation behind the norms of queries and of keys."""
+
+    query_norm: Norm
+    key_norm: Norm
+    n_heads: int
+    turn: Turn
+
+    def __call__(self, heads: Tensor, table: RotaryTable) -> Tensor:
+        queries, keys = heads[:, : self.n_heads], heads[:, self.n_heads :]
+        return self.turn(torch.cat((self.query_norm(queries), self.key_norm(keys)), 1), table)
+
+
 def attention_view(spec: SoftmaxAttentionSpec) -> View:
     """What a step's plan must have ready for it."""
     return View(spec.window, spelled_out=spec.softcap is not None or spec.sinks)
@@ -58,7 +72,7 @@ def make_softmax_attention(spec: SoftmaxAttentionSpec, weights: PartWeights, con
         n_heads=spec.n_heads,
         n_kv_heads=spec.n_kv_heads,
         head_dim=spec.head_dim,
-        turn=_make_turn(spec, weights.tensors),
+        turn=_make_turn(spec, weights.tensors, context),
         table=context.table,
         attend=_make_attend(spec, weights.tensors.get("sinks"), context),
     )
@@ -68,19 +82,14 @@ def _make_attend(spec: SoftmaxAttentionSpec, sinks: Tensor | None, context: Laye
     plain = spec.head_dim**-0.5 if spec.scale is None else spec.scale
     wide = None if sinks is None else sinks.to(torch.float32)
     mix = make_sdpa(spec.scale, spec.softcap, wide, context.dtype, context.device)
-    return Attend(context.view, mix, make_decode(plain, spec.softcap, wide, context.device))
+    return Attend(context.view, mix, make_decode(plain, spec.softcap, wide, context.dtype, context.device))
 
 
-def _make_turn(spec: SoftmaxAttentionSpec, tensors: Mapping[WeightRole, Tensor]) -> Turn:
+def _make_turn(spec: SoftmaxAttentionSpec, tensors: Mapping[WeightRole, Tensor], context: LayerContext) -> Turn:
     """The rotation of queries and keys side by side, behind their norms where there are any."""
-    turn: Turn = rotate if spec.rope.dim == spec.head_dim else rotate_some
+    turn = make_turn(whole=spec.rope.dim == spec.head_dim, dtype=context.dtype, device=context.device)
     if spec.qk_norm is None:
         return turn
     query_norm = make_norm(spec.qk_norm, tensors["query_norm"], tensors.get("query_norm_bias"))
     key_norm = make_norm(spec.qk_norm, tensors["key_norm"], tensors.get("key_norm_bias"))
-    n_heads = spec.n_heads
-
-    def normed(heads: Tensor, table: RotaryTable) -> Tensor:
-        return turn(torch.cat((query_norm(heads[:, :n_heads]), key_norm(heads[:, n_heads:])), 1), table)
-
-    return normed
+    return NormedTurn(query_norm, key_norm, spec.n_heads, turn)

@@ -1,4 +1,5 @@
-"""Products on the CPU in C: few rows of float32 with matrices as they are stored. The sources lie here; they are
+"""Decode steps on the CPU in C: products of few rows with matrices as they are stored, what is computed of each row beside
+them, and programs of both. The sources lie here; they are
 compiled by a process's front door (`hydra.processes.native_build`), never by this room, and loaded from where it says.
 
 May import: nothing of Hydra.

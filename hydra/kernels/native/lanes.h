@@ -7,6 +7,7 @@
 #ifndef HYDRA_LANES_H
 #define HYDRA_LANES_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -143,6 +144,28 @@ INLINE floats_t add_floats(floats_t a, floats_t b) { return _mm256_add_ps(a, b);
 INLINE floats_t sub_floats(floats_t a, floats_t b) { return _mm256_sub_ps(a, b); }
 INLINE floats_t mul_floats(floats_t a, floats_t b) { return _mm256_mul_ps(a, b); }
 INLINE floats_t fma_floats(floats_t a, floats_t b, floats_t c) { return _mm256_fmadd_ps(a, b, c); }
+/* the first `count` of eight; nought for the others */
+INLINE floats_t first_floats(floats_t v, int count) {
+    const __m256i which = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), which)));
+}
+INLINE floats_t div_floats(floats_t a, floats_t b) { return _mm256_div_ps(a, b); }
+/* e to the power of each, within two units in the last place (Cephes' expf); below -87 what is next to nought */
+INLINE floats_t exp_floats(floats_t v) {
+    v = _mm256_min_ps(_mm256_set1_ps(88.0f), _mm256_max_ps(_mm256_set1_ps(-87.0f), v)); /* no number stays none */
+    __m256 twos = _mm256_round_ps(_mm256_mul_ps(v, _mm256_set1_ps(1.44269504088896341f)), 8);
+    v = _mm256_fmadd_ps(twos, _mm256_set1_ps(-0.693359375f), v);
+    v = _mm256_fmadd_ps(twos, _mm256_set1_ps(2.12194440e-4f), v);
+    __m256 sum = _mm256_set1_ps(1.9875691500e-4f);
+    sum = _mm256_fmadd_ps(sum, v, _mm256_set1_ps(1.3981999507e-3f));
+    sum = _mm256_fmadd_ps(sum, v, _mm256_set1_ps(8.3334519073e-3f));
+    sum = _mm256_fmadd_ps(sum, v, _mm256_set1_ps(4.1665795894e-2f));
+    sum = _mm256_fmadd_ps(sum, v, _mm256_set1_ps(1.6666665459e-1f));
+    sum = _mm256_fmadd_ps(sum, v, _mm256_set1_ps(5.0000001201e-1f));
+    sum = _mm256_fmadd_ps(sum, _mm256_mul_ps(v, v), _mm256_add_ps(v, _mm256_set1_ps(1.0f)));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(twos), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(sum, _mm256_castsi256_ps(power));
+}
 INLINE float sum_floats(floats_t v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -271,6 +294,12 @@ INLINE floats_t fma_floats(floats_t a, floats_t b, floats_t c) {
 #endif
     return c;
 }
+INLINE floats_t first_floats(floats_t v, int count) { for (int i = count; i < 8; i++) v.v[i] = 0; return v; }
+INLINE floats_t div_floats(floats_t a, floats_t b) { EACH(8) a.v[i] /= b.v[i]; return a; }
+INLINE floats_t exp_floats(floats_t v) {
+    EACH(8) v.v[i] = expf(v.v[i] < -87.0f ? -87.0f : v.v[i] > 88.0f ? 88.0f : v.v[i]);
+    return v;
+}
 INLINE float sum_floats(floats_t v) {
     float a = v.v[0] + v.v[4], b = v.v[1] + v.v[5], c = v.v[2] + v.v[6], d = v.v[3] + v.v[7];
     return (a + c) + (b + d);
@@ -304,5 +333,12 @@ INLINE floats_t spread_2(const float *at) { floats_t r; EACH(8) r.v[i] = at[i / 
 INLINE floats_t spread_4(const float *at) { floats_t r; EACH(8) r.v[i] = at[i / 2]; return r; }
 #define PREFETCH(at) ((void)(at))
 #endif
+
+/* of one number, as of eight */
+INLINE float exp_float(float value) {
+    float eight[8];
+    store_floats(eight, exp_floats(all_floats(value)));
+    return eight[0];
+}
 
 #endif

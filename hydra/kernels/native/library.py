@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import attrs
 
-_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
 class MatrixStruct(ctypes.Structure):
@@ -40,13 +40,145 @@ class MatrixStruct(ctypes.Structure):
     )
 
 
+class NormStruct(ctypes.Structure):
+    """`norm_t` of rows.h."""
+
+    _fields_ = (
+        ("x", _POINTER),
+        ("out", _POINTER),
+        ("weight", _POINTER),
+        ("rows", _LONG),
+        ("stride", _LONG),
+        ("out_stride", _LONG),
+        ("count", _LONG),
+        ("columns", _LONG),
+        ("eps", _FLOAT),
+    )
+
+
+class RotationStruct(ctypes.Structure):
+    """`rotation_t` of rows.h."""
+
+    _fields_ = (
+        ("x", _POINTER),
+        ("cos", _POINTER),
+        ("signed_sin", _POINTER),
+        ("rows", _LONG),
+        ("row_stride", _LONG),
+        ("heads", _LONG),
+        ("head_columns", _LONG),
+        ("columns", _LONG),
+    )
+
+
+class GateStruct(ctypes.Structure):
+    """`gate_t` of rows.h."""
+
+    _fields_ = (
+        ("x", _POINTER),
+        ("out", _POINTER),
+        ("rows", _LONG),
+        ("columns", _LONG),
+        ("kind", ctypes.c_int32),
+    )
+
+
+class AttentionStruct(ctypes.Structure):
+    """`attention_t` of rows.h."""
+
+    _fields_ = (
+        ("query", _POINTER),
+        ("keys", _POINTER),
+        ("values", _POINTER),
+        ("table", _POINTER),
+        ("first", _POINTER),
+        ("reach", _POINTER),
+        ("sinks", _POINTER),
+        ("out", _POINTER),
+        ("rows", _LONG),
+        ("heads", _LONG),
+        ("kv_heads", _LONG),
+        ("width", _LONG),
+        ("query_stride", _LONG),
+        ("table_stride", _LONG),
+        ("block", _LONG),
+        ("scale", _FLOAT),
+        ("softcap", _FLOAT),
+    )
+
+
+class BufferStruct(ctypes.Structure):
+    """`buffer_t` of program.c."""
+
+    _fields_ = (
+        ("at", _POINTER),
+        ("width", _LONG),
+    )
+
+
+class OperationStruct(ctypes.Structure):
+    """`operation_t` of program.c."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("in", ctypes.c_int32),
+        ("out", ctypes.c_int32),
+        ("index", ctypes.c_int32),
+        ("in_at", _LONG),
+        ("out_at", _LONG),
+        ("columns", _LONG),
+        ("count", _LONG),
+        ("kv_count", _LONG),
+        ("data", _POINTER),
+        ("more", _POINTER),
+        ("sinks", _POINTER),
+        ("number", _FLOAT),
+        ("softcap", _FLOAT),
+    )
+
+
+class TableStruct(ctypes.Structure):
+    """`table_t` of program.c."""
+
+    _fields_ = (
+        ("cos", _POINTER),
+        ("signed_sin", _POINTER),
+        ("query_scale", _POINTER),
+        ("columns", _LONG),
+    )
+
+
+class StepStruct(ctypes.Structure):
+    """`step_t` of program.c."""
+
+    _fields_ = (
+        ("operations", _POINTER),
+        ("buffers", _POINTER),
+        ("tables", _POINTER),
+        ("firsts", _POINTER),
+        ("slots", _POINTER),
+        ("reach", _POINTER),
+        ("blocks", _POINTER),
+        ("blocks_stride", _LONG),
+        ("block", _LONG),
+        ("n_operations", _LONG),
+        ("rows", _LONG),
+        ("threads", ctypes.c_int32),
+    )
+
+
 @attrs.frozen(eq=False)
 class NativeLibrary:
-    """What products.c exports."""
+    """What the sources beside this file export."""
 
     product: Callable[..., int]
     decode: Callable[..., int]
     read: Callable[..., int]
+    rms_norm: Callable[..., None]
+    rotate: Callable[..., None]
+    gate: Callable[..., None]
+    attend: Callable[..., None]
+    run: Callable[..., int]
     lanes: str  # which vectors it was compiled for: avx2, neon, plain
 
     @classmethod
@@ -57,11 +189,19 @@ class NativeLibrary:
         library.hydra_decode.argtypes = (_POINTER, _POINTER, _LONG, _LONG, _POINTER, _INT)
         library.hydra_read.argtypes = (_POINTER, _LONG)
         library.hydra_read.restype = ctypes.c_uint64
+        for function in (library.hydra_rms_norm, library.hydra_rotate, library.hydra_gate, library.hydra_attend):
+            function.argtypes, function.restype = (_POINTER, _INT), None
+        library.hydra_run.argtypes = (_POINTER,)
         library.hydra_lanes.restype = ctypes.c_char_p
         return cls(
             product=library.hydra_product,
             decode=library.hydra_decode,
             read=library.hydra_read,
+            rms_norm=library.hydra_rms_norm,
+            rotate=library.hydra_rotate,
+            gate=library.hydra_gate,
+            attend=library.hydra_attend,
+            run=library.hydra_run,
             lanes=library.hydra_lanes().decode(),
         )
 

@@ -35,7 +35,7 @@ INLINE float number_at(const uint8_t *base, int kind, int64_t index) {
 }
 
 /* `count` numbers from `first` on, as floats */
-static void numbers_at(const uint8_t *base, int kind, int64_t first, int64_t count, float *into) {
+INLINE void numbers_at(const uint8_t *base, int kind, int64_t first, int64_t count, float *into) {
     int64_t i = 0;
     if (kind == IS_F32) {
         memcpy(into, base + 4 * first, (size_t)(4 * count));

@@ -9,6 +9,8 @@
 #include "floats.h"
 #include "pool.h"
 
+#include <stdatomic.h>
+
 typedef struct {
     const matrix_t *m;
     const float *x; /* [rows, columns], followed by at least 8 floats of nought where columns are not whole eights */
@@ -117,31 +119,27 @@ static void offsets_sum(const matrix_t *m, float zero, const float *scale, const
 }
 
 /* The usual case in one go, of one row of input and a matrix whose groups are `times` as wide as what one scale is used
-   for, and which has one zero for all: its scales times the input's, and what its zero adds. The same numbers as by the
-   general way. */
+   for, and which has one zero for all, or minima: its scales times the input's, and what its zero or minima add. The same
+   numbers as by the general way. Whole vectors of scales are read: of the last row there must be more behind them. */
 INLINE void scale_row(const matrix_t *m, int64_t row, float zero, const product_t *p, float *scale, float *both, int times,
+                      const int table, const int kind, const int minima,
                       float into[8]) {
     const float *sums = p->in.sums + (p->in.rows - 1) * p->in.groups, *input = p->in.last;
     const int64_t first = row * m->groups;
     const floats_t unit = all_floats(m->table_unit);
+    floats_t sum[2] = {no_floats(), no_floats()};
     for (int64_t g = 0; g < m->groups; g += 32) PREFETCH(m->scales + 2 * (first + 4 * m->groups + g));
-#define HERE(number, sum, g)                                                                     \
-    do {                                                                                         \
-        floats_t own = number;                                                                   \
-        sum = fma_floats(own, load_floats(sums + (g)), sum);                                     \
-        if (times == 1) store_floats(both + (g), mul_floats(own, load_floats(input + (g))));     \
-        else store_floats(scale + (g), own);                                                     \
-    } while (0)
-#define HERE_F16(sum, g) HERE(load_f16((const uint16_t *)m->scales + first + (g)), sum, g)
-#define HERE_BF16(sum, g) HERE(load_bf16((const uint16_t *)m->scales + first + (g)), sum, g)
-#define HERE_F32(sum, g) HERE(load_floats((const float *)m->scales + first + (g)), sum, g)
-#define HERE_TABLE(sum, g) HERE(mul_floats(load_numbers(m->scales, m->number, first + (g)), unit), sum, g)
-#define END store_floats(into, mul_floats(all, all_floats(-zero)))
-    if (m->offset == TABLE) { EIGHTS(m->groups, HERE_TABLE); END; }
-    else if (m->number == IS_F16) { EIGHTS(m->groups, HERE_F16); END; }
-    else if (m->number == IS_BF16) { EIGHTS(m->groups, HERE_BF16); END; }
-    else { EIGHTS(m->groups, HERE_F32); END; }
-#undef END
+    for (int64_t g = 0; g < m->groups; g += 8) {
+        floats_t own = load_numbers(m->scales, kind, first + g);
+        if (table) own = mul_floats(own, unit);
+        floats_t added = minima ? load_numbers(m->minima, kind, first + g) : own;
+        if (g + 8 > m->groups) added = first_floats(added, (int)(m->groups - g));
+        sum[g / 8 % 2] = fma_floats(added, load_floats(sums + g), sum[g / 8 % 2]);
+        if (times == 1) store_floats(both + g, mul_floats(own, load_floats(input + g)));
+        else store_floats(scale + g, own);
+    }
+    floats_t all = add_floats(sum[0], sum[1]);
+    store_floats(into, minima ? all : mul_floats(all, all_floats(-zero)));
     if (times > 1)
         for (int64_t g = 0; g < m->groups; g++)
             for (int i = 0; i < times; i++) both[g * times + i] = scale[g] * input[g * times + i];
@@ -158,38 +156,51 @@ static int tile_of(int left) { return left >= TILE ? TILE : left >= 2 && TILE >=
 
 /* Rows of the usual kind (see `scale_row`), without a call between one and the next. */
 INLINE void usual_rows(const product_t *p, int64_t first, int64_t end, float *scale, float *both, int form, const int per,
-                       const int times, int table) {
+                       const int times, int table, const int kind, const int minima) {
     const matrix_t *m = p->m;
     const float zero = common_zero(m);
     tile_t tile = {.digits = {p->in.digits}};
     for (int64_t row = first; row < end; row++) {
         const uint8_t *codes = m->codes + row * m->row_bytes;
-        scale_row(m, row, zero, p, scale, both, times, tile.offsets[0]);
+        scale_row(m, row, zero, p, scale, both, times, table, kind, minima, tile.offsets[0]);
         if (form == NIBBLES) nibble_row(m, codes, &tile, 1, both, per, table, p->out + row);
         else byte_row(m, codes, &tile, 1, both, per, 1, p->out + row);
     }
 }
 
-/* 0: no such rows. Whole vectors of scales are read, and none behind the last row's. */
-static int usual_share(const product_t *p, int64_t first, int64_t end, float *scale, float *both) {
+#define USUAL(form, per, times, table, minima)                                                            \
+    do {                                                                                                  \
+        switch (m->number) {                                                                              \
+        case IS_F16: usual_rows(p, first, end, scale, both, form, per, times, table, IS_F16, minima); break;   \
+        case IS_BF16: usual_rows(p, first, end, scale, both, form, per, times, table, IS_BF16, minima); break; \
+        default: usual_rows(p, first, end, scale, both, form, per, times, table, IS_F32, minima);         \
+        }                                                                                                 \
+    } while (0)
+
+/* How many of the rows [first, end) were done: all, or all but the matrix's last, or none. */
+static int64_t usual_share(const product_t *p, int64_t first, int64_t end, float *scale, float *both) {
     const matrix_t *m = p->m;
-    if (!ALONE_SCALED || m->form == BLOCKS || common_zero(m) == 0.0f || m->groups % 8 != 0 || p->in.rows != 1) return 0;
+    const int minima = m->form == NIBBLES && m->offset == MINIMA;
+    if (!ALONE_SCALED || m->form == BLOCKS || p->in.rows != 1 || !(minima || common_zero(m) != 0.0f)) return 0;
     const int table = table_kind(m), nibbles = m->form == NIBBLES;
     const int64_t unit = nibbles ? 64 : 32, per = scales_per(m, unit), times = m->group_columns * per / unit;
     if (m->columns != m->groups * m->group_columns || m->group_columns * per % unit != 0) return 0;
-#define USUAL(form, per, times, table) usual_rows(p, first, end, scale, both, form, per, times, table)
+    if (end == m->rows && m->groups % 8 != 0) end--;
     if (!nibbles) {
-        if (times == 1 && per == 1) USUAL(BYTES, 1, 1, 0);
-        else if (times == 4) USUAL(BYTES, 1, 4, 0);
+        if (times == 1 && per == 1) USUAL(BYTES, 1, 1, 0, 0);
+        else if (times == 4) USUAL(BYTES, 1, 4, 0, 0);
         else return 0;
-    } else if (table == 1 && times == 1) USUAL(NIBBLES, (int)per, 1, 1);
+    } else if (minima) {
+        if (times == 1 && per == 2) USUAL(NIBBLES, 2, 1, 0, 1);
+        else if (times == 1 && per == 1) USUAL(NIBBLES, 1, 1, 0, 1);
+        else return 0;
+    } else if (table == 1 && times == 1) USUAL(NIBBLES, (int)per, 1, 1, 0);
     else if (table) return 0;
-    else if (times == 1 && per == 1) USUAL(NIBBLES, 1, 1, 0);
-    else if (times == 1 && per == 2) USUAL(NIBBLES, 2, 1, 0);
-    else if (times == 2) USUAL(NIBBLES, 1, 2, 0);
+    else if (times == 1 && per == 1) USUAL(NIBBLES, 1, 1, 0, 0);
+    else if (times == 1 && per == 2) USUAL(NIBBLES, 2, 1, 0, 0);
+    else if (times == 2) USUAL(NIBBLES, 1, 2, 0, 0);
     else return 0;
-#undef USUAL
-    return 1;
+    return end - first;
 }
 
 static void integer_share(void *work, int64_t first, int64_t end) {
@@ -205,10 +216,7 @@ static void integer_share(void *work, int64_t first, int64_t end) {
     const int per = scales_per(m, unit), table = table_kind(m);
     const float zero = common_zero(m);
     float *both = spread + spread_numbers(m);
-    if (usual_share(p, first, end, scale, both)) {
-        free(scale);
-        return;
-    }
+    first += usual_share(p, first, end, scale, both);
     for (int64_t row = first; row < end; row++) {
         const uint8_t *codes = m->codes + row * m->row_bytes;
         read_row_scales(m, row, scale, offset);
@@ -409,7 +417,7 @@ int hydra_product(const matrix_t *m, const float *x, int rows, float *out, int64
     p.in.rows = rows;
     const int64_t grain = DENSE_ROWS * (1 + 16384 / (m->row_bytes * DENSE_ROWS + 1));
     if (m->form == DENSE) {
-        share_out(dense_share, &p, m->rows, grain, threads);
+        hydra_share_out(dense_share, &p, m->rows, grain, threads);
         return 0;
     }
     if (takes_a_panel(m, rows)) {
@@ -417,7 +425,7 @@ int hydra_product(const matrix_t *m, const float *x, int rows, float *out, int64
         if (!panel) return 1;
         turn_input(x, rows, m->columns, rows > PANEL_LANES ? 2 * PANEL_LANES : PANEL_LANES, panel);
         p.x = panel;
-        share_out(panel_share, &p, m->rows, PANEL_ROWS, threads);
+        hydra_share_out(panel_share, &p, m->rows, PANEL_ROWS, threads);
         return atomic_load(&p.failed);
     }
     if (m->form == FLOAT8) {
@@ -429,11 +437,11 @@ int hydra_product(const matrix_t *m, const float *x, int rows, float *out, int64
             for (int r = 0; r < rows; r++) memcpy(copy + r * stride, x + r * m->columns, (size_t)m->columns * 4);
             p.x = copy, p.x_stride = stride;
         }
-        share_out(float8_share, &p, m->rows, grain, threads);
+        hydra_share_out(float8_share, &p, m->rows, grain, threads);
         return atomic_load(&p.failed);
     }
     if (split_input(&p, x, rows)) return 1;
-    share_out(integer_share, &p, m->rows, grain, threads);
+    hydra_share_out(integer_share, &p, m->rows, grain, threads);
     return atomic_load(&p.failed);
 }
 
@@ -461,7 +469,7 @@ static void decode_share(void *work, int64_t first, int64_t end) {
 /* `count` rows as floats, one behind the other: those with these numbers, or, of NULL, from `first` on. */
 int hydra_decode(const matrix_t *m, const int64_t *rows, int64_t first, int64_t count, float *out, int threads) {
     decoding_t d = {.m = m, .rows = rows, .first = first, .out = out};
-    share_out(decode_share, &d, count, 4, threads);
+    hydra_share_out(decode_share, &d, count, 4, threads);
     return atomic_load(&d.failed);
 }
 

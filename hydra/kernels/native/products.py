@@ -171,4 +171,6 @@ def _table_fields(table: Tensor) -> tuple[int, dict[str, object]]:
             fields = {"table_unit": unit, "table_middle": round(-lowest), "table": (ctypes.c_uint8 * 16)(*codes)}
             return _TABLE, fields
     packed = struct.pack("<16f", *numbers)
-    return _FLOAT_TABLE, {"float_table": (ctypes.c_uint8 * 64)(*(packed[4 * i + b] for b in range(4) for i in range(16)))}
+    return _FLOAT_TABLE, {
+        "float_table": (ctypes.c_uint8 * 64)(*(packed[4 * i + b] for b in range(4) for i in range(16)))
+    }

@@ -42,7 +42,7 @@ class DecodeGraphs:
         """What `decode_rows` returns. Enqueues on the current stream; later replays do not overwrite the answer."""
         n_rows = columns.n_rows
         size = next(size for size in SIZES if size >= n_rows)
-        self._feed(columns.padded(size, self._spare, self._pool.block_size))
+        self._feed(columns.padded(size, self._spare))
         if self._hidden is not None:
             assert hidden is not None
             self._hidden[:n_rows].copy_(hidden)
@@ -59,8 +59,10 @@ class DecodeGraphs:
         """Twice plainly first, so that what is compiled or chosen at a first call is not in the graph."""
         inputs = self._of_size(size)
         hidden = None if self._hidden is None else self._hidden[:size]
-        nobody = DecodeColumns(np.zeros((len(self._inputs.fields), 0), np.int64), np.zeros((0, 1), np.int32))
-        self._feed(nobody.padded(size, self._spare, self._pool.block_size))
+        nobody = DecodeColumns(
+            np.zeros((len(self._inputs.fields), 0), np.int64), np.zeros((0, 1), np.int32), self._pool.block_size
+        )
+        self._feed(nobody.padded(size, self._spare))
         capture_stream = torch.cuda.Stream(self._part.device)  # type: ignore[no-untyped-call]
         capture_stream.wait_stream(torch.cuda.current_stream(self._part.device))
         with torch.cuda.stream(capture_stream):

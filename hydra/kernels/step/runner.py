@@ -15,8 +15,9 @@ import torch
 
 from hydra.kernels.attention.kv_pool import KvPool
 from hydra.kernels.devices import device_name, finish, give_back, memory_bytes, native_dtypes, runs_triton
-from hydra.kernels.model.slice import Slice, build_slice, forward
+from hydra.kernels.model.slice import Captured, Slice, build_slice, forward
 from hydra.kernels.step.decode_graphs import SPARE_BLOCKS, DecodeGraphs
+from hydra.kernels.step.host_steps import make_host_steps
 from hydra.kernels.step.lanes import DeviceLane, HostLane
 from hydra.kernels.step.step_memory import refused_without_memory, within_memory
 from hydra.kernels.step.warmup import warm_up
@@ -47,12 +48,12 @@ class _Route:
     slice: Slice
     block_size: int
     pool: KvPool | None = None
-    graphs: DecodeGraphs | None = None  # over that pool
+    captured: Captured | None = None  # decode steps over that pool
     idle: bool = False
 
     def let_go(self) -> None:
         """Of the pool, and of what holds its addresses."""
-        self.pool = self.graphs = None
+        self.pool = self.captured = None
 
 
 class Runner:
@@ -155,9 +156,10 @@ class Runner:
         warm_up(loaded.slice, self._lane, loaded.block_size)
         if loaded.slice.steady:
             loaded.pool = loaded.slice.pool(kv_blocks + SPARE_BLOCKS, loaded.block_size)
-            loaded.graphs = DecodeGraphs(loaded.slice, loaded.pool)
+            loaded.captured = DecodeGraphs(loaded.slice, loaded.pool)
         else:
             loaded.pool = loaded.slice.pool(kv_blocks, loaded.block_size)
+            loaded.captured = make_host_steps(loaded.slice, loaded.pool)
 
     def drop(self, route: RouteId) -> None:
         with self._loading:
@@ -175,7 +177,7 @@ class Runner:
         pool = loaded.pool
         if pool is None:
             raise RuntimeError(f"route {run.route} was stepped before it was activated")
-        work = partial(forward, loaded.slice, pool, run.batch, run.rows, captured=loaded.graphs)
+        work = partial(forward, loaded.slice, pool, run.batch, run.rows, captured=loaded.captured)
         with torch.inference_mode():
             return within_memory(self._device, lambda: self._lane.launch(run.hidden, work))
 

@@ -74,7 +74,7 @@ class Replayed:
     def replay(self, columns: DecodeColumns, hidden: Tensor | None) -> Tensor:
         n_rows, block_size = columns.n_rows, self.pool.block_size
         self.called.append(n_rows)
-        padded = columns.padded(2, self.pool.n_blocks - 1, block_size)
+        padded = columns.padded(2, self.pool.n_blocks - 1)
         if hidden is not None:
             hidden = torch.cat((hidden, torch.zeros(2 - n_rows, hidden.shape[1])))
         return decode_rows(self.part, self.pool, on_device(padded, block_size, CPU), hidden)[:n_rows]
@@ -92,9 +92,10 @@ class Called:
 def called(monkeypatch) -> Called:
     made = Called()
     monkeypatch.setattr("hydra.kernels.model.slice.runs_triton", lambda device: True)
+    monkeypatch.setattr("hydra.kernels.model.slice.attends_to_all", lambda dtype, device: True)
     monkeypatch.setattr(
         "hydra.kernels.model.softmax_attention.make_decode",
-        lambda scale, softcap, sinks, device: SpelledOut(scale, softcap, made.paged, sinks),
+        lambda scale, softcap, sinks, dtype, device: SpelledOut(scale, softcap, made.paged, sinks),
     )
     monkeypatch.setattr(
         "hydra.kernels.step.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, made.captured)
@@ -153,11 +154,11 @@ def test_a_block_table_that_is_too_short_is_a_fault() -> None:
 
 def test_rows_that_make_up_a_number_write_where_nobody_reads() -> None:
     columns = decode_columns(batch_of([5]), (row_of([3, 4], 5),), 4, (View(), View(window=3)), [])
-    padded = columns.padded(4, spare_block=11, block_size=4)
+    padded = columns.padded(4, spare_block=11)
     assert padded.n_rows == 4 and np.array_equal(padded.fields[:, :1], columns.fields)
     assert padded.fields[2, 1:].tolist() == [44] * 3, "slots of the spare block"
     assert padded.fields[3, 1:].tolist() == [1] * 3 and not padded.fields[4:, 1:].any(), "one position, not hidden"
-    assert (padded.table[1:] == 11).all() and columns.padded(1, 11, 4) is columns
+    assert (padded.table[1:] == 11).all() and columns.padded(1, 11) is columns
 
 
 def test_a_step_with_a_chunk_is_no_decode_step() -> None:

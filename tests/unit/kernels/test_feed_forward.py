@@ -10,10 +10,12 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from hydra.kernels.model.feed_forward import make_feed_forward
+from hydra.kernels.model.layer_context import LayerContext
 from hydra.kernels.weights.part_weights import make_part_weights
 from hydra.protocol.model.layer_spec import ClampedGateSpec, MoeSpec
 
 HIDDEN, INNER, EXPERTS = 32, 24, 6
+CONTEXT = LayerContext(0, 0, torch.float32, torch.device("cpu"))
 
 
 def weights(seed=0, dtype=torch.float32):
@@ -27,7 +29,7 @@ def weights(seed=0, dtype=torch.float32):
 
 def mixture(held, top_k, normalised=True):
     moe = MoeSpec(n_experts=EXPERTS, top_k=top_k, intermediate=INNER, activation="silu", normalised=normalised)
-    return make_feed_forward(moe, make_part_weights(held))
+    return make_feed_forward(moe, make_part_weights(held), CONTEXT)
 
 
 def plainly(held, x, top_k, normalised):
@@ -122,7 +124,7 @@ def test_clamped_gates_with_biases_equal_transformers(dtype, top_k):
         block.experts.down_proj_bias.copy_(held["expert_down_bias"])
         x = torch.randn(40, HIDDEN).to(dtype)
         expected = block(x.unsqueeze(0))[0].squeeze(0).float()
-        said = make_feed_forward(spec, make_part_weights(held))(x).float()
+        said = make_feed_forward(spec, make_part_weights(held), CONTEXT)(x).float()
     error = (said - expected).abs().max() / expected.abs().max()
     assert error < (2e-6 if dtype == torch.float32 else 2e-2)
 
@@ -135,7 +137,7 @@ def test_a_clamped_gate_of_rows_side_by_side_is_the_same_as_in_turns():
     held, x = weights(5), torch.randn(9, HIDDEN)
     gate, up = held["expert_gate_up"].chunk(2, 1)
     turns = held | {"expert_gate_up": torch.stack((gate, up), 2).flatten(1, 2)}
-    beside = make_feed_forward(spec, make_part_weights(held))(x)
+    beside = make_feed_forward(spec, make_part_weights(held), CONTEXT)(x)
     spec = attrs.evolve(spec, clamped=attrs.evolve(spec.clamped, in_turns=True))
-    in_turns = make_feed_forward(spec, make_part_weights(turns))(x)
+    in_turns = make_feed_forward(spec, make_part_weights(turns), CONTEXT)(x)
     torch.testing.assert_close(in_turns, beside)

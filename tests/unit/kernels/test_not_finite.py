@@ -40,9 +40,10 @@ def model(request, tmp_path_factory) -> Published:
 def path(request, monkeypatch) -> str:
     if request.param == "paged":
         monkeypatch.setattr("hydra.kernels.model.slice.runs_triton", lambda device: True)
+        monkeypatch.setattr("hydra.kernels.model.slice.attends_to_all", lambda dtype, device: True)
         monkeypatch.setattr(
             "hydra.kernels.model.softmax_attention.make_decode",
-            lambda scale, softcap, sinks, device: SpelledOut(scale, softcap, [], sinks),
+            lambda scale, softcap, sinks, dtype, device: SpelledOut(scale, softcap, [], sinks),
         )
         monkeypatch.setattr("hydra.kernels.step.runner.DecodeGraphs", lambda part, pool: Replayed(part, pool, []))
     return request.param
