@@ -82,7 +82,8 @@ FORBIDDEN_NAMES_FROM = {"jinja2": {"Environment"}, "importlib": {"import_module"
 FORBIDDEN_KEYWORDS = {"allow_pickle", "trust_remote_code", "weights_only"}
 READERS = ("store/", "kernels/", "text/", "http/")
 STARTS_PROGRAMS = {"multiprocessing", "pty", "ctypes", "cffi"}  # what the rooms that read models do without
-OPENS_OUR_OWN = {"kernels/native/library.py", "kernels/native/products.py"}  # a library of our own sources, by its path
+# a library of our own sources, by its path
+OPENS_OUR_OWN = {f"kernels/native/{name}.py" for name in ("library", "products", "program")}
 
 
 def imports_of(tree: ast.AST) -> list[str]:

@@ -1,5 +1,5 @@
 """Attention over a row's past, and the blocks that hold it.
 
-May import: devices, tensors, protocol.
+May import: native, devices, tensors, protocol.
 Refuses to know: weights and layers.
 """

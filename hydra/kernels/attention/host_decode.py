@@ -2,8 +2,6 @@
 reads keys and values where their KV blocks lie. Knows slots and positions, no model and no pool.
 """
 
-import ctypes
-
 import attrs
 import torch
 from torch import Tensor
@@ -49,5 +47,5 @@ class HostDecode:
             self.scale,
             self.softcap,
         )
-        self.library.attend(ctypes.byref(struct), torch.get_num_threads())
+        self.library.attend(struct, torch.get_num_threads())
         return output

@@ -167,6 +167,14 @@ class StepStruct(ctypes.Structure):
     )
 
 
+_ROW_STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "hydra_rms_norm": NormStruct,
+    "hydra_rotate": RotationStruct,
+    "hydra_gate": GateStruct,
+    "hydra_attend": AttentionStruct,
+}
+
+
 @attrs.frozen(eq=False)
 class NativeLibrary:
     """What the sources beside this file export."""
@@ -189,9 +197,10 @@ class NativeLibrary:
         library.hydra_decode.argtypes = (_POINTER, _POINTER, _LONG, _LONG, _POINTER, _INT)
         library.hydra_read.argtypes = (_POINTER, _LONG)
         library.hydra_read.restype = ctypes.c_uint64
-        for function in (library.hydra_rms_norm, library.hydra_rotate, library.hydra_gate, library.hydra_attend):
-            function.argtypes, function.restype = (_POINTER, _INT), None
-        library.hydra_run.argtypes = (_POINTER,)
+        for name, kind in _ROW_STRUCTS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = (ctypes.POINTER(kind), _INT), None
+        library.hydra_run.argtypes = (ctypes.POINTER(StepStruct),)
         library.hydra_lanes.restype = ctypes.c_char_p
         return cls(
             product=library.hydra_product,

@@ -4,6 +4,7 @@ A program owns its buffers and keeps what it points to alive; one run at a time.
 """
 
 import ctypes
+import enum
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,19 @@ from torch import Tensor
 from hydra.kernels.native.library import BufferStruct, NativeLibrary, OperationStruct, StepStruct, TableStruct
 from hydra.kernels.native.products import INPUT_ROWS_MAX, NativeMatrix
 
-NORM, PRODUCT, BIAS, ADD, GATE, ROTATE, GROW, KEEP, ATTEND = range(9)
+
+class OperationKind(enum.IntEnum):
+    """What an operation does; its fields are said in program.c."""
+
+    NORM = 0
+    PRODUCT = 1
+    BIAS = 2
+    ADD = 3
+    GATE = 4
+    ROTATE = 5
+    GROW = 6  # queries, by what the rotation's table says
+    KEEP = 7  # keys and values, in the pool
+    ATTEND = 8
 
 
 @attrs.frozen(eq=False)
@@ -54,7 +67,7 @@ class ProgramBuilder:
     def width(self, buffer: int) -> int:
         return self._widths[buffer]
 
-    def add(self, kind: int, into: int, out: int, *kept: object, **fields: Any) -> None:
+    def add(self, kind: OperationKind, into: int, out: int, *kept: object, **fields: Any) -> None:
         """One operation more; `kept` lives as long as the program."""
         self._operations.append(OperationStruct(kind=kind, out=out, **{"in": into}, **fields))
         self._kept.extend(kept)
@@ -62,7 +75,7 @@ class ProgramBuilder:
     def product(self, matrix: NativeMatrix, into: int, out: int, out_at: int = 0) -> None:
         assert self._widths[into] == matrix.struct.columns
         assert out_at + matrix.struct.rows <= self._widths[out]
-        self.add(PRODUCT, into, out, matrix, data=ctypes.addressof(matrix.struct), out_at=out_at)
+        self.add(OperationKind.PRODUCT, into, out, matrix, data=ctypes.addressof(matrix.struct), out_at=out_at)
 
     def build(self, library: NativeLibrary) -> "Program":
         operations = (OperationStruct * len(self._operations))(*self._operations)
@@ -99,7 +112,7 @@ class Program:
             n_rows,
             torch.get_num_threads(),
         )
-        if self.library.run(ctypes.byref(struct)):
+        if self.library.run(struct):
             raise MemoryError("no memory for a product")
 
 

@@ -5,8 +5,6 @@ Each constructor returns None where the compiled functions do not serve: in anot
 a library. A row's bits are its own, however many others stand beside it. Knows rows of numbers, no layer.
 """
 
-import ctypes
-
 import attrs
 import torch
 from torch import Tensor
@@ -36,7 +34,7 @@ class NativeRmsNorm:
         output = torch.empty_like(x)
         at, to, by = x.data_ptr(), output.data_ptr(), self.weight.data_ptr()
         struct = NormStruct(at, to, by, x.numel() // width, width, width, 1, width, self.eps)
-        self.library.rms_norm(ctypes.byref(struct), torch.get_num_threads())
+        self.library.rms_norm(struct, torch.get_num_threads())
         return output
 
 
@@ -60,7 +58,7 @@ class NativeRotation:
         assert cos.shape[0] == n and x.dtype == cos.dtype == torch.float32
         tables = cos.data_ptr(), signed_sin.data_ptr()
         struct = RotationStruct(x.data_ptr(), *tables, n, x.stride(0), heads, width, cos.shape[-1])
-        self.library.rotate(ctypes.byref(struct), torch.get_num_threads())
+        self.library.rotate(struct, torch.get_num_threads())
         return x
 
 
@@ -82,7 +80,7 @@ class NativeGate:
         assert gate_up.dtype == torch.float32
         output = torch.empty(n, width)
         struct = GateStruct(gate_up.data_ptr(), output.data_ptr(), n, width, self.kind)
-        self.library.gate(ctypes.byref(struct), torch.get_num_threads())
+        self.library.gate(struct, torch.get_num_threads())
         return output
 
 

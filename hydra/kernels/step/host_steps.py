@@ -22,20 +22,7 @@ from hydra.kernels.model.slice import Slice, enter, rotary_tables
 from hydra.kernels.model.softmax_attention import NormedTurn, SoftmaxAttention
 from hydra.kernels.native.library import native_library
 from hydra.kernels.native.products import INPUT_ROWS_MAX, NativeMatrix
-from hydra.kernels.native.program import (
-    ADD,
-    ATTEND,
-    BIAS,
-    GATE,
-    GROW,
-    KEEP,
-    NORM,
-    ROTATE,
-    Program,
-    ProgramBuilder,
-    ProgramStep,
-    RotationTable,
-)
+from hydra.kernels.native.program import OperationKind, Program, ProgramBuilder, ProgramStep, RotationTable
 from hydra.kernels.native.row_functions import NativeGate, NativeRmsNorm
 from hydra.kernels.weights.encoded.encoded_linear import EncodedLinear
 from hydra.kernels.weights.encoded.native_form import order_of
@@ -151,16 +138,18 @@ class _Writer:
                 self._builder.product(matrix, into, out, at)
             if bias is not None:
                 first = at if matrix is not None else 0
-                self._builder.add(BIAS, out, out, bias, data=bias.data_ptr(), out_at=first, columns=bias.shape[0])
+                self._builder.add(
+                    OperationKind.BIAS, out, out, bias, data=bias.data_ptr(), out_at=first, columns=bias.shape[0]
+                )
             at += 0 if matrix is None else matrix.struct.rows
 
     def _norm_of(self, norm: NativeRmsNorm, into: int, out: int, at: int, count: int) -> None:
         """Of `count` vectors behind column `at`."""
         fields = {"in_at": at, "out_at": at, "count": count, "columns": norm.weight.shape[0], "number": norm.eps}
-        self._builder.add(NORM, into, out, norm.weight, data=norm.weight.data_ptr(), **fields)
+        self._builder.add(OperationKind.NORM, into, out, norm.weight, data=norm.weight.data_ptr(), **fields)
 
     def _add(self, into: int, out: int) -> None:
-        self._builder.add(ADD, into, out, columns=self._builder.width(out))
+        self._builder.add(OperationKind.ADD, into, out, columns=self._builder.width(out))
 
     def _attention(self, attention: object, cache: LayerCache, into: int, out: int) -> None:
         if not isinstance(attention, SoftmaxAttention):
@@ -181,14 +170,14 @@ class _Writer:
             turn = turn.turn
         if not isinstance(turn, NativeTurn):
             raise _NoProgramError
-        builder.add(ROTATE, qkv, qkv, index=attention.table, count=heads + kv_heads, columns=width)
-        builder.add(GROW, qkv, qkv, index=attention.table, columns=heads * width)
+        builder.add(OperationKind.ROTATE, qkv, qkv, index=attention.table, count=heads + kv_heads, columns=width)
+        builder.add(OperationKind.GROW, qkv, qkv, index=attention.table, columns=heads * width)
         places = {"data": cache.key_slots.data_ptr(), "more": cache.value_slots.data_ptr()}
-        builder.add(KEEP, qkv, qkv, cache, in_at=heads * width, columns=kv_heads * width, **places)
+        builder.add(OperationKind.KEEP, qkv, qkv, cache, in_at=heads * width, columns=kv_heads * width, **places)
         facts = {"number": decode.scale, "softcap": decode.softcap, "index": attention.attend.view}
         sinks = None if decode.sinks is None else decode.sinks.data_ptr()
         heads_of = {"count": heads, "kv_count": kv_heads, "columns": width, "sinks": sinks}
-        builder.add(ATTEND, qkv, mixed, decode, **places, **facts, **heads_of)
+        builder.add(OperationKind.ATTEND, qkv, mixed, decode, **places, **facts, **heads_of)
         self.linear(attention.out, mixed, out)
 
     def _feed_forward(self, feed_forward: FeedForward, into: int, out: int) -> None:
@@ -197,7 +186,7 @@ class _Writer:
         width = _rows_of(feed_forward.gate_up)
         both, inner = self.shared("gate_up", width), self.shared("inner", width // 2)
         self.linear(feed_forward.gate_up, into, both)
-        self._builder.add(GATE, both, inner, index=feed_forward.inner.kind, columns=width // 2)
+        self._builder.add(OperationKind.GATE, both, inner, index=feed_forward.inner.kind, columns=width // 2)
         self.linear(feed_forward.down, inner, out)
 
 
