@@ -3,6 +3,7 @@
 import attrs
 
 FIXED_TOKENS = 16  # what a prefill costs that has next to no tokens, in tokens: a short one says little of a long one
+FIRST_TOKEN_STEPS = 0.5  # what a token of a first prefill is taken to cost, in steps: codes of 4 bits cost about as much
 _KEPT = 0.8  # of what was known, with each new measurement
 
 
@@ -27,5 +28,9 @@ class StepTime:
         """None: nothing was measured yet."""
         if self._step_s == 0.0:
             return None
-        token_s = self._prefill_s / self._prefill_tokens if self._prefill_tokens else 0.0
+        token_s = FIRST_TOKEN_STEPS * self._step_s
+        if self._prefill_tokens:
+            token_s = self._prefill_s / self._prefill_tokens
+        elif tokens == 1:
+            token_s = 0.0
         return self._step_s + token_s * tokens

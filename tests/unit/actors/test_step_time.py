@@ -40,6 +40,11 @@ def test_a_slow_short_prefill_does_not_make_a_long_one_wait_for_minutes():
     assert LEASE * recovered.predicted_s(200) < 6.0
 
 
+def test_a_first_prefill_may_take_half_a_step_for_each_token():
+    """Of weights of 4 bits a prefill is hardly cheaper by the token than a step of one."""
+    assert LEASE * measured((0.05, 1)).predicted_s(64) > 64 * 0.05
+
+
 def test_decode_steps_change_what_a_step_costs_little_by_little():
     time = measured((0.1, 1), (0.2, 1))
     assert time.predicted_s(1) == pytest.approx(0.12)
