@@ -16,7 +16,7 @@ from hydra.kernels.weights.encoded.cuda.device_product import ROWS_MAX, DevicePr
 from hydra.kernels.weights.encoded.encoded_matrix import EncodedMatrix
 from hydra.kernels.weights.encoded.native_form import native_form, order_of
 
-TILE_NUMBERS = 4 << 20  # decoded at once: 16 MB in float32
+TILE_NUMBERS = 1 << 20  # decoded at once: 4 MB in float32, which is still in a cache when it is multiplied
 DEVICE_TILE_NUMBERS = 16 << 20  # the same where a kernel decodes: 32 MB in 16 bits
 _NATIVE_INPUT = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -82,5 +82,6 @@ class EncodedLinear:
     def _tiles(self, numbers: int) -> Iterator[tuple[int, int]]:
         """First row and end of pieces of about so many numbers."""
         step = max(1, numbers // self.matrix.columns)
+        step = step // 64 * 64 or step  # products of odd numbers of rows are slower
         for first in range(0, self.matrix.rows, step):
             yield first, min(first + step, self.matrix.rows)
