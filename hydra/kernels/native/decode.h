@@ -7,18 +7,18 @@
 #include "codes.h"
 #include "scales.h"
 
-/* Codes one behind the other; of a table (not NULL) its codes. */
-static void expand_nibbles(const uint8_t *from, int64_t columns, const uint8_t *table, uint8_t *into) {
+/* Codes one behind the other, less `middle`; of a table (not NULL) its codes. */
+static void expand_nibbles(const uint8_t *from, int64_t columns, const uint8_t *table, uint8_t middle, uint8_t *into) {
     int64_t i = 0;
     for (; i + 32 <= columns / 2; i += 32) {
         bytes_t both = load_bytes(from + i), even = low_nibbles(both), odd = high_nibbles(both);
         if (table) even = look_up(table, even), odd = look_up(table, odd);
-        store_in_turn(into + 2 * i, even, odd);
+        store_in_turn(into + 2 * i, less_bytes(even, middle), less_bytes(odd, middle));
     }
     for (; i < columns / 2; i++) {
         uint8_t low = from[i] & 15, high = from[i] >> 4;
-        into[2 * i] = table ? table[low] : low;
-        into[2 * i + 1] = table ? table[high] : high;
+        into[2 * i] = (uint8_t)((table ? table[low] : low) - middle);
+        into[2 * i + 1] = (uint8_t)((table ? table[high] : high) - middle);
     }
 }
 
@@ -27,10 +27,11 @@ static void expand_nibbles(const uint8_t *from, int64_t columns, const uint8_t *
         for (int64_t super = first; super < end; super += BLOCK_FACTS[block].columns / 32) \
             _Pragma("GCC unroll 8") \
             for (int part = 0; part < BLOCK_FACTS[block].columns / 32; part++) \
-                store_bytes(into + 32 * (super + part - first), block_codes(block, from, super + part)); \
+                store_bytes(into + 32 * (super + part - first),                              \
+                            less_bytes(block_codes(block, from, super + part), BLOCK_FACTS[block].middle)); \
         break;
 
-/* Units [first, end) of a row: whole blocks. */
+/* Units [first, end) of a row, whole blocks; less the code that is nought, where all blocks have the same. */
 static void expand_blocks(int block, const uint8_t *from, int64_t first, int64_t end, uint8_t *into) {
     switch (block) {
         EXPAND(Q5_0)
@@ -114,6 +115,14 @@ INLINE void columns_by_rule(const matrix_t *m, const uint8_t *codes, int64_t fir
     }
 }
 
+/* Whether codes of 4 bits, less the one that is nought, are signed bytes. */
+static int becomes_signed(const matrix_t *m) {
+    if (m->offset == MIDDLE) return 1;
+    for (int i = 0; i < 16 && m->offset == TABLE; i++)
+        if (m->table[i] - m->table_middle > 127 || m->table[i] - m->table_middle < -128) return 0;
+    return m->offset == TABLE;
+}
+
 /* Columns [first, end) of a row, whose scales and offsets were read: whole blocks of 256 columns, or up to the end of
    the row. `buffer` has room for as many bytes. */
 static void decode_columns(const matrix_t *m, int64_t row, int64_t first, int64_t end, const float *scale,
@@ -124,15 +133,16 @@ static void decode_columns(const matrix_t *m, int64_t row, int64_t first, int64_
         return;
     }
     const uint8_t *table = m->form == NIBBLES && m->offset == TABLE ? m->table : NULL;
-    if (m->form == NIBBLES) expand_nibbles(from + first / 2, end - first, table, buffer);
+    const float zero = common_zero(m);
+    const uint8_t middle = m->form == NIBBLES && becomes_signed(m) ? (uint8_t)zero : 0;
+    if (m->form == NIBBLES) expand_nibbles(from + first / 2, end - first, table, middle, buffer);
     else if (m->form == BLOCKS) expand_blocks(m->block, from, first / 32, end / 32, buffer);
     else codes = from + first;
-    const float zero = common_zero(m);
 #define BY_RULE(offset, own, rule) columns_by_rule(m, codes, first, end, scale, offset, own, rule, out)
     if (m->form == FLOAT8) BY_RULE(&zero, 0, FLOAT8_CODES);
     else if (m->form == NIBBLES && m->offset == FLOAT_TABLE) BY_RULE(&zero, 0, NUMBER_OF_TABLE);
     else if (has_minima(m)) BY_RULE(offset, 1, PLUS_OFFSET);
-    else if (m->form == BYTES && m->offset != ZEROS) BY_RULE(&zero, 0, SIGNED_CODES);
+    else if (middle || m->form == BLOCKS || (m->form == BYTES && m->offset != ZEROS)) BY_RULE(&zero, 0, SIGNED_CODES);
     else if (zero != 0.0f) BY_RULE(&zero, 0, LESS_OFFSET);
     else BY_RULE(offset, 1, LESS_OFFSET);
 #undef BY_RULE

@@ -86,6 +86,7 @@ INLINE bytes_t spread_bits(uint32_t bits, int to) {
 INLINE bytes_t look_up(const uint8_t table[16], bytes_t codes) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), codes);
 }
+INLINE bytes_t less_bytes(bytes_t v, uint8_t by) { return _mm256_sub_epi8(v, _mm256_set1_epi8((char)by)); }
 INLINE bytes_t flip_signs(bytes_t v) { return _mm256_xor_si256(v, _mm256_set1_epi8((char)128)); }
 /* 64 bytes: of either in turn */
 INLINE void store_in_turn(uint8_t *at, bytes_t a, bytes_t b) {
@@ -256,6 +257,7 @@ INLINE bytes_t look_up(const uint8_t table[16], bytes_t codes) {
     EACH(32) codes.v[i] = table[codes.v[i] & 15];
     return codes;
 }
+INLINE bytes_t less_bytes(bytes_t v, uint8_t by) { EACH(32) v.v[i] = (uint8_t)(v.v[i] - by); return v; }
 INLINE bytes_t flip_signs(bytes_t v) { EACH(32) v.v[i] ^= 128; return v; }
 INLINE void store_in_turn(uint8_t *at, bytes_t a, bytes_t b) { EACH(32) { at[2 * i] = a.v[i]; at[2 * i + 1] = b.v[i]; } }
 

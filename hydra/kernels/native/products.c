@@ -22,7 +22,7 @@ typedef struct {
 } product_t;
 
 enum { ROUND_BYTES = 64 };
-enum { ONE_BY_ONE_ROWS = 12 };
+enum { ROWS_OF_NIBBLES = 11, ROWS_OF_OTHERS = 6 }; /* of input, that are multiplied one by one */
 
 static int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -325,6 +325,12 @@ static void dense_share(void *work, int64_t first, int64_t end) {
     }
 }
 
+/* The codes of these columns, which are asked for while those of six rows before are multiplied. */
+static void prefetch_columns(const matrix_t *m, int64_t row, int64_t from, int64_t to) {
+    const uint8_t *codes = m->codes + row * m->row_bytes;
+    for (int64_t at = from * m->row_bytes / m->columns; at < to * m->row_bytes / m->columns; at += 64) PREFETCH(codes + at);
+}
+
 /* Many rows of input: six rows of the matrix become floats, a few columns at a time, and are multiplied by all rows of
    input at once. */
 static void panel_share(void *work, int64_t first, int64_t end) {
@@ -345,6 +351,7 @@ static void panel_share(void *work, int64_t first, int64_t end) {
         for (int64_t from = 0; from < m->columns; from += PANEL_COLUMNS) {
             const int64_t to = from + PANEL_COLUMNS < m->columns ? from + PANEL_COLUMNS : m->columns;
             for (int i = 0; i < n; i++) {
+                prefetch_columns(m, row + PANEL_ROWS + i, from, to);
                 decode_columns(m, row + i, from, to, scales[i], offsets[i], codes, numbers[i]);
                 numbers[i][to - from] = 0.0f;
             }
@@ -404,10 +411,11 @@ static int split_input(product_t *p, const float *x, int rows) {
     return 0;
 }
 
-/* Whether so many rows of input are multiplied by the matrix's rows as floats, all at once: measured to be faster beyond
-   ONE_BY_ONE_ROWS; of codes of any numbers there is no other way. */
+/* Whether so many rows of input are multiplied by the matrix's rows as floats, all at once: where that was measured to be
+   faster. Of codes of any numbers there is no other way. */
 static int takes_a_panel(const matrix_t *m, int rows) {
-    return rows > ONE_BY_ONE_ROWS || (m->form == NIBBLES && m->offset == FLOAT_TABLE);
+    if (m->form == NIBBLES) return rows > ROWS_OF_NIBBLES || m->offset == FLOAT_TABLE;
+    return rows > ROWS_OF_OTHERS;
 }
 
 /* out[r, n] = sum over the columns of x[r] * m[n]: x is [rows, columns] with whole rows one behind the other. */
