@@ -1,7 +1,7 @@
 """Both sides of Q, in one process of one thread: products of one row with encoded matrices, and their bytes read.
 
 Together the matrices are several times as large as any cache, and each is used once a round. The two sides take turns
-matrix by matrix, the one half of all matrices behind the other, so that neither finds one in a cache.
+half by half, so that neither finds a matrix in a cache. Products are called as a decode step calls them.
 """
 
 import json
@@ -14,8 +14,9 @@ import torch
 
 from hydra.bench.child import say
 from hydra.kernels.native.library import NativeLibrary, native_library, promise_library
-from hydra.kernels.weights.encoded.encoded_linear import EncodedLinear
+from hydra.kernels.native.program import ProgramBuilder, ProgramStep
 from hydra.kernels.weights.encoded.encoded_matrix import GroupedMatrix
+from hydra.kernels.weights.encoded.native_form import native_form
 from hydra.log.set_up import set_up_logging
 from hydra.processes.native_build import begin_native_build
 
@@ -34,22 +35,48 @@ def encoded_matrices(bits: int, total_bytes: int, rows: int = ROWS, columns: int
     return matrices
 
 
-def time_round(linears: list[EncodedLinear], library: NativeLibrary) -> dict[str, Any]:
-    """Each matrix once by either side."""
-    behind = len(linears) // 2
-    row = torch.randn(1, linears[0].matrix.columns)
+class Half:
+    """Some of the matrices, multiplied by as in a decode step: a program in which each has a row of its input."""
+
+    def __init__(self, matrices: list[GroupedMatrix], library: NativeLibrary) -> None:
+        self.matrices, self._library = matrices, library
+        builder = ProgramBuilder()
+        row, answer = builder.buffer(matrices[0].columns), builder.buffer(matrices[0].rows)
+        for matrix in matrices:
+            native = native_form(matrix)
+            assert native is not None
+            builder.product(native, row, answer)
+        self._program = builder.build(library)
+        self._program.memory[row].normal_()
+        nowhere = torch.zeros(1, 1, dtype=torch.int32)
+        self._step = ProgramStep([], [], torch.zeros(1), torch.zeros(1), nowhere, 1)
+
+    def multiply(self) -> None:
+        self._program.run(1, self._step)
+
+    def read(self) -> None:
+        for matrix in self.matrices:
+            for side in (matrix.codes, matrix.scales):
+                self._library.read(side.data_ptr(), side.nbytes)
+
+
+def time_round(halves: tuple[Half, Half]) -> dict[str, Any]:
+    """Each matrix once by either side; the halves in turn."""
     ours_s = plain_s = 0.0
-    for at, linear in enumerate(linears):
-        other = linears[at - behind].matrix
-        assert isinstance(other, GroupedMatrix)
+    for one, other in (halves, halves[::-1]):
         began_s = time.perf_counter()
-        linear(row)
+        one.multiply()
         between_s = time.perf_counter()
-        for side in (other.codes, other.scales):
-            library.read(side.data_ptr(), side.nbytes)
+        other.read()
         ours_s += between_s - began_s
         plain_s += time.perf_counter() - between_s
-    return {"ours": ours_s, "plain": plain_s, "bytes": sum(linear.matrix.n_bytes for linear in linears)}
+    n_bytes = sum(matrix.n_bytes for half in halves for matrix in half.matrices)
+    return {"ours": ours_s, "plain": plain_s, "bytes": n_bytes}
+
+
+def halves_of(matrices: list[GroupedMatrix], library: NativeLibrary) -> tuple[Half, Half]:
+    behind = len(matrices) // 2
+    return Half(matrices[:behind], library), Half(matrices[behind:], library)
 
 
 def quant_child_main() -> None:
@@ -58,10 +85,11 @@ def quant_child_main() -> None:
     promise_library(begin_native_build(os.environ))
     library = native_library()
     say({"lanes": None if library is None else library.lanes})
-    sides = {bits: [EncodedLinear(matrix) for matrix in encoded_matrices(bits, TOTAL_BYTES)] for bits in (4, 8)}
+    sides = (
+        {} if library is None else {bits: halves_of(encoded_matrices(bits, TOTAL_BYTES), library) for bits in (4, 8)}
+    )
     for line in sys.stdin:
-        assert library is not None
-        say(time_round(sides[json.loads(line)], library))
+        say(time_round(sides[json.loads(line)]))
 
 
 if __name__ == "__main__":

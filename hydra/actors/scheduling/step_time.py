@@ -3,7 +3,9 @@
 import attrs
 
 FIXED_TOKENS = 16  # what a prefill costs that has next to no tokens, in tokens: a short one says little of a long one
-FIRST_TOKEN_STEPS = 0.5  # what a token of a first prefill is taken to cost, in steps: codes of 4 bits cost about as much
+FIRST_TOKEN_STEPS = (
+    0.5  # what a token of a first prefill is taken to cost, in steps: codes of 4 bits cost about as much
+)
 _KEPT = 0.8  # of what was known, with each new measurement
 
 

@@ -9,12 +9,11 @@ from hydra.bench import command
 from hydra.bench.budget import BUDGETS, Measured
 from hydra.bench.llama_dir import LlamaShape, write_llama
 from hydra.bench.load_speed import measure_load
-from hydra.bench.quant_child import encoded_matrices, time_round
+from hydra.bench.quant_child import encoded_matrices, halves_of, time_round
 from hydra.bench.quant_speed import measure_quant
 from hydra.bench.quantised_speed import measure_many_rows, measure_quantised
 from hydra.complaint import Complaint
 from hydra.kernels.native.library import native_library, promise_library
-from hydra.kernels.weights.encoded.encoded_linear import EncodedLinear
 from hydra.processes.native_build import begin_native_build
 from hydra.store.models.model_dir import describe
 
@@ -91,7 +90,7 @@ def test_a_round_of_products_is_of_every_byte_once(bits):
             pytest.skip("this machine has no C compiler")
         matrices = encoded_matrices(bits, 10_000, rows=8, columns=256)
         assert sum(matrix.n_bytes for matrix in matrices[:-1]) < 10_000
-        both = time_round([EncodedLinear(matrix) for matrix in matrices], library)
+        both = time_round(halves_of(matrices, library))
         assert both["bytes"] == len(matrices) * (8 * 256 * bits // 8 + 8 * 8 * 2) >= 10_000
         assert both["ours"] > 0 and both["plain"] > 0
     finally:
