@@ -22,17 +22,16 @@ static void expand_nibbles(const uint8_t *from, int64_t columns, const uint8_t *
     }
 }
 
-#define EXPAND(block)        \
-    case block:              \
-        for (int64_t super = first; super < end; super += BLOCK_FACTS[block].columns / 32) \
+#define EXPAND(block)                                                                                           \
+    case block:                                                                                                 \
+        for (; columns > 0; columns -= BLOCK_FACTS[block].columns, from += BLOCK_FACTS[block].bytes)            \
             _Pragma("GCC unroll 8") \
-            for (int part = 0; part < BLOCK_FACTS[block].columns / 32; part++) \
-                store_bytes(into + 32 * (super + part - first),                              \
-                            less_bytes(block_codes(block, from, super + part), BLOCK_FACTS[block].middle)); \
+            for (int part = 0; part < BLOCK_FACTS[block].columns / 32; part++, into += 32)                      \
+                store_bytes(into, less_bytes(block_codes(block, from, part), BLOCK_FACTS[block].middle));       \
         break;
 
-/* Units [first, end) of a row, whole blocks; less the code that is nought, where all blocks have the same. */
-static void expand_blocks(int block, const uint8_t *from, int64_t first, int64_t end, uint8_t *into) {
+/* Whole blocks from `from` on; less the code that is nought, where all blocks have the same. */
+static void expand_blocks(int block, const uint8_t *from, int64_t columns, uint8_t *into) {
     switch (block) {
         EXPAND(Q5_0)
         EXPAND(Q5_1)
@@ -128,6 +127,7 @@ static int becomes_signed(const matrix_t *m) {
 static void decode_columns(const matrix_t *m, int64_t row, int64_t first, int64_t end, const float *scale,
                            const float *offset, uint8_t *buffer, float *out) {
     const uint8_t *from = m->codes + row * m->row_bytes, *codes = buffer;
+    const block_facts_t *facts = &BLOCK_FACTS[m->block]; /* of blocks */
     if (m->form == DENSE) {
         numbers_at(m->codes, m->number, row * m->columns + first, end - first, out);
         return;
@@ -136,7 +136,7 @@ static void decode_columns(const matrix_t *m, int64_t row, int64_t first, int64_
     const float zero = common_zero(m);
     const uint8_t middle = m->form == NIBBLES && becomes_signed(m) ? (uint8_t)zero : 0;
     if (m->form == NIBBLES) expand_nibbles(from + first / 2, end - first, table, middle, buffer);
-    else if (m->form == BLOCKS) expand_blocks(m->block, from, first / 32, end / 32, buffer);
+    else if (m->form == BLOCKS) expand_blocks(m->block, from + first / facts->columns * facts->bytes, end - first, buffer);
     else codes = from + first;
 #define BY_RULE(offset, own, rule) columns_by_rule(m, codes, first, end, scale, offset, own, rule, out)
     if (m->form == FLOAT8) BY_RULE(&zero, 0, FLOAT8_CODES);

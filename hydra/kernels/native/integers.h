@@ -111,21 +111,33 @@ MANY void block_row(const matrix_t *m, int block, const uint8_t *codes, const ti
                     float *into) {
     const int per = BLOCK_FACTS[block].group == 16 ? 2 : 1;
     const int64_t units = m->columns / 32;
-    floats_t sums[TILE];
+    floats_t sums[TILE], others[TILE]; /* of even units and of odd ones: one chain of additions would be waited for */
     FOR_ROWS(rows, NO_SUM);
+#define NO_OTHER(r) others[r] = no_floats()
+    FOR_ROWS(rows, NO_OTHER);
+#undef NO_OTHER
+    const int bytes = BLOCK_FACTS[block].bytes;
     if (BLOCK_FACTS[block].columns == 32) {
-        for (int64_t unit = 0; unit < units; unit++)
-            byte_unit(block_codes(block, codes, unit), unit, x, rows, scales_of(scale, unit, per), sums);
+        for (int64_t unit = 0; unit < units; unit += 2, codes += 2 * bytes) {
+            PREFETCH(codes + AHEAD);
+            byte_unit(block_codes(block, codes, 0), unit, x, rows, scales_of(scale, unit, per), sums);
+            if (unit + 1 < units)
+                byte_unit(block_codes(block, codes + bytes, 0), unit + 1, x, rows, scales_of(scale, unit + 1, per), others);
+        }
     } else {
-        for (int64_t super = 0; super < units; super += 8) {
-#pragma GCC unroll 8
-            for (int part = 0; part < 8; part++) {
-                int64_t unit = super + part;
-                byte_unit(block_codes(block, codes, unit), unit, x, rows, scales_of(scale, unit, per), sums);
+        for (int64_t unit = 0; unit < units; unit += 8, codes += bytes) {
+            for (int line = 0; line < bytes; line += 64) PREFETCH(codes + AHEAD + line);
+#pragma GCC unroll 4
+            for (int part = 0; part < 8; part += 2) {
+                const floats_t even = scales_of(scale, unit + part, per), odd = scales_of(scale, unit + part + 1, per);
+                byte_unit(block_codes(block, codes, part), unit + part, x, rows, even, sums);
+                byte_unit(block_codes(block, codes, part + 1), unit + part + 1, x, rows, odd, others);
             }
         }
     }
-    FOR_ROWS(rows, ALL_SUM);
+#define BOTH_SUM(r) into[r] = sum_floats(add_floats(add_floats(sums[r], others[r]), load_floats(x->offsets[r])))
+    FOR_ROWS(rows, BOTH_SUM);
+#undef BOTH_SUM
 }
 
 #endif
