@@ -168,10 +168,10 @@ class StepStruct(ctypes.Structure):
 
 
 _ROW_STRUCTS: dict[str, type[ctypes.Structure]] = {
-    "hydra_rms_norm": NormStruct,
-    "hydra_rotate": RotationStruct,
-    "hydra_gate": GateStruct,
-    "hydra_attend": AttentionStruct,
+    "rms_norm": NormStruct,
+    "rotate": RotationStruct,
+    "gate": GateStruct,
+    "attend": AttentionStruct,
 }
 
 
@@ -198,7 +198,7 @@ class NativeLibrary:
         library.hydra_read.argtypes = (_POINTER, _LONG)
         library.hydra_read.restype = ctypes.c_uint64
         for name, kind in _ROW_STRUCTS.items():
-            function = getattr(library, name)
+            function = getattr(library, f"hydra_{name}")
             function.argtypes, function.restype = (ctypes.POINTER(kind), _INT), None
         library.hydra_run.argtypes = (ctypes.POINTER(StepStruct),)
         library.hydra_lanes.restype = ctypes.c_char_p
