@@ -1,4 +1,4 @@
-"""The products in C, compiled once by this machine's own compiler and kept in the user's cache directory.
+"""The sources in C, compiled once by this machine's own compiler and kept in the user's cache directory.
 
 A library is named for its sources, the compiler and the processor, and ends with a digest of itself: one that is
 damaged, or was made by other sources or for another processor, is compiled anew. It appears whole or not at all, so

@@ -73,7 +73,7 @@ static void offsets_sum(const matrix_t *m, float zero, const float *scale, const
 
 /* The usual case in one go, of one row of input and a matrix whose groups are `times` as wide as what one scale is used
    for, and which has one zero for all, or minima: its scales times the input's, and what its zero or minima add. The same
-   numbers as by the general way. Whole vectors of scales are read: of the last row there must be more behind them. */
+   numbers as by the general way. Whole vectors of scales are read: behind a row's own there must be as many more. */
 INLINE void scale_row(const matrix_t *m, int64_t row, float zero, const product_t *p, float *scale, float *both, int times,
                       const int table, const int kind, const int minima,
                       float into[8]) {
@@ -128,7 +128,7 @@ INLINE void usual_rows(const product_t *p, int64_t first, int64_t end, float *sc
         }                                                                                                 \
     } while (0)
 
-/* How many of the rows [first, end) were done: all, or all but the matrix's last, or none. */
+/* How many of the rows [first, end) were done: all, or all but the matrix's last ones, or none. */
 static int64_t usual_share(const product_t *p, int64_t first, int64_t end, float *scale, float *both) {
     const matrix_t *m = p->m;
     const int minima = m->form == NIBBLES && m->offset == MINIMA;
@@ -136,7 +136,9 @@ static int64_t usual_share(const product_t *p, int64_t first, int64_t end, float
     const int table = table_kind(m), nibbles = m->form == NIBBLES;
     const int64_t unit = nibbles ? 64 : 32, per = scales_per(m, unit), times = m->group_columns * per / unit;
     if (m->columns != m->groups * m->group_columns || m->group_columns * per % unit != 0) return 0;
-    if (end == m->rows && m->groups % 8 != 0) end--;
+    const int64_t beyond = (8 - m->groups % 8) % 8, rows_behind = (beyond + m->groups - 1) / m->groups;
+    if (end > m->rows - rows_behind) end = m->rows - rows_behind;
+    if (end <= first) return 0;
     if (!nibbles) {
         if (times == 1 && per == 1) USUAL(BYTES, 1, 1, 0, 0);
         else if (times == 4) USUAL(BYTES, 1, 4, 0, 0);

@@ -75,7 +75,7 @@ def make_host_steps(part: Slice, pool: KvPool) -> HostSteps | None:
     except _NoProgramError:
         return None
     logits = None
-    if part.head is not None and _has_program(part.head.linear):
+    if part.head is not None and isinstance(part.head.norm, NativeRmsNorm) and _has_program(part.head.linear):
         normed = writer.shared("normed", part.spec.hidden)
         logits = builder.buffer(_rows_of(part.head.linear))
         writer.norm(part.head.norm, hidden, normed)

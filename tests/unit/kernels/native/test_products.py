@@ -1,5 +1,7 @@
 """The compiled products agree with what each form is defined to be, and the bits of a row of input are its own."""
 
+import ctypes
+import mmap
 import os
 import shutil
 
@@ -237,3 +239,26 @@ def test_plain_c_computes_the_same(tmp_path, library, flags):
         test_float8(300, 1, 300)
     finally:
         promise_library(lambda: library)
+
+
+@pytest.mark.parametrize("kind", ["middle", "minima"])
+@pytest.mark.parametrize("groups", [1, 2, 3, 5, 9])
+def test_nothing_is_read_behind_the_last_scale(groups: int, kind: str) -> None:
+    """Scales and minima end where a page ends, and the next page may not be read."""
+    columns = 32 * groups if groups % 2 == 0 else 64 * groups
+    group = columns // groups
+    page, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
+    ends: list[torch.Tensor] = []
+    for _ in range(2):
+        pages = mmap.mmap(-1, 2 * page)
+        assert not libc.mprotect(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(pages)) + page), page, 0)
+        count = ROWS * groups
+        at_end = torch.frombuffer(pages, dtype=torch.float16, count=count, offset=page - 2 * count)
+        ends.append(at_end.copy_(torch.rand(count)).view(ROWS, groups))
+    codes = torch.randint(0, 256, (ROWS, columns // 2), dtype=torch.uint8)
+    sides = {"minima": ends[1]} if kind == "minima" else {}
+    matrix = GroupedMatrix(codes=codes, scales=ends[0], bits=4, group_columns=group, **sides)
+    made = native_form(matrix)
+    assert made is not None
+    x = torch.randn(1, columns)
+    torch.testing.assert_close(made.product(x), x @ matrix.decode(torch.float32).T, rtol=1e-3, atol=1e-2)
